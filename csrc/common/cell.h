@@ -1,0 +1,115 @@
+// The scalar formulas of the kernels, shared by the CPU and the GPU code.
+//
+// Every function is a template over a value type V (a float, a double, or a vector of them) and over Math, a
+// class with static exp, expm1, sigmoid, tanh, softplus, maximum and select for V. Nothing here touches memory.
+#pragma once
+
+#if defined(__CUDACC__)
+#define VSSN_CELL __host__ __device__ __forceinline__
+#else
+#define VSSN_CELL inline __attribute__((always_inline))
+#endif
+
+namespace vssn {
+
+// ---- GRU: r, z = sigmoid(x + h), n = tanh(x_n + r a) with a = W_hn h + b_hn, h' = (1 - z) n + z h -----------
+
+template <class V>
+struct GruGates {
+    V r, z, n, a;
+};
+
+template <class Math, class V>
+VSSN_CELL GruGates<V> gru_gates(V r_input, V z_input, V n_input, V a) {
+    const V r = Math::sigmoid(r_input);
+    const V z = Math::sigmoid(z_input);
+    return {r, z, Math::tanh(n_input + r * a), a};
+}
+
+template <class V>
+VSSN_CELL V gru_next(const GruGates<V>& g, V h) {
+    return g.n + g.z * (h - g.n);
+}
+
+// Gradients with respect to the inputs of r, z, n and to a; dh is the gradient of h'.
+template <class V>
+VSSN_CELL GruGates<V> gru_gate_grads(const GruGates<V>& g, V h, V dh) {
+    const V one = V{} + 1;
+    const V grad_z = dh * (h - g.n) * (g.z * (one - g.z));
+    const V grad_n = dh * (one - g.z) * (one - g.n * g.n);
+    const V grad_r = grad_n * g.a * (g.r * (one - g.r));
+    return {grad_r, grad_z, grad_n, grad_n * g.r};
+}
+
+// ---- Activations of the posterior's hidden layer ------------------------------------------------------------
+
+enum class Activation : int { tanh = 0, relu = 1, leaky_relu = 2, silu = 3 };
+
+constexpr double kLeakySlope = 1.0 / 3.0;
+
+// What is kept for backward is act(x), or x itself where act(x) does not determine the slope (silu).
+constexpr bool keeps_input(Activation act) { return act == Activation::silu; }
+
+template <Activation act, class Math, class V>
+VSSN_CELL V activate(V x) {
+    if constexpr (act == Activation::tanh) return Math::tanh(x);
+    if constexpr (act == Activation::relu) return Math::select_positive(-x, V{}, x);  // NaN stays
+    if constexpr (act == Activation::leaky_relu)
+        return Math::select_positive(x, x, x * static_cast<typename Math::Scalar>(kLeakySlope));
+    if constexpr (act == Activation::silu) return x * Math::sigmoid(x);
+}
+
+// d act(x) / d x from what activate's caller kept. The slope of relu and leaky_relu at 0 is the left one.
+template <Activation act, class Math, class V>
+VSSN_CELL V activation_slope(V kept) {
+    const V one = V{} + 1;
+    if constexpr (act == Activation::tanh) return one - kept * kept;
+    if constexpr (act == Activation::relu) return Math::select_positive(kept, one, V{});
+    if constexpr (act == Activation::leaky_relu)
+        return Math::select_positive(kept, one, one * static_cast<typename Math::Scalar>(kLeakySlope));
+    if constexpr (act == Activation::silu) {
+        const V s = Math::sigmoid(kept);
+        return s + kept * s * (one - s);
+    }
+}
+
+// ---- Gaussians with a log-variance ----------------------------------------------------------------------------
+
+// logvar = min_logvar + softplus(raw - min_logvar), and d logvar / d raw from logvar alone.
+template <class Math, class V>
+VSSN_CELL V floored_logvar(V raw, V min_logvar) {
+    return min_logvar + Math::softplus(raw - min_logvar);
+}
+
+template <class Math, class V>
+VSSN_CELL V floored_logvar_slope(V logvar, V min_logvar) {
+    return -Math::expm1(min_logvar - logvar);
+}
+
+template <class Math, class V>
+VSSN_CELL V standard_deviation(V logvar) {
+    return Math::exp(logvar * static_cast<typename Math::Scalar>(0.5));
+}
+
+// One coordinate of KL(N(mu, exp logvar) || N(prior_mu, exp prior_logvar)) times 2. With d = logvar - prior_logvar,
+// expm1(d) - d keeps full precision where the two variances are close.
+template <class Math, class V>
+VSSN_CELL V twice_kl(V mu, V logvar, V prior_mu, V prior_logvar) {
+    const V d = logvar - prior_logvar, difference = mu - prior_mu;
+    return (Math::expm1(d) - d) + difference * difference * Math::exp(-prior_logvar);
+}
+
+template <class V>
+struct KlGrads {
+    V mu, logvar, prior_logvar;  // the gradient of prior_mu is -mu
+};
+
+template <class Math, class V>
+VSSN_CELL KlGrads<V> kl_grads(V mu, V logvar, V prior_mu, V prior_logvar, V grad_kl) {
+    const V half = V{} + static_cast<typename Math::Scalar>(0.5);
+    const V difference = mu - prior_mu, scaled = difference * Math::exp(-prior_logvar);
+    const V ratio = Math::expm1(logvar - prior_logvar);
+    return {grad_kl * scaled, grad_kl * half * ratio, -(grad_kl * half) * (ratio + difference * scaled)};
+}
+
+}  // namespace vssn

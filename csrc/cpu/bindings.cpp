@@ -1,0 +1,181 @@
+// vssn_kernels._cpu: the kernels for Python.
+//
+// Each function takes whether the tensors are float64, then integers in the order in which the body below reads
+// them: sizes, addresses (0: no tensor) and strides in elements. vssn_kernels/backends/cpu.py, the only caller, has
+// checked and allocated everything. The GIL is released while a kernel runs.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "kernels.h"
+
+namespace py = pybind11;
+
+namespace vssn {
+
+namespace {
+
+// Reads the integers one after another, and notices when caller and callee disagree on how many there are.
+class Arguments {
+  public:
+    explicit Arguments(const py::args& values) : values_(values) {}
+
+    int64_t size() {
+        if (next_ >= values_.size()) throw std::logic_error("vssn_kernels._cpu: too few arguments");
+        const int64_t value = PyLong_AsLongLong(PyTuple_GET_ITEM(values_.ptr(), next_++));
+        if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+        return value;
+    }
+    int threads() { return static_cast<int>(size()); }
+    bool flag() { return size() != 0; }
+    template <class T>
+    T* pointer() {
+        return reinterpret_cast<T*>(static_cast<intptr_t>(size()));
+    }
+    template <class T>
+    Rows<const T> rows() {
+        const T* data = pointer<const T>();
+        return {data, size()};
+    }
+    template <class T>
+    Steps<const T> steps() {
+        const T* data = pointer<const T>();
+        const int64_t step_stride = size();
+        return {data, step_stride, size()};
+    }
+    void done() const {
+        if (next_ != values_.size()) throw std::logic_error("vssn_kernels._cpu: too many arguments");
+    }
+
+  private:
+    const py::args& values_;
+    size_t next_ = 0;
+};
+
+template <class T>
+const Kernels<T>& entries() {
+    if constexpr (sizeof(T) == sizeof(float))
+        return kernels().f32;
+    else
+        return kernels().f64;
+}
+
+template <class Kernel, class Problem>
+void run(Kernel kernel, const Problem& problem, const Arguments& in) {
+    in.done();
+    py::gil_scoped_release release;
+    kernel(problem);
+}
+
+template <class T>
+void gaussian_forward(Arguments in) {
+    GaussianForward<T> k;
+    k.threads = in.threads();
+    k.N = in.size();
+    k.Z = in.size();
+    k.mu = in.rows<T>();
+    k.logvar = in.rows<T>();
+    k.eps = in.rows<T>();
+    k.prior_mu = in.rows<T>();
+    k.prior_logvar = in.rows<T>();
+    k.z = in.pointer<T>();
+    k.kl = in.pointer<T>();
+    run(entries<T>().gaussian_forward, k, in);
+}
+
+template <class T>
+void gaussian_backward(Arguments in) {
+    GaussianBackward<T> k;
+    k.threads = in.threads();
+    k.N = in.size();
+    k.Z = in.size();
+    k.mu = in.rows<T>();
+    k.logvar = in.rows<T>();
+    k.eps = in.rows<T>();
+    k.prior_mu = in.rows<T>();
+    k.prior_logvar = in.rows<T>();
+    k.grad_z = in.rows<T>();
+    k.grad_kl = in.rows<T>();
+    k.grad_mu = in.pointer<T>();
+    k.grad_logvar = in.pointer<T>();
+    k.grad_eps = in.pointer<T>();
+    k.grad_prior_mu = in.pointer<T>();
+    k.grad_prior_logvar = in.pointer<T>();
+    run(entries<T>().gaussian_backward, k, in);
+}
+
+template <class T>
+void gru_forward(Arguments in) {
+    GruForward<T> k;
+    k.threads = in.threads();
+    k.steps = in.size();
+    k.B = in.size();
+    k.H = in.size();
+    k.reverse = in.flag();
+    k.lengths = in.pointer<const int64_t>();
+    k.gates_x = in.steps<T>();
+    k.h0 = in.rows<T>();
+    k.weight = in.rows<T>();
+    k.bias = in.pointer<const T>();
+    k.output = in.pointer<T>();
+    k.h_n = in.pointer<T>();
+    k.gates = in.pointer<T>();
+    k.workspace = in.pointer<void>();
+    run(entries<T>().gru_forward, k, in);
+}
+
+template <class T>
+void gru_backward(Arguments in) {
+    GruBackward<T> k;
+    k.threads = in.threads();
+    k.steps = in.size();
+    k.B = in.size();
+    k.H = in.size();
+    k.reverse = in.flag();
+    k.lengths = in.pointer<const int64_t>();
+    k.grad_output = in.steps<T>();
+    k.grad_h_n = in.rows<T>();
+    k.output = in.pointer<const T>();
+    k.gates = in.pointer<const T>();
+    k.h0 = in.rows<T>();
+    k.weight = in.rows<T>();
+    k.grad_gates_x = in.pointer<T>();
+    k.grad_a = in.pointer<T>();
+    k.grad_h0 = in.pointer<T>();
+    k.workspace = in.pointer<void>();
+    run(entries<T>().gru_backward, k, in);
+}
+
+template <class T>
+void evaluate(Arguments in) {
+    const auto function = static_cast<Function>(in.size());
+    const T* x = in.pointer<const T>();
+    T* y = in.pointer<T>();
+    const int64_t count = in.size();
+    in.done();
+    entries<T>().evaluate(function, x, y, count);
+}
+
+template <void (*single)(Arguments), void (*twice)(Arguments)>
+void define(py::module_& module, const char* name) {
+    module.def(name, [](bool float64, const py::args& values) { (float64 ? twice : single)(Arguments(values)); });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, module) {
+    module.doc() = "The CPU kernels of vssn_kernels; use them through vssn_kernels.backends.cpu.";
+    define<gaussian_forward<float>, gaussian_forward<double>>(module, "gaussian_forward");
+    define<gaussian_backward<float>, gaussian_backward<double>>(module, "gaussian_backward");
+    define<gru_forward<float>, gru_forward<double>>(module, "gru_forward");
+    define<gru_backward<float>, gru_backward<double>>(module, "gru_backward");
+    module.def("gru_workspace", [](bool float64, int64_t B, int64_t H, bool backward) {
+        return (float64 ? kernels().f64.gru_workspace : kernels().f32.gru_workspace)(B, H, backward);
+    });
+    define<evaluate<float>, evaluate<double>>(module, "evaluate");
+    module.def("isa", [] { return kernels().isa; });
+    module.attr("compiler") = "g++ " __VERSION__;
+}
+
+}  // namespace vssn

@@ -1,0 +1,278 @@
+// The GRU recurrence over given input gates, and its gradient; one call per sequence.
+//
+//   r, z = sigmoid(x_r + W_hr h + b_r), sigmoid(x_z + W_hz h + b_z)      x = gates_x[t]  [B, 3H]
+//   a    = W_hn h + b_n,   n = tanh(x_n + r a)
+//   h'   = (1 - z) n + z h = output[t]                                   [B, H]
+//
+// forward   reads gates_x, h0, weight [3H, H], bias; writes output, h_n and, for backward, gates = (r, z, n, a).
+// backward  reads grad_output, grad_h_n, output, gates, h0, weight; writes grad_gates_x [T, B, 3H], grad_a [T, B, H]
+//           (the gradient of the n part of W_h h, where grad_gates_x has that of x_n) and grad_h0. The weight's
+//           gradient is a GEMM of these for the caller.
+// Steps t >= lengths[b] are padding: never read, written as 0, the state carried past them.
+//
+// Threads take rows of the batch and need no barrier, or, where the rows are too few or the weights too large for a
+// core's cache, blocks of hidden units with one barrier a step. Both give the same bits.
+#include "../common/cell.h"
+#include "gemm.h"
+#include "kernels.h"
+#include "math.h"
+#include "rows.h"
+#include "tables.h"
+#include "threads.h"
+#include "workspace.h"
+
+namespace vssn::VSSN_ISA {
+
+namespace {
+
+Partition plan_threads(int threads, int64_t steps, int64_t B, int64_t H, int64_t blocks, size_t scalar_bytes) {
+    const int64_t weights = 3 * H * H;
+    return partition(threads, steps, B, B * weights, weights * static_cast<int64_t>(scalar_bytes), blocks);
+}
+
+// ---- Forward ----------------------------------------------------------------------------------------------------
+
+template <class T>
+struct ForwardBuffers {
+    int64_t blocks, stride;  // blocks of kLanes units; distance between rows of a state
+    T* panels;               // [blocks][H][3 L]: for a block the columns of r, z and n
+    T* bias;                 // [blocks][3 L]
+    T* state[2];             // [B][stride] each, read and written in turn
+    int64_t *order, *slices;
+    int64_t bytes;
+
+    ForwardBuffers(void* memory, int64_t B, int64_t H)
+        : blocks((H + kLanes<T> - 1) / kLanes<T>), stride(row_stride<T>(H)) {
+        Arena arena(memory);
+        panels = arena.take<T>(blocks * H * 3 * kLanes<T>);
+        bias = arena.take<T>(blocks * 3 * kLanes<T>);
+        for (T*& buffer : state) buffer = arena.take<T>(B * stride);
+        order = arena.take<int64_t>(B);
+        slices = arena.take<int64_t>(B);
+        bytes = arena.bytes();
+    }
+};
+
+template <class T>
+void pack_forward(const GruForward<T>& k, const ForwardBuffers<T>& w, Range blocks) {
+    constexpr int64_t L = kLanes<T>;
+    for (int64_t block = blocks.begin; block < blocks.end; ++block)
+        for (int64_t gate = 0; gate < 3; ++gate)
+            for (int64_t lane = 0; lane < L; ++lane) {
+                const int64_t unit = block * L + lane, column = gate * L + lane;
+                T* panel = w.panels + block * k.H * 3 * L + column;
+                const T* row = k.weight.row(gate * k.H + unit);
+                for (int64_t i = 0; i < k.H; ++i) panel[i * 3 * L] = unit < k.H ? row[i] : T(0);
+                w.bias[block * 3 * L + column] = unit < k.H ? k.bias[gate * k.H + unit] : T(0);
+            }
+}
+
+template <class T>
+void forward_step(const GruForward<T>& k, const ForwardBuffers<T>& w, const RowList& list, Range blocks, int64_t t,
+                  const T* state, T* next) {
+    using Math = VectorMath<T>;
+    constexpr int64_t L = kLanes<T>;
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+        const int64_t unit = block * L, count = k.H - unit < L ? k.H - unit : L;
+        const T* bias = w.bias + block * 3 * L;
+        auto finish = [&](int64_t first, int rows, const Tile<T, 3>& product) __attribute__((always_inline)) {
+            for (int i = 0; i < rows; ++i) {
+                const int64_t b = list.rows[first + i], at = t * k.B + b, slot = (first + i) * w.stride + unit;
+                const T* x = k.gates_x.row(t, b) + unit;
+                const GruGates<Vec<T>> g = gru_gates<Math>(load(x, count) + (product[i][0] + load(bias)),
+                                                           load(x + k.H, count) + (product[i][1] + load(bias + L)),
+                                                           load(x + 2 * k.H, count),
+                                                           product[i][2] + load(bias + 2 * L));
+                const Vec<T> h = gru_next(g, load(state + slot));
+                store(next + slot, h);
+                store(k.output + at * k.H + unit, h, count);
+                if (k.gates) {
+                    T* gates = k.gates + 4 * (at * k.H + unit);
+                    store(gates, g.r, count);
+                    store(gates + count, g.z, count);
+                    store(gates + 2 * count, g.n, count);
+                    store(gates + 3 * count, g.a, count);
+                }
+            }
+        };
+        multiply_panel<T, 3>(state, w.stride, list.active, w.panels + block * k.H * 3 * L, k.H, finish);
+    }
+    const int64_t from = blocks.begin * L, end = blocks.end * L, to = end < k.H ? end : k.H;
+    for (int64_t i = list.active; i < list.count; ++i) {
+        T* padding = k.output + (t * k.B + list.rows[i]) * k.H;
+        for (int64_t unit = from; unit < to; ++unit) padding[unit] = 0;
+    }
+}
+
+template <class T>
+void forward(const GruForward<T>& k) {
+    const ForwardBuffers<T> w(k.workspace, k.B, k.H);
+    const Partition plan = plan_threads(k.threads, k.steps, k.B, k.H, w.blocks, sizeof(T));
+    order_rows(k.lengths, k.B, w.order);
+    auto body = [&](Team team) {
+        RowList list = take_rows(plan, team, w.order, w.slices, k.lengths, k.B);
+        const Range blocks = plan.blocks(w.blocks, team);
+        const int64_t from = blocks.begin * kLanes<T>, end = blocks.end * kLanes<T>;
+        const int64_t to = end < k.H ? end : k.H;
+        T* states[2] = {w.state[0] + list.first * w.stride, w.state[1] + list.first * w.stride};
+        pack_forward(k, w, share(w.blocks, team.rank, team.size));
+        for (int64_t i = 0; i < list.count; ++i)
+            for (int64_t unit = from; unit < end; ++unit)
+                for (T* state : states) state[i * w.stride + unit] = unit < k.H ? k.h0.row(list.rows[i])[unit] : T(0);
+        team.wait();
+        for (int64_t s = 0; s < k.steps; ++s) {
+            const int64_t t = k.reverse ? k.steps - 1 - s : s;
+            list.step(t);
+            forward_step(k, w, list, blocks, t, states[s % 2], states[(s + 1) % 2]);
+            if (plan.split_units) team.wait();
+        }
+        for (int64_t i = 0; i < list.count; ++i) {
+            const int64_t b = list.rows[i];
+            // The buffer that the row's last step wrote: forward stops at its length, reverse ends at t = 0.
+            const int64_t last = k.lengths && !k.reverse ? k.lengths[b] : k.steps;
+            const T* state = states[last % 2] + i * w.stride;
+            for (int64_t unit = from; unit < to; ++unit) k.h_n[b * k.H + unit] = state[unit];
+        }
+    };
+    parallel(plan.threads, body);
+}
+
+// ---- Backward ---------------------------------------------------------------------------------------------------
+
+template <class T>
+struct BackwardBuffers {
+    int64_t blocks, padded;       // blocks of 2 kLanes units; H in whole vectors
+    int64_t grad_stride, stride;  // distance between rows of grads and of carry
+    T* panels;                    // [blocks][3 padded][2 L]: W_h's columns; rows of r, z, n, each padded with zeros
+    T* grads[2];                  // [B][grad_stride]: gradients of W_h h, as the panels' rows
+    T* carry;                     // [B][stride]: the gradient of the state, on its way to the step before
+    int64_t *order, *slices;
+    int64_t bytes;
+
+    BackwardBuffers(void* memory, int64_t B, int64_t H)
+        : blocks((H + 2 * kLanes<T> - 1) / (2 * kLanes<T>)),
+          padded(round_up(H, kLanes<T>)),
+          grad_stride(row_stride<T>(3 * padded)),
+          stride(row_stride<T>(blocks * 2 * kLanes<T>)) {
+        Arena arena(memory);
+        panels = arena.take<T>(blocks * 3 * padded * 2 * kLanes<T>);
+        for (T*& buffer : grads) buffer = arena.take<T>(B * grad_stride);
+        carry = arena.take<T>(B * stride);
+        order = arena.take<int64_t>(B);
+        slices = arena.take<int64_t>(B);
+        bytes = arena.bytes();
+    }
+};
+
+template <class T>
+void pack_backward(const GruBackward<T>& k, const BackwardBuffers<T>& w, Range blocks) {
+    constexpr int64_t width = 2 * kLanes<T>;
+    for (int64_t block = blocks.begin; block < blocks.end; ++block)
+        for (int64_t gate = 0; gate < 3; ++gate)
+            for (int64_t unit = 0; unit < w.padded; ++unit) {
+                T* panel = w.panels + ((block * 3 + gate) * w.padded + unit) * width;
+                for (int64_t j = 0; j < width; ++j) {
+                    const int64_t column = block * width + j;
+                    panel[j] = unit < k.H && column < k.H ? k.weight.row(gate * k.H + unit)[column] : T(0);
+                }
+            }
+}
+
+// The gradients of a step's gates for this thread's units [from, to); dh z stays in carry.
+template <class T>
+void gate_step(const GruBackward<T>& k, const BackwardBuffers<T>& w, const RowList& list, int64_t t, int64_t from,
+               int64_t to, T* grads, T* carry) {
+    constexpr int64_t L = kLanes<T>;
+    for (int64_t i = 0; i < list.active; ++i) {
+        const int64_t b = list.rows[i], at = t * k.B + b;
+        const int64_t first = !k.reverse ? 0 : (k.lengths ? k.lengths[b] : k.steps) - 1;  // the row's first step
+        const int64_t previous = k.reverse ? t + 1 : t - 1;
+        const T* state = t == first ? k.h0.row(b) : k.output + (previous * k.B + b) * k.H;
+        T *grad_row = grads + i * w.grad_stride, *carry_row = carry + i * w.stride;
+        T *grad_x = k.grad_gates_x + at * 3 * k.H, *grad_a = k.grad_a + at * k.H;
+        for (int64_t unit = from; unit < to; unit += L) {
+            const int64_t count = k.H - unit < L ? k.H - unit : L;
+            const T* gates = k.gates + 4 * (at * k.H + unit);
+            const GruGates<Vec<T>> g = {load(gates, count), load(gates + count, count), load(gates + 2 * count, count),
+                                        load(gates + 3 * count, count)};
+            Vec<T> dh = load(carry_row + unit);
+            if (k.grad_output.data) dh += load(k.grad_output.row(t, b) + unit, count);
+            const GruGates<Vec<T>> grad = gru_gate_grads(g, load(state + unit, count), dh);
+            store(grad_x + unit, grad.r, count);
+            store(grad_x + k.H + unit, grad.z, count);
+            store(grad_x + 2 * k.H + unit, grad.n, count);
+            store(grad_a + unit, grad.a, count);
+            // Lanes past H hold zeros: everything that they were computed from is 0.
+            store(grad_row + unit, grad.r);
+            store(grad_row + w.padded + unit, grad.z);
+            store(grad_row + 2 * w.padded + unit, grad.a);
+            store(carry_row + unit, dh * g.z);
+        }
+    }
+    for (int64_t i = list.active; i < list.count; ++i) {
+        const int64_t at = t * k.B + list.rows[i];
+        for (int64_t unit = from; unit < to; ++unit) {
+            for (int64_t gate = 0; gate < 3; ++gate) k.grad_gates_x[(at * 3 + gate) * k.H + unit] = 0;
+            k.grad_a[at * k.H + unit] = 0;
+        }
+    }
+}
+
+template <class T>
+void backward(const GruBackward<T>& k) {
+    constexpr int64_t L = kLanes<T>, width = 2 * L;
+    const BackwardBuffers<T> w(k.workspace, k.B, k.H);
+    const Partition plan = plan_threads(k.threads, k.steps, k.B, k.H, w.blocks, sizeof(T));
+    order_rows(k.lengths, k.B, w.order);
+    auto body = [&](Team team) {
+        RowList list = take_rows(plan, team, w.order, w.slices, k.lengths, k.B);
+        const Range blocks = plan.blocks(w.blocks, team);
+        const int64_t from = blocks.begin * width, end = blocks.end * width, to = end < k.H ? end : k.H;
+        T* carry = w.carry + list.first * w.stride;
+        pack_backward(k, w, share(w.blocks, team.rank, team.size));
+        for (int64_t i = 0; i < list.count; ++i)
+            for (int64_t unit = from; unit < end; ++unit)
+                carry[i * w.stride + unit] = unit < k.H && k.grad_h_n.data ? k.grad_h_n.row(list.rows[i])[unit] : T(0);
+        team.wait();
+        for (int64_t s = k.steps - 1; s >= 0; --s) {
+            const int64_t t = k.reverse ? k.steps - 1 - s : s;
+            list.step(t);
+            // Units split: one thread may begin the next step while another still reads this step's gradients.
+            T* grads = w.grads[plan.split_units ? s % 2 : 0] + list.first * w.grad_stride;
+            gate_step(k, w, list, t, from, to, grads, carry);
+            if (plan.split_units) team.wait();
+            for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+                auto add = [&](int64_t first, int rows, const Tile<T, 2>& product) __attribute__((always_inline)) {
+                    for (int i = 0; i < rows; ++i)
+                        for (int j = 0; j < 2; ++j) {
+                            T* sum = carry + (first + i) * w.stride + block * width + j * L;
+                            store(sum, load(sum) + product[i][j]);
+                        }
+                };
+                multiply_panel<T, 2>(grads, w.grad_stride, list.active, w.panels + block * 3 * w.padded * width,
+                                     3 * w.padded, add);
+            }
+        }
+        if (!k.grad_h0) return;
+        for (int64_t i = 0; i < list.count; ++i)
+            for (int64_t unit = from; unit < to; ++unit)
+                k.grad_h0[list.rows[i] * k.H + unit] = carry[i * w.stride + unit];
+    };
+    parallel(plan.threads, body);
+}
+
+}  // namespace
+
+void gru_forward(const GruForward<float>& k) { forward(k); }
+void gru_forward(const GruForward<double>& k) { forward(k); }
+void gru_backward(const GruBackward<float>& k) { backward(k); }
+void gru_backward(const GruBackward<double>& k) { backward(k); }
+
+template <class T>
+int64_t gru_workspace(int64_t B, int64_t H, bool backward) {
+    return backward ? BackwardBuffers<T>(nullptr, B, H).bytes : ForwardBuffers<T>(nullptr, B, H).bytes;
+}
+template int64_t gru_workspace<float>(int64_t, int64_t, bool);
+template int64_t gru_workspace<double>(int64_t, int64_t, bool);
+
+}  // namespace vssn::VSSN_ISA

@@ -1,0 +1,117 @@
+// What the kernels take, and the table of entry points that each instruction set fills.
+//
+// All memory belongs to the caller. Strides count elements; the last dimension of every tensor is contiguous.
+// A null pointer means: not given, or not needed.
+#pragma once
+
+#include <stdint.h>
+
+namespace vssn {
+
+// [rows, width] with any distance between rows.
+template <class T>
+struct Rows {
+    T* data;
+    int64_t stride;
+    T* row(int64_t i) const { return data + i * stride; }
+};
+
+// ---- gaussian.cpp ----------------------------------------------------------------------------------------------
+
+template <class T>
+struct GaussianForward {
+    int threads;
+    int64_t N, Z;
+    Rows<const T> mu, logvar, eps, prior_mu, prior_logvar;  // eps null: the KL alone
+    T* z;                                                   // [N, Z], with eps
+    T* kl;                                                  // [N]
+};
+
+template <class T>
+struct GaussianBackward {
+    int threads;
+    int64_t N, Z;
+    Rows<const T> mu, logvar, eps, prior_mu, prior_logvar;
+    Rows<const T> grad_z;             // [N, Z]
+    Rows<const T> grad_kl;            // [N, 1]
+    T *grad_mu, *grad_logvar, *grad_eps, *grad_prior_mu, *grad_prior_logvar;  // [N, Z]
+};
+
+// ---- gru.cpp ---------------------------------------------------------------------------------------------------
+
+// [T, B, width] with any distance between steps and between rows.
+template <class T>
+struct Steps {
+    T* data;
+    int64_t step_stride, row_stride;
+    T* row(int64_t t, int64_t b) const { return data + t * step_stride + b * row_stride; }
+};
+
+template <class T>
+struct GruForward {
+    int threads;
+    int64_t steps, B, H;
+    bool reverse;
+    const int64_t* lengths;  // [B]
+    Steps<const T> gates_x;  // [T, B, 3H]
+    Rows<const T> h0;        // [B, H]
+    Rows<const T> weight;    // [3H, H]
+    const T* bias;           // [3H]
+    T* output;               // [T, B, H]
+    T* h_n;                  // [B, H]
+    T* gates;                // [T, B, 4H]: for each vector of units r, z, n, W_hn h + b_hn; null: not kept
+    void* workspace;
+};
+
+template <class T>
+struct GruBackward {
+    int threads;
+    int64_t steps, B, H;
+    bool reverse;
+    const int64_t* lengths;
+    Steps<const T> grad_output;  // [T, B, H]
+    Rows<const T> grad_h_n;      // [B, H]
+    const T* output;             // [T, B, H]
+    const T* gates;              // as forward wrote them
+    Rows<const T> h0, weight;
+    T* grad_gates_x;  // [T, B, 3H]
+    T* grad_a;        // [T, B, H]: of W_hn h + b_hn
+    T* grad_h0;       // [B, H]
+    void* workspace;
+};
+
+// ---- The table ---------------------------------------------------------------------------------------------------
+
+enum class Function : int { exp = 0, expm1 = 1, sigmoid = 2, tanh = 3, softplus = 4 };
+
+template <class T>
+struct Kernels {
+    void (*gaussian_forward)(const GaussianForward<T>&);
+    void (*gaussian_backward)(const GaussianBackward<T>&);
+    void (*gru_forward)(const GruForward<T>&);
+    void (*gru_backward)(const GruBackward<T>&);
+    int64_t (*gru_workspace)(int64_t B, int64_t H, bool backward);  // bytes
+    void (*evaluate)(Function function, const T* x, T* y, int64_t count);  // for the tests of math.h
+};
+
+struct KernelTable {
+    const char* isa;
+    Kernels<float> f32;
+    Kernels<double> f64;
+};
+
+namespace avx512 {
+extern const KernelTable table;
+}
+namespace avx2 {
+extern const KernelTable table;
+}
+namespace generic {
+extern const KernelTable table;
+}
+
+// The table in use: the best one that the processor runs, or the one that VSSN_CPU_ISA names.
+// Throws std::runtime_error where VSSN_CPU_ISA names an unknown one, or one that this processor lacks.
+const KernelTable& kernels();
+
+}  // namespace vssn

@@ -1,0 +1,48 @@
+// Which rows (batch entries) and which hidden units each thread works on, and which rows still have steps to take.
+#pragma once
+
+#include <stdint.h>
+
+#include "threads.h"
+
+namespace vssn {
+
+// Either every thread takes some rows of the batch and all units (no barrier inside the loop over steps), or every
+// thread takes all rows and some blocks of units (barriers, but each core's cache holds only its part of the weights).
+struct Partition {
+    int threads;
+    bool split_units;
+
+    // This thread's part of `count` blocks of units.
+    Range blocks(int64_t count, Team team) const;
+};
+
+// step_work: multiply-adds of one step; blocks: blocks of units to share.
+Partition partition(int threads, int64_t steps, int64_t B, int64_t step_work, int64_t weight_bytes, int64_t blocks);
+
+// The rows a thread works on, in order of falling length, so that the rows valid at any step stand first.
+struct RowList {
+    const int64_t* rows;
+    int64_t count;
+    const int64_t* lengths;  // [B] or null
+    int64_t first;           // where the thread's rows begin in the row-wise working buffers
+    int64_t active;          // the first `active` rows are valid at the step last given to `step`
+
+    inline __attribute__((always_inline)) void step(int64_t t) {
+        if (!lengths) {
+            active = count;
+            return;
+        }
+        while (active > 0 && lengths[rows[active - 1]] <= t) --active;
+        while (active < count && lengths[rows[active]] > t) ++active;
+    }
+};
+
+// Fills order [B] with the batch in order of falling length (in its own order without lengths).
+void order_rows(const int64_t* lengths, int64_t B, int64_t* order);
+
+// This thread's rows. slices [B]: memory for the lists of all threads.
+RowList take_rows(const Partition& plan, Team team, const int64_t* order, int64_t* slices, const int64_t* lengths,
+                  int64_t B);
+
+}  // namespace vssn

@@ -1,0 +1,104 @@
+// One vector type per scalar type, as wide as the instruction set that this translation unit is compiled for:
+// 64 bytes (AVX-512), 32 (AVX2) or 16 (anything else: SSE2, NEON). Written with GCC's vector extensions.
+//
+// Every kernel file is compiled once per instruction set, with VSSN_ISA naming the set. All code that is compiled
+// so stands in namespace vssn::VSSN_ISA: an inline function shared between the sets would let the linker keep
+// the AVX-512 copy for all of them.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <utility>
+
+#define VSSN_INLINE inline __attribute__((always_inline))
+
+namespace vssn::VSSN_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+typedef float FloatVector __attribute__((vector_size(kVectorBytes)));
+typedef double DoubleVector __attribute__((vector_size(kVectorBytes)));
+typedef int32_t Int32Vector __attribute__((vector_size(kVectorBytes)));
+typedef int64_t Int64Vector __attribute__((vector_size(kVectorBytes)));
+
+template <class T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+    using Type = FloatVector;
+    using Bits = Int32Vector;
+};
+template <>
+struct VectorOf<double> {
+    using Type = DoubleVector;
+    using Bits = Int64Vector;
+};
+
+template <class T>
+using Vec = typename VectorOf<T>::Type;
+template <class T>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+template <class T, int... lane>
+VSSN_INLINE Vec<T> broadcast_lanes(T x, std::integer_sequence<int, lane...>) {
+    return Vec<T>{(static_cast<void>(lane), x)...};
+}
+
+template <class T>
+VSSN_INLINE Vec<T> broadcast(T x) {
+    return broadcast_lanes<T>(x, std::make_integer_sequence<int, kLanes<T>>{});
+}
+
+template <class T>
+VSSN_INLINE Vec<T> load(const T* p) {
+    Vec<T> v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+
+template <class T>
+VSSN_INLINE void store(T* p, Vec<T> v) {
+    __builtin_memcpy(p, &v, sizeof v);
+}
+
+// The first `count` lanes; the others are 0 and their memory is not touched.
+template <class T>
+VSSN_INLINE Vec<T> load(const T* p, int64_t count) {
+    if (count >= kLanes<T>) return load(p);
+    Vec<T> v{};
+    __builtin_memcpy(&v, p, static_cast<size_t>(count) * sizeof(T));
+    return v;
+}
+
+template <class T>
+VSSN_INLINE void store(T* p, Vec<T> v, int64_t count) {
+    if (count >= kLanes<T>) return store(p, v);
+    __builtin_memcpy(p, &v, static_cast<size_t>(count) * sizeof(T));
+}
+
+// v with the lanes from `count` on set to 0.
+template <class T>
+VSSN_INLINE Vec<T> keep(Vec<T> v, int64_t count) {
+    if (count >= kLanes<T>) return v;
+    Vec<T> kept{};
+    __builtin_memcpy(&kept, &v, static_cast<size_t>(count) * sizeof(T));
+    return kept;
+}
+
+template <class T>
+VSSN_INLINE T sum_lanes(Vec<T> v) {
+    T lanes[kLanes<T>];
+    store(lanes, v);
+    for (int width = kLanes<T> / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    return lanes[0];
+}
+
+}  // namespace vssn::VSSN_ISA

@@ -1,0 +1,40 @@
+// The table of this instruction set's entry points, and math.h's functions for its tests.
+#include "kernels.h"
+#include "math.h"
+#include "tables.h"
+
+#define VSSN_TEXT_(name) #name
+#define VSSN_TEXT(name) VSSN_TEXT_(name)
+
+namespace vssn::VSSN_ISA {
+
+namespace {
+
+template <class T>
+void evaluate(Function function, const T* x, T* y, int64_t count) {
+    using Math = VectorMath<T>;
+    for (int64_t i = 0; i < count; i += kLanes<T>) {
+        const Vec<T> v = load(x + i, count - i);
+        Vec<T> result{};
+        switch (function) {
+            case Function::exp: result = Math::exp(v); break;
+            case Function::expm1: result = Math::expm1(v); break;
+            case Function::sigmoid: result = Math::sigmoid(v); break;
+            case Function::tanh: result = Math::tanh(v); break;
+            case Function::softplus: result = Math::softplus(v); break;
+        }
+        store(y + i, result, count - i);
+    }
+}
+
+template <class T>
+constexpr Kernels<T> entries() {
+    return {gaussian_forward, gaussian_backward, gru_forward, gru_backward, gru_workspace<T>, evaluate<T>};
+}
+
+}  // namespace
+
+extern const KernelTable table;
+const KernelTable table = {VSSN_TEXT(VSSN_ISA), entries<float>(), entries<double>()};
+
+}  // namespace vssn::VSSN_ISA

@@ -1,0 +1,11 @@
+"""The Variational Structured Stochastic Network: layer, model, data and training.
+
+The fused ops live in `vssn_kernels`; training and the command line need `pip install -e .[train]`.
+"""
+
+from vssn.gru import GRU
+from vssn.layer import LayerOutput, State, VSSNLayer
+from vssn.model import VSSN, Generation, VSSNOutput
+from vssn_kernels.version import __version__
+
+__all__ = ["GRU", "VSSN", "Generation", "LayerOutput", "State", "VSSNLayer", "VSSNOutput", "__version__"]

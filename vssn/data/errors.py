@@ -1,0 +1,14 @@
+"""The one error that a user sees when data cannot be used."""
+
+from __future__ import annotations
+
+
+class DataError(ValueError):
+    """Data is missing, damaged or of the wrong form.
+
+    The message is one line: what was expected, what came, and what to do about it.
+    """
+
+    def __init__(self, message: str) -> None:
+        # Parts of a message may quote a file; a line break in there must not break the line.
+        super().__init__(" ".join(message.splitlines()))

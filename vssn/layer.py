@@ -1,0 +1,396 @@
+"""VSSNLayer: the recurrences of the model as a layer that stands where nn.GRU does.
+
+    w_t ~ q(w_t | x_t, u_t)                    one batch for all t
+    d_t = GRU(d_{t-1}, [u_t, w_t])             forward in time
+    a_t = GRU(a_{t+1}, [d_t, x_t])             backward in time, a_{T+1} = 0
+    z_t ~ q(z_t | z_{t-1}, a_t)                serial through the sample
+    p(z_t | z_{t-1}, d_t)                      for all t after the loop
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vssn.networks import MLP, LatentNetwork, Recurrence, floor_logvar
+from vssn.sequences import last_valid, swap, valid_steps, with_first, zero_padding
+from vssn_kernels import PriorMean, gaussian_kl, gaussian_rsample_kl, posterior_sequence
+from vssn_kernels.activations import ACTIVATIONS
+
+CONTROLS = ("previous", "external", "both", "none")
+UNIVERSALS = ("point", "gaussian")
+
+
+class State(NamedTuple):
+    """What carries on from one chunk of a sequence to the next, each at the last valid step."""
+
+    d: Tensor  # [B, D]
+    z: Tensor  # [B, Z]
+    x_last: Tensor  # [B, F]  the last input frame
+
+
+class LayerOutput(NamedTuple):
+    output: Tensor  # [T, B, D+Z]
+    state: State
+    kl: Tensor  # [T, B]
+
+
+class Inference(NamedTuple):
+    """One sample of the latents given a sequence, and what it costs."""
+
+    d: Tensor  # [T, B, D]
+    z: Tensor  # [T, B, Z]
+    kl_z: Tensor  # [T, B]
+    kl_w: Tensor  # [T, B]
+    d_last: Tensor  # [B, D]
+    z_last: Tensor  # [B, Z]
+
+
+def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def require_size(name: str, value: object, minimum: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise ValueError(f"{name} must be an int of at least {minimum}, got {value!r}")
+
+
+def require_shape(name: str, tensor: object, letters: str, expected: tuple[int, ...]) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tuple(tensor.shape) != expected:
+        raise ValueError(f"{name} must have shape {letters} = {list(expected)}, got {list(tensor.shape)}")
+
+
+class VSSNLayer(nn.Module):
+    """A stochastic recurrent layer: x [T, B, input_size] to [d_t, z_t] with the KL divergence that it costs.
+
+    Sum over t of (log-density of x_t given output_t) - kl_t is a lower bound on log p(x_{1:T} | u_{1:T}), for any
+    decoder of output_t: x enters through inference only, and the control u_t never contains x_t.
+
+    Args:
+        input_size: X, features of a frame.
+        hidden_size: D, units of the deterministic state; 0 leaves it out.
+        latent_size: Z, units of the latent; 0 leaves it and the backward recurrence out.
+        noise_size: W, units of the process noise; 0 leaves it out.
+        control: what drives d_t: "previous" (x_{t-1}), "external" (u), "both" or "none".
+        control_size: U, features of the external control.
+        mlp_size: M, hidden units of every MLP (None: hidden_size).
+        backward_size: A, units of the backward state (None: hidden_size).
+        activation: of the MLPs: "tanh", "relu", "leaky_relu" (slope 1/3) or "silu".
+        residual_posterior: the posterior's mean is the prior's plus an MLP (Fraccaro et al. 2016).
+        universal: "point" (the GRU's own weights) or "gaussian" (a posterior over its recurrent weights).
+        prior_std: sigma0 of the prior N(0, sigma0^2) over those weights.
+        min_logvar: floor of every latent's log-variance, in nats.
+        learn_initial_state: d_0 and z_0 are parameters rather than zeros.
+        noise_smoothing: q(w_t | x_{t:T}, u_{t:T}) through a backward GRU, rather than q(w_t | x_t, u_t).
+        batch_first: sequences are [B, T, ·].
+
+    Raises:
+        ValueError: a size or a choice that is not possible, named with what was expected.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        latent_size: int,
+        noise_size: int = 0,
+        *,
+        control: str = "previous",
+        control_size: int = 0,
+        mlp_size: int | None = None,
+        backward_size: int | None = None,
+        activation: str = "tanh",
+        residual_posterior: bool = False,
+        universal: str = "point",
+        prior_std: float = 0.1,
+        min_logvar: float = -12.0,
+        learn_initial_state: bool = False,
+        noise_smoothing: bool = False,
+        batch_first: bool = False,
+    ) -> None:
+        super().__init__()
+        require_size("input_size", input_size, 1)
+        for name, size in (("hidden_size", hidden_size), ("latent_size", latent_size), ("noise_size", noise_size)):
+            require_size(name, size, 0)
+        require_choice("control", control, CONTROLS)
+        require_choice("activation", activation, ACTIVATIONS)
+        require_choice("universal", universal, UNIVERSALS)
+        require_size("control_size", control_size, 1 if control in ("external", "both") else 0)
+        if control in ("previous", "none") and control_size:
+            raise ValueError(f"control_size must be 0 with control={control!r}, got {control_size}")
+        if hidden_size == 0 and latent_size == 0:
+            raise ValueError("hidden_size and latent_size must not both be 0: the model would have no state")
+        if hidden_size == 0 and noise_size > 0:
+            raise ValueError(f"noise_size must be 0 with hidden_size=0 (w acts through d), got {noise_size}")
+        if hidden_size == 0 and (mlp_size is None or (backward_size is None and latent_size)):
+            raise ValueError("mlp_size and backward_size must be given with hidden_size=0: their default is hidden_size")
+        if hidden_size == 0 and universal == "gaussian":
+            raise ValueError("universal must be 'point' with hidden_size=0: there is no duration GRU")
+        if not (isinstance(prior_std, int | float) and math.isfinite(prior_std) and prior_std > 0):
+            raise ValueError(f"prior_std must be a finite number above 0, got {prior_std!r}")
+        self.input_size, self.hidden_size, self.latent_size = input_size, hidden_size, latent_size
+        self.noise_size, self.control, self.control_size = noise_size, control, control_size
+        self.mlp_size = hidden_size if mlp_size is None else mlp_size
+        self.backward_size = hidden_size if backward_size is None else backward_size
+        require_size("mlp_size", self.mlp_size, 1)
+        require_size("backward_size", self.backward_size, 1)
+        self.activation, self.residual_posterior, self.universal = activation, residual_posterior, universal
+        self.prior_std, self.min_logvar = float(prior_std), float(min_logvar)
+        self.noise_smoothing, self.batch_first = noise_smoothing, batch_first
+
+        self.control_sizes = {
+            "previous": (input_size,),
+            "external": (control_size,),
+            "both": (input_size, control_size),
+            "none": (),
+        }[control]
+        if hidden_size:
+            self.duration = Recurrence((*self.control_sizes, noise_size), hidden_size)
+        if universal == "gaussian":
+            start = 2 * math.log(0.1 * self.prior_std)
+            self.weight_hh_logvar = nn.Parameter(torch.full_like(self.duration.weight_hh, start))
+        if noise_size:
+            sizes = (input_size, *self.control_sizes)
+            if noise_smoothing:
+                self.noise_backward = Recurrence(sizes, self.backward_size)
+                sizes = (self.backward_size,)
+            self.noise_posterior = MLP(sizes, self.mlp_size, 2 * noise_size, activation)
+        if latent_size:
+            drivers = self._driver_sizes()
+            self.backward_recurrence = Recurrence((*drivers, input_size), self.backward_size)
+            self.posterior = LatentNetwork(latent_size, (self.backward_size,), self.mlp_size, activation, min_logvar)
+            self.prior = LatentNetwork(latent_size, drivers, self.mlp_size, activation, min_logvar)
+        if learn_initial_state:
+            self.d_0 = nn.Parameter(torch.zeros(hidden_size))
+            self.z_0 = nn.Parameter(torch.zeros(latent_size))
+        else:
+            self.register_buffer("d_0", torch.zeros(hidden_size), persistent=False)
+            self.register_buffer("z_0", torch.zeros(latent_size), persistent=False)
+
+    def _driver_sizes(self) -> tuple[int, ...]:
+        """What stands beside z_{t-1} in f and beside x_t in a_t: d_t, or without it an external control."""
+        if self.hidden_size:
+            return (self.hidden_size,)
+        return self.control_sizes if self.control in ("external", "both") else ()
+
+    def drivers(self, d: Tensor, controls: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The tensors of `_driver_sizes`, each [T, B, ·]."""
+        if self.hidden_size:
+            return (d,)
+        return controls if self.control in ("external", "both") else ()
+
+    def initial_state(self, batch: int, like: Tensor, frame_size: int | None = None) -> State:
+        """d_0, z_0 and a first frame of zeros, in the dtype and on the device of `like`."""
+        x_last = like.new_zeros(batch, self.input_size if frame_size is None else frame_size)
+        d_0, z_0 = (start.to(like.dtype).expand(batch, -1) for start in (self.d_0, self.z_0))
+        return State(d_0, z_0, x_last)
+
+    def check_state(self, state: object, batch: int, frame_size: int) -> State:
+        """The state as a State. Raises TypeError or ValueError where it does not fit."""
+        if not isinstance(state, tuple) or len(state) != 3:
+            raise TypeError(f"state must be a tuple (d, z, x_last) or None, got {type(state).__name__}")
+        sizes = {"d": ("[B, D]", self.hidden_size), "z": ("[B, Z]", self.latent_size), "x_last": ("[B, F]", frame_size)}
+        for (name, (letters, size)), part in zip(sizes.items(), state, strict=True):
+            require_shape(f"state's {name}", part, letters, (batch, size))
+        return State(*state)
+
+    def duration_weight(self) -> Tensor:
+        """weight_hh of the duration GRU: its mean, or while training with universal="gaussian" one draw."""
+        weight = self.duration.weight_hh
+        if self.universal == "gaussian" and self.training:
+            weight = weight + torch.exp(self.weight_hh_logvar / 2) * torch.randn_like(weight)
+        return weight
+
+    def universal_kl(self) -> Tensor:
+        """KL(q(v) || N(0, prior_std^2)) over all recurrent weights: a scalar in nats, 0 for "point"."""
+        if self.universal == "point":
+            return self.d_0.new_zeros(())
+        mu = self.duration.weight_hh.reshape(-1)
+        prior_logvar = torch.full_like(mu, 2 * math.log(self.prior_std))
+        return gaussian_kl(mu, self.weight_hh_logvar.reshape(-1), torch.zeros_like(mu), prior_logvar)
+
+    def draw_noise(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(eps_w [T, B, W], eps_z [T, B, Z]) standard normal, for `like` [T, B, ·]."""
+        steps, batch = like.shape[:2]
+        return like.new_empty(steps, batch, self.noise_size).normal_(), like.new_empty(
+            steps, batch, self.latent_size
+        ).normal_()
+
+    def check_noise(self, noise: object, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The noise time-major. Raises TypeError or ValueError where it does not fit `like` [T, B, ·]."""
+        if not isinstance(noise, tuple | list) or len(noise) != 2:
+            raise TypeError(f"noise must be a tuple (eps_w, eps_z) or None, got {type(noise).__name__}")
+        letters = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
+        leading = (like.shape[1], like.shape[0]) if self.batch_first else like.shape[:2]
+        require_shape("noise's eps_w", noise[0], letters.format("W"), (*leading, self.noise_size))
+        require_shape("noise's eps_z", noise[1], letters.format("Z"), (*leading, self.latent_size))
+        return swap(noise[0], self.batch_first), swap(noise[1], self.batch_first)
+
+    def infer(
+        self,
+        x: Tensor,
+        controls: tuple[Tensor, ...],
+        d0: Tensor,
+        z0: Tensor,
+        noise: tuple[Tensor, Tensor],
+        lengths: Tensor | None = None,
+    ) -> Inference:
+        """Samples w, d and z given x, time-major whatever batch_first says.
+
+        Args:
+            x: [T, B, X], finite at padding.
+            controls: the tensors that make u_t, each [T, B, ·], of the sizes `control_sizes`.
+            d0, z0: [B, D], [B, Z].
+            noise: (eps_w [T, B, W], eps_z [T, B, Z]) standard normal.
+            lengths: [B] int64 or None.
+        """
+        valid = valid_steps(lengths, x)
+        eps_w, eps_z = noise
+        kl_w = kl_z = x.new_zeros(x.shape[:2])
+        d, z, d_last, z_last = x.new_zeros(*x.shape[:2], 0), x.new_zeros(*x.shape[:2], 0), d0, z0
+        if self.hidden_size:
+            w = eps_w
+            if self.noise_size:
+                mu, logvar = self._noise_posterior(x, controls, lengths)
+                w, kl_w = gaussian_rsample_kl(mu, logvar, eps_w)
+                kl_w = zero_padding(kl_w, valid)
+            inputs = (*controls, w)
+            d, d_last = self.duration(inputs, d0, lengths=lengths, weight_hh=self.duration_weight())
+        if self.latent_size:
+            drivers = self.drivers(d, controls)
+            a0 = x.new_zeros(x.shape[1], self.backward_size)
+            a, _ = self.backward_recurrence((*drivers, x), a0, lengths=lengths, reverse=True)
+            prior_contexts = self.prior.contexts(drivers, x)
+            z, mu, logvar = self._posterior(a, prior_contexts, z0, eps_z, lengths)
+            prior_mu, prior_logvar = self.prior(with_first(z0, z[:-1]) if len(z) else z, prior_contexts)
+            kl_z = zero_padding(gaussian_kl(mu, logvar, prior_mu, prior_logvar), valid)
+            z_last = last_valid(z, z0, lengths)
+        return Inference(d, z, kl_z, kl_w, d_last, z_last)
+
+    def _noise_posterior(
+        self, x: Tensor, controls: tuple[Tensor, ...], lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        inputs = (x, *controls)
+        if self.noise_smoothing:
+            start = x.new_zeros(x.shape[1], self.backward_size)
+            inputs = (self.noise_backward(inputs, start, lengths=lengths, reverse=True)[0],)
+        mu, raw = self.noise_posterior(*inputs).chunk(2, -1)
+        return mu, floor_logvar(raw, self.min_logvar)
+
+    def _posterior(
+        self, a: Tensor, prior_contexts: Tensor, z0: Tensor, eps_z: Tensor, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        prior = None
+        if self.residual_posterior:
+            weight_mu, _ = self.prior.out.weight.chunk(2)
+            bias_mu, _ = self.prior.out.bias.chunk(2)
+            prior = PriorMean(prior_contexts, self.prior.weight_z, weight_mu, bias_mu)
+        network = self.posterior
+        return posterior_sequence(
+            network.contexts((a,), a),
+            z0,
+            eps_z,
+            network.weight_z,
+            network.out.weight,
+            network.out.bias,
+            activation=self.activation,
+            min_logvar=self.min_logvar,
+            prior=prior,
+            lengths=lengths,
+        )
+
+    def step_from_prior(self, controls: tuple[Tensor, ...], d: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """d_t [B, D] and z_t [B, Z] with w_t and z_t drawn from their priors, from d_{t-1}, z_{t-1}.
+
+        Args:
+            controls: the tensors that make u_t, each [1, B, ·].
+        """
+        eps_w, eps_z = self.draw_noise(d[None])
+        states = d[None]
+        if self.hidden_size:
+            inputs = (*controls, eps_w)
+            states, d = self.duration(inputs, d, weight_hh=self.duration_weight())
+        if self.latent_size:
+            mu, logvar = self.prior(z[None], self.prior.contexts(self.drivers(states, controls), z[None]))
+            z = (mu + torch.exp(logvar / 2) * eps_z)[0]
+        return d, z
+
+    def forward(
+        self,
+        x: Tensor,
+        state: State | tuple[Tensor, Tensor, Tensor] | None = None,
+        lengths: Tensor | None = None,
+        *,
+        u: Tensor | None = None,
+        noise: tuple[Tensor, Tensor] | None = None,
+    ) -> LayerOutput:
+        """Runs the layer on x [T, B, X] ([B, T, X] with batch_first; u, noise, output and kl likewise).
+
+        Args:
+            state: (d [B, D], z [B, Z], x_last [B, X]) of the chunk before; None starts anew.
+            lengths: [B] int64, each in [0, T]; None: all T steps.
+            u: [T, B, U] external control.
+            noise: (eps_w [T, B, W], eps_z [T, B, Z]) standard normal; None draws it.
+
+        Returns:
+            LayerOutput(output [T, B, D+Z] of d_t then z_t, state, kl [T, B] in nats), zeros at padding.
+
+        Raises:
+            ValueError, TypeError: naming the argument, what was expected and what came.
+        """
+        x, u = check_sequences(x, u, self.input_size, self.control_size, self.batch_first)
+        x = zero_padding(x, valid_steps(lengths, x))
+        batch = x.shape[1]
+        start = self.initial_state(batch, x) if state is None else self.check_state(state, batch, self.input_size)
+        noise = self.draw_noise(x) if noise is None else self.check_noise(noise, x)
+        frames = with_first(start.x_last, x)
+        controls = self.select_controls(frames[:-1], u)
+        result = self.infer(x, controls, start.d, start.z, noise, lengths)
+        output = torch.cat((result.d, result.z), -1)
+        next_state = State(result.d_last, result.z_last, last_valid(x, start.x_last, lengths))
+        return LayerOutput(
+            swap(output, self.batch_first), next_state, swap(result.kl_z + result.kl_w, self.batch_first)
+        )
+
+    def select_controls(self, previous: Tensor, external: Tensor | None) -> tuple[Tensor, ...]:
+        """The tensors that make u_t, of those that there are."""
+        if self.control == "previous":
+            return (previous,)
+        if self.control == "none":
+            return ()
+        assert external is not None
+        return (external,) if self.control == "external" else (previous, external)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.input_size}, D={self.hidden_size}, Z={self.latent_size}, W={self.noise_size}, "
+            f"A={self.backward_size}, M={self.mlp_size}, control={self.control!r}, activation={self.activation!r}"
+        )
+
+
+def check_sequences(
+    x: object, u: object, x_size: int, control_size: int, batch_first: bool
+) -> tuple[Tensor, Tensor | None]:
+    """x and u time-major. Raises TypeError or ValueError where they do not fit."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+    letters = "[B, T, X]" if batch_first else "[T, B, X]"
+    if x.dim() != 3 or x.shape[-1] != x_size:
+        raise ValueError(f"x must have shape {letters} with X = {x_size}, got {list(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floating point, got {x.dtype}; convert it with .float()")
+    if control_size == 0 and u is not None:
+        raise ValueError("u must be None: this model has no external control (control_size=0)")
+    if control_size:
+        if u is None:
+            raise ValueError(f"u is missing: this model has an external control of size {control_size}")
+        require_shape("u", u, letters.replace("X", "U"), (*x.shape[:2], control_size))
+        assert isinstance(u, Tensor)
+    return swap(x, batch_first), swap(u, batch_first)

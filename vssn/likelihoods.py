@@ -1,0 +1,108 @@
+"""Emission densities p(x_t | z_t, d_t): log-density of a frame, mean and samples, from a decoder's output."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vssn.networks import floor_logvar
+
+LIKELIHOODS = ("bernoulli", "gaussian", "mixture")
+_LOG_2PI = math.log(2 * math.pi)
+
+
+class Bernoulli:
+    """Independent Bernoulli entries; x in [0, 1] (between the ends: the cross-entropy)."""
+
+    def __init__(self, x_size: int) -> None:
+        self.parameter_size = x_size
+
+    def log_prob(self, parameters: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
+        """Logits [T, B, X], x [T, B, X], observed [T, B, X] bool or None to nats [T, B]."""
+        terms = x * parameters - F.softplus(parameters)
+        return _sum_observed(terms, observed)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        return torch.sigmoid(parameters)
+
+    def sample(self, parameters: Tensor) -> Tensor:
+        return torch.bernoulli(torch.sigmoid(parameters))
+
+
+class Gaussian:
+    """Independent Gaussian entries: the decoder gives the mean, then the raw log-variance."""
+
+    def __init__(self, x_size: int, min_logvar: float) -> None:
+        self.parameter_size, self.min_logvar = 2 * x_size, min_logvar
+
+    def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        mu, raw = parameters.chunk(2, -1)
+        return mu, floor_logvar(raw, self.min_logvar)
+
+    def log_prob(self, parameters: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
+        """[T, B, 2X], x [T, B, X], observed [T, B, X] bool or None to nats [T, B]."""
+        mu, logvar = self._split(parameters)
+        terms = -0.5 * (_LOG_2PI + logvar + (x - mu) ** 2 * torch.exp(-logvar))
+        return _sum_observed(terms, observed)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        return self._split(parameters)[0]
+
+    def sample(self, parameters: Tensor) -> Tensor:
+        mu, logvar = self._split(parameters)
+        return mu + torch.exp(logvar / 2) * torch.randn_like(mu)
+
+
+class Mixture:
+    """A mixture of K diagonal Gaussians over the whole frame: K weights, then K means, then K raw log-variances."""
+
+    def __init__(self, x_size: int, mixture_size: int, min_logvar: float) -> None:
+        self.x_size, self.mixture_size, self.min_logvar = x_size, mixture_size, min_logvar
+        self.parameter_size = mixture_size * (1 + 2 * x_size)
+
+    def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        k, x_size = self.mixture_size, self.x_size
+        weights, mu, raw = parameters.split((k, k * x_size, k * x_size), -1)
+        shape = (*parameters.shape[:-1], k, x_size)
+        return F.log_softmax(weights, -1), mu.reshape(shape), floor_logvar(raw.reshape(shape), self.min_logvar)
+
+    def log_prob(self, parameters: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
+        """[T, B, K(1 + 2X)], x [T, B, X], observed [T, B, X] bool or None to nats [T, B]."""
+        log_weights, mu, logvar = self._split(parameters)
+        terms = -0.5 * (_LOG_2PI + logvar + (x[..., None, :] - mu) ** 2 * torch.exp(-logvar))
+        inside = _sum_observed(terms, None if observed is None else observed[..., None, :])
+        return torch.logsumexp(log_weights + inside, -1)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        log_weights, mu, _ = self._split(parameters)
+        return (log_weights.exp()[..., None] * mu).sum(-2)
+
+    def sample(self, parameters: Tensor) -> Tensor:
+        log_weights, mu, logvar = self._split(parameters)
+        chosen = torch.distributions.Categorical(logits=log_weights).sample()[..., None, None]
+        index = chosen.expand(*chosen.shape[:-1], self.x_size)
+        mu, logvar = mu.gather(-2, index).squeeze(-2), logvar.gather(-2, index).squeeze(-2)
+        return mu + torch.exp(logvar / 2) * torch.randn_like(mu)
+
+
+Likelihood = Bernoulli | Gaussian | Mixture
+
+
+def make_likelihood(name: str, x_size: int, mixture_size: int, min_logvar_x: float) -> Likelihood:
+    if name == "bernoulli":
+        return Bernoulli(x_size)
+    if name == "gaussian":
+        return Gaussian(x_size, min_logvar_x)
+    if name == "mixture":
+        return Mixture(x_size, mixture_size, min_logvar_x)
+    raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}, got {name!r}")
+
+
+def _sum_observed(terms: Tensor, observed: Tensor | None) -> Tensor:
+    """Missing entries carry no likelihood."""
+    if observed is not None:
+        terms = torch.where(observed, terms, terms.new_zeros(()))
+    return terms.sum(-1)

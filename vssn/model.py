@@ -1,0 +1,335 @@
+"""VSSN: the whole model, with its embeddings, emission density and objectives.
+
+    elbo:   F = sum_t R_t - KL_w,t - KL_z,t              R_t = log p(x_t | z_t, d_t)
+    paper:  L = sum_t R_t - KL_w,t / 2 - KL_z,t / 2      a training objective, not a lower bound
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vssn.layer import State, VSSNLayer, check_sequences, require_choice, require_shape, require_size
+from vssn.likelihoods import LIKELIHOODS, make_likelihood
+from vssn.networks import MLP, Embedding
+from vssn.sequences import last_valid, swap, valid_steps, with_first, zero_padding
+
+OBJECTIVES = ("elbo", "paper")
+
+
+class VSSNOutput(NamedTuple):
+    loss: Tensor  # scalar, nats per frame
+    elbo: Tensor  # [B] strict lower bound on log p(x_{1:T}), nats per sequence
+    reconstruction: Tensor  # [T, B] log p(x_t | z_t, d_t)
+    kl_z: Tensor  # [T, B]
+    kl_w: Tensor  # [T, B]
+    state: State
+
+
+class Generation(NamedTuple):
+    x: Tensor  # [T, B, X] what was fed back: samples, or means
+    mean: Tensor  # [T, B, X] E[x_t | z_t, d_t]
+    state: State
+
+
+class VSSN(nn.Module):
+    """The Variational Structured Stochastic Network.
+
+    Args:
+        x_size: X, features of an observation.
+        hidden_size: D, units of the deterministic state (0: none, the DKF-like ablation).
+        latent_size: Z, units of the latent (0: none, the STORN-like ablation).
+        noise_size: W, units of the process noise (0: none, SRNN).
+        likelihood: "bernoulli", "gaussian" or "mixture" (of mixture_size diagonal Gaussians).
+        mixture_size: components of the mixture.
+        control, control_size: u_t: "previous" (x_{t-1}), "external" (u of that size), "both" or "none".
+        mlp_size: M, hidden units of every MLP (None: hidden_size).
+        embed_size: features of the embeddings e_x and e_u (None: no embedding, unless `encoder` is given).
+        backward_size: A, units of the backward state (None: hidden_size).
+        activation: of the MLPs: "tanh", "relu", "leaky_relu" (slope 1/3) or "silu".
+        residual_posterior: the posterior's mean is the prior's plus an MLP.
+        universal: "point" or "gaussian": a posterior over the duration GRU's recurrent weights; then num_sequences
+            is needed, and prior_std is the prior's standard deviation.
+        num_sequences: training sequences: the KL of those weights is shared among them.
+        objective: "elbo" or "paper" (the KLs halved), for the loss alone.
+        free_bits: in nats: the loss takes max(KL[t, b], free_bits), for z and w separately.
+        min_logvar, min_logvar_x: floors of the log-variances of latents and of Gaussian emissions.
+        learn_initial_state: d_0 and z_0 are parameters rather than zeros.
+        noise_smoothing: q(w_t | x_{t:T}, u_{t:T}) through a backward GRU, rather than q(w_t | x_t, u_t).
+        masked: the networks get the mask of observed entries beside x.
+        encoder: module [N, F] -> [N, embed_size] in place of e_x (F = X, or 2X with masked: x, then mask).
+        decoder: module [N, Z+D] -> [N, parameters of the likelihood] in place of the MLP on (z_t, d_t).
+        batch_first: sequences are [B, T, ·].
+
+    Raises:
+        ValueError: a size or a choice that is not possible, named with what was expected.
+    """
+
+    def __init__(
+        self,
+        x_size: int,
+        hidden_size: int,
+        latent_size: int,
+        noise_size: int = 0,
+        *,
+        likelihood: str = "bernoulli",
+        mixture_size: int = 20,
+        control: str = "previous",
+        control_size: int = 0,
+        mlp_size: int | None = None,
+        embed_size: int | None = None,
+        backward_size: int | None = None,
+        activation: str = "tanh",
+        residual_posterior: bool = False,
+        universal: str = "point",
+        prior_std: float = 0.1,
+        num_sequences: int | None = None,
+        objective: str = "elbo",
+        free_bits: float = 0.0,
+        min_logvar: float = -12.0,
+        min_logvar_x: float = -10.0,
+        learn_initial_state: bool = False,
+        noise_smoothing: bool = False,
+        masked: bool = False,
+        encoder: nn.Module | None = None,
+        decoder: nn.Module | None = None,
+        batch_first: bool = False,
+    ) -> None:
+        super().__init__()
+        require_size("x_size", x_size, 1)
+        require_choice("likelihood", likelihood, LIKELIHOODS)
+        require_size("mixture_size", mixture_size, 1)
+        require_choice("objective", objective, OBJECTIVES)
+        if embed_size is not None:
+            require_size("embed_size", embed_size, 1)
+        if encoder is not None and embed_size is None:
+            raise ValueError("embed_size must be given with encoder: the number of features that it returns")
+        if universal == "gaussian" and num_sequences is None:
+            raise ValueError("num_sequences must be given with universal='gaussian': the number of training sequences")
+        if num_sequences is not None:
+            require_size("num_sequences", num_sequences, 1)
+        if free_bits < 0:
+            raise ValueError(f"free_bits must be at least 0 nats, got {free_bits}")
+        self.x_size, self.control_size, self.masked, self.batch_first = x_size, control_size, masked, batch_first
+        self.objective, self.free_bits, self.num_sequences = objective, float(free_bits), num_sequences
+        self.frame_size = 2 * x_size if masked else x_size  # F: what the networks see of a frame
+        self.layer = VSSNLayer(
+            embed_size or self.frame_size,
+            hidden_size,
+            latent_size,
+            noise_size,
+            control=control,
+            control_size=(embed_size or control_size) if control_size else 0,
+            mlp_size=mlp_size,
+            backward_size=backward_size,
+            activation=activation,
+            residual_posterior=residual_posterior,
+            universal=universal,
+            prior_std=prior_std,
+            min_logvar=min_logvar,
+            learn_initial_state=learn_initial_state,
+            noise_smoothing=noise_smoothing,
+        )
+        # Every function of the layer is time-major here; batch_first is undone at the model's own door.
+        self.encoder = encoder
+        if encoder is None and embed_size is not None:
+            self.encoder = Embedding(self.frame_size, embed_size, activation)
+        self.control_encoder = Embedding(control_size, embed_size, activation) if embed_size and control_size else None
+        self.likelihood = make_likelihood(likelihood, x_size, mixture_size, min_logvar_x)
+        self.decoder = decoder
+        if decoder is None:
+            sizes = (latent_size, hidden_size)
+            self.emission = MLP(sizes, self.layer.mlp_size, self.likelihood.parameter_size, activation)
+
+    def forward(
+        self,
+        x: Tensor,
+        u: Tensor | None = None,
+        lengths: Tensor | None = None,
+        state: State | tuple[Tensor, Tensor, Tensor] | None = None,
+        noise: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+        kl_weight: float | Tensor = 1.0,
+    ) -> VSSNOutput:
+        """One sample of the objective and of its parts.
+
+        Args:
+            x: [T, B, X] ([B, T, X] with batch_first; u, mask and noise likewise); not read at padding and where
+                mask is False, NaN included.
+            u: [T, B, U] external control.
+            lengths: [B] int64, each in [0, T]; None: all T steps.
+            state: (d [B, D], z [B, Z], x_last [B, F]) of the chunk before; None starts anew. Detach it to truncate
+                back-propagation. a_t sees its own chunk only.
+            noise: (eps_w [T, B, W], eps_z [T, B, Z]) standard normal; None draws it.
+            mask: [T, B] or [T, B, X] bool, True where x is observed; None: everywhere.
+            kl_weight: factor of both KLs in the loss (annealing).
+
+        Returns:
+            VSSNOutput; reconstruction, kl_z and kl_w [T, B] are zero at padding.
+
+        Raises:
+            ValueError, TypeError: naming the argument, what was expected and what came.
+        """
+        x, u, observed, valid = self._prepare(x, u, lengths, mask)
+        batch = x.shape[1]
+        start = (
+            self.layer.initial_state(batch, x, self.frame_size)
+            if state is None
+            else self.layer.check_state(state, batch, self.frame_size)
+        )
+        noise = self.layer.draw_noise(x) if noise is None else self._check_noise(noise, x)
+        frames = with_first(start.x_last, self._frames(x, observed))  # [1+T, B, F]
+        embedded = self._encode(frames)  # once: e_u(x_{t-1}) is e_x one step before
+        controls = self.layer.select_controls(embedded[:-1], self._encode_control(u))
+        result = self.layer.infer(embedded[1:], controls, start.d, start.z, noise, lengths)
+
+        parameters = self.decode(result.z, result.d)
+        reconstruction = zero_padding(self.likelihood.log_prob(parameters, x, observed), valid)
+        elbo = (reconstruction - result.kl_z - result.kl_w).sum(0)
+        loss = self._loss(reconstruction, result.kl_z, result.kl_w, kl_weight, valid)
+        next_state = State(result.d_last, result.z_last, last_valid(frames[1:], start.x_last, lengths))
+        per_frame = (swap(part, self.batch_first) for part in (reconstruction, result.kl_z, result.kl_w))
+        return VSSNOutput(loss, elbo, *per_frame, next_state)
+
+    def _prepare(
+        self, x: Tensor, u: Tensor | None, lengths: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """x and u time-major, x zero where it is not observed; observed [T, B, X] or None, valid [T, B] or None."""
+        x, u = check_sequences(x, u, self.x_size, self.control_size, self.batch_first)
+        if lengths is not None:
+            require_shape("lengths", lengths, "[B]", (x.shape[1],))
+        valid = valid_steps(lengths, x)
+        observed = None
+        if mask is not None:
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+                raise TypeError(f"mask must be a bool torch.Tensor, got {getattr(mask, 'dtype', type(mask).__name__)}")
+            mask = swap(mask, self.batch_first)
+            if tuple(mask.shape) not in (tuple(x.shape[:2]), tuple(x.shape)):
+                letters = "[B, T] or [B, T, X]" if self.batch_first else "[T, B] or [T, B, X]"
+                raise ValueError(f"mask must have shape {letters} as x has, got {list(swap(mask, self.batch_first).shape)}")
+            observed = (mask if mask.dim() == 3 else mask[..., None]).expand_as(x)
+            x = torch.where(observed, x, x.new_zeros(()))
+        if u is not None:
+            u = zero_padding(u, valid)
+        return zero_padding(x, valid), u, observed, valid
+
+    def _check_noise(self, noise: tuple[Tensor, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.batch_first and isinstance(noise, tuple | list):
+            noise = tuple(swap(eps, True) if isinstance(eps, Tensor) and eps.dim() == 3 else eps for eps in noise)
+        return self.layer.check_noise(noise, x)
+
+    def _frames(self, x: Tensor, observed: Tensor | None) -> Tensor:
+        """What the networks see: x [T, B, X], with masked the mask beside it [T, B, 2X]."""
+        if not self.masked:
+            return x
+        beside = torch.ones_like(x) if observed is None else observed.to(x.dtype)
+        return torch.cat((x, beside), -1)
+
+    def _encode(self, frames: Tensor) -> Tensor:
+        if self.encoder is None:
+            return frames
+        rows = self.encoder(frames.reshape(-1, frames.shape[-1]))
+        return rows.view(*frames.shape[:2], self.layer.input_size)
+
+    def _encode_control(self, u: Tensor | None) -> Tensor | None:
+        return u if u is None or self.control_encoder is None else self.control_encoder(u)
+
+    def decode(self, z: Tensor, d: Tensor) -> Tensor:
+        """The likelihood's parameters [T, B, P] from z [T, B, Z], d [T, B, D]."""
+        if self.decoder is None:
+            return self.emission(z, d)
+        rows = self.decoder(torch.cat((z, d), -1).flatten(0, 1))
+        return rows.view(*z.shape[:2], self.likelihood.parameter_size)
+
+    def _loss(
+        self, reconstruction: Tensor, kl_z: Tensor, kl_w: Tensor, kl_weight: float | Tensor, valid: Tensor | None
+    ) -> Tensor:
+        """-sum of the objective / frames, plus the share of these sequences in the universal KL."""
+        weight = kl_weight * (0.5 if self.objective == "paper" else 1.0)
+        if self.free_bits:
+            kl_z, kl_w = (
+                zero_padding(kl.clamp(min=self.free_bits), valid) if size else kl
+                for kl, size in ((kl_z, self.layer.latent_size), (kl_w, self.layer.noise_size))
+            )
+        total = (weight * (kl_z + kl_w) - reconstruction).sum()
+        steps, batch = reconstruction.shape
+        frames = total.new_full((), steps * batch) if valid is None else valid.sum().to(total.dtype)
+        if self.num_sequences is not None:
+            share = batch / self.num_sequences
+            total = total + share * kl_weight * self.layer.universal_kl() * (frames > 0)
+        return total / frames.clamp(min=1)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        steps: int,
+        batch_size: int = 1,
+        *,
+        u: Tensor | None = None,
+        state: State | None = None,
+        sample: bool = True,
+    ) -> Generation:
+        """Runs the generative model on from `state` (None: from the start), w and z drawn from their priors.
+
+        Args:
+            steps: T, frames to generate.
+            batch_size: B; with a state the state's own.
+            u: [T, B, U] external control, [B, T, U] with batch_first.
+            sample: feed samples of x_t back; False: its mean given z_t and d_t.
+
+        Returns:
+            Generation(x, mean [T, B, X], state).
+
+        Raises:
+            ValueError, TypeError: naming the argument, what was expected and what came.
+        """
+        require_size("steps", steps, 0)
+        like = self.layer.d_0 if state is None else state[0]
+        batch = batch_size if state is None else like.shape[0]
+        frame = like.new_zeros(steps, batch, self.x_size)
+        _, u = check_sequences(
+            swap(frame, self.batch_first), u, self.x_size, self.control_size, self.batch_first
+        )
+        current = (
+            self.layer.initial_state(batch, frame, self.frame_size)
+            if state is None
+            else self.layer.check_state(state, batch, self.frame_size)
+        )
+        xs, means = [], []
+        for t in range(steps):
+            here = None if u is None else u[t : t + 1]
+            previous = self._encode(current.x_last[None])
+            controls = self.layer.select_controls(previous, self._encode_control(here))
+            d, z = self.layer.step_from_prior(controls, current.d, current.z)
+            parameters = self.decode(z[None], d[None])
+            mean = self.likelihood.mean(parameters)
+            x = self.likelihood.sample(parameters) if sample else mean
+            current = State(d, z, self._frames(x, None)[0])
+            xs.append(x)
+            means.append(mean)
+        stacked = (torch.cat(part) if part else frame for part in (xs, means))
+        return Generation(*(swap(part, self.batch_first) for part in stacked), current)
+
+    @torch.no_grad()
+    def forecast(
+        self,
+        x: Tensor,
+        steps: int,
+        *,
+        u: Tensor | None = None,
+        u_future: Tensor | None = None,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        sample: bool = True,
+    ) -> Generation:
+        """Infers the state from x (one sample of the posterior), then generates `steps` frames from the prior.
+
+        Args:
+            x, u, lengths, mask: as in `forward`.
+            u_future: [steps, B, U] external control of the frames to come.
+            sample: as in `generate`.
+        """
+        state = self(x, u, lengths=lengths, mask=mask).state
+        return self.generate(steps, u=u_future, state=state, sample=sample)

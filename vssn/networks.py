@@ -1,0 +1,124 @@
+"""The small networks that the layer and the model are made of. Weights over several inputs are one matrix,
+applied input by input: a second product is cheaper than a concatenation.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vssn_kernels import gru_sequence
+from vssn_kernels.activations import activate
+
+
+def floor_logvar(raw: Tensor, min_logvar: float) -> Tensor:
+    """min_logvar + softplus(raw - min_logvar): a smooth floor, so that no variance reaches 0."""
+    return min_logvar + F.softplus(raw - min_logvar)
+
+
+class SplitLinear(nn.Module):
+    """A linear map of several inputs: bias + sum_i x_i W_i^T, with weight [out, sum of in_sizes]."""
+
+    def __init__(self, in_sizes: tuple[int, ...], out_size: int) -> None:
+        super().__init__()
+        self.in_sizes = tuple(in_sizes)
+        self.weight = nn.Parameter(torch.empty(out_size, sum(in_sizes)))
+        self.bias = nn.Parameter(torch.empty(out_size))
+        bound = 1 / math.sqrt(max(sum(in_sizes), 1))
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Inputs [..., in_sizes[i]] to [..., out]; an input of size 0 adds nothing."""
+        leading = inputs[0].shape[:-1]
+        result = self.bias
+        for x, weight in zip(inputs, self.weight.split(self.in_sizes, 1), strict=True):
+            if weight.shape[1]:
+                result = torch.addmm(result, x.reshape(-1, weight.shape[1]), weight.T)
+        return result.expand(*leading, -1) if result is self.bias else result.view(*leading, result.shape[-1])
+
+
+class MLP(nn.Module):
+    """One hidden layer over several inputs: act(SplitLinear) and a linear output."""
+
+    def __init__(self, in_sizes: tuple[int, ...], hidden_size: int, out_size: int, activation: str) -> None:
+        super().__init__()
+        self.activation = activation
+        self.hidden = SplitLinear(in_sizes, hidden_size)
+        self.out = nn.Linear(hidden_size, out_size)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.out(activate(self.hidden(*inputs), self.activation))
+
+
+class Embedding(nn.Module):
+    """act(x W^T + b): the embedding e_x or e_u of a frame."""
+
+    def __init__(self, in_size: int, out_size: int, activation: str) -> None:
+        super().__init__()
+        self.activation = activation
+        self.linear = nn.Linear(in_size, out_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return activate(self.linear(x), self.activation)
+
+
+class Recurrence(nn.Module):
+    """A GRU over several inputs; recurrent weights start orthogonal, gate by gate."""
+
+    def __init__(self, in_sizes: tuple[int, ...], hidden_size: int) -> None:
+        super().__init__()
+        self.input = SplitLinear(in_sizes, 3 * hidden_size)
+        self.weight_hh = nn.Parameter(torch.empty(3, hidden_size, hidden_size))
+        self.bias_hh = nn.Parameter(torch.zeros(3 * hidden_size))
+        for gate in self.weight_hh.data:
+            nn.init.orthogonal_(gate)
+        self.weight_hh.data = self.weight_hh.data.view(3 * hidden_size, hidden_size)
+
+    def forward(
+        self,
+        inputs: tuple[Tensor, ...],
+        h0: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        reverse: bool = False,
+        weight_hh: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Inputs [T, B, in_sizes[i]], h0 [B, H] to (output [T, B, H], h_n [B, H])."""
+        weight = self.weight_hh if weight_hh is None else weight_hh
+        return gru_sequence(self.input(*inputs), h0, weight, self.bias_hh, lengths=lengths, reverse=reverse)
+
+
+class LatentNetwork(nn.Module):
+    """(mu, logvar) of z_t given z_{t-1} and some inputs: f of the paper's Eq. 2, and q of its Eq. 4 alike.
+
+    hidden = act(W_z z_{t-1} + W inputs + b), one linear output of 2Z: mean, then raw log-variance.
+    """
+
+    def __init__(
+        self, latent_size: int, in_sizes: tuple[int, ...], hidden_size: int, activation: str, min_logvar: float
+    ) -> None:
+        super().__init__()
+        self.activation, self.min_logvar = activation, min_logvar
+        # One draw of the same range for W_z and W: together they are one matrix over [z, inputs].
+        self.context = SplitLinear(in_sizes, hidden_size) if in_sizes else None
+        bound = 1 / math.sqrt(latent_size + sum(in_sizes))
+        self.weight_z = nn.Parameter(torch.empty(hidden_size, latent_size).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(hidden_size)) if self.context is None else None
+        self.out = nn.Linear(hidden_size, 2 * latent_size)
+
+    def contexts(self, inputs: tuple[Tensor, ...], like: Tensor) -> Tensor:
+        """The part that does not depend on z_{t-1}, for every t: [T, B, M]; `like` [T, B, ·] where no input is."""
+        if self.context is not None:
+            return self.context(*inputs)
+        assert self.bias is not None
+        return self.bias.expand(*like.shape[:2], -1)
+
+    def forward(self, z_previous: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor]:
+        """z_{t-1} [T, B, Z] for every t at once, contexts [T, B, M] to mu, logvar [T, B, Z]."""
+        rows = torch.addmm(contexts.reshape(-1, contexts.shape[-1]), z_previous.reshape(-1, z_previous.shape[-1]), self.weight_z.T)
+        mu, raw = self.out(activate(rows, self.activation)).view(*z_previous.shape[:-1], -1).chunk(2, -1)
+        return mu, floor_logvar(raw, self.min_logvar)

@@ -1,0 +1,48 @@
+"""Padding and layout of batches of sequences: [T, B, ·] inside, lengths [B]."""
+
+from __future__ import annotations
+
+from typing import overload
+
+import torch
+from torch import Tensor
+
+
+def valid_steps(lengths: Tensor | None, like: Tensor) -> Tensor | None:
+    """[T, B] bool, True where t < lengths[b], for `like` [T, B, ·]; None without lengths."""
+    if lengths is None:
+        return None
+    return torch.arange(like.shape[0], device=like.device)[:, None] < lengths
+
+
+def zero_padding(sequence: Tensor, valid: Tensor | None) -> Tensor:
+    """The sequence [T, B] or [T, B, ·] with 0 where it is not valid."""
+    if valid is None:
+        return sequence
+    mask = valid if sequence.dim() == 2 else valid[..., None]
+    return torch.where(mask, sequence, sequence.new_zeros(()))
+
+
+def last_valid(sequence: Tensor, first: Tensor, lengths: Tensor | None) -> Tensor:
+    """sequence[lengths[b] - 1, b], or first[b] where the length is 0: [T, B, ·], [B, ·] -> [B, ·], a copy."""
+    if sequence.shape[0] == 0:
+        return first.clone()
+    if lengths is None:
+        return sequence[-1].clone()
+    rows = torch.arange(sequence.shape[1], device=sequence.device)
+    chosen = sequence[(lengths - 1).clamp(min=0), rows]
+    return torch.where((lengths > 0)[:, None], chosen, first)
+
+
+@overload
+def swap(tensor: Tensor, batch_first: bool) -> Tensor: ...
+@overload
+def swap(tensor: None, batch_first: bool) -> None: ...
+def swap(tensor: Tensor | None, batch_first: bool) -> Tensor | None:
+    """[B, T, ...] to [T, B, ...] and back where batch_first."""
+    return tensor.transpose(0, 1) if batch_first and tensor is not None else tensor
+
+
+def with_first(first: Tensor, sequence: Tensor) -> Tensor:
+    """[1 + T, B, ·]: what stands before the sequence, then the sequence."""
+    return torch.cat((first[None], sequence))

@@ -1,0 +1,32 @@
+"""The activations that the ops and the networks know, and their slopes as functions of the pre-activation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS = ("tanh", "relu", "leaky_relu", "silu")
+LEAKY_SLOPE = 1 / 3
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    if activation == "tanh":
+        return torch.tanh(x)
+    if activation == "relu":
+        return F.relu(x)
+    if activation == "leaky_relu":
+        return F.leaky_relu(x, LEAKY_SLOPE)
+    return F.silu(x)
+
+
+def activation_slope(x: Tensor, activation: str) -> Tensor:
+    """d activate(x) / dx; at 0 the slope of the left side, as PyTorch takes it."""
+    if activation == "tanh":
+        return 1 - torch.tanh(x) ** 2
+    if activation == "relu":
+        return (x > 0).to(x.dtype)
+    if activation == "leaky_relu":
+        return torch.where(x > 0, 1.0, LEAKY_SLOPE).to(x.dtype)
+    sigmoid = torch.sigmoid(x)
+    return sigmoid * (1 + x * (1 - sigmoid))

@@ -1,0 +1,294 @@
+"""The `cpu` backend: C++ kernels in csrc/cpu, called once per sequence on memory that PyTorch allocates.
+
+Tensors arrive checked (shape, dtype, device, lengths). Last-dimension-contiguous strides are passed on; other tensors
+are copied. Every function returns freshly allocated tensors, written in full.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+
+import torch  # before _cpu, so that the extension uses the OpenMP runtime that PyTorch has loaded
+from torch import Tensor
+
+from vssn_kernels import _cpu
+
+Grads = tuple[Tensor | None, ...]
+
+
+def _after_fork() -> None:
+    # The threads of the parent's OpenMP pool do not exist in the child: a parallel region, ours or PyTorch's,
+    # would wait for them forever.
+    torch.set_num_threads(1)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def info() -> str:
+    """The instruction set in use, threads and compiler, for bug reports."""
+    return f"{_cpu.isa()} instructions, {torch.get_num_threads()} threads, built by {_cpu.compiler}"
+
+
+# ---- Tensors as addresses and strides -------------------------------------------------------------------------------
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _float64(tensor: Tensor) -> bool:
+    return tensor.dtype is torch.float64
+
+
+def _like(tensor: Tensor, need: bool = True) -> Tensor | None:
+    return torch.empty(tensor.shape, dtype=tensor.dtype) if need else None
+
+
+def _rows(tensor: Tensor | None) -> Tensor | None:
+    """The tensor as [rows, last dimension]: a view where strides allow it, else a copy."""
+    if tensor is None:
+        return None
+    width = tensor.shape[-1]
+    rows = tensor.reshape(tensor.numel() // width if width else 0, width)
+    return rows if width <= 1 or rows.stride(1) == 1 else rows.contiguous()
+
+
+def _row_arguments(rows: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if rows is None else (rows.data_ptr(), rows.stride(0))
+
+
+def _steps(tensor: Tensor | None) -> Tensor | None:
+    """[T, B, width] with the last dimension contiguous."""
+    if tensor is None or tensor.stride(-1) == 1 or tensor.shape[-1] <= 1:
+        return tensor
+    return tensor.contiguous()
+
+
+def _step_arguments(steps: Tensor | None) -> tuple[int, int, int]:
+    return (0, 0, 0) if steps is None else (steps.data_ptr(), steps.stride(0), steps.stride(1))
+
+
+class _Workspace(threading.local):
+    """The kernels' working memory, one buffer per Python thread, kept from call to call: fresh memory costs a page
+    fault for every 4 KB at first touch, which is more than the arithmetic of a small problem."""
+
+    LARGEST = 32 << 20  # bytes kept at most; a larger problem allocates its own
+
+    def __init__(self) -> None:
+        self.buffer = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, size: int) -> Tensor:
+        if size > self.LARGEST:
+            return torch.empty(size, dtype=torch.uint8)
+        if self.buffer.numel() < size:
+            self.buffer = torch.empty(size, dtype=torch.uint8)
+        return self.buffer
+
+
+_workspace = _Workspace()
+
+
+# ---- GRU ----------------------------------------------------------------------------------------------------------------
+
+
+def gru_forward(
+    gates_x: Tensor,
+    h0: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor,
+    lengths: Tensor | None,
+    reverse: bool,
+    need_backward: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(output [T, B, H], h_n [B, H], gates [T, B, 4H], its order the kernels' own; empty where not needed)"""
+    steps, batch, _ = gates_x.shape
+    hidden = h0.shape[1]
+    output = torch.empty((steps, batch, hidden), dtype=h0.dtype)
+    h_n = torch.empty((batch, hidden), dtype=h0.dtype)
+    gates = torch.empty((steps, batch, 4 * hidden) if need_backward else 0, dtype=h0.dtype)
+    gates_x_, h0_, weight, bias = _steps(gates_x), _rows(h0), _rows(weight_hh), bias_hh.contiguous()
+    float64 = _float64(h0)
+    workspace = _workspace.take(_cpu.gru_workspace(float64, batch, hidden, False))
+    _cpu.gru_forward(
+        float64,
+        torch.get_num_threads(),
+        steps,
+        batch,
+        hidden,
+        reverse,
+        _pointer(lengths),
+        *_step_arguments(gates_x_),
+        *_row_arguments(h0_),
+        *_row_arguments(weight),
+        bias.data_ptr(),
+        output.data_ptr(),
+        h_n.data_ptr(),
+        gates.data_ptr() if need_backward else 0,
+        workspace.data_ptr(),
+    )
+    return output, h_n, gates
+
+
+def gru_backward(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    output: Tensor,
+    gates: Tensor,
+    h0: Tensor,
+    weight_hh: Tensor,
+    lengths: Tensor | None,
+    reverse: bool,
+    needs: Sequence[bool],
+) -> Grads:
+    """Gradients of (gates_x, h0, weight_hh, bias_hh)."""
+    steps, batch, hidden = output.shape
+    need_gates_x, need_h0, need_weight, need_bias = needs
+    grad_gates_x = torch.empty((steps, batch, 3 * hidden), dtype=output.dtype)
+    grad_a = torch.empty((steps, batch, hidden), dtype=output.dtype)
+    grad_h0 = _like(h0, need_h0)
+    grad_output_, grad_h_n_, h0_, weight = _steps(grad_output), _rows(grad_h_n), _rows(h0), _rows(weight_hh)
+    float64 = _float64(output)
+    workspace = _workspace.take(_cpu.gru_workspace(float64, batch, hidden, True))
+    _cpu.gru_backward(
+        float64,
+        torch.get_num_threads(),
+        steps,
+        batch,
+        hidden,
+        reverse,
+        _pointer(lengths),
+        *_step_arguments(grad_output_),
+        *_row_arguments(grad_h_n_),
+        output.data_ptr(),
+        gates.data_ptr(),
+        *_row_arguments(h0_),
+        *_row_arguments(weight),
+        grad_gates_x.data_ptr(),
+        grad_a.data_ptr(),
+        _pointer(grad_h0),
+        workspace.data_ptr(),
+    )
+    grad_weight = grad_bias = None
+    if need_weight:
+        grad_weight = torch.empty((3 * hidden, hidden), dtype=output.dtype)
+        for grad, rows in ((grad_gates_x[..., : 2 * hidden], slice(2 * hidden)), (grad_a, slice(2 * hidden, None))):
+            _sum_outer(grad, output, h0, lengths, reverse, grad_weight[rows])
+    if need_bias:
+        grad_bias = torch.empty(3 * hidden, dtype=output.dtype)
+        torch.sum(grad_gates_x[..., : 2 * hidden], (0, 1), out=grad_bias[: 2 * hidden])
+        torch.sum(grad_a, (0, 1), out=grad_bias[2 * hidden :])
+    return grad_gates_x if need_gates_x else None, grad_h0, grad_weight, grad_bias
+
+
+def _sum_outer(
+    grads: Tensor,  # [T, B, ·], zeros at padding
+    states: Tensor,  # [T, B, ·], the state after each step
+    first: Tensor,  # [B, ·], the state before each row's first step
+    lengths: Tensor | None,
+    reverse: bool,
+    out: Tensor,
+) -> None:
+    """out = sum over steps of grads^T times the state before the step, as GEMMs over views."""
+    steps, batch = grads.shape[:2]
+    if steps == 0 or batch == 0:
+        out.zero_()
+        return
+    if reverse and lengths is not None:
+        # What the product below pairs with a row's first step is the zero padding behind it.
+        rows = torch.arange(batch)
+        starts = grads[(lengths - 1).clamp(min=0), rows] * (lengths > 0)[:, None]
+    else:
+        starts = grads[-1 if reverse else 0]
+    torch.mm(starts.t(), first, out=out)
+    later, before = (grads[:-1], states[1:]) if reverse else (grads[1:], states[:-1])
+    if steps > 1:
+        out.addmm_(later.flatten(0, 1).t(), before.flatten(0, 1))
+
+
+# ---- Gaussians --------------------------------------------------------------------------------------------------------
+
+
+def gaussian_rsample_kl_forward(
+    mu: Tensor, logvar: Tensor, eps: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(z [..., Z], kl [...])"""
+    z = torch.empty(mu.shape, dtype=mu.dtype)
+    return z, _gaussian_forward(mu, logvar, eps, prior_mu, prior_logvar, z)
+
+
+def gaussian_kl_forward(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None) -> Tensor:
+    """kl [...]"""
+    return _gaussian_forward(mu, logvar, None, prior_mu, prior_logvar, None)
+
+
+def _gaussian_forward(
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor | None,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    z: Tensor | None,
+) -> Tensor:
+    kl = torch.empty(mu.shape[:-1], dtype=mu.dtype)
+    inputs = [_rows(tensor) for tensor in (mu, logvar, eps, prior_mu, prior_logvar)]
+    arguments = [argument for rows in inputs for argument in _row_arguments(rows)]
+    _cpu.gaussian_forward(
+        _float64(mu), torch.get_num_threads(), kl.numel(), mu.shape[-1], *arguments, _pointer(z), kl.data_ptr()
+    )
+    return kl
+
+
+def gaussian_rsample_kl_backward(
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    needs: Sequence[bool],
+) -> Grads:
+    """Gradients of (mu, logvar, eps, prior_mu, prior_logvar)."""
+    return _gaussian_backward(grad_z, grad_kl, mu, logvar, eps, prior_mu, prior_logvar, needs)
+
+
+def gaussian_kl_backward(
+    grad_kl: Tensor | None,
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    needs: Sequence[bool],
+) -> Grads:
+    """Gradients of (mu, logvar, prior_mu, prior_logvar)."""
+    needs = (needs[0], needs[1], False, needs[2], needs[3])
+    grads = _gaussian_backward(None, grad_kl, mu, logvar, None, prior_mu, prior_logvar, needs)
+    return grads[:2] + grads[3:]
+
+
+def _gaussian_backward(
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor | None,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    needs: Sequence[bool],
+) -> Grads:
+    inputs = [_rows(tensor) for tensor in (mu, logvar, eps, prior_mu, prior_logvar, grad_z)]
+    inputs.append(None if grad_kl is None else grad_kl.reshape(-1, 1))
+    arguments = [argument for rows in inputs for argument in _row_arguments(rows)]
+    grads = tuple(_like(mu, need) for need in needs)
+    _cpu.gaussian_backward(
+        _float64(mu),
+        torch.get_num_threads(),
+        mu.shape[:-1].numel(),
+        mu.shape[-1],
+        *arguments,
+        *(_pointer(grad) for grad in grads),
+    )
+    return grads

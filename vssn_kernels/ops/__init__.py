@@ -1,0 +1,1 @@
+"""The public ops: arguments, registration with torch.library, autograd."""

@@ -1,0 +1,190 @@
+"""gaussian_rsample_kl and gaussian_kl: the reparameterised sample and the KL divergence as single ops."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vssn_kernels import arguments
+from vssn_kernels.backends.table import choose, implementation
+from vssn_kernels.ops import registration
+from vssn_kernels.reference import gaussian as reference
+
+_RSAMPLE, _KL = "gaussian_rsample_kl", "gaussian_kl"
+
+
+def gaussian_rsample_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """z = mu + exp(logvar / 2) eps and KL(N(mu, exp logvar) || N(prior_mu, exp prior_logvar)), summed over Z.
+
+    Args:
+        mu, logvar, eps: [..., Z], eps standard normal.
+        prior_mu, prior_logvar: [..., Z]; both None: N(0, I).
+        backend: "reference", "cpu", "cuda" or "triton"; None: `use_backend`, VSSN_BACKEND, else the fastest.
+
+    Returns:
+        z [..., Z], kl [...] in nats.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came; or a backend that is not there.
+
+    A second derivative goes through the reference, whatever the backend.
+    """
+    arguments.require_tensors(_RSAMPLE, mu=mu, logvar=logvar, eps=eps)
+    tensors, chosen = _prepare(_RSAMPLE, backend, mu, logvar, eps, prior_mu, prior_logvar)
+    return torch.ops.vssn.gaussian_rsample_kl(*tensors, chosen)
+
+
+def gaussian_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """KL(N(mu, exp logvar) || N(prior_mu, exp prior_logvar)), summed over Z: kl [...] in nats.
+
+    Arguments and errors as in `gaussian_rsample_kl`.
+    """
+    arguments.require_tensors(_KL, mu=mu, logvar=logvar)
+    tensors, chosen = _prepare(_KL, backend, mu, logvar, prior_mu, prior_logvar)
+    return torch.ops.vssn.gaussian_kl(*tensors, chosen)
+
+
+def _prepare(op: str, backend: str | None, *tensors: Tensor | None) -> tuple[list[Tensor | None], str]:
+    """Autocast takes a divergence to float32, as it takes PyTorch's own losses."""
+    for name, tensor in zip(("prior_mu", "prior_logvar"), tensors[-2:], strict=True):
+        if tensor is not None:
+            arguments.require_tensors(op, **{name: tensor})
+    mu = tensors[0]
+    assert mu is not None
+    if mu.device.type != "meta" and torch.is_autocast_enabled(mu.device.type):
+        tensors = tuple(registration.cast(tensors, torch.float32))
+        mu = tensors[0]
+        assert mu is not None
+    return list(tensors), choose(op, backend, mu.device, mu.dtype)
+
+
+def _rsample_kernel(mu, logvar, eps, prior_mu, prior_logvar, backend):
+    arguments.check_gaussian(_RSAMPLE, mu, logvar, eps, prior_mu, prior_logvar)
+    return implementation(backend, "gaussian_rsample_kl_forward")(mu, logvar, eps, prior_mu, prior_logvar)
+
+
+def _rsample_fake(mu, logvar, eps, prior_mu, prior_logvar, backend):
+    arguments.check_gaussian(_RSAMPLE, mu, logvar, eps, prior_mu, prior_logvar)
+    return mu.new_empty(mu.shape), mu.new_empty(mu.shape[:-1])
+
+
+def _rsample_backward_kernel(grad_z, grad_kl, mu, logvar, eps, prior_mu, prior_logvar, needs, backend):
+    backward = implementation(backend, "gaussian_rsample_kl_backward")
+    return registration.present(backward(grad_z, grad_kl, mu, logvar, eps, prior_mu, prior_logvar, needs), mu)
+
+
+def _rsample_backward_fake(grad_z, grad_kl, mu, logvar, eps, prior_mu, prior_logvar, needs, backend):
+    return registration.empty_gradients((mu, logvar, eps, prior_mu, prior_logvar), needs, mu)
+
+
+def _kl_kernel(mu, logvar, prior_mu, prior_logvar, backend):
+    arguments.check_gaussian(_KL, mu, logvar, None, prior_mu, prior_logvar)
+    return implementation(backend, "gaussian_kl_forward")(mu, logvar, prior_mu, prior_logvar)
+
+
+def _kl_fake(mu, logvar, prior_mu, prior_logvar, backend):
+    arguments.check_gaussian(_KL, mu, logvar, None, prior_mu, prior_logvar)
+    return mu.new_empty(mu.shape[:-1])
+
+
+def _kl_backward_kernel(grad_kl, mu, logvar, prior_mu, prior_logvar, needs, backend):
+    backward = implementation(backend, "gaussian_kl_backward")
+    return registration.present(backward(grad_kl, mu, logvar, prior_mu, prior_logvar, needs), mu)
+
+
+def _kl_backward_fake(grad_kl, mu, logvar, prior_mu, prior_logvar, needs, backend):
+    return registration.empty_gradients((mu, logvar, prior_mu, prior_logvar), needs, mu)
+
+
+registration.define(
+    f"{_RSAMPLE}(Tensor mu, Tensor logvar, Tensor eps, Tensor? prior_mu, Tensor? prior_logvar, str backend) -> "
+    "(Tensor z, Tensor kl)",
+    _rsample_kernel,
+    _rsample_fake,
+)
+registration.define(
+    f"{_RSAMPLE}_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, Tensor eps, Tensor? prior_mu, "
+    "Tensor? prior_logvar, bool[] needs, str backend) -> (Tensor grad_mu, Tensor grad_logvar, Tensor grad_eps, "
+    "Tensor grad_prior_mu, Tensor grad_prior_logvar)",
+    _rsample_backward_kernel,
+    _rsample_backward_fake,
+)
+registration.define(
+    f"{_KL}(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, str backend) -> Tensor",
+    _kl_kernel,
+    _kl_fake,
+)
+registration.define(
+    f"{_KL}_backward(Tensor? grad_kl, Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, "
+    "bool[] needs, str backend) -> (Tensor grad_mu, Tensor grad_logvar, Tensor grad_prior_mu, "
+    "Tensor grad_prior_logvar)",
+    _kl_backward_kernel,
+    _kl_backward_fake,
+)
+_rsample_forward = registration.below_autograd(_RSAMPLE)
+_kl_forward = registration.below_autograd(_KL)
+
+
+class _GaussianRsampleKl(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *args):
+        ctx.save_for_backward(*args[:5])
+        ctx.backend = args[5]
+        ctx.set_materialize_grads(False)
+        return _rsample_forward(*args)
+
+    @staticmethod
+    def backward(ctx, grad_z, grad_kl):
+        inputs, needs = ctx.saved_tensors, list(ctx.needs_input_grad[:5])
+        if torch.is_grad_enabled():
+            grads = registration.differentiate_again(
+                reference.gaussian_rsample_kl, inputs, (grad_z, grad_kl), needs
+            )
+        else:
+            op = torch.ops.vssn.gaussian_rsample_kl_backward
+            grads = registration.asked(op(grad_z, grad_kl, *inputs, needs, ctx.backend), needs)
+        return *grads, None
+
+
+class _GaussianKl(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *args):
+        ctx.save_for_backward(*args[:4])
+        ctx.backend = args[4]
+        ctx.set_materialize_grads(False)
+        return _kl_forward(*args)
+
+    @staticmethod
+    def backward(ctx, grad_kl):
+        inputs, needs = ctx.saved_tensors, list(ctx.needs_input_grad[:4])
+        if torch.is_grad_enabled():
+
+            def plain(*inputs):
+                return (reference.gaussian_kl(*inputs),)
+
+            grads = registration.differentiate_again(plain, inputs, (grad_kl,), needs)
+        else:
+            op = torch.ops.vssn.gaussian_kl_backward
+            grads = registration.asked(op(grad_kl, *inputs, needs, ctx.backend), needs)
+        return *grads, None
+
+
+registration.define_autograd(_RSAMPLE, _GaussianRsampleKl)
+registration.define_not_differentiable(f"{_RSAMPLE}_backward", _RSAMPLE)
+registration.define_autograd(_KL, _GaussianKl)
+registration.define_not_differentiable(f"{_KL}_backward", _KL)

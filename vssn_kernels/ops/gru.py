@@ -1,0 +1,140 @@
+"""gru_sequence: the GRU recurrence over a whole sequence as one op."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vssn_kernels import arguments
+from vssn_kernels.backends.table import choose, implementation
+from vssn_kernels.ops import registration
+from vssn_kernels.reference import gru as reference
+
+_OP = "gru_sequence"
+
+
+def gru_sequence(
+    gates_x: Tensor,
+    h0: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor,
+    *,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """GRU recurrence, equations of torch.nn.GRU (Cho et al. 2014, with the reset gate after the product)::
+
+        r, z = sigmoid(gates_x[r, z] + W_h[r, z] h + b[r, z])
+        n    = tanh(gates_x[n] + r * (W_hn h + b_n));   h' = (1 - z) n + z h
+
+    Args:
+        gates_x: [T, B, 3H] input projections x_t W_ih^T + b_ih, gate order r, z, n.
+        h0: [B, H] first state; float32 is taken beside half-precision inputs.
+        weight_hh: [3H, H].
+        bias_hh: [3H].
+        lengths: [B] int64 on the tensors' device, each in [0, T]; steps t >= lengths[b] are padding: output 0,
+            state carried, never read. None: all T steps.
+        reverse: run from each sequence's last valid step to its first.
+        backend: "reference", "cpu", "cuda" or "triton"; None: `use_backend`, VSSN_BACKEND, else the fastest.
+
+    Returns:
+        output [T, B, H] in the dtype of gates_x, h_n [B, H] in the dtype of h0: the state after the last step taken.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came; or a backend that is not there.
+        RuntimeError: double backward on a backend other than "reference".
+    """
+    arguments.require_tensors(_OP, gates_x=gates_x, h0=h0, weight_hh=weight_hh, bias_hh=bias_hh)
+    if lengths is not None:
+        arguments.require_tensors(_OP, lengths=lengths)
+    arguments.require_flag(_OP, "reverse", reverse)
+    dtype = registration.autocast_dtype(gates_x.device, gates_x.dtype)
+    if dtype != gates_x.dtype or torch.is_autocast_enabled(gates_x.device.type):
+        gates_x, weight_hh, bias_hh = registration.cast((gates_x, weight_hh, bias_hh), dtype)
+        h0 = registration.cast_state(h0, dtype)
+    chosen = choose(_OP, backend, gates_x.device, gates_x.dtype)
+    output, h_n, _ = torch.ops.vssn.gru_sequence(gates_x, h0, weight_hh, bias_hh, lengths, reverse, False, chosen)
+    return output, h_n
+
+
+def _kernel(gates_x, h0, weight_hh, bias_hh, lengths, reverse, need_backward, backend):
+    arguments.check_gru(_OP, gates_x, h0, weight_hh, bias_hh, lengths)
+    arguments.check_lengths(_OP, lengths, gates_x.shape[0])
+    forward = implementation(backend, "gru_forward")
+    return forward(gates_x, h0, weight_hh, bias_hh, lengths, reverse, need_backward)
+
+
+def _fake(gates_x, h0, weight_hh, bias_hh, lengths, reverse, need_backward, backend):
+    arguments.check_gru(_OP, gates_x, h0, weight_hh, bias_hh, lengths)
+    steps, batch, hidden = *gates_x.shape[:2], weight_hh.shape[1]
+    gates = gates_x.new_empty(steps, batch, 4 * hidden) if need_backward else gates_x.new_empty(0)
+    return gates_x.new_empty(steps, batch, hidden), h0.new_empty(batch, hidden), gates
+
+
+def _backward_kernel(grad_output, grad_h_n, output, gates, h0, weight_hh, lengths, reverse, needs, backend):
+    backward = implementation(backend, "gru_backward")
+    grads = backward(grad_output, grad_h_n, output, gates, h0, weight_hh, lengths, reverse, needs)
+    return registration.present(grads, output)
+
+
+def _backward_fake(grad_output, grad_h_n, output, gates, h0, weight_hh, lengths, reverse, needs, backend):
+    steps, batch, hidden = output.shape
+    grad_gates_x = output.new_empty(steps, batch, 3 * hidden) if needs[0] else output.new_empty(0)
+    grad_bias = output.new_empty(3 * hidden) if needs[3] else output.new_empty(0)
+    grad_h0, grad_weight = registration.empty_gradients((h0, weight_hh), needs[1:3], output)
+    return grad_gates_x, grad_h0, grad_weight, grad_bias
+
+
+registration.define(
+    f"{_OP}(Tensor gates_x, Tensor h0, Tensor weight_hh, Tensor bias_hh, Tensor? lengths, bool reverse, "
+    "bool need_backward, str backend) -> (Tensor output, Tensor h_n, Tensor gates)",
+    _kernel,
+    _fake,
+)
+registration.define(
+    f"{_OP}_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor output, Tensor gates, Tensor h0, "
+    "Tensor weight_hh, Tensor? lengths, bool reverse, bool[] needs, str backend) -> "
+    "(Tensor grad_gates_x, Tensor grad_h0, Tensor grad_weight_hh, Tensor grad_bias_hh)",
+    _backward_kernel,
+    _backward_fake,
+)
+_forward = registration.below_autograd(_OP)
+
+
+class _GruSequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gates_x, h0, weight_hh, bias_hh, lengths, reverse, need_backward, backend):
+        output, h_n, gates = _forward(gates_x, h0, weight_hh, bias_hh, lengths, reverse, True, backend)
+        # What a second derivative would need is 3H a step more: only the reference keeps it.
+        again = (gates_x, bias_hh) if backend == "reference" else (None, None)
+        ctx.save_for_backward(output, gates, h0, weight_hh, lengths, *again)
+        ctx.reverse, ctx.backend = reverse, backend
+        ctx.mark_non_differentiable(gates)
+        ctx.set_materialize_grads(False)
+        return output, h_n, gates
+
+    @staticmethod
+    def backward(ctx, grad_output, grad_h_n, _):
+        output, gates, h0, weight_hh, lengths, gates_x, bias_hh = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[:4])
+        if torch.is_grad_enabled():
+            registration.require_double_backward(_OP, ctx.backend)
+
+            def plain(*inputs):
+                return reference.gru_sequence(*inputs, lengths=lengths, reverse=ctx.reverse)
+
+            inputs = (gates_x, h0, weight_hh, bias_hh)
+            grads = registration.differentiate_again(plain, inputs, (grad_output, grad_h_n), needs)
+        else:
+            grads = registration.asked(
+                torch.ops.vssn.gru_sequence_backward(
+                    grad_output, grad_h_n, output, gates, h0, weight_hh, lengths, ctx.reverse, needs, ctx.backend
+                ),
+                needs,
+            )
+        return *grads, None, None, None, None
+
+
+registration.define_autograd(_OP, _GruSequence)
+registration.define_not_differentiable(f"{_OP}_backward", _OP)

@@ -1,0 +1,213 @@
+"""posterior_sequence: the sampled chain of Gaussian latents z_{t-1} -> z_t as one op."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vssn_kernels import arguments
+from vssn_kernels.backends.table import choose, implementation
+from vssn_kernels.ops import registration
+from vssn_kernels.reference import posterior as reference
+
+_OP = "posterior_sequence"
+_DIFFERENTIABLE = 10  # the leading tensor arguments of the op
+
+
+class PriorMean(NamedTuple):
+    """The part of the prior that a residual posterior needs inside the loop."""
+
+    context: Tensor  # [T, B, M]  d_t W_d^T + b
+    weight_z: Tensor  # [M, Z]
+    weight_mu: Tensor  # [Z, M]
+    bias_mu: Tensor  # [Z]
+
+
+def posterior_sequence(
+    context: Tensor,
+    z0: Tensor,
+    eps: Tensor,
+    weight_z: Tensor,
+    weight_out: Tensor,
+    bias_out: Tensor,
+    *,
+    activation: str = "tanh",
+    min_logvar: float = -12.0,
+    prior: PriorMean | None = None,
+    lengths: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples z_{1:T} from q(z_t | z_{t-1}, a_t) (the paper's Eq. 4)::
+
+        hidden = act(context_t + z_{t-1} weight_z^T);  (mu, raw) = hidden weight_out^T + bias_out
+        logvar = min_logvar + softplus(raw - min_logvar);  z_t = mu + exp(logvar / 2) eps_t
+        with prior:  mu += act(prior.context_t + z_{t-1} prior.weight_z^T) prior.weight_mu^T + prior.bias_mu
+
+    Args:
+        context: [T, B, M] a_t W_a^T + b.
+        z0: [B, Z]; float32 is taken beside half-precision inputs.
+        eps: [T, B, Z] standard normal.
+        weight_z: [M, Z].
+        weight_out: [2Z, M] rows: mean, then raw log-variance.
+        bias_out: [2Z].
+        activation: "tanh", "relu", "leaky_relu" (slope 1/3) or "silu".
+        min_logvar: the floor of the log-variance, in nats.
+        prior: PriorMean for the residual posterior (Fraccaro et al. 2016), else None.
+        lengths: [B] int64 on the tensors' device, each in [0, T]; steps t >= lengths[b] are padding, never read.
+        backend: "reference", "cpu", "cuda" or "triton"; None: `use_backend`, VSSN_BACKEND, else the fastest.
+
+    Returns:
+        z, mu, logvar: each [T, B, Z] in the dtype of context, zeros at padding.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came; or a backend that is not there.
+        RuntimeError: double backward on a backend other than "reference".
+    """
+    arguments.require_tensors(
+        _OP, context=context, z0=z0, eps=eps, weight_z=weight_z, weight_out=weight_out, bias_out=bias_out
+    )
+    if lengths is not None:
+        arguments.require_tensors(_OP, lengths=lengths)
+    parts: tuple[Tensor | None, ...] = (None, None, None, None)
+    if prior is not None:
+        if not isinstance(prior, tuple) or len(prior) != 4:
+            raise TypeError(f"{_OP}: prior must be a vssn_kernels.PriorMean or None, got {type(prior).__name__}")
+        parts = tuple(prior)
+        arguments.require_tensors(_OP, **{f"prior.{name}": t for name, t in zip(PriorMean._fields, parts, strict=True)})
+    dtype = registration.autocast_dtype(context.device, context.dtype)
+    if dtype != context.dtype or torch.is_autocast_enabled(context.device.type):
+        tensors = (context, eps, weight_z, weight_out, bias_out, *parts)
+        context, eps, weight_z, weight_out, bias_out, *parts = registration.cast(tensors, dtype)
+        z0 = registration.cast_state(z0, dtype)
+    chosen = choose(_OP, backend, context.device, context.dtype)
+    z, mu, logvar, _, _ = torch.ops.vssn.posterior_sequence(
+        context, z0, eps, weight_z, weight_out, bias_out, *parts, lengths, activation, min_logvar, False, chosen
+    )
+    return z, mu, logvar
+
+
+def _check(context, z0, eps, weight_z, weight_out, bias_out, *rest):
+    *prior, lengths, activation, min_logvar, _, _ = rest
+    arguments.check_posterior(
+        _OP, context, z0, eps, weight_z, weight_out, bias_out, tuple(prior), lengths, activation, min_logvar
+    )
+
+
+def _kernel(*args):
+    _check(*args)
+    context, lengths, need_backward, backend = args[0], args[10], args[13], args[14]
+    arguments.check_lengths(_OP, lengths, context.shape[0])
+    return implementation(backend, "posterior_forward")(*args[:13], need_backward)
+
+
+def _fake(*args):
+    _check(*args)
+    context, z0, prior_context, need_backward = args[0], args[1], args[6], args[13]
+    steps, batch, hidden = context.shape
+    z, mu, logvar = (context.new_empty(steps, batch, z0.shape[1]) for _ in range(3))
+    saved = context.new_empty(context.shape) if need_backward else context.new_empty(0)
+    prior_saved = (
+        context.new_empty(context.shape) if need_backward and prior_context is not None else context.new_empty(0)
+    )
+    return z, mu, logvar, saved, prior_saved
+
+
+def _backward_kernel(*args):
+    *rest, backend = args
+    return registration.present(implementation(backend, "posterior_backward")(*rest), args[3])
+
+
+def _backward_fake(
+    grad_z,
+    grad_mu,
+    grad_logvar,
+    z,
+    logvar,
+    hidden,
+    prior_hidden,
+    z0,
+    eps,
+    weight_z,
+    weight_out,
+    prior_weight_z,
+    prior_weight_mu,
+    lengths,
+    activation,
+    min_logvar,
+    needs,
+    backend,
+):
+    bias_out = weight_out.new_empty(weight_out.shape[0])
+    bias_mu = None if prior_weight_mu is None else prior_weight_mu.new_empty(prior_weight_mu.shape[0])
+    inputs = (hidden, z0, eps, weight_z, weight_out, bias_out, prior_hidden, prior_weight_z, prior_weight_mu, bias_mu)
+    return registration.empty_gradients(inputs, needs, z)
+
+
+registration.define(
+    f"{_OP}(Tensor context, Tensor z0, Tensor eps, Tensor weight_z, Tensor weight_out, Tensor bias_out, "
+    "Tensor? prior_context, Tensor? prior_weight_z, Tensor? prior_weight_mu, Tensor? prior_bias_mu, "
+    "Tensor? lengths, str activation, float min_logvar, bool need_backward, str backend) -> "
+    "(Tensor z, Tensor mu, Tensor logvar, Tensor hidden, Tensor prior_hidden)",
+    _kernel,
+    _fake,
+)
+registration.define(
+    f"{_OP}_backward(Tensor? grad_z, Tensor? grad_mu, Tensor? grad_logvar, Tensor z, Tensor logvar, Tensor hidden, "
+    "Tensor prior_hidden, Tensor z0, Tensor eps, Tensor weight_z, Tensor weight_out, Tensor? prior_weight_z, "
+    "Tensor? prior_weight_mu, Tensor? lengths, str activation, float min_logvar, bool[] needs, str backend) -> "
+    "(Tensor grad_context, Tensor grad_z0, Tensor grad_eps, Tensor grad_weight_z, Tensor grad_weight_out, "
+    "Tensor grad_bias_out, Tensor grad_prior_context, Tensor grad_prior_weight_z, Tensor grad_prior_weight_mu, "
+    "Tensor grad_prior_bias_mu)",
+    _backward_kernel,
+    _backward_fake,
+)
+_forward = registration.below_autograd(_OP)
+
+
+class _PosteriorSequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *args):
+        inputs, (lengths, activation, min_logvar, _, backend) = args[:_DIFFERENTIABLE], args[_DIFFERENTIABLE:]
+        z, mu, logvar, hidden, prior_hidden = _forward(*inputs, lengths, activation, min_logvar, True, backend)
+        _, z0, eps, weight_z, weight_out, _, _, prior_weight_z, prior_weight_mu, _ = inputs
+        saved = (z, logvar, hidden, prior_hidden, z0, eps, weight_z, weight_out, prior_weight_z, prior_weight_mu)
+        # What a second derivative would need is 2M a step more: only the reference keeps it.
+        again = inputs if backend == "reference" else ()
+        ctx.save_for_backward(*saved, lengths, *again)
+        ctx.activation, ctx.min_logvar, ctx.backend = activation, min_logvar, backend
+        ctx.mark_non_differentiable(hidden, prior_hidden)
+        ctx.set_materialize_grads(False)
+        return z, mu, logvar, hidden, prior_hidden
+
+    @staticmethod
+    def backward(ctx, grad_z, grad_mu, grad_logvar, *_):
+        *saved, lengths = ctx.saved_tensors[:11]
+        needs = list(ctx.needs_input_grad[:_DIFFERENTIABLE])
+        if torch.is_grad_enabled():
+            registration.require_double_backward(_OP, ctx.backend)
+            inputs = ctx.saved_tensors[11:]
+
+            def plain(*inputs):
+                return reference.posterior_sequence(
+                    *inputs[:6],
+                    activation=ctx.activation,
+                    min_logvar=ctx.min_logvar,
+                    prior=None if inputs[6] is None else inputs[6:],
+                    lengths=lengths,
+                )
+
+            grads = registration.differentiate_again(plain, inputs, (grad_z, grad_mu, grad_logvar), needs)
+        else:
+            grads = registration.asked(
+                torch.ops.vssn.posterior_sequence_backward(
+                    grad_z, grad_mu, grad_logvar, *saved, lengths, ctx.activation, ctx.min_logvar, needs, ctx.backend
+                ),
+                needs,
+            )
+        return *grads, None, None, None, None, None
+
+
+registration.define_autograd(_OP, _PosteriorSequence)
+registration.define_not_differentiable(f"{_OP}_backward", _OP)

@@ -1,0 +1,154 @@
+"""How an op and its backward are registered with torch.library: the schema, one kernel for every device (it looks
+the backend up in the table), the fake, and the autograd formula.
+
+`Library.define` and `Library.impl` are used rather than `torch.library.custom_op`: a call costs a third.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "vssn"
+_library = torch.library.Library(NAMESPACE, "DEF")
+
+
+def define(schema: str, kernel: Callable, fake: Callable) -> None:
+    """Registers `vssn::<schema>` with its kernel for every device and its fake."""
+    name = schema.split("(", 1)[0]
+    _library.define(schema)
+    _library.impl(name, _without_autocast(kernel), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+
+
+def define_autograd(name: str, function: type[torch.autograd.Function]) -> None:
+    """Gives the op its autograd formula. `function.forward` calls the op through `below_autograd`."""
+    plain_call = below_autograd(name)
+
+    def autograd_kernel(*args):
+        if torch.is_grad_enabled() and _any_requires_grad(args):
+            return function.apply(*args)
+        return plain_call(*args)
+
+    _library.impl(name, autograd_kernel, "Autograd")
+
+
+def define_not_differentiable(name: str, public: str) -> None:
+    """Gives a backward op an autograd kernel that raises: without one its gradients would be silently wrong."""
+    plain_call = below_autograd(name)
+
+    def autograd_kernel(*args):
+        if torch.is_grad_enabled() and _any_requires_grad(args):
+            raise RuntimeError(f"{name} is not differentiable; {double_backward_hint(public)}")
+        return plain_call(*args)
+
+    _library.impl(name, autograd_kernel, "Autograd")
+
+
+def below_autograd(name: str) -> Callable:
+    """The op as a function that skips the autograd kernel."""
+    op = getattr(getattr(torch.ops, NAMESPACE), name).default
+
+    def call(*args):
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    return call
+
+
+def double_backward_hint(op: str) -> str:
+    return f"for a second derivative of {op}, call it with backend='reference'"
+
+
+def require_double_backward(op: str, backend: str) -> None:
+    """Raises RuntimeError for a backend that does not keep what a second derivative needs."""
+    if backend != "reference":
+        raise RuntimeError(f"{op}: backend {backend!r} has no double backward; {double_backward_hint(op)}")
+
+
+def differentiate_again(
+    plain: Callable[..., tuple[Tensor, ...]],
+    inputs: Sequence[Tensor | None],
+    grad_outputs: Sequence[Tensor | None],
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """The gradients as a differentiable function of inputs and grad_outputs: backward with create_graph=True.
+
+    Args:
+        plain: the plain reference as a function of `inputs` alone.
+    """
+    with torch.enable_grad():
+        # Aliases, so that the derivative by one input does not run through another one that depends on it.
+        aliases = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
+        outputs = plain(*aliases)
+        used = [
+            (out, grad) for out, grad in zip(outputs, grad_outputs, strict=True) if grad is not None and out.requires_grad
+        ]
+        wanted = [alias for alias, need in zip(aliases, needs, strict=True) if need and alias is not None]
+        grads = iter(
+            torch.autograd.grad(
+                [out for out, _ in used],
+                wanted,
+                [grad for _, grad in used],
+                create_graph=True,
+                materialize_grads=True,
+            )
+            if used
+            else [torch.zeros_like(alias) for alias in wanted]
+        )
+    return tuple(
+        next(grads) if need and alias is not None else None for alias, need in zip(aliases, needs, strict=True)
+    )
+
+
+def present(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
+    """An op cannot return None: an empty tensor stands for a gradient that was not asked for."""
+    return tuple(like.new_empty(0) if tensor is None else tensor for tensor in tensors)
+
+
+def asked(tensors: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """The inverse of `present`."""
+    return tuple(tensor if need else None for tensor, need in zip(tensors, needs, strict=True))
+
+
+def empty_gradients(inputs: Sequence[Tensor | None], needs: Sequence[bool], like: Tensor) -> tuple[Tensor, ...]:
+    """The fake of a backward op: contiguous tensors of the inputs' shapes where asked."""
+    return tuple(
+        tensor.new_empty(tensor.shape) if need and tensor is not None else like.new_empty(0)
+        for tensor, need in zip(inputs, needs, strict=True)
+    )
+
+
+def autocast_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The dtype that autocast, where it is on, gives a matrix op's inputs: float32 on the CPU."""
+    if device.type == "meta" or dtype == torch.float64 or not torch.is_autocast_enabled(device.type):
+        return dtype
+    return torch.float32 if device.type == "cpu" else torch.get_autocast_dtype(device.type)
+
+
+def cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    return [tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors]
+
+
+def cast_state(state: Tensor, dtype: torch.dtype) -> Tensor:
+    """A state stays float32 beside half-precision inputs."""
+    return state if state.dtype in (torch.float32, torch.float64) else state.to(dtype)
+
+
+def _any_requires_grad(args: Sequence[object]) -> bool:
+    return any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+
+
+def _without_autocast(kernel: Callable) -> Callable:
+    """Inputs are cast before the op; inside it autocast must not cast the backend's own products again."""
+
+    def run(*args):
+        device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return kernel(*args)
+        return kernel(*args)
+
+    return run

@@ -1,0 +1,101 @@
+"""Diagonal Gaussians: the reparameterised sample and the KL divergence, with their gradients.
+
+    z  = mu + exp(logvar / 2) eps
+    kl = 1/2 sum_Z [lp - lq + exp(lq - lp) + (mu - mp)^2 exp(-lp) - 1]      (prior mp, lp; none: N(0, I))
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vssn_kernels.reference.sequence import compute_dtype
+
+
+def gaussian_rsample_kl(
+    mu: Tensor,  # [..., Z]
+    logvar: Tensor,  # [..., Z]
+    eps: Tensor,  # [..., Z]
+    prior_mu: Tensor | None = None,  # [..., Z]
+    prior_logvar: Tensor | None = None,  # [..., Z]
+) -> tuple[Tensor, Tensor]:
+    """The plain function, differentiable any number of times: (z [..., Z], kl [...])."""
+    dtype = compute_dtype(mu.dtype)
+    z = mu.to(dtype) + torch.exp(logvar.to(dtype) / 2) * eps.to(dtype)
+    return z.to(mu.dtype), gaussian_kl(mu, logvar, prior_mu, prior_logvar)
+
+
+def gaussian_kl(
+    mu: Tensor, logvar: Tensor, prior_mu: Tensor | None = None, prior_logvar: Tensor | None = None
+) -> Tensor:
+    """The plain function: kl [...]."""
+    dtype = compute_dtype(mu.dtype)
+    mu_, logvar_ = mu.to(dtype), logvar.to(dtype)
+    if prior_mu is None or prior_logvar is None:
+        terms = torch.exp(logvar_) - logvar_ + mu_ * mu_ - 1
+    else:
+        difference = logvar_ - prior_logvar.to(dtype)
+        shift = mu_ - prior_mu.to(dtype)
+        terms = torch.exp(difference) - difference + shift * shift * torch.exp(-prior_logvar.to(dtype)) - 1
+    return (terms.sum(-1) / 2).to(mu.dtype)
+
+
+gaussian_rsample_kl_forward = gaussian_rsample_kl
+gaussian_kl_forward = gaussian_kl
+
+
+def gaussian_rsample_kl_backward(
+    grad_z: Tensor | None,  # [..., Z]
+    grad_kl: Tensor | None,  # [...]
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    needs: list[bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of (mu, logvar, eps, prior_mu, prior_logvar), None where not needed.
+
+    grad_mu += grad_z,  grad_logvar += grad_z eps exp(logvar / 2) / 2,  grad_eps = grad_z exp(logvar / 2)
+    """
+    dtype = compute_dtype(mu.dtype)
+    sigma = torch.exp(logvar.to(dtype) / 2)
+    dz = torch.zeros_like(sigma) if grad_z is None else grad_z.to(dtype)
+    kl_mu, kl_logvar, kl_prior_mu, kl_prior_logvar = _kl_gradients(grad_kl, mu, logvar, prior_mu, prior_logvar)
+    grads = (
+        dz + kl_mu,
+        dz * eps.to(dtype) * sigma / 2 + kl_logvar,
+        dz * sigma,
+        kl_prior_mu,
+        kl_prior_logvar,
+    )
+    return tuple(grad.to(mu.dtype) if need else None for grad, need in zip(grads, needs, strict=True))
+
+
+def gaussian_kl_backward(
+    grad_kl: Tensor | None,  # [...]
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    needs: list[bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of (mu, logvar, prior_mu, prior_logvar), None where not needed."""
+    grads = _kl_gradients(grad_kl, mu, logvar, prior_mu, prior_logvar)
+    return tuple(grad.to(mu.dtype) if need else None for grad, need in zip(grads, needs, strict=True))
+
+
+def _kl_gradients(
+    grad_kl: Tensor | None, mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """d kl / d mu = (mu - mp) exp(-lp) = -d kl / d mp;  d kl / d lq = (exp(lq - lp) - 1) / 2;
+    d kl / d lp = (1 - exp(lq - lp) - (mu - mp)^2 exp(-lp)) / 2"""
+    dtype = compute_dtype(mu.dtype)
+    mu, logvar = mu.to(dtype), logvar.to(dtype)
+    prior_mu = torch.zeros_like(mu) if prior_mu is None else prior_mu.to(dtype)
+    prior_logvar = torch.zeros_like(mu) if prior_logvar is None else prior_logvar.to(dtype)
+    weight = torch.zeros_like(mu[..., :1]) if grad_kl is None else grad_kl.to(dtype)[..., None]
+    shift = mu - prior_mu
+    scaled = shift * torch.exp(-prior_logvar)
+    excess = torch.exp(logvar - prior_logvar) - 1
+    return weight * scaled, weight * excess / 2, -weight * scaled, weight * (-excess - shift * scaled) / 2
