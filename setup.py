@@ -16,7 +16,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 CPU = Path("csrc/cpu")
-KERNELS = ("gru", "gaussian", "table")
+KERNELS = ("gru", "posterior", "gaussian", "table")
 COMMON = ("bindings", "dispatch", "rows", "threads")
 FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",
          "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi", "-g0"]  # fmt: skip

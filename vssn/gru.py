@@ -92,7 +92,9 @@ class GRU(nn.Module):
         if not isinstance(input, Tensor):
             raise TypeError(f"input must be a torch.Tensor or PackedSequence, got {type(input).__name__}")
         if input.dim() not in (2, 3) or input.shape[-1] != self.input_size:
-            raise ValueError(f"input must be [T, B, {self.input_size}] or [T, {self.input_size}], got {list(input.shape)}")
+            raise ValueError(
+                f"input must be [T, B, {self.input_size}] or [T, {self.input_size}], got {list(input.shape)}"
+            )
         if input.dim() == 2:
             if lengths is not None:
                 raise ValueError("lengths must be None for an unbatched input [T, X]")
@@ -121,7 +123,9 @@ class GRU(nn.Module):
         if hx is None:
             hx = x.new_zeros(expected)
         elif tuple(hx.shape) != expected:
-            raise ValueError(f"hx must have shape [num_layers * directions, B, H] = {list(expected)}, got {list(hx.shape)}")
+            raise ValueError(
+                f"hx must have shape [num_layers * directions, B, H] = {list(expected)}, got {list(hx.shape)}"
+            )
         last_states = []
         for layer in range(self.num_layers):
             outputs = []

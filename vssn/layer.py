@@ -1,10 +1,10 @@
 """VSSNLayer: the recurrences of the model as a layer that stands where nn.GRU does.
 
-    w_t ~ q(w_t | x_t, u_t)                    one batch for all t
-    d_t = GRU(d_{t-1}, [u_t, w_t])             forward in time
-    a_t = GRU(a_{t+1}, [d_t, x_t])             backward in time, a_{T+1} = 0
-    z_t ~ q(z_t | z_{t-1}, a_t)                serial through the sample
-    p(z_t | z_{t-1}, d_t)                      for all t after the loop
+w_t ~ q(w_t | x_t, u_t)                    one batch for all t
+d_t = GRU(d_{t-1}, [u_t, w_t])             forward in time
+a_t = GRU(a_{t+1}, [d_t, x_t])             backward in time, a_{T+1} = 0
+z_t ~ q(z_t | z_{t-1}, a_t)                serial through the sample
+p(z_t | z_{t-1}, d_t)                      for all t after the loop
 """
 
 from __future__ import annotations
@@ -130,7 +130,9 @@ class VSSNLayer(nn.Module):
         if hidden_size == 0 and noise_size > 0:
             raise ValueError(f"noise_size must be 0 with hidden_size=0 (w acts through d), got {noise_size}")
         if hidden_size == 0 and (mlp_size is None or (backward_size is None and latent_size)):
-            raise ValueError("mlp_size and backward_size must be given with hidden_size=0: their default is hidden_size")
+            raise ValueError(
+                "mlp_size and backward_size must be given with hidden_size=0: their default is hidden_size"
+            )
         if hidden_size == 0 and universal == "gaussian":
             raise ValueError("universal must be 'point' with hidden_size=0: there is no duration GRU")
         if not (isinstance(prior_std, int | float) and math.isfinite(prior_std) and prior_std > 0):
@@ -203,7 +205,7 @@ class VSSNLayer(nn.Module):
 
     def duration_weight(self) -> Tensor:
         """weight_hh of the duration GRU: its mean, or while training with universal="gaussian" one draw."""
-        weight = self.duration.weight_hh
+        weight: Tensor = self.duration.weight_hh
         if self.universal == "gaussian" and self.training:
             weight = weight + torch.exp(self.weight_hh_logvar / 2) * torch.randn_like(weight)
         return weight
@@ -392,5 +394,4 @@ def check_sequences(
         if u is None:
             raise ValueError(f"u is missing: this model has an external control of size {control_size}")
         require_shape("u", u, letters.replace("X", "U"), (*x.shape[:2], control_size))
-        assert isinstance(u, Tensor)
-    return swap(x, batch_first), swap(u, batch_first)
+    return swap(x, batch_first), swap(u, batch_first) if isinstance(u, Tensor) else None

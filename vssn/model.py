@@ -1,7 +1,7 @@
 """VSSN: the whole model, with its embeddings, emission density and objectives.
 
-    elbo:   F = sum_t R_t - KL_w,t - KL_z,t              R_t = log p(x_t | z_t, d_t)
-    paper:  L = sum_t R_t - KL_w,t / 2 - KL_z,t / 2      a training objective, not a lower bound
+elbo:   F = sum_t R_t - KL_w,t - KL_z,t              R_t = log p(x_t | z_t, d_t)
+paper:  L = sum_t R_t - KL_w,t / 2 - KL_z,t / 2      a training objective, not a lower bound
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ class VSSN(nn.Module):
             min_logvar=min_logvar,
             learn_initial_state=learn_initial_state,
             noise_smoothing=noise_smoothing,
+            batch_first=batch_first,
         )
-        # Every function of the layer is time-major here; batch_first is undone at the model's own door.
         self.encoder = encoder
         if encoder is None and embed_size is not None:
             self.encoder = Embedding(self.frame_size, embed_size, activation)
@@ -179,7 +179,7 @@ class VSSN(nn.Module):
             if state is None
             else self.layer.check_state(state, batch, self.frame_size)
         )
-        noise = self.layer.draw_noise(x) if noise is None else self._check_noise(noise, x)
+        noise = self.layer.draw_noise(x) if noise is None else self.layer.check_noise(noise, x)
         frames = with_first(start.x_last, self._frames(x, observed))  # [1+T, B, F]
         embedded = self._encode(frames)  # once: e_u(x_{t-1}) is e_x one step before
         controls = self.layer.select_controls(embedded[:-1], self._encode_control(u))
@@ -190,8 +190,8 @@ class VSSN(nn.Module):
         elbo = (reconstruction - result.kl_z - result.kl_w).sum(0)
         loss = self._loss(reconstruction, result.kl_z, result.kl_w, kl_weight, valid)
         next_state = State(result.d_last, result.z_last, last_valid(frames[1:], start.x_last, lengths))
-        per_frame = (swap(part, self.batch_first) for part in (reconstruction, result.kl_z, result.kl_w))
-        return VSSNOutput(loss, elbo, *per_frame, next_state)
+        per_frame = [swap(part, self.batch_first) for part in (reconstruction, result.kl_z, result.kl_w)]
+        return VSSNOutput(loss, elbo, per_frame[0], per_frame[1], per_frame[2], next_state)
 
     def _prepare(
         self, x: Tensor, u: Tensor | None, lengths: Tensor | None, mask: Tensor | None
@@ -208,17 +208,14 @@ class VSSN(nn.Module):
             mask = swap(mask, self.batch_first)
             if tuple(mask.shape) not in (tuple(x.shape[:2]), tuple(x.shape)):
                 letters = "[B, T] or [B, T, X]" if self.batch_first else "[T, B] or [T, B, X]"
-                raise ValueError(f"mask must have shape {letters} as x has, got {list(swap(mask, self.batch_first).shape)}")
+                raise ValueError(
+                    f"mask must have shape {letters} as x has, got {list(swap(mask, self.batch_first).shape)}"
+                )
             observed = (mask if mask.dim() == 3 else mask[..., None]).expand_as(x)
             x = torch.where(observed, x, x.new_zeros(()))
         if u is not None:
             u = zero_padding(u, valid)
         return zero_padding(x, valid), u, observed, valid
-
-    def _check_noise(self, noise: tuple[Tensor, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.batch_first and isinstance(noise, tuple | list):
-            noise = tuple(swap(eps, True) if isinstance(eps, Tensor) and eps.dim() == 3 else eps for eps in noise)
-        return self.layer.check_noise(noise, x)
 
     def _frames(self, x: Tensor, observed: Tensor | None) -> Tensor:
         """What the networks see: x [T, B, X], with masked the mask beside it [T, B, 2X]."""
@@ -289,9 +286,7 @@ class VSSN(nn.Module):
         like = self.layer.d_0 if state is None else state[0]
         batch = batch_size if state is None else like.shape[0]
         frame = like.new_zeros(steps, batch, self.x_size)
-        _, u = check_sequences(
-            swap(frame, self.batch_first), u, self.x_size, self.control_size, self.batch_first
-        )
+        _, u = check_sequences(swap(frame, self.batch_first), u, self.x_size, self.control_size, self.batch_first)
         current = (
             self.layer.initial_state(batch, frame, self.frame_size)
             if state is None
@@ -309,8 +304,8 @@ class VSSN(nn.Module):
             current = State(d, z, self._frames(x, None)[0])
             xs.append(x)
             means.append(mean)
-        stacked = (torch.cat(part) if part else frame for part in (xs, means))
-        return Generation(*(swap(part, self.batch_first) for part in stacked), current)
+        stacked = [swap(torch.cat(part) if part else frame, self.batch_first) for part in (xs, means)]
+        return Generation(stacked[0], stacked[1], current)
 
     @torch.no_grad()
     def forecast(

@@ -34,7 +34,7 @@ class SplitLinear(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Inputs [..., in_sizes[i]] to [..., out]; an input of size 0 adds nothing."""
         leading = inputs[0].shape[:-1]
-        result = self.bias
+        result: Tensor = self.bias
         for x, weight in zip(inputs, self.weight.split(self.in_sizes, 1), strict=True):
             if weight.shape[1]:
                 result = torch.addmm(result, x.reshape(-1, weight.shape[1]), weight.T)
@@ -119,6 +119,8 @@ class LatentNetwork(nn.Module):
 
     def forward(self, z_previous: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor]:
         """z_{t-1} [T, B, Z] for every t at once, contexts [T, B, M] to mu, logvar [T, B, Z]."""
-        rows = torch.addmm(contexts.reshape(-1, contexts.shape[-1]), z_previous.reshape(-1, z_previous.shape[-1]), self.weight_z.T)
+        rows = torch.addmm(
+            contexts.reshape(-1, contexts.shape[-1]), z_previous.reshape(-1, z_previous.shape[-1]), self.weight_z.T
+        )
         mu, raw = self.out(activate(rows, self.activation)).view(*z_previous.shape[:-1], -1).chunk(2, -1)
         return mu, floor_logvar(raw, self.min_logvar)

@@ -27,6 +27,6 @@ def activation_slope(x: Tensor, activation: str) -> Tensor:
     if activation == "relu":
         return (x > 0).to(x.dtype)
     if activation == "leaky_relu":
-        return torch.where(x > 0, 1.0, LEAKY_SLOPE).to(x.dtype)
+        return torch.where(x > 0, torch.ones_like(x), torch.full_like(x, LEAKY_SLOPE))
     sigmoid = torch.sigmoid(x)
     return sigmoid * (1 + x * (1 - sigmoid))

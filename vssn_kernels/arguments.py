@@ -88,12 +88,10 @@ def check_lengths(op: str, lengths: Tensor | None, steps: int) -> None:
         raise ValueError(f"{op}: lengths must lie in [0, T] = [0, {steps}], got {wrong}")
 
 
-def check_gru(
-    op: str, gates_x: Tensor, h0: Tensor, weight_hh: Tensor, bias_hh: Tensor, lengths: Tensor | None
-) -> None:
+def check_gru(op: str, gates_x: Tensor, h0: Tensor, weight_hh: Tensor, bias_hh: Tensor, lengths: Tensor | None) -> None:
     if gates_x.dim() != 3:
         raise ValueError(f"{op}: gates_x must have shape [T, B, 3H], got {shape_text(gates_x.shape)}")
-    steps, batch, width = gates_x.shape
+    _, batch, width = gates_x.shape
     if width % 3 != 0 or width == 0:
         raise ValueError(f"{op}: gates_x must have a last size 3H, H >= 1, got {shape_text(gates_x.shape)}")
     hidden = width // 3

@@ -1,9 +1,14 @@
 // vssn_kernels._cpu: the kernels for Python.
 //
-// Each function takes whether the tensors are float64, then integers in the order in which the body below reads
+// Each function takes whether the tensors are float64, then numbers in the order in which the body below reads
 // them: sizes, addresses (0: no tensor) and strides in elements. vssn_kernels/backends/cpu.py, the only caller, has
 // checked and allocated everything. The GIL is released while a kernel runs.
 #include <pybind11/pybind11.h>
+
+#include <stdlib.h>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 #include <stdexcept>
 #include <string>
@@ -16,14 +21,18 @@ namespace vssn {
 
 namespace {
 
-// Reads the integers one after another, and notices when caller and callee disagree on how many there are.
+// Reads the numbers one after another, and notices when caller and callee disagree on how many there are.
 class Arguments {
   public:
     explicit Arguments(const py::args& values) : values_(values) {}
 
     int64_t size() {
-        if (next_ >= values_.size()) throw std::logic_error("vssn_kernels._cpu: too few arguments");
-        const int64_t value = PyLong_AsLongLong(PyTuple_GET_ITEM(values_.ptr(), next_++));
+        const int64_t value = PyLong_AsLongLong(next());
+        if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+        return value;
+    }
+    double real() {
+        const double value = PyFloat_AsDouble(next());
         if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
         return value;
     }
@@ -49,6 +58,11 @@ class Arguments {
     }
 
   private:
+    PyObject* next() {
+        if (next_ >= values_.size()) throw std::logic_error("vssn_kernels._cpu: too few arguments");
+        return PyTuple_GET_ITEM(values_.ptr(), next_++);
+    }
+
     const py::args& values_;
     size_t next_ = 0;
 };
@@ -148,6 +162,67 @@ void gru_backward(Arguments in) {
 }
 
 template <class T>
+void posterior_forward(Arguments in) {
+    PosteriorForward<T> k;
+    k.threads = in.threads();
+    k.steps = in.size();
+    k.B = in.size();
+    k.M = in.size();
+    k.Z = in.size();
+    k.activation = static_cast<Activation>(in.size());
+    k.min_logvar = static_cast<T>(in.real());
+    k.lengths = in.pointer<const int64_t>();
+    k.context = in.steps<T>();
+    k.eps = in.steps<T>();
+    k.z0 = in.rows<T>();
+    k.weight_z = in.rows<T>();
+    k.weight_out = in.rows<T>();
+    k.bias_out = in.pointer<const T>();
+    k.prior_context = in.steps<T>();
+    k.prior_weight_z = in.rows<T>();
+    k.prior_weight_mu = in.rows<T>();
+    k.prior_bias_mu = in.pointer<const T>();
+    k.z = in.pointer<T>();
+    k.mu = in.pointer<T>();
+    k.logvar = in.pointer<T>();
+    k.hidden = in.pointer<T>();
+    k.prior_hidden = in.pointer<T>();
+    k.workspace = in.pointer<void>();
+    run(entries<T>().posterior_forward, k, in);
+}
+
+template <class T>
+void posterior_backward(Arguments in) {
+    PosteriorBackward<T> k;
+    k.threads = in.threads();
+    k.steps = in.size();
+    k.B = in.size();
+    k.M = in.size();
+    k.Z = in.size();
+    k.activation = static_cast<Activation>(in.size());
+    k.min_logvar = static_cast<T>(in.real());
+    k.lengths = in.pointer<const int64_t>();
+    k.grad_z = in.steps<T>();
+    k.grad_mu = in.steps<T>();
+    k.grad_logvar = in.steps<T>();
+    k.logvar = in.pointer<const T>();
+    k.hidden = in.pointer<const T>();
+    k.prior_hidden = in.pointer<const T>();
+    k.eps = in.steps<T>();
+    k.weight_z = in.rows<T>();
+    k.weight_out = in.rows<T>();
+    k.prior_weight_z = in.rows<T>();
+    k.prior_weight_mu = in.rows<T>();
+    k.grad_context = in.pointer<T>();
+    k.grad_prior_context = in.pointer<T>();
+    k.grad_out = in.pointer<T>();
+    k.grad_eps = in.pointer<T>();
+    k.grad_z0 = in.pointer<T>();
+    k.workspace = in.pointer<void>();
+    run(entries<T>().posterior_backward, k, in);
+}
+
+template <class T>
 void evaluate(Arguments in) {
     const auto function = static_cast<Function>(in.size());
     const T* x = in.pointer<const T>();
@@ -155,6 +230,17 @@ void evaluate(Arguments in) {
     const int64_t count = in.size();
     in.done();
     entries<T>().evaluate(function, x, y, count);
+}
+
+// Lets malloc keep up to `kept` bytes of freed memory, and take blocks below `largest` from it. glibc only.
+void keep_freed_memory(int kept, int largest) {
+#if defined(__GLIBC__)
+    mallopt(M_MMAP_THRESHOLD, largest);
+    mallopt(M_TRIM_THRESHOLD, kept);
+#else
+    static_cast<void>(kept);
+    static_cast<void>(largest);
+#endif
 }
 
 template <void (*single)(Arguments), void (*twice)(Arguments)>
@@ -173,7 +259,15 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("gru_workspace", [](bool float64, int64_t B, int64_t H, bool backward) {
         return (float64 ? kernels().f64.gru_workspace : kernels().f32.gru_workspace)(B, H, backward);
     });
+    define<posterior_forward<float>, posterior_forward<double>>(module, "posterior_forward");
+    define<posterior_backward<float>, posterior_backward<double>>(module, "posterior_backward");
+    module.def("posterior_workspace",
+               [](bool float64, int64_t B, int64_t M, int64_t Z, bool prior, bool backward) {
+                   return (float64 ? kernels().f64.posterior_workspace : kernels().f32.posterior_workspace)(
+                       B, M, Z, prior, backward);
+               });
     define<evaluate<float>, evaluate<double>>(module, "evaluate");
+    module.def("keep_freed_memory", keep_freed_memory);
     module.def("isa", [] { return kernels().isa; });
     module.attr("compiler") = "g++ " __VERSION__;
 }

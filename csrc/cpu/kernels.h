@@ -6,6 +6,8 @@
 
 #include <stdint.h>
 
+#include "../common/cell.h"
+
 namespace vssn {
 
 // [rows, width] with any distance between rows.
@@ -80,6 +82,47 @@ struct GruBackward {
     void* workspace;
 };
 
+// ---- posterior.cpp ---------------------------------------------------------------------------------------------
+
+template <class T>
+struct PosteriorForward {
+    int threads;
+    int64_t steps, B, M, Z;
+    Activation activation;
+    T min_logvar;
+    const int64_t* lengths;                // [B]
+    Steps<const T> context, eps;           // [T, B, M], [T, B, Z]
+    Rows<const T> z0;                      // [B, Z]
+    Rows<const T> weight_z, weight_out;    // [M, Z], [2Z, M]
+    const T* bias_out;                     // [2Z]
+    Steps<const T> prior_context;          // [T, B, M]; null: no prior mean
+    Rows<const T> prior_weight_z;          // [M, Z]
+    Rows<const T> prior_weight_mu;         // [Z, M]
+    const T* prior_bias_mu;                // [Z]
+    T *z, *mu, *logvar;                    // [T, B, Z]
+    T *hidden, *prior_hidden;              // [T, B, M] as cell.h's keeps_input says; null: not kept
+    void* workspace;
+};
+
+template <class T>
+struct PosteriorBackward {
+    int threads;
+    int64_t steps, B, M, Z;
+    Activation activation;
+    T min_logvar;
+    const int64_t* lengths;
+    Steps<const T> grad_z, grad_mu, grad_logvar;  // [T, B, Z]
+    const T* logvar;                              // [T, B, Z]
+    const T *hidden, *prior_hidden;               // [T, B, M]
+    Steps<const T> eps;                           // [T, B, Z]
+    Rows<const T> weight_z, weight_out, prior_weight_z, prior_weight_mu;
+    T *grad_context, *grad_prior_context;         // [T, B, M]
+    T* grad_out;                                  // [T, B, 2Z]: of the output layer (mu, raw)
+    T* grad_eps;                                  // [T, B, Z]
+    T* grad_z0;                                   // [B, Z]
+    void* workspace;
+};
+
 // ---- The table ---------------------------------------------------------------------------------------------------
 
 enum class Function : int { exp = 0, expm1 = 1, sigmoid = 2, tanh = 3, softplus = 4 };
@@ -91,6 +134,9 @@ struct Kernels {
     void (*gru_forward)(const GruForward<T>&);
     void (*gru_backward)(const GruBackward<T>&);
     int64_t (*gru_workspace)(int64_t B, int64_t H, bool backward);  // bytes
+    void (*posterior_forward)(const PosteriorForward<T>&);
+    void (*posterior_backward)(const PosteriorBackward<T>&);
+    int64_t (*posterior_workspace)(int64_t B, int64_t M, int64_t Z, bool prior, bool backward);  // bytes
     void (*evaluate)(Function function, const T* x, T* y, int64_t count);  // for the tests of math.h
 };
 

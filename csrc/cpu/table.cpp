@@ -29,7 +29,8 @@ void evaluate(Function function, const T* x, T* y, int64_t count) {
 
 template <class T>
 constexpr Kernels<T> entries() {
-    return {gaussian_forward, gaussian_backward, gru_forward, gru_backward, gru_workspace<T>, evaluate<T>};
+    return {gaussian_forward, gaussian_backward, gru_forward, gru_backward, gru_workspace<T>,
+            posterior_forward, posterior_backward, posterior_workspace<T>, evaluate<T>};
 }
 
 }  // namespace

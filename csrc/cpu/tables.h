@@ -15,5 +15,11 @@ void gru_backward(const GruBackward<float>&);
 void gru_backward(const GruBackward<double>&);
 template <class T>
 int64_t gru_workspace(int64_t B, int64_t H, bool backward);
+void posterior_forward(const PosteriorForward<float>&);
+void posterior_forward(const PosteriorForward<double>&);
+void posterior_backward(const PosteriorBackward<float>&);
+void posterior_backward(const PosteriorBackward<double>&);
+template <class T>
+int64_t posterior_workspace(int64_t B, int64_t M, int64_t Z, bool prior, bool backward);
 
 }  // namespace vssn::VSSN_ISA

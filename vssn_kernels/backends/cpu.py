@@ -7,7 +7,6 @@ are copied. Every function returns freshly allocated tensors, written in full.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 
 import torch  # before _cpu, so that the extension uses the OpenMP runtime that PyTorch has loaded
@@ -25,6 +24,12 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+# glibc gives freed memory back to the system at once, and fresh memory costs a page fault for every 4 KB at its first
+# touch: for small sequences more than the arithmetic. So freed memory stays with the process, for all of its tensors,
+# up to 512 MB; larger blocks than 32 MB are given back as before. Whoever sets malloc's own variables decides instead.
+if not any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")):
+    _cpu.keep_freed_memory(512 << 20, 32 << 20)
 
 
 def info() -> str:
@@ -71,24 +76,9 @@ def _step_arguments(steps: Tensor | None) -> tuple[int, int, int]:
     return (0, 0, 0) if steps is None else (steps.data_ptr(), steps.stride(0), steps.stride(1))
 
 
-class _Workspace(threading.local):
-    """The kernels' working memory, one buffer per Python thread, kept from call to call: fresh memory costs a page
-    fault for every 4 KB at first touch, which is more than the arithmetic of a small problem."""
-
-    LARGEST = 32 << 20  # bytes kept at most; a larger problem allocates its own
-
-    def __init__(self) -> None:
-        self.buffer = torch.empty(0, dtype=torch.uint8)
-
-    def take(self, size: int) -> Tensor:
-        if size > self.LARGEST:
-            return torch.empty(size, dtype=torch.uint8)
-        if self.buffer.numel() < size:
-            self.buffer = torch.empty(size, dtype=torch.uint8)
-        return self.buffer
-
-
-_workspace = _Workspace()
+def _workspace(size: int) -> Tensor:
+    """The kernels' working memory: packed weights and states."""
+    return torch.empty(size, dtype=torch.uint8)
 
 
 # ---- GRU ----------------------------------------------------------------------------------------------------------------
@@ -111,7 +101,7 @@ def gru_forward(
     gates = torch.empty((steps, batch, 4 * hidden) if need_backward else 0, dtype=h0.dtype)
     gates_x_, h0_, weight, bias = _steps(gates_x), _rows(h0), _rows(weight_hh), bias_hh.contiguous()
     float64 = _float64(h0)
-    workspace = _workspace.take(_cpu.gru_workspace(float64, batch, hidden, False))
+    workspace = _workspace(_cpu.gru_workspace(float64, batch, hidden, False))
     _cpu.gru_forward(
         float64,
         torch.get_num_threads(),
@@ -151,7 +141,7 @@ def gru_backward(
     grad_h0 = _like(h0, need_h0)
     grad_output_, grad_h_n_, h0_, weight = _steps(grad_output), _rows(grad_h_n), _rows(h0), _rows(weight_hh)
     float64 = _float64(output)
-    workspace = _workspace.take(_cpu.gru_workspace(float64, batch, hidden, True))
+    workspace = _workspace(_cpu.gru_workspace(float64, batch, hidden, True))
     _cpu.gru_backward(
         float64,
         torch.get_num_threads(),
@@ -190,12 +180,11 @@ def _sum_outer(
     lengths: Tensor | None,
     reverse: bool,
     out: Tensor,
-) -> None:
+) -> Tensor:
     """out = sum over steps of grads^T times the state before the step, as GEMMs over views."""
     steps, batch = grads.shape[:2]
     if steps == 0 or batch == 0:
-        out.zero_()
-        return
+        return out.zero_()
     if reverse and lengths is not None:
         # What the product below pairs with a row's first step is the zero padding behind it.
         rows = torch.arange(batch)
@@ -206,6 +195,170 @@ def _sum_outer(
     later, before = (grads[:-1], states[1:]) if reverse else (grads[1:], states[:-1])
     if steps > 1:
         out.addmm_(later.flatten(0, 1).t(), before.flatten(0, 1))
+    return out
+
+
+# ---- Posterior --------------------------------------------------------------------------------------------------------
+
+_ACTIVATIONS = {"tanh": 0, "relu": 1, "leaky_relu": 2, "silu": 3}  # csrc/common/cell.h
+
+
+def posterior_forward(
+    context: Tensor,
+    z0: Tensor,
+    eps: Tensor,
+    weight_z: Tensor,
+    weight_out: Tensor,
+    bias_out: Tensor,
+    prior_context: Tensor | None,
+    prior_weight_z: Tensor | None,
+    prior_weight_mu: Tensor | None,
+    prior_bias_mu: Tensor | None,
+    lengths: Tensor | None,
+    activation: str,
+    min_logvar: float,
+    need_backward: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(z, mu, logvar [T, B, Z], hidden, prior_hidden [T, B, M]: after the activation, for "silu" before it; empty
+    where not needed)"""
+    steps, batch, width = context.shape
+    latent = z0.shape[1]
+    prior = prior_context is not None
+    z, mu, logvar = (torch.empty((steps, batch, latent), dtype=z0.dtype) for _ in range(3))
+    hidden, prior_hidden = (
+        torch.empty((steps, batch, width) if keep else 0, dtype=z0.dtype)
+        for keep in (need_backward, need_backward and prior)
+    )
+    context_, eps_, prior_context_ = _steps(context), _steps(eps), _steps(prior_context)
+    z0_, weight_z_, weight_out_ = _rows(z0), _rows(weight_z), _rows(weight_out)
+    prior_weight_z_, prior_weight_mu_ = _rows(prior_weight_z), _rows(prior_weight_mu)
+    bias, prior_bias = bias_out.contiguous(), None if prior_bias_mu is None else prior_bias_mu.contiguous()
+    float64 = _float64(z0)
+    workspace = _workspace(_cpu.posterior_workspace(float64, batch, width, latent, prior, False))
+    _cpu.posterior_forward(
+        float64,
+        torch.get_num_threads(),
+        steps,
+        batch,
+        width,
+        latent,
+        _ACTIVATIONS[activation],
+        min_logvar,
+        _pointer(lengths),
+        *_step_arguments(context_),
+        *_step_arguments(eps_),
+        *_row_arguments(z0_),
+        *_row_arguments(weight_z_),
+        *_row_arguments(weight_out_),
+        bias.data_ptr(),
+        *_step_arguments(prior_context_),
+        *_row_arguments(prior_weight_z_),
+        *_row_arguments(prior_weight_mu_),
+        _pointer(prior_bias),
+        z.data_ptr(),
+        mu.data_ptr(),
+        logvar.data_ptr(),
+        hidden.data_ptr() if need_backward else 0,
+        prior_hidden.data_ptr() if need_backward and prior else 0,
+        workspace.data_ptr(),
+    )
+    return z, mu, logvar, hidden, prior_hidden
+
+
+def posterior_backward(
+    grad_z: Tensor | None,
+    grad_mu: Tensor | None,
+    grad_logvar: Tensor | None,
+    z: Tensor,
+    logvar: Tensor,
+    hidden: Tensor,
+    prior_hidden: Tensor,
+    z0: Tensor,
+    eps: Tensor,
+    weight_z: Tensor,
+    weight_out: Tensor,
+    prior_weight_z: Tensor | None,
+    prior_weight_mu: Tensor | None,
+    lengths: Tensor | None,
+    activation: str,
+    min_logvar: float,
+    needs: Sequence[bool],
+) -> Grads:
+    """Gradients of (context, z0, eps, weight_z, weight_out, bias_out, prior_context, prior_weight_z, prior_weight_mu,
+    prior_bias_mu)."""
+    steps, batch, latent = z.shape
+    width = hidden.shape[-1]
+    prior = prior_weight_z is not None
+    grad_context = torch.empty(hidden.shape, dtype=z.dtype)
+    grad_prior_context = torch.empty(hidden.shape, dtype=z.dtype) if prior else None
+    grad_out = torch.empty((steps, batch, 2 * latent), dtype=z.dtype)
+    grad_z0, grad_eps = _like(z0, needs[1]), _like(eps, needs[2])
+    grad_z_, grad_mu_, grad_logvar_, eps_ = _steps(grad_z), _steps(grad_mu), _steps(grad_logvar), _steps(eps)
+    weight_z_, weight_out_ = _rows(weight_z), _rows(weight_out)
+    prior_weight_z_, prior_weight_mu_ = _rows(prior_weight_z), _rows(prior_weight_mu)
+    float64 = _float64(z)
+    workspace = _workspace(_cpu.posterior_workspace(float64, batch, width, latent, prior, True))
+    _cpu.posterior_backward(
+        float64,
+        torch.get_num_threads(),
+        steps,
+        batch,
+        width,
+        latent,
+        _ACTIVATIONS[activation],
+        min_logvar,
+        _pointer(lengths),
+        *_step_arguments(grad_z_),
+        *_step_arguments(grad_mu_),
+        *_step_arguments(grad_logvar_),
+        logvar.data_ptr(),
+        hidden.data_ptr(),
+        prior_hidden.data_ptr() if prior else 0,
+        *_step_arguments(eps_),
+        *_row_arguments(weight_z_),
+        *_row_arguments(weight_out_),
+        *_row_arguments(prior_weight_z_),
+        *_row_arguments(prior_weight_mu_),
+        grad_context.data_ptr(),
+        _pointer(grad_prior_context),
+        grad_out.data_ptr(),
+        _pointer(grad_eps),
+        _pointer(grad_z0),
+        workspace.data_ptr(),
+    )
+    grad_weight_z = grad_weight_out = grad_bias = grad_prior_weight_z = grad_prior_weight_mu = grad_prior_bias = None
+    if needs[3]:
+        grad_weight_z = _sum_outer(grad_context, z, z0, None, False, _like(weight_z))
+    if needs[4]:
+        grad_weight_out = torch.mm(grad_out.flatten(0, 1).t(), _activated(hidden, activation))
+    if needs[5]:
+        grad_bias = grad_out.sum((0, 1))
+    if prior:
+        if needs[7]:
+            grad_prior_weight_z = _sum_outer(grad_prior_context, z, z0, None, False, _like(prior_weight_z))
+        if needs[8]:
+            grad_prior_mu = grad_out[..., :latent].flatten(0, 1)
+            grad_prior_weight_mu = torch.mm(grad_prior_mu.t(), _activated(prior_hidden, activation))
+        if needs[9]:
+            grad_prior_bias = grad_out[..., :latent].sum((0, 1))
+    return (
+        grad_context if needs[0] else None,
+        grad_z0,
+        grad_eps,
+        grad_weight_z,
+        grad_weight_out,
+        grad_bias,
+        grad_prior_context if needs[6] else None,
+        grad_prior_weight_z,
+        grad_prior_weight_mu,
+        grad_prior_bias,
+    )
+
+
+def _activated(hidden: Tensor, activation: str) -> Tensor:
+    """[T B, M] after the activation, from what forward kept."""
+    rows = hidden.flatten(0, 1)
+    return torch.nn.functional.silu(rows) if activation == "silu" else rows
 
 
 # ---- Gaussians --------------------------------------------------------------------------------------------------------

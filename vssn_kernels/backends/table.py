@@ -147,6 +147,8 @@ def info() -> str:
         lines.append(f"CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}")
     for name, status in backends().items():
         lines.append(f"backend {name}: {status}")
-        if status == "available" and hasattr(module := importlib.import_module(f"vssn_kernels.backends.{name}"), "info"):
+        if status == "available" and hasattr(
+            module := importlib.import_module(f"vssn_kernels.backends.{name}"), "info"
+        ):
             lines.append(f"    {module.info()}")
     return "\n".join(lines)

@@ -67,7 +67,7 @@ def _prepare(op: str, backend: str | None, *tensors: Tensor | None) -> tuple[lis
     mu = tensors[0]
     assert mu is not None
     if mu.device.type != "meta" and torch.is_autocast_enabled(mu.device.type):
-        tensors = tuple(registration.cast(tensors, torch.float32))
+        tensors = tuple(t if t is None else registration.cast(t, torch.float32) for t in tensors)
         mu = tensors[0]
         assert mu is not None
     return list(tensors), choose(op, backend, mu.device, mu.dtype)
@@ -152,9 +152,7 @@ class _GaussianRsampleKl(torch.autograd.Function):
     def backward(ctx, grad_z, grad_kl):
         inputs, needs = ctx.saved_tensors, list(ctx.needs_input_grad[:5])
         if torch.is_grad_enabled():
-            grads = registration.differentiate_again(
-                reference.gaussian_rsample_kl, inputs, (grad_z, grad_kl), needs
-            )
+            grads = registration.differentiate_again(reference.gaussian_rsample_kl, inputs, (grad_z, grad_kl), needs)
         else:
             op = torch.ops.vssn.gaussian_rsample_kl_backward
             grads = registration.asked(op(grad_z, grad_kl, *inputs, needs, ctx.backend), needs)

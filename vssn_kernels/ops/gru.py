@@ -51,7 +51,7 @@ def gru_sequence(
     arguments.require_flag(_OP, "reverse", reverse)
     dtype = registration.autocast_dtype(gates_x.device, gates_x.dtype)
     if dtype != gates_x.dtype or torch.is_autocast_enabled(gates_x.device.type):
-        gates_x, weight_hh, bias_hh = registration.cast((gates_x, weight_hh, bias_hh), dtype)
+        gates_x, weight_hh, bias_hh = (registration.cast(t, dtype) for t in (gates_x, weight_hh, bias_hh))
         h0 = registration.cast_state(h0, dtype)
     chosen = choose(_OP, backend, gates_x.device, gates_x.dtype)
     output, h_n, _ = torch.ops.vssn.gru_sequence(gates_x, h0, weight_hh, bias_hh, lengths, reverse, False, chosen)
@@ -67,7 +67,8 @@ def _kernel(gates_x, h0, weight_hh, bias_hh, lengths, reverse, need_backward, ba
 
 def _fake(gates_x, h0, weight_hh, bias_hh, lengths, reverse, need_backward, backend):
     arguments.check_gru(_OP, gates_x, h0, weight_hh, bias_hh, lengths)
-    steps, batch, hidden = *gates_x.shape[:2], weight_hh.shape[1]
+    steps, batch, _ = gates_x.shape
+    hidden = weight_hh.shape[1]
     gates = gates_x.new_empty(steps, batch, 4 * hidden) if need_backward else gates_x.new_empty(0)
     return gates_x.new_empty(steps, batch, hidden), h0.new_empty(batch, hidden), gates
 

@@ -78,8 +78,9 @@ def posterior_sequence(
         arguments.require_tensors(_OP, **{f"prior.{name}": t for name, t in zip(PriorMean._fields, parts, strict=True)})
     dtype = registration.autocast_dtype(context.device, context.dtype)
     if dtype != context.dtype or torch.is_autocast_enabled(context.device.type):
-        tensors = (context, eps, weight_z, weight_out, bias_out, *parts)
-        context, eps, weight_z, weight_out, bias_out, *parts = registration.cast(tensors, dtype)
+        tensors = (context, eps, weight_z, weight_out, bias_out)
+        context, eps, weight_z, weight_out, bias_out = (registration.cast(t, dtype) for t in tensors)
+        parts = tuple(part if part is None else registration.cast(part, dtype) for part in parts)
         z0 = registration.cast_state(z0, dtype)
     chosen = choose(_OP, backend, context.device, context.dtype)
     z, mu, logvar, _, _ = torch.ops.vssn.posterior_sequence(
@@ -105,7 +106,7 @@ def _kernel(*args):
 def _fake(*args):
     _check(*args)
     context, z0, prior_context, need_backward = args[0], args[1], args[6], args[13]
-    steps, batch, hidden = context.shape
+    steps, batch, _ = context.shape
     z, mu, logvar = (context.new_empty(steps, batch, z0.shape[1]) for _ in range(3))
     saved = context.new_empty(context.shape) if need_backward else context.new_empty(0)
     prior_saved = (

@@ -84,7 +84,9 @@ def differentiate_again(
         aliases = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
         outputs = plain(*aliases)
         used = [
-            (out, grad) for out, grad in zip(outputs, grad_outputs, strict=True) if grad is not None and out.requires_grad
+            (out, grad)
+            for out, grad in zip(outputs, grad_outputs, strict=True)
+            if grad is not None and out.requires_grad
         ]
         wanted = [alias for alias, need in zip(aliases, needs, strict=True) if need and alias is not None]
         grads = iter(
@@ -128,8 +130,9 @@ def autocast_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.get_autocast_dtype(device.type)
 
 
-def cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
-    return [tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors]
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """As autocast does it: float64 is left alone."""
+    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
 
 
 def cast_state(state: Tensor, dtype: torch.dtype) -> Tensor:

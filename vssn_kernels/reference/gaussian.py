@@ -1,7 +1,7 @@
 """Diagonal Gaussians: the reparameterised sample and the KL divergence, with their gradients.
 
-    z  = mu + exp(logvar / 2) eps
-    kl = 1/2 sum_Z [lp - lq + exp(lq - lp) + (mu - mp)^2 exp(-lp) - 1]      (prior mp, lp; none: N(0, I))
+z  = mu + exp(logvar / 2) eps
+kl = 1/2 sum_Z [lp - lq + exp(lq - lp) + (mu - mp)^2 exp(-lp) - 1]      (prior mp, lp; none: N(0, I))
 """
 
 from __future__ import annotations

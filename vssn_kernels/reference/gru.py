@@ -1,8 +1,8 @@
 """GRU recurrence over given input gates, in plain PyTorch and with the backward written by hand.
 
-    r, z = sigmoid(gates_x[r, z] + W_h[r, z] h + b[r, z])
-    n    = tanh(gates_x[n] + r * (W_hn h + b_n))
-    h'   = (1 - z) n + z h                                    (the equations of torch.nn.GRU)
+r, z = sigmoid(gates_x[r, z] + W_h[r, z] h + b[r, z])
+n    = tanh(gates_x[n] + r * (W_hn h + b_n))
+h'   = (1 - z) n + z h                                    (the equations of torch.nn.GRU)
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def gru_backward(
         dh    <- dh z + [grad_r, grad_z, r grad_n] W_hh
     """
     dtype = compute_dtype(output.dtype)
-    steps, batch, hidden = output.shape
+    steps, _, hidden = output.shape
     valid = valid_steps(lengths, steps)
     gates = zero_padding(gates.to(dtype), valid)
     previous = _previous_states(output, h0, lengths, reverse)  # [T, B, H]

@@ -1,10 +1,10 @@
 """The sampled chain of Gaussian latents, in plain PyTorch and with the backward written by hand.
 
-    hidden    = act(context_t + W_z z_{t-1})
-    (mu, raw) = W_out hidden + b_out
-    mu       += W_mu act(prior.context_t + W_pz z_{t-1}) + b_mu           (residual posterior only)
-    logvar    = min_logvar + softplus(raw - min_logvar)
-    z_t       = mu + exp(logvar / 2) eps_t
+hidden    = act(context_t + W_z z_{t-1})
+(mu, raw) = W_out hidden + b_out
+mu       += W_mu act(prior.context_t + W_pz z_{t-1}) + b_mu           (residual posterior only)
+logvar    = min_logvar + softplus(raw - min_logvar)
+z_t       = mu + exp(logvar / 2) eps_t
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ def posterior_sequence(
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The plain function, differentiable any number of times: (z, mu, logvar), each [T, B, Z]."""
-    parts = (None, None, None, None) if prior is None else tuple(prior)
     z, mu, logvar, _, _ = _unroll(
-        context, z0, eps, weight_z, weight_out, bias_out, *parts, lengths, activation, min_logvar
+        context, z0, eps, weight_z, weight_out, bias_out, prior, lengths, activation, min_logvar
     )
     return z.to(context.dtype), mu.to(context.dtype), logvar.to(context.dtype)
 
@@ -55,9 +54,10 @@ def posterior_forward(
     need_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(z, mu, logvar [T, B, Z], hidden, prior_hidden [T, B, M]: before the activation; empty if not needed)."""
-    prior = (prior_context, prior_weight_z, prior_weight_mu, prior_bias_mu)
+    parts = (prior_context, prior_weight_z, prior_weight_mu, prior_bias_mu)
+    prior = tuple(part for part in parts if part is not None) or None  # all four or none: the op checks it
     z, mu, logvar, hidden, prior_hidden = _unroll(
-        context, z0, eps, weight_z, weight_out, bias_out, *prior, lengths, activation, min_logvar
+        context, z0, eps, weight_z, weight_out, bias_out, prior, lengths, activation, min_logvar
     )
     dtype = context.dtype
     empty = context.new_empty
@@ -77,10 +77,7 @@ def _unroll(
     weight_z: Tensor,
     weight_out: Tensor,
     bias_out: Tensor,
-    prior_context: Tensor | None,
-    prior_weight_z: Tensor | None,
-    prior_weight_mu: Tensor | None,
-    prior_bias_mu: Tensor | None,
+    prior: tuple[Tensor, ...] | None,
     lengths: Tensor | None,
     activation: str,
     min_logvar: float,
@@ -90,11 +87,9 @@ def _unroll(
     valid = valid_steps(lengths, steps)
     context, eps = (zero_padding(tensor.to(dtype), valid) for tensor in (context, eps))
     weight_z, weight_out, bias_out = (tensor.to(dtype) for tensor in (weight_z, weight_out, bias_out))
-    prior = None
-    if prior_context is not None:
-        given = (prior_context, prior_weight_z, prior_weight_mu, prior_bias_mu)
-        prior = [tensor.to(dtype) for tensor in given if tensor is not None]
-        prior[0] = zero_padding(prior[0], valid)
+    if prior is not None:
+        prior = tuple(tensor.to(dtype) for tensor in prior)
+        prior = (zero_padding(prior[0], valid), *prior[1:])
     z = z0.to(dtype)
     results: list[list[Tensor]] = [[], [], [], [], []]
     for t in range(steps):
@@ -110,8 +105,7 @@ def _unroll(
             result.append(value)
     widths = (latent, latent, latent, hidden_size, hidden_size)
     z_all, mu_all, logvar_all, hidden_all, prior_hidden_all = (
-        zero_padding(stack_steps(result, context, width), valid)
-        for result, width in zip(results, widths, strict=True)
+        zero_padding(stack_steps(result, context, width), valid) for result, width in zip(results, widths, strict=True)
     )
     return z_all, mu_all, logvar_all, hidden_all, prior_hidden_all
 
@@ -154,7 +148,6 @@ def posterior_backward(
     slope_raw = zero_padding(-torch.expm1(min_logvar - logvar), valid)
     hidden, prior_hidden = hidden.to(dtype), prior_hidden.to(dtype)
     weight_z_, weight_out_ = weight_z.to(dtype), weight_out.to(dtype)
-    with_prior = prior_weight_z is not None and prior_weight_mu is not None
     zero = torch.zeros_like(z, dtype=dtype)
     grad_z, grad_mu, grad_logvar = (
         zero if grad is None else zero_padding(grad.to(dtype), valid) for grad in (grad_z, grad_mu, grad_logvar)
@@ -170,13 +163,13 @@ def posterior_backward(
         grads_out[t] = torch.cat((grad_mu[t] + total, (grad_logvar[t] + total * noise[t]) * slope_raw[t]), -1)
         grads_context[t] = grads_out[t] @ weight_out_ * activation_slope(hidden[t], activation)
         dz = grads_context[t] @ weight_z_
-        if with_prior:
+        if prior_weight_z is not None and prior_weight_mu is not None:
             grad_prior_hidden = grads_out[t][:, :latent] @ prior_weight_mu.to(dtype)
             grads_prior[t] = grad_prior_hidden * activation_slope(prior_hidden[t], activation)
             dz = dz + grads_prior[t] @ prior_weight_z.to(dtype)
     out = stack_steps(grads_out, zero, 2 * latent)
     context = stack_steps(grads_context, zero, hidden.shape[-1])
-    prior_context = stack_steps(grads_prior, zero, hidden.shape[-1]) if with_prior else None
+    prior_context = stack_steps(grads_prior, zero, hidden.shape[-1]) if prior_weight_z is not None else zero
     previous = torch.cat((z0.to(dtype)[None], z[:-1].to(dtype))) if steps else z.to(dtype)  # z_{t-1}
     activated = activate(hidden, activation)
 
@@ -193,6 +186,4 @@ def posterior_backward(
         lambda: out[..., :latent].sum((0, 1)),
     )
     dtypes = [storage, z0.dtype] + [storage] * 8
-    return tuple(
-        grad().to(dtype_) if need else None for grad, dtype_, need in zip(grads, dtypes, needs, strict=True)
-    )
+    return tuple(grad().to(dtype_) if need else None for grad, dtype_, need in zip(grads, dtypes, needs, strict=True))

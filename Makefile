@@ -1,0 +1,51 @@
+# make demo and make test need python3 (3.10 to 3.13) with venv, and a C++ compiler; everything else goes into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet --constraint constraints.txt
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test test-slow lint format clean
+
+demo: $(VENV)/demo-installed
+	$(BIN)/python -m vssn.demo --output demo_output
+
+test: $(VENV)/test-installed
+	$(PYTEST) -n 2 --dist loadgroup -m "not slow"
+
+test-slow: $(VENV)/test-installed
+	$(PYTEST) -m slow
+
+lint: $(VENV)/dev-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
+
+format: $(VENV)/dev-installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
+
+clean:
+	rm -rf $(VENV) build demo_output vssn_kernels/*.so *.egg-info
+
+# One stamp for each set of extras; a change of the sources of the extension or of the pins installs again.
+SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo-installed: $(BIN)/python $(SOURCES)
+	@echo "installing vssn into $(VENV) (a few minutes the first time)"
+	$(INSTALL) -e '.[train]'
+	@touch $@
+
+$(VENV)/test-installed: $(BIN)/python $(SOURCES)
+	@echo "installing vssn with its test tools into $(VENV) (a few minutes the first time)"
+	$(INSTALL) -e '.[test]'
+	@touch $@
+
+$(VENV)/dev-installed: $(BIN)/python $(SOURCES)
+	$(INSTALL) -e '.[dev]'
+	@touch $@

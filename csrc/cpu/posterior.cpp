@@ -1,0 +1,447 @@
+// The sampled chain of latents z_{t-1} -> z_t, and its gradient; one call per sequence.
+//
+//   hidden    = act(context[t] + W_z z_{t-1})                              context [T, B, M], W_z [M, Z]
+//   (mu, raw) = W_out hidden + b_out                                       W_out [2Z, M]
+//   mu       += W_mu act(prior_context[t] + W_pz z_{t-1}) + b_mu           with the prior's mean only
+//   logvar    = min_logvar + softplus(raw - min_logvar)
+//   z_t       = mu + exp(logvar / 2) eps[t]                                [T, B, Z]
+//
+// forward   reads context, z0, eps and the weights; writes z, mu, logvar and, for backward, hidden and prior_hidden.
+// backward  with dz the gradient that reaches z_t, g = (grad_mu + dz, (grad_logvar + dz sigma eps / 2) slope):
+//             grad_context       = act'(hidden) * g W_out,    grad_prior_context = act'(prior_hidden) * g_mu W_mu
+//             dz of step t - 1   = grad_context W_z + grad_prior_context W_pz
+//           writes grad_context, grad_prior_context, grad_out = g [T, B, 2Z], grad_eps = dz sigma and grad_z0. The
+//           gradients of the weights are GEMMs of these for the caller.
+// Steps t >= lengths[b] are padding: never read, written as 0.
+//
+// Threads take rows of the batch, or blocks of M and of Z with a barrier after each product (rows.h).
+#include "../common/cell.h"
+#include "gemm.h"
+#include "kernels.h"
+#include "math.h"
+#include "rows.h"
+#include "tables.h"
+#include "threads.h"
+#include "workspace.h"
+
+namespace vssn::VSSN_ISA {
+
+namespace {
+
+template <class T>
+constexpr int64_t kWide = 2 * kLanes<T>;  // units in a block of two vectors
+
+VSSN_INLINE int64_t count_blocks(int64_t units, int64_t width) { return (units + width - 1) / width; }
+VSSN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <class T>
+VSSN_INLINE Vec<T> activate_by(Activation act, Vec<T> x) {
+    using Math = VectorMath<T>;
+    switch (act) {
+        case Activation::tanh: return activate<Activation::tanh, Math>(x);
+        case Activation::relu: return activate<Activation::relu, Math>(x);
+        case Activation::leaky_relu: return activate<Activation::leaky_relu, Math>(x);
+        default: return activate<Activation::silu, Math>(x);
+    }
+}
+
+template <class T>
+VSSN_INLINE Vec<T> slope_by(Activation act, Vec<T> kept) {
+    using Math = VectorMath<T>;
+    switch (act) {
+        case Activation::tanh: return activation_slope<Activation::tanh, Math>(kept);
+        case Activation::relu: return activation_slope<Activation::relu, Math>(kept);
+        case Activation::leaky_relu: return activation_slope<Activation::leaky_relu, Math>(kept);
+        default: return activation_slope<Activation::silu, Math>(kept);
+    }
+}
+
+Partition plan_threads(int threads, int64_t steps, int64_t B, int64_t M, int64_t Z, bool prior, int64_t blocks,
+                       size_t scalar_bytes) {
+    const int64_t weights = (prior ? 5 : 3) * M * Z;
+    return partition(threads, steps, B, B * weights, weights * static_cast<int64_t>(scalar_bytes), blocks);
+}
+
+// One panel [rows][width] of W or its transpose: entry (k, j) is weight(first_row + k, first_column + j), 0 outside.
+template <class T, class Weight>
+VSSN_INLINE void pack_panel(T* panel, int64_t rows, int64_t width, int64_t stride, const Weight& weight) {
+    for (int64_t j = 0; j < width; ++j)
+        for (int64_t k = 0; k < rows; ++k) panel[k * stride + j] = weight(k, j);
+}
+
+template <class T>
+void zero_padding(T* sequence, int64_t t, int64_t B, int64_t width, const RowList& list, int64_t from, int64_t to) {
+    for (int64_t i = list.active; i < list.count; ++i) {
+        T* row = sequence + (t * B + list.rows[i]) * width;
+        for (int64_t unit = from; unit < smaller(to, width); ++unit) row[unit] = 0;
+    }
+}
+
+// ---- Forward ----------------------------------------------------------------------------------------------------
+
+template <class T>
+struct ForwardBuffers {
+    int64_t hidden_blocks, latent_blocks;   // blocks of kWide hidden units, and of kLanes latents
+    int64_t hidden_stride, latent_stride;   // distance between rows
+    T *into, *prior_into;                   // W_z, W_pz: [hidden_blocks][Z][kWide]
+    T *out, *prior_out;                     // W_out: [latent_blocks][M][mu L | raw L];  W_mu: [latent_blocks][M][L]
+    T* bias;                                // [latent_blocks][mu L | raw L]; b_mu is added to mu's
+    T *latent, *hidden, *prior_hidden;      // z_{t-1} [B][latent_stride]; act(.) [B][hidden_stride]
+    T* prior_mu;                            // [B][latent_stride]
+    int64_t *order, *slices;
+    int64_t bytes;
+
+    ForwardBuffers(void* memory, int64_t B, int64_t M, int64_t Z, bool prior)
+        : hidden_blocks(count_blocks(M, kWide<T>)),
+          latent_blocks(count_blocks(Z, kLanes<T>)),
+          hidden_stride(row_stride<T>(hidden_blocks * kWide<T>)),
+          latent_stride(row_stride<T>(latent_blocks * kLanes<T>)) {
+        Arena arena(memory);
+        into = arena.take<T>(hidden_blocks * Z * kWide<T>);
+        out = arena.take<T>(latent_blocks * M * kWide<T>);
+        bias = arena.take<T>(latent_blocks * kWide<T>);
+        latent = arena.take<T>(B * latent_stride);
+        hidden = arena.take<T>(B * hidden_stride);
+        prior_into = arena.take<T>(prior ? hidden_blocks * Z * kWide<T> : 0);
+        prior_out = arena.take<T>(prior ? latent_blocks * M * kLanes<T> : 0);
+        prior_mu = arena.take<T>(prior ? B * latent_stride : 0);
+        prior_hidden = arena.take<T>(prior ? B * hidden_stride : 0);
+        order = arena.take<int64_t>(B);
+        slices = arena.take<int64_t>(B);
+        bytes = arena.bytes();
+    }
+};
+
+template <class T>
+void pack_forward(const PosteriorForward<T>& k, const ForwardBuffers<T>& w, Team team) {
+    constexpr int64_t L = kLanes<T>, width = kWide<T>;
+    const Range hidden = share(w.hidden_blocks, team.rank, team.size);
+    for (int64_t block = hidden.begin; block < hidden.end; ++block) {
+        auto column = [&](const Rows<const T>& weight) {
+            return [&, block](int64_t row, int64_t j) {
+                const int64_t unit = block * width + j;
+                return unit < k.M ? weight.row(unit)[row] : T(0);
+            };
+        };
+        pack_panel(w.into + block * k.Z * width, k.Z, width, width, column(k.weight_z));
+        if (k.prior_context.data)
+            pack_panel(w.prior_into + block * k.Z * width, k.Z, width, width, column(k.prior_weight_z));
+    }
+    const Range latent = share(w.latent_blocks, team.rank, team.size);
+    for (int64_t block = latent.begin; block < latent.end; ++block) {
+        auto column = [&](const Rows<const T>& weight, int64_t first) {
+            return [&, first, block](int64_t row, int64_t j) {
+                const int64_t unit = block * L + j;
+                return unit < k.Z ? weight.row(first + unit)[row] : T(0);
+            };
+        };
+        T* panel = w.out + block * k.M * width;
+        pack_panel(panel, k.M, L, width, column(k.weight_out, 0));
+        pack_panel(panel + L, k.M, L, width, column(k.weight_out, k.Z));
+        if (k.prior_context.data)
+            pack_panel(w.prior_out + block * k.M * L, k.M, L, L, column(k.prior_weight_mu, 0));
+        for (int64_t j = 0; j < L; ++j) {
+            const int64_t unit = block * L + j;
+            const bool inside = unit < k.Z;
+            w.bias[block * width + j] =
+                inside ? k.bias_out[unit] + (k.prior_context.data ? k.prior_bias_mu[unit] : T(0)) : T(0);
+            w.bias[block * width + L + j] = inside ? k.bias_out[k.Z + unit] : T(0);
+        }
+    }
+}
+
+// state = act(context[t] + weights z_{t-1}) for the blocks of hidden units given; kept: for backward, or null.
+template <class T>
+void hidden_step(const PosteriorForward<T>& k, const ForwardBuffers<T>& w, const RowList& list, Range blocks, int64_t t,
+                 const Steps<const T>& context, const T* weights, T* state, T* kept) {
+    constexpr int64_t L = kLanes<T>;
+    const bool keep_input = keeps_input(k.activation);
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+        auto finish = [&](int64_t first, int rows, const Tile<T, 2>& product) __attribute__((always_inline)) {
+            for (int i = 0; i < rows; ++i)
+                for (int j = 0; j < 2; ++j) {
+                    const int64_t unit = block * kWide<T> + j * L, count = k.M - unit, b = list.rows[first + i];
+                    if (count <= 0) break;
+                    const Vec<T> input = load(context.row(t, b) + unit, count) + product[i][j];
+                    const Vec<T> active = activate_by<T>(k.activation, input);
+                    store(state + (first + i) * w.hidden_stride + unit, active);
+                    if (kept) store(kept + (t * k.B + b) * k.M + unit, keep_input ? input : active, count);
+                }
+        };
+        multiply_panel<T, 2>(w.latent + list.first * w.latent_stride, w.latent_stride, list.active,
+                             weights + block * k.Z * kWide<T>, k.Z, finish);
+    }
+    if (kept) zero_padding(kept, t, k.B, k.M, list, blocks.begin * kWide<T>, blocks.end * kWide<T>);
+}
+
+// mu, logvar and z_t for the blocks of latents given.
+template <class T>
+void latent_step(const PosteriorForward<T>& k, const ForwardBuffers<T>& w, const RowList& list, Range blocks,
+                 int64_t t) {
+    using Math = VectorMath<T>;
+    constexpr int64_t L = kLanes<T>;
+    const bool prior = k.prior_context.data != nullptr;
+    const int64_t hidden_row = list.first * w.hidden_stride, latent_row = list.first * w.latent_stride;
+    const Vec<T> min_logvar = broadcast(k.min_logvar);
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+        const int64_t unit = block * L, count = k.Z - unit;
+        const T* bias = w.bias + block * kWide<T>;
+        auto finish_prior = [&](int64_t first, int rows, const Tile<T, 1>& product) __attribute__((always_inline)) {
+            for (int i = 0; i < rows; ++i)
+                store(w.prior_mu + latent_row + (first + i) * w.latent_stride + unit, product[i][0]);
+        };
+        auto finish = [&](int64_t first, int rows, const Tile<T, 2>& product) __attribute__((always_inline)) {
+            for (int i = 0; i < rows; ++i) {
+                const int64_t b = list.rows[first + i], at = (t * k.B + b) * k.Z + unit;
+                const int64_t slot = latent_row + (first + i) * w.latent_stride + unit;
+                Vec<T> mu = product[i][0] + load(bias);
+                if (prior) mu += load(w.prior_mu + slot);
+                const Vec<T> logvar = floored_logvar<Math>(product[i][1] + load(bias + L), min_logvar);
+                const Vec<T> z = mu + standard_deviation<Math>(logvar) * load(k.eps.row(t, b) + unit, count);
+                store(w.latent + slot, z);
+                store(k.z + at, z, count);
+                store(k.mu + at, mu, count);
+                store(k.logvar + at, logvar, count);
+            }
+        };
+        if (prior)
+            multiply_panel<T, 1>(w.prior_hidden + hidden_row, w.hidden_stride, list.active,
+                                 w.prior_out + block * k.M * L, k.M, finish_prior);
+        multiply_panel<T, 2>(w.hidden + hidden_row, w.hidden_stride, list.active, w.out + block * k.M * kWide<T>, k.M,
+                             finish);
+    }
+    for (T* sequence : {k.z, k.mu, k.logvar})
+        zero_padding(sequence, t, k.B, k.Z, list, blocks.begin * L, blocks.end * L);
+}
+
+template <class T>
+void forward(const PosteriorForward<T>& k) {
+    const bool prior = k.prior_context.data != nullptr;
+    const ForwardBuffers<T> w(k.workspace, k.B, k.M, k.Z, prior);
+    const Partition plan = plan_threads(k.threads, k.steps, k.B, k.M, k.Z, prior, w.hidden_blocks, sizeof(T));
+    order_rows(k.lengths, k.B, w.order);
+    auto body = [&](Team team) {
+        RowList list = take_rows(plan, team, w.order, w.slices, k.lengths, k.B);
+        const Range hidden_blocks = plan.blocks(w.hidden_blocks, team);
+        const Range latent_blocks = plan.blocks(w.latent_blocks, team);
+        pack_forward(k, w, team);
+        for (int64_t i = 0; i < list.count; ++i)
+            for (int64_t unit = latent_blocks.begin * kLanes<T>; unit < latent_blocks.end * kLanes<T>; ++unit)
+                w.latent[(list.first + i) * w.latent_stride + unit] =
+                    unit < k.Z ? k.z0.row(list.rows[i])[unit] : T(0);
+        team.wait();
+        for (int64_t t = 0; t < k.steps; ++t) {
+            list.step(t);
+            hidden_step(k, w, list, hidden_blocks, t, k.context, w.into, w.hidden + list.first * w.hidden_stride,
+                        k.hidden);
+            if (prior)
+                hidden_step(k, w, list, hidden_blocks, t, k.prior_context, w.prior_into,
+                            w.prior_hidden + list.first * w.hidden_stride, k.prior_hidden);
+            if (plan.split_units) team.wait();
+            latent_step(k, w, list, latent_blocks, t);
+            if (plan.split_units) team.wait();
+        }
+    };
+    parallel(plan.threads, body);
+}
+
+// ---- Backward ---------------------------------------------------------------------------------------------------
+
+template <class T>
+struct BackwardBuffers {
+    int64_t hidden_blocks, latent_blocks;  // blocks of kWide units
+    int64_t hidden, latent;                // M and Z in whole blocks
+    int64_t out_stride, hidden_stride, latent_stride;
+    T *out, *prior_out;  // W_out: [hidden_blocks][mu latent | raw latent][kWide];  W_mu: [hidden_blocks][latent][kWide]
+    T* into;             // (W_z; W_pz): [latent_blocks][hidden (| hidden)][kWide]
+    T* grad_out;         // [B][out_stride]: (mu latent | raw latent)
+    T* grad_hidden;      // [B][hidden_stride]: (hidden (| hidden)), before the activation
+    T* carry;            // [B][latent_stride]: dz, on its way to the step before
+    int64_t *order, *slices;
+    int64_t bytes;
+
+    BackwardBuffers(void* memory, int64_t B, int64_t M, int64_t Z, bool prior)
+        : hidden_blocks(count_blocks(M, kWide<T>)),
+          latent_blocks(count_blocks(Z, kWide<T>)),
+          hidden(hidden_blocks * kWide<T>),
+          latent(latent_blocks * kWide<T>),
+          out_stride(row_stride<T>(2 * latent)),
+          hidden_stride(row_stride<T>((prior ? 2 : 1) * hidden)),
+          latent_stride(row_stride<T>(latent)) {
+        Arena arena(memory);
+        out = arena.take<T>(hidden * 2 * latent);
+        prior_out = arena.take<T>(prior ? hidden * latent : 0);
+        into = arena.take<T>((prior ? 2 : 1) * hidden * latent);
+        grad_out = arena.take<T>(B * out_stride);
+        grad_hidden = arena.take<T>(B * hidden_stride);
+        carry = arena.take<T>(B * latent_stride);
+        order = arena.take<int64_t>(B);
+        slices = arena.take<int64_t>(B);
+        bytes = arena.bytes();
+    }
+};
+
+template <class T>
+void pack_backward(const PosteriorBackward<T>& k, const BackwardBuffers<T>& w, Team team) {
+    constexpr int64_t width = kWide<T>;
+    const bool prior = k.prior_weight_z.data != nullptr;
+    // Entry (row, column) of a weight of rows x columns, 0 outside.
+    auto part = [](const Rows<const T>& weight, int64_t rows, int64_t columns, int64_t first_row, int64_t column) {
+        return [=](int64_t row, int64_t j) {
+            return row < rows && column + j < columns ? weight.row(first_row + row)[column + j] : T(0);
+        };
+    };
+    const Range hidden = share(w.hidden_blocks, team.rank, team.size);
+    for (int64_t block = hidden.begin; block < hidden.end; ++block) {
+        T* panel = w.out + block * 2 * w.latent * width;
+        pack_panel(panel, w.latent, width, width, part(k.weight_out, k.Z, k.M, 0, block * width));
+        pack_panel(panel + w.latent * width, w.latent, width, width,
+                   part(k.weight_out, k.Z, k.M, k.Z, block * width));
+        if (prior)
+            pack_panel(w.prior_out + block * w.latent * width, w.latent, width, width,
+                       part(k.prior_weight_mu, k.Z, k.M, 0, block * width));
+    }
+    const Range latent = share(w.latent_blocks, team.rank, team.size);
+    for (int64_t block = latent.begin; block < latent.end; ++block) {
+        T* panel = w.into + block * (prior ? 2 : 1) * w.hidden * width;
+        pack_panel(panel, w.hidden, width, width, part(k.weight_z, k.M, k.Z, 0, block * width));
+        if (prior)
+            pack_panel(panel + w.hidden * width, w.hidden, width, width,
+                       part(k.prior_weight_z, k.M, k.Z, 0, block * width));
+    }
+}
+
+template <class T>
+VSSN_INLINE Vec<T> load_or_zero(const Steps<const T>& steps, int64_t t, int64_t b, int64_t unit, int64_t count) {
+    return steps.data ? load(steps.row(t, b) + unit, count) : Vec<T>{};
+}
+
+// The gradients of mu, raw and eps for latents [from, to), from dz in carry.
+template <class T>
+void sample_step(const PosteriorBackward<T>& k, const BackwardBuffers<T>& w, const RowList& list, int64_t t,
+                 int64_t from, int64_t to) {
+    using Math = VectorMath<T>;
+    const Vec<T> min_logvar = broadcast(k.min_logvar);
+    for (int64_t i = 0; i < list.active; ++i) {
+        const int64_t b = list.rows[i], at = t * k.B + b;
+        T* grad_row = w.grad_out + (list.first + i) * w.out_stride;
+        const T* carry = w.carry + (list.first + i) * w.latent_stride;
+        for (int64_t unit = from; unit < smaller(to, k.Z); unit += kLanes<T>) {
+            const int64_t count = k.Z - unit;
+            const Vec<T> dz = load(carry + unit) + load_or_zero(k.grad_z, t, b, unit, count);
+            const Vec<T> logvar = load(k.logvar + at * k.Z + unit, count);
+            const Vec<T> grad_eps = dz * standard_deviation<Math>(logvar);
+            const Vec<T> grad_mu = dz + load_or_zero(k.grad_mu, t, b, unit, count);
+            const Vec<T> grad_logvar = load_or_zero(k.grad_logvar, t, b, unit, count) +
+                                       grad_eps * load(k.eps.row(t, b) + unit, count) * T(0.5);
+            const Vec<T> grad_raw = grad_logvar * floored_logvar_slope<Math>(logvar, min_logvar);
+            store(k.grad_out + at * 2 * k.Z + unit, grad_mu, count);
+            store(k.grad_out + at * 2 * k.Z + k.Z + unit, grad_raw, count);
+            if (k.grad_eps) store(k.grad_eps + at * k.Z + unit, grad_eps, count);
+            store(grad_row + unit, keep<T>(grad_mu, count));
+            store(grad_row + w.latent + unit, keep<T>(grad_raw, count));
+        }
+    }
+    zero_padding(k.grad_out, t, k.B, 2 * k.Z, list, from, smaller(to, k.Z));
+    zero_padding(k.grad_out, t, k.B, 2 * k.Z, list, k.Z + from, k.Z + smaller(to, k.Z));
+    if (k.grad_eps) zero_padding(k.grad_eps, t, k.B, k.Z, list, from, to);
+}
+
+// grad_context = act'(kept) * grad_out weights for the blocks of hidden units given; column: where it goes in
+// grad_hidden. K: how many of grad_out's columns enter.
+template <class T>
+void hidden_grad_step(const PosteriorBackward<T>& k, const BackwardBuffers<T>& w, const RowList& list, Range blocks,
+                      int64_t t, const T* weights, int64_t K, const T* kept, T* grad_context, int64_t column) {
+    constexpr int64_t L = kLanes<T>;
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+        auto finish = [&](int64_t first, int rows, const Tile<T, 2>& product) __attribute__((always_inline)) {
+            for (int i = 0; i < rows; ++i)
+                for (int j = 0; j < 2; ++j) {
+                    const int64_t unit = block * kWide<T> + j * L, count = k.M - unit;
+                    if (count <= 0) break;
+                    const int64_t at = (t * k.B + list.rows[first + i]) * k.M + unit;
+                    const Vec<T> grad = product[i][j] * slope_by<T>(k.activation, load(kept + at, count));
+                    store(grad_context + at, grad, count);
+                    store(w.grad_hidden + (list.first + first + i) * w.hidden_stride + column + unit,
+                          keep<T>(grad, count));
+                }
+        };
+        multiply_panel<T, 2>(w.grad_out + list.first * w.out_stride, w.out_stride, list.active,
+                             weights + block * K * kWide<T>, K, finish);
+    }
+    zero_padding(grad_context, t, k.B, k.M, list, blocks.begin * kWide<T>, blocks.end * kWide<T>);
+}
+
+// carry = grad_hidden (W_z; W_pz) for the blocks of latents given.
+template <class T>
+void carry_step(const BackwardBuffers<T>& w, const RowList& list, Range blocks, int64_t K) {
+    constexpr int64_t L = kLanes<T>;
+    T* carry = w.carry + list.first * w.latent_stride;
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+        auto finish = [&](int64_t first, int rows, const Tile<T, 2>& product) __attribute__((always_inline)) {
+            for (int i = 0; i < rows; ++i)
+                for (int j = 0; j < 2; ++j)
+                    store(carry + (first + i) * w.latent_stride + block * kWide<T> + j * L, product[i][j]);
+        };
+        multiply_panel<T, 2>(w.grad_hidden + list.first * w.hidden_stride, w.hidden_stride, list.active,
+                             w.into + block * K * kWide<T>, K, finish);
+    }
+}
+
+template <class T>
+VSSN_INLINE void fill_zeros(T* buffer, int64_t rows, int64_t stride) {
+    for (int64_t i = 0; i < rows * stride; ++i) buffer[i] = 0;
+}
+
+template <class T>
+void backward(const PosteriorBackward<T>& k) {
+    const bool prior = k.prior_weight_z.data != nullptr;
+    const BackwardBuffers<T> w(k.workspace, k.B, k.M, k.Z, prior);
+    const Partition plan = plan_threads(k.threads, k.steps, k.B, k.M, k.Z, prior, w.hidden_blocks, sizeof(T));
+    order_rows(k.lengths, k.B, w.order);
+    // The products also run over the columns that pad M and Z; the panels hold zeros there.
+    fill_zeros(w.grad_out, k.B, w.out_stride);
+    fill_zeros(w.grad_hidden, k.B, w.hidden_stride);
+    fill_zeros(w.carry, k.B, w.latent_stride);
+    auto body = [&](Team team) {
+        RowList list = take_rows(plan, team, w.order, w.slices, k.lengths, k.B);
+        const Range hidden_blocks = plan.blocks(w.hidden_blocks, team);
+        const Range latent_blocks = plan.blocks(w.latent_blocks, team);
+        const int64_t from = latent_blocks.begin * kWide<T>, to = latent_blocks.end * kWide<T>;
+        pack_backward(k, w, team);
+        team.wait();
+        for (int64_t t = k.steps - 1; t >= 0; --t) {
+            list.step(t);
+            sample_step(k, w, list, t, from, to);
+            if (plan.split_units) team.wait();
+            hidden_grad_step(k, w, list, hidden_blocks, t, w.out, 2 * w.latent, k.hidden, k.grad_context, 0);
+            if (prior)
+                hidden_grad_step(k, w, list, hidden_blocks, t, w.prior_out, w.latent, k.prior_hidden,
+                                 k.grad_prior_context, w.hidden);
+            if (plan.split_units) team.wait();
+            carry_step(w, list, latent_blocks, (prior ? 2 : 1) * w.hidden);
+        }
+        if (!k.grad_z0) return;
+        for (int64_t i = 0; i < list.count; ++i)
+            for (int64_t unit = from; unit < smaller(to, k.Z); ++unit)
+                k.grad_z0[list.rows[i] * k.Z + unit] = w.carry[(list.first + i) * w.latent_stride + unit];
+    };
+    parallel(plan.threads, body);
+}
+
+}  // namespace
+
+void posterior_forward(const PosteriorForward<float>& k) { forward(k); }
+void posterior_forward(const PosteriorForward<double>& k) { forward(k); }
+void posterior_backward(const PosteriorBackward<float>& k) { backward(k); }
+void posterior_backward(const PosteriorBackward<double>& k) { backward(k); }
+
+template <class T>
+int64_t posterior_workspace(int64_t B, int64_t M, int64_t Z, bool prior, bool backward) {
+    return backward ? BackwardBuffers<T>(nullptr, B, M, Z, prior).bytes
+                    : ForwardBuffers<T>(nullptr, B, M, Z, prior).bytes;
+}
+template int64_t posterior_workspace<float>(int64_t, int64_t, int64_t, bool, bool);
+template int64_t posterior_workspace<double>(int64_t, int64_t, int64_t, bool, bool);
+
+}  // namespace vssn::VSSN_ISA

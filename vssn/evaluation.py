@@ -1,0 +1,165 @@
+"""Scores of a model on a data set, from the strict ELBO, in nats per frame.
+
+    F_t = log p(x_t | z_t, d_t) - KL_w,t - KL_z,t
+
+    micro    sum of F_t over all frames of all sequences / number of frames
+    macro    mean over sequences of each one's own mean of F_t
+
+both also with the first frame of every sequence left out; a sequence of one frame has no part in those.
+Annealing, free bits and the `paper` objective play no role here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vssn.config import Config, ConfigError, check_config
+from vssn.data.batching import SequenceBatch
+from vssn.model import VSSN, VSSNOutput
+
+FORMAT = 1  # of what a checkpoint holds under "vssn"
+
+
+class Scores(NamedTuple):
+    micro: float
+    macro: float
+    micro_without_first: float
+    macro_without_first: float
+    kl_z: float  # per frame, over all frames
+    kl_w: float
+    frames: int
+    sequences: int
+
+    def table(self) -> str:
+        """A few aligned lines to print."""
+        return "\n".join(
+            (
+                f"{'ELBO, nats per frame':<24}{'all frames':>14}{'without first':>16}",
+                f"{'  micro':<24}{self.micro:>14.4f}{self.micro_without_first:>16.4f}",
+                f"{'  macro':<24}{self.macro:>14.4f}{self.macro_without_first:>16.4f}",
+                f"{'KL, nats per frame':<24}{'z':>14}{'w':>16}",
+                f"{'':<24}{self.kl_z:>14.4f}{self.kl_w:>16.4f}",
+                f"{self.sequences} sequences, {self.frames} frames",
+            )
+        )
+
+
+class CheckpointError(ValueError):
+    """A checkpoint file that cannot be used. The message is one line."""
+
+
+def sequence_sums(output: VSSNOutput, lengths: Tensor) -> Tensor:
+    """Of a time-major output: [B, 5] float64 of length, F, first F_t, KL_z and KL_w of each sequence."""
+    reconstruction, kl_z, kl_w = (part.double() for part in (output.reconstruction, output.kl_z, output.kl_w))
+    elbo = reconstruction - kl_z - kl_w  # [T, B]
+    columns = (lengths.double(), elbo.sum(0), elbo[0], kl_z.sum(0), kl_w.sum(0))
+    return torch.stack(columns, -1).detach()
+
+
+def summarize(sums: Tensor) -> Scores:
+    """Scores from the rows [N, 5] of `sequence_sums`; sequences without a frame are left out."""
+    sums = sums[sums[:, 0] > 0]
+    length, total, first, kl_z, kl_w = sums.unbind(-1)
+    rest = length > 1
+    frames = length.sum()
+    means = (
+        total.sum() / frames,
+        (total / length).mean(),
+        (total - first)[rest].sum() / (length - 1)[rest].sum(),
+        ((total - first)[rest] / (length - 1)[rest]).mean(),
+        kl_z.sum() / frames,
+        kl_w.sum() / frames,
+    )
+    return Scores(*(float(mean) for mean in means), frames=int(frames), sequences=len(sums))
+
+
+@torch.no_grad()
+def evaluate(model: VSSN, loader: Iterable[SequenceBatch], *, samples: int = 1, seed: int = 0) -> Scores:
+    """Scores `model` on time-major batches, whole sequences at a time.
+
+    Args:
+        model: on the device and in the dtype that it is to run; set to evaluation mode meanwhile.
+        loader: of `SequenceBatch`es.
+        samples: K draws of the latents; their ELBOs are averaged (not their likelihoods: the bound stays the
+            ELBO, its variance falls).
+        seed: of the draws, so that a score can be repeated; the caller's random state is left as it was.
+    """
+    if samples < 1:
+        raise ValueError(f"samples must be 1 or more, got {samples}")
+    like = next(model.parameters())
+    training = model.training
+    model.eval()
+    rows = []
+    try:
+        with torch.random.fork_rng([like.device] if like.is_cuda else []):
+            torch.manual_seed(seed)
+            for batch in loader:
+                x, lengths = batch.x.to(like), batch.lengths.to(like.device)
+                u = batch.u.to(like) if batch.u is not None and model.control_size else None
+                draws = [sequence_sums(model(x, u, lengths), lengths) for _ in range(samples)]
+                rows.append(torch.stack(draws).mean(0).cpu())
+    finally:
+        model.train(training)
+    return summarize(torch.cat(rows))
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint that `vssn fit` wrote: tensors and plain types, nothing is executed.
+
+    Raises:
+        CheckpointError: missing, damaged, or not of this program.
+    """
+    file = Path(path)
+    if not file.is_file():
+        what = "it is a folder" if file.is_dir() else "there is no such file"
+        raise CheckpointError(
+            f"{path}: expected a checkpoint file, but {what}; give the path of a best.ckpt or last.ckpt"
+        )
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    except Exception:  # the reader raises whatever the damaged bytes lead it to
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of vssn fit, but it is truncated, damaged or of another kind; "
+            "use an intact best.ckpt or last.ckpt"
+        ) from None
+    own = content.get("vssn") if isinstance(content, dict) else None
+    if not isinstance(own, dict) or not isinstance(content.get("state_dict"), dict):
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of vssn fit, got another program's; use best.ckpt or last.ckpt"
+        )
+    if own.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of format {FORMAT}, got {own.get('format')!r}; use the vssn that wrote it"
+        )
+    return content
+
+
+def load_model(path: str | Path) -> tuple[VSSN, Config]:
+    """The trained model of a checkpoint, on the CPU and in evaluation mode, and its configuration.
+
+    Raises:
+        CheckpointError: missing, damaged, or not of this program.
+    """
+    content = read_checkpoint(path)
+    try:
+        config = check_config(content["vssn"].get("config"), str(path))
+        model = config.build_model(content["vssn"].get("num_sequences"))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    weights = {name.removeprefix("model."): weight for name, weight in content["state_dict"].items()}
+    try:
+        if config.training.precision == "64-true":
+            model.double()
+        model.load_state_dict(weights)
+    except (RuntimeError, AttributeError, TypeError):
+        raise CheckpointError(
+            f"{path}: its weights do not fit its own configuration; use an intact checkpoint"
+        ) from None
+    return model.eval(), config

@@ -1,0 +1,399 @@
+"""What the tests of every op and backend share: sample inputs, tolerances, comparison by name, poisoned memory.
+
+One function per op makes its samples; the same samples feed the tests of values, of gradients and opcheck.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import vssn_kernels
+from vssn_kernels.activations import ACTIVATIONS
+from vssn_kernels.backends.table import BACKENDS
+from vssn_kernels.reference import gaussian, gru, posterior
+
+HALF = (torch.float16, torch.bfloat16)
+FULL = (torch.float32, torch.float64)
+
+# (of outputs, of gradients), as norm(actual - expected) / norm(expected) against the plain reference in float64
+TOLERANCES: dict[tuple[str, torch.dtype], tuple[float, float]] = {
+    ("reference", torch.float64): (1e-12, 1e-11),
+    ("reference", torch.float32): (1e-5, 1e-4),
+    ("reference", torch.bfloat16): (5e-3, 2e-2),
+    ("reference", torch.float16): (7e-4, 3e-3),
+    ("cpu", torch.float64): (1e-11, 1e-10),
+    ("cpu", torch.float32): (1e-5, 1e-4),
+    ("cuda", torch.float32): (1e-5, 1e-4),
+    ("cuda", torch.bfloat16): (5e-3, 2e-2),
+    ("cuda", torch.float16): (7e-4, 3e-3),
+    ("triton", torch.float32): (1e-5, 1e-4),
+    ("triton", torch.bfloat16): (5e-3, 2e-2),
+    ("triton", torch.float16): (7e-4, 3e-3),
+}
+
+OUTPUTS = {
+    "gru_sequence": ("output", "h_n"),
+    "posterior_sequence": ("z", "mu", "logvar"),
+    "gaussian_rsample_kl": ("z", "kl"),
+    "gaussian_kl": ("kl",),
+}
+OPS = tuple(OUTPUTS)
+PLAIN: dict[str, Callable[..., Any]] = {
+    "gru_sequence": gru.gru_sequence,
+    "posterior_sequence": posterior.posterior_sequence,
+    "gaussian_rsample_kl": gaussian.gaussian_rsample_kl,
+    "gaussian_kl": gaussian.gaussian_kl,
+}
+
+
+# ---- Where an op can run ----------------------------------------------------------------------------------------------
+
+
+class Target(NamedTuple):
+    """A backend, a device and a dtype that go together on this machine."""
+
+    backend: str
+    device: str
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{self.backend}-{self.device}-{str(self.dtype).removeprefix('torch.')}"
+
+
+def targets(*dtypes: torch.dtype) -> list[Target]:
+    """Every (backend, device, dtype) of this machine, of these dtypes alone where some are given."""
+    found = []
+    for name, status in vssn_kernels.backends().items():
+        if status == "available":
+            for device in _devices(name):
+                takes = [dtype for dtype in BACKENDS[name].dtypes if not dtypes or dtype in dtypes]
+                found += [Target(name, device, dtype) for dtype in takes]
+    return found
+
+
+def _devices(backend: str) -> list[str]:
+    if backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
+        return ["cpu"]
+    takes = BACKENDS[backend].devices or ("cpu", "cuda")
+    return [device for device in takes if device == "cpu" or torch.cuda.is_available()]
+
+
+# ---- Samples ----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One call of a public op: its differentiable tensors by name, in the op's order, and its other arguments.
+
+    A tensor of the prior's mean is named prior.context, prior.weight_z, prior.weight_mu or prior.bias_mu.
+    """
+
+    op: str
+    name: str
+    tensors: dict[str, Tensor]
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.op}-{self.name}"
+
+    def to(self, device: str, dtype: torch.dtype, requires_grad: bool = False) -> Sample:
+        """Fresh tensors of that device and dtype."""
+        moved = {
+            name: tensor.detach().to(device, dtype, copy=True).requires_grad_(requires_grad)
+            for name, tensor in self.tensors.items()
+        }
+        return self.replace(moved, **{k: v.to(device) for k, v in self.options.items() if isinstance(v, Tensor)})
+
+    def replace(self, tensors: dict[str, Tensor] | None = None, **options: Any) -> Sample:
+        """A copy with some tensors or options exchanged."""
+        changed = self.tensors | (tensors or {})
+        return dataclasses.replace(self, tensors=changed, options=self.options | options)
+
+    def run(self, backend: str | None = None) -> dict[str, Tensor]:
+        """The public op's outputs by name."""
+        return self._named(self._call(getattr(vssn_kernels, self.op), backend=backend))
+
+    def run_plain(self) -> dict[str, Tensor]:
+        """The outputs of the plain reference, under autograd."""
+        return self._named(self._call(PLAIN[self.op]))
+
+    def _call(self, function: Callable[..., Any], **more: Any) -> Any:
+        prior = [tensor for name, tensor in self.tensors.items() if name.startswith("prior.")]
+        own = [tensor for name, tensor in self.tensors.items() if not name.startswith("prior.")]
+        if prior:
+            more["prior"] = vssn_kernels.PriorMean(*prior)
+        return function(*own, **self.options, **more)
+
+    def _named(self, outputs: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
+        several = (outputs,) if isinstance(outputs, Tensor) else outputs
+        return dict(zip(OUTPUTS[self.op], several, strict=True))
+
+    def forward_arguments(self, backend: str, need_backward: bool = False) -> tuple[Any, ...]:
+        """The arguments of the registered op vssn::<op>, whose schema is flat."""
+        given = tuple(self.tensors.values())
+        if self.op == "gru_sequence":
+            return *given, self.options.get("lengths"), self.options.get("reverse", False), need_backward, backend
+        if self.op == "posterior_sequence":
+            padded = given + (None,) * (10 - len(given))
+            activation, min_logvar = self.options.get("activation", "tanh"), self.options.get("min_logvar", -12.0)
+            return *padded, self.options.get("lengths"), activation, min_logvar, need_backward, backend
+        full = 5 if self.op == "gaussian_rsample_kl" else 4
+        return *given, *(None,) * (full - len(given)), backend
+
+    def backward_arguments(self, backend: str, needs: Sequence[bool] | None = None) -> tuple[Any, ...]:
+        """The arguments of the registered op vssn::<op>_backward, with random gradients of the outputs."""
+        arguments = [arg.detach() if isinstance(arg, Tensor) else arg for arg in self.forward_arguments(backend, True)]
+        results = getattr(torch.ops.vssn, self.op)(*arguments)
+        results = (results,) if isinstance(results, Tensor) else results
+        outputs = self._named(results[: len(OUTPUTS[self.op])])
+        grads = cotangents(outputs).values()
+        count = {"gru_sequence": 4, "posterior_sequence": 10, "gaussian_rsample_kl": 5, "gaussian_kl": 4}[self.op]
+        asked = [arg is not None for arg in arguments[:count]] if needs is None else list(needs)
+        if self.op == "gru_sequence":
+            _, h0, weight_hh, _, lengths, reverse, _, _ = arguments
+            return *grads, results[0], results[2], h0, weight_hh, lengths, reverse, asked, backend
+        if self.op == "posterior_sequence":
+            _, z0, eps, weight_z, weight_out, _, _, prior_weight_z, prior_weight_mu, _ = arguments[:10]
+            lengths, activation, min_logvar = arguments[10:13]
+            saved = (results[0], *results[2:5], z0, eps, weight_z, weight_out, prior_weight_z, prior_weight_mu)
+            return *grads, *saved, lengths, activation, min_logvar, asked, backend
+        return *grads, *arguments[:-1], asked, backend
+
+
+def gru_samples(generator: torch.Generator | None = None) -> list[Sample]:
+    """Samples of gru_sequence in float64: odd sizes, one step, T = 0, B = 0, lengths with 0, both directions."""
+    normal = _normal(generator)
+
+    def sample(name: str, steps: int, batch: int, hidden: int, **options: Any) -> Sample:
+        tensors = {
+            "gates_x": normal(steps, batch, 3 * hidden),
+            "h0": normal(batch, hidden),
+            "weight_hh": normal(3 * hidden, hidden) / hidden**0.5,
+            "bias_hh": normal(3 * hidden) / 2,
+        }
+        return Sample("gru_sequence", name, tensors, options)
+
+    return [
+        sample("plain", 5, 3, 7),
+        sample("reverse", 5, 3, 7, reverse=True),
+        sample("lengths", 6, 5, 3, lengths=torch.tensor([4, 0, 6, 1, 5])),
+        sample("lengths_reverse", 6, 5, 3, lengths=torch.tensor([4, 0, 6, 1, 5]), reverse=True),
+        sample("one", 1, 1, 1),
+        sample("wide", 4, 17, 50, lengths=torch.tensor([4, 1, 3, 2, 0, *[4] * 11, 2])),
+        sample("tall_reverse", 9, 2, 65, lengths=torch.tensor([9, 7]), reverse=True),
+        sample("no_steps", 0, 3, 5),
+        sample("no_steps_lengths_reverse", 0, 3, 5, lengths=torch.zeros(3, dtype=torch.int64), reverse=True),
+        sample("no_batch", 4, 0, 5),
+        sample("no_batch_lengths", 4, 0, 5, lengths=torch.zeros(0, dtype=torch.int64)),
+        sample("all_padding", 3, 2, 4, lengths=torch.zeros(2, dtype=torch.int64)),
+    ]
+
+
+def posterior_samples(generator: torch.Generator | None = None) -> list[Sample]:
+    """Samples of posterior_sequence in float64: every activation, with and without a prior's mean, odd sizes."""
+    normal = _normal(generator)
+
+    # Weights small enough that no chain grows: an error would grow with it.
+    def sample(
+        name: str, steps: int, batch: int, hidden: int, latent: int, prior: bool = False, **options: Any
+    ) -> Sample:
+        tensors = {
+            "context": normal(steps, batch, hidden),
+            "z0": normal(batch, latent),
+            "eps": normal(steps, batch, latent),
+            "weight_z": normal(hidden, latent) / (2 * latent**0.5),
+            "weight_out": normal(2 * latent, hidden) / (2 * hidden**0.5),
+            "bias_out": normal(2 * latent) / 2,
+        }
+        if prior:
+            tensors |= {
+                "prior.context": normal(steps, batch, hidden),
+                "prior.weight_z": normal(hidden, latent) / (2 * latent**0.5),
+                "prior.weight_mu": normal(latent, hidden) / (2 * hidden**0.5),
+                "prior.bias_mu": normal(latent) / 2,
+            }
+        return Sample("posterior_sequence", name, tensors, options)
+
+    lengths = torch.tensor([4, 0, 5, 1])
+    return [
+        *(sample(act, 5, 3, 7, 3, activation=act) for act in ACTIVATIONS),
+        *(sample(f"prior_{act}", 5, 4, 5, 2, True, activation=act, lengths=lengths) for act in ACTIVATIONS),
+        sample("lengths_floor", 5, 4, 5, 3, lengths=lengths, min_logvar=-1.0),
+        sample("one", 1, 1, 1, 1),
+        sample("wide", 4, 17, 50, 49, lengths=torch.tensor([4, 1, 3, 2, 0, *[4] * 11, 2]), activation="silu"),
+        sample("tall_prior", 9, 2, 65, 33, True, lengths=torch.tensor([9, 7])),
+        sample("no_steps", 0, 3, 5, 2),
+        sample("no_steps_prior", 0, 3, 5, 2, True, lengths=torch.zeros(3, dtype=torch.int64)),
+        sample("no_batch", 4, 0, 5, 2),
+        sample("no_batch_prior", 4, 0, 5, 2, True, lengths=torch.zeros(0, dtype=torch.int64)),
+        sample("all_padding", 3, 2, 4, 3, lengths=torch.zeros(2, dtype=torch.int64)),
+    ]
+
+
+def gaussian_rsample_kl_samples(generator: torch.Generator | None = None) -> list[Sample]:
+    """Samples of gaussian_rsample_kl in float64: one to four dimensions, with and without a prior, empty ones."""
+    normal = _normal(generator)
+    names = ("mu", "logvar", "eps", "prior_mu", "prior_logvar")
+
+    def sample(name: str, *shape: int, prior: bool) -> Sample:
+        return Sample("gaussian_rsample_kl", name, {part: normal(*shape) for part in names[: 5 if prior else 3]})
+
+    return [
+        sample("standard", 5, 3, 7, prior=False),
+        sample("prior", 5, 3, 7, prior=True),
+        sample("vector", 5, prior=True),
+        sample("one", 1, 1, prior=False),
+        sample("four_dims", 2, 3, 2, 17, prior=True),
+        sample("wide", 3, 131, prior=True),
+        sample("no_rows", 0, 3, 5, prior=True),
+        sample("no_rows_standard", 4, 0, 5, prior=False),
+        sample("no_latent", 4, 3, 0, prior=True),
+    ]
+
+
+def gaussian_kl_samples(generator: torch.Generator | None = None) -> list[Sample]:
+    """Samples of gaussian_kl in float64: those of gaussian_rsample_kl without eps."""
+    return [
+        Sample("gaussian_kl", sample.name, {name: t for name, t in sample.tensors.items() if name != "eps"})
+        for sample in gaussian_rsample_kl_samples(generator)
+    ]
+
+
+def _normal(generator: torch.Generator | None) -> Callable[..., Tensor]:
+    source = torch.Generator().manual_seed(0) if generator is None else generator
+    return lambda *shape: torch.randn(shape, generator=source, dtype=torch.float64)
+
+
+SAMPLES = {
+    "gru_sequence": gru_samples,
+    "posterior_sequence": posterior_samples,
+    "gaussian_rsample_kl": gaussian_rsample_kl_samples,
+    "gaussian_kl": gaussian_kl_samples,
+}
+
+
+def all_samples() -> list[Sample]:
+    """The samples of every op."""
+    return [sample for op in OPS for sample in SAMPLES[op]()]
+
+
+def find_sample(op: str, name: str) -> Sample:
+    """The sample of that name."""
+    return next(sample for sample in SAMPLES[op]() if sample.name == name)
+
+
+def strided(tensor: Tensor, kind: str) -> Tensor:
+    """The same values under other strides: "transposed" (last dimension not contiguous), "sliced" (every second
+    entry, behind an offset) or "batch_first" (the first two dimensions exchanged in memory)."""
+    if tensor.dim() == 0:
+        return tensor
+    if kind == "transposed":
+        return tensor.movedim(-1, 0).contiguous().movedim(0, -1)
+    if kind == "batch_first":
+        return tensor.transpose(0, 1).contiguous().transpose(0, 1) if tensor.dim() > 1 else tensor
+    room = tensor.new_full((*tensor.shape[:-1], 2 * tensor.shape[-1] + 1), float("nan"))
+    view = room[..., 1::2]
+    view.copy_(tensor)
+    return view
+
+
+# ---- Values and gradients ---------------------------------------------------------------------------------------------
+
+
+def cotangents(outputs: dict[str, Tensor], seed: int = 1) -> dict[str, Tensor]:
+    """A random gradient for every output, the same values for every dtype and device."""
+    source = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(out.shape, generator=source, dtype=torch.float64).to(out.device, out.dtype)
+        for name, out in outputs.items()
+    }
+
+
+def gradients(sample: Sample, outputs: dict[str, Tensor], grads: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The gradient of every tensor of the sample that needs one, zeros where it reaches no output."""
+    wanted = {name: tensor for name, tensor in sample.tensors.items() if tensor.requires_grad}
+    used = [(out, grads[name]) for name, out in outputs.items() if out.requires_grad and name in grads]
+    found = torch.autograd.grad(
+        [out for out, _ in used], list(wanted.values()), [grad for _, grad in used], allow_unused=True
+    )
+    return {
+        f"grad of {name}": torch.zeros_like(tensor) if grad is None else grad
+        for (name, tensor), grad in zip(wanted.items(), found, strict=True)
+    }
+
+
+def expected(sample: Sample) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Outputs and gradients of the plain reference in float64, on the values that the sample's own dtype holds."""
+    exact = sample.to("cpu", torch.float64, requires_grad=True)
+    outputs = exact.run_plain()
+    grads = gradients(exact, outputs, cotangents(outputs))
+    return {name: out.detach() for name, out in outputs.items()}, grads
+
+
+# ---- Comparison -------------------------------------------------------------------------------------------------------
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """norm(actual - expected) / norm(expected), in float64; the plain norm where what is expected is 0."""
+    actual, expected = (tensor.detach().to("cpu", torch.float64) for tensor in (actual, expected))
+    scale = expected.norm().item()
+    return (actual - expected).norm().item() / (scale or 1.0)
+
+
+def assert_close(name: str, actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Raises AssertionError naming the tensor unless it has the expected shape, and relative_error <= tolerance."""
+    assert actual.shape == expected.shape, f"{name}: shape {list(actual.shape)}, expected {list(expected.shape)}"
+    error = relative_error(actual, expected)
+    # Written so that a NaN fails.
+    assert error <= tolerance, f"{name}: relative error {error:.3g} is above {tolerance:.3g}"
+
+
+def assert_all_close(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float, what: str = "") -> None:
+    """assert_close for every tensor of two dictionaries with the same names."""
+    assert actual.keys() == expected.keys(), f"{what}: got {list(actual)}, expected {list(expected)}"
+    for name, tensor in actual.items():
+        assert_close(f"{what} {name}".strip(), tensor, expected[name], tolerance)
+
+
+def assert_equal(name: str, actual: Tensor, expected: Tensor) -> None:
+    """Raises AssertionError naming the tensor unless both hold the same bits (a NaN equals a NaN)."""
+    assert actual.shape == expected.shape, f"{name}: shape {list(actual.shape)}, expected {list(expected.shape)}"
+    assert actual.dtype == expected.dtype, f"{name}: {actual.dtype}, expected {expected.dtype}"
+    same = torch.equal(actual.nan_to_num(nan=7.25e3), expected.nan_to_num(nan=7.25e3))
+    assert same, f"{name}: not the same bits, relative error {relative_error(actual, expected):.3g}"
+
+
+# ---- Poisoned memory --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def poisoned_empty() -> Iterator[None]:
+    """Inside the block memory that PyTorch hands out from Python unwritten holds NaN (bytes: 255, a NaN as floats),
+    so that an entry that a kernel leaves unwritten, or reads too early, shows."""
+
+    def poison(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def poisoned(*args: Any, **kwargs: Any) -> Tensor:
+            tensor = function(*args, **kwargs)
+            if tensor.dtype == torch.uint8:
+                return tensor.fill_(255)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+        return poisoned
+
+    places = [(torch, name) for name in ("empty", "empty_like", "empty_strided")]
+    places += [(Tensor, name) for name in ("new_empty", "new_empty_strided")]
+    before = [getattr(place, name) for place, name in places]
+    for (place, name), function in zip(places, before, strict=True):
+        setattr(place, name, poison(function))
+    try:
+        yield
+    finally:
+        for (place, name), function in zip(places, before, strict=True):
+            setattr(place, name, function)
