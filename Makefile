@@ -10,8 +10,9 @@ PYTEST := $(BIN)/python -m pytest
 demo: $(VENV)/demo-installed
 	$(BIN)/python -m vssn.demo --output demo_output
 
+# Two processes of one thread each: more threads than cores wait for each other at every barrier.
 test: $(VENV)/test-installed
-	$(PYTEST) -n 2 --dist loadgroup -m "not slow"
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadgroup -m "not slow"
 
 test-slow: $(VENV)/test-installed
 	$(PYTEST) -m slow

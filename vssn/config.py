@@ -6,14 +6,14 @@ A mistake anywhere in it is one `ConfigError` of one line: where it stands, what
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from vssn.data.balls import RESOLUTION, balls_splits
 from vssn.data.batching import SequenceDataset
@@ -24,9 +24,22 @@ from vssn.model import VSSN
 MUSIC_NAMES = {"jsb": "JSB_Chorales", "nottingham": "Nottingham", "musedata": "MuseData", "piano_midi": "Piano_midi"}
 SIMULATED_NAMES = ("pendulum", "balls")
 
-Count = Annotated[int, Field(ge=1)]
-Size = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+
+def _number(value: Any) -> Any:
+    """YAML reads yes and on as true, which would count as 1."""
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_number)]
+Real = Annotated[float, BeforeValidator(_number)]
+Count = Annotated[Whole, Field(ge=1)]
+Size = Annotated[Whole, Field(ge=0)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**32)]
+Positive = Annotated[Real, Field(gt=0)]
+NotNegative = Annotated[Real, Field(ge=0)]
+Share = Annotated[Real, Field(ge=0, le=1)]
 
 
 class ConfigError(ValueError):
@@ -46,22 +59,13 @@ class Splits(NamedTuple):
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads yes and on as true, which would count as 1."""
-        assert info.field_name is not None
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
-            raise ValueError("expected a number or a text, not true or false")
-        return value
-
 
 class DataSection(Section):
     """What all sets share."""
 
     batch_size: Count = 16
     workers: Size = 0  # processes that prepare batches; 0: the training process itself
-    seed: Size = 0  # of a simulated set, of the order and the augmentation of every epoch
+    seed: Seed = 0  # of a simulated set, of the order and the augmentation of every epoch
 
 
 class MusicSection(DataSection):
@@ -127,9 +131,9 @@ class ModelSection(Section):
     universal: Literal["point", "gaussian"] = "point"
     prior_std: Positive = 0.1
     objective: Literal["elbo", "paper"] = "elbo"
-    free_bits: Annotated[float, Field(ge=0)] = 0.0
-    min_logvar: float = -12.0
-    min_logvar_x: float = -10.0
+    free_bits: NotNegative = 0.0
+    min_logvar: Real = -12.0
+    min_logvar_x: Real = -10.0
     learn_initial_state: bool = False
     noise_smoothing: bool = False
     masked: bool = False
@@ -141,16 +145,16 @@ class ModelSection(Section):
 
 class TrainingSection(Section):
     output: str = "runs/vssn"  # folder of the run
-    seed: Size = 0  # of the weights and of the noise
+    seed: Seed = 0  # of the weights and of the noise
     max_epochs: Count = 50
-    max_minutes: Positive | None = None  # of training, all resumed parts together
+    max_minutes: Annotated[Positive, Field(le=1e6)] | None = None  # of training, all resumed parts together
     early_stopping_patience: Count | None = None  # epochs without a better validation ELBO
     learning_rate: Positive = 1e-3
-    lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # factor per epoch ...
+    lr_decay: Annotated[Positive, Field(le=1)] = 1.0  # factor per epoch ...
     lr_decay_after: Size = 0  # ... after so many epochs
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NotNegative = 0.0
     gradient_clip_norm: Positive | None = 1.0
-    kl_start: Annotated[float, Field(ge=0, le=1)] = 1.0  # KL weight of the first update
+    kl_start: Share = 1.0  # KL weight of the first update
     kl_anneal_updates: Size = 0  # updates of one rise of the KL weight from kl_start to 1
     kl_cycles: Count = 1  # rises, each but the last followed by as many updates at 1; 1: linear
     chunk_length: Count | None = None  # frames of truncated back-propagation; None: whole sequences
@@ -161,7 +165,8 @@ class TrainingSection(Section):
     def _a_start_needs_a_rise(self) -> TrainingSection:
         if self.kl_start < 1 and self.kl_anneal_updates == 0:
             raise ValueError(
-                f"kl_start {self.kl_start} has no effect without a rise: set kl_anneal_updates to 1 or more, or kl_start to 1"
+                f"kl_start {self.kl_start} has no effect without a rise: "
+                "set kl_anneal_updates to 1 or more, or kl_start to 1"
             )
         return self
 
@@ -194,8 +199,8 @@ class Config(Section):
             return VSSN(x_size, **settings)
         except ValueError as error:
             raise ConfigError(f"model: {error}") from None
-        except RuntimeError as error:  # what torch raises where memory does not suffice
-            raise ConfigError(f"model: cannot be built ({_first_line(error)}); choose smaller sizes") from None
+        except (RuntimeError, TypeError, OverflowError):  # what torch raises where memory or integers do not suffice
+            raise ConfigError("model: its sizes need more memory than there is; choose smaller sizes") from None
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -289,19 +294,17 @@ def _explain(error: ValidationError, origin: str, overrides: Sequence[str]) -> s
     details = error.errors(include_url=False)
     first = details[0]
     location = [str(name) for name in first["loc"]]
+    if first["type"].startswith("union_tag"):
+        location.append("set")
     if len(location) > 1 and location[0] == "data" and location[1] in (*MUSIC_NAMES, *SIMULATED_NAMES):
         del location[1]  # pydantic names the kind of set here
     key = ".".join(location)
-    given = [text for text in overrides if text.partition("=")[0].strip() in (key, *_below(key, text))]
+    unknown = first["type"] == "extra_forbidden"  # then an override may also stand below the key
+    given = [text for text in overrides if f"{text.partition('=')[0].strip()}.".startswith(f"{key}.")]
+    given = [text for text in given if unknown or text.partition("=")[0].strip() == key]
     where = f"--set {given[-1]}" if given else origin
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     return f"{where}: {f'{key}: ' if key else ''}{_expectation(first, location)}{more}"
-
-
-def _below(key: str, override: str) -> Iterator[str]:
-    name = override.partition("=")[0].strip()
-    if name.startswith(f"{key}."):
-        yield name
 
 
 def _expectation(detail: Any, location: list[str]) -> str:
@@ -309,30 +312,32 @@ def _expectation(detail: Any, location: list[str]) -> str:
     if kind == "extra_forbidden":
         known = _known_keys(location[:-1], detail["loc"])
         close = difflib.get_close_matches(location[-1], known, 1, 0.5)
-        hint = f"did you mean {close[0]}?" if close else "remove it;"
+        hint = f"did you mean {close[0]}?" if close else "remove it."
         return f"unknown key; {hint} Known here: {', '.join(known)}"
     if kind == "missing":
         return "missing; this key must be given, add it"
     if kind in ("union_tag_not_found", "union_tag_invalid"):
         names = ", ".join((*MUSIC_NAMES, *SIMULATED_NAMES))
         came = f"got {_quote(context['tag'])}" if "tag" in context else "it is missing"
-        return f"set: expected one of {names}, {came}; correct it"
+        return f"expected one of {names}, {came}; correct it"
     if kind == "value_error":
         reason = str(context["error"])
         return reason if isinstance(value, dict) else f"{reason}, got {_quote(value)}; correct it"
     if kind in ("model_type", "model_attributes_type"):
         return f"expected a section with keys of its own, got {_quote(value)}; write them indented below it"
-    message = detail["msg"].replace("Input should be", "expected").split(", unable to")[0]
-    return f"{message}, got {_quote(value)}; correct it"
+    wanted = detail["msg"].removeprefix("Input should be ").split(", unable to")[0].split(", got")[0]
+    if wanted.startswith(("greater", "less")):
+        wanted = f"a number {wanted}"
+    return f"expected {wanted}, got {_quote(value)}; correct it"
 
 
 def _known_keys(section: list[str], location: tuple[Any, ...]) -> list[str]:
     if not section:
         return list(Config.model_fields)
     if section[0] == "data":
-        kind = MusicSection if location[1] in MUSIC_NAMES else SimulatedSection
-        return ["set", *(name for name in kind.model_fields if name != "set")]
-    return list({"model": ModelSection, "training": TrainingSection}[section[0]].model_fields)
+        known = (MusicSection if location[1] in MUSIC_NAMES else SimulatedSection).model_fields
+        return ["set", *(name for name in known if name != "set")]
+    return list((ModelSection if section[0] == "model" else TrainingSection).model_fields)
 
 
 def _quote(value: object) -> str:

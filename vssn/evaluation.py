@@ -11,6 +11,7 @@ Annealing, free bits and the `paper` objective play no role here.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,15 +68,16 @@ def summarize(sums: Tensor) -> Scores:
     length, total, first, kl_z, kl_w = sums.unbind(-1)
     rest = length > 1
     frames = length.sum()
-    means = (
-        total.sum() / frames,
-        (total / length).mean(),
-        (total - first)[rest].sum() / (length - 1)[rest].sum(),
-        ((total - first)[rest] / (length - 1)[rest]).mean(),
-        kl_z.sum() / frames,
-        kl_w.sum() / frames,
+    return Scores(
+        micro=float(total.sum() / frames),
+        macro=float((total / length).mean()),
+        micro_without_first=float((total - first)[rest].sum() / (length - 1)[rest].sum()),
+        macro_without_first=float(((total - first)[rest] / (length - 1)[rest]).mean()),
+        kl_z=float(kl_z.sum() / frames),
+        kl_w=float(kl_w.sum() / frames),
+        frames=int(frames),
+        sequences=len(sums),
     )
-    return Scores(*(float(mean) for mean in means), frames=int(frames), sequences=len(sums))
 
 
 @torch.no_grad()
@@ -87,25 +89,36 @@ def evaluate(model: VSSN, loader: Iterable[SequenceBatch], *, samples: int = 1, 
         loader: of `SequenceBatch`es.
         samples: K draws of the latents; their ELBOs are averaged (not their likelihoods: the bound stays the
             ELBO, its variance falls).
-        seed: of the draws, so that a score can be repeated; the caller's random state is left as it was.
+        seed: of the draws, so that a score can be repeated.
     """
     if samples < 1:
         raise ValueError(f"samples must be 1 or more, got {samples}")
     like = next(model.parameters())
     training = model.training
     model.eval()
+    generator = torch.Generator(like.device).manual_seed(seed)
     rows = []
     try:
-        with torch.random.fork_rng([like.device] if like.is_cuda else []):
-            torch.manual_seed(seed)
-            for batch in loader:
-                x, lengths = batch.x.to(like), batch.lengths.to(like.device)
-                u = batch.u.to(like) if batch.u is not None and model.control_size else None
-                draws = [sequence_sums(model(x, u, lengths), lengths) for _ in range(samples)]
-                rows.append(torch.stack(draws).mean(0).cpu())
+        for batch in loader:
+            x, lengths = batch.x.to(like), batch.lengths.to(like.device)
+            u = batch.u.to(like) if batch.u is not None and model.control_size else None
+            draws = [
+                sequence_sums(model(x, u, lengths, noise=draw_noise(model, x, generator)), lengths)
+                for _ in range(samples)
+            ]
+            rows.append(torch.stack(draws).mean(0).cpu())
     finally:
         model.train(training)
     return summarize(torch.cat(rows))
+
+
+def draw_noise(model: VSSN, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(eps_w [T, B, W], eps_z [T, B, Z]) standard normal for x [T, B, X]."""
+    sizes = (model.layer.noise_size, model.layer.latent_size)
+    eps_w, eps_z = (
+        torch.randn(*x.shape[:2], size, generator=generator, dtype=x.dtype, device=x.device) for size in sizes
+    )
+    return eps_w, eps_z
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -121,9 +134,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path}: expected a checkpoint file, but {what}; give the path of a best.ckpt or last.ckpt"
         )
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        data = io.BytesIO(file.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    try:
+        content = torch.load(data, map_location="cpu", weights_only=True)
     except Exception:  # the reader raises whatever the damaged bytes lead it to
         raise CheckpointError(
             f"{path}: expected a checkpoint of vssn fit, but it is truncated, damaged or of another kind; "

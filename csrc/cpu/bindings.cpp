@@ -261,11 +261,10 @@ PYBIND11_MODULE(_cpu, module) {
     });
     define<posterior_forward<float>, posterior_forward<double>>(module, "posterior_forward");
     define<posterior_backward<float>, posterior_backward<double>>(module, "posterior_backward");
-    module.def("posterior_workspace",
-               [](bool float64, int64_t B, int64_t M, int64_t Z, bool prior, bool backward) {
-                   return (float64 ? kernels().f64.posterior_workspace : kernels().f32.posterior_workspace)(
-                       B, M, Z, prior, backward);
-               });
+    module.def("posterior_workspace", [](bool float64, int64_t B, int64_t M, int64_t Z, bool prior, bool backward) {
+        return (float64 ? kernels().f64.posterior_workspace : kernels().f32.posterior_workspace)(B, M, Z, prior,
+                                                                                                 backward);
+    });
     define<evaluate<float>, evaluate<double>>(module, "evaluate");
     module.def("keep_freed_memory", keep_freed_memory);
     module.def("isa", [] { return kernels().isa; });

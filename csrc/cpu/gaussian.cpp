@@ -63,9 +63,8 @@ void backward(const GaussianBackward<T>& k) {
             for (int64_t j = 0; j < k.Z; j += kLanes<T>) {
                 const int64_t count = k.Z - j, at = i * k.Z + j;
                 const Vec<T> mu = load(k.mu.row(i) + j, count), logvar = load(k.logvar.row(i) + j, count);
-                KlGrads<Vec<T>> grad =
-                    kl_grads<Math>(mu, logvar, load_or_zero(k.prior_mu, i, j, count),
-                                   load_or_zero(k.prior_logvar, i, j, count), grad_kl);
+                KlGrads<Vec<T>> grad = kl_grads<Math>(mu, logvar, load_or_zero(k.prior_mu, i, j, count),
+                                                      load_or_zero(k.prior_logvar, i, j, count), grad_kl);
                 if (k.grad_prior_mu) store(k.grad_prior_mu + at, -grad.mu, count);
                 if (k.grad_prior_logvar) store(k.grad_prior_logvar + at, grad.prior_logvar, count);
                 if (k.grad_z.data) {

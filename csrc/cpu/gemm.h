@@ -6,7 +6,9 @@
 // shape of tile, so a row's result does not depend on the rows that share its tile.
 #pragma once
 
+#include "kernels.h"
 #include "simd.h"
+#include "threads.h"
 
 namespace vssn::VSSN_ISA {
 
@@ -35,49 +37,99 @@ VSSN_INLINE int64_t row_stride(int64_t width) {
 template <class T, int vectors>
 using Tile = Vec<T>[kTileRows<vectors>][vectors];
 
-template <class T, int vectors, int rows>
-__attribute__((noinline)) void multiply_tile(const T* a, int64_t a_stride, const T* panel, int64_t K,
-                                             Tile<T, vectors>& out) {
-    Vec<T> sum[rows][vectors] = {};
+// Packing: panels from a weight W. Entries outside of W are 0. W is read in whole cache lines.
+//
+// panel[k][j] = W[first + j][k] for j < units, k < rows: the panel's columns are rows of W (a product with W^T).
+// stride: from one of the panel's rows to the next. width: whole vectors.
+template <class T>
+VSSN_INLINE void pack_transposed(T* panel, int64_t rows, int64_t width, int64_t stride, const Rows<const T>& weight,
+                                 int64_t first, int64_t units) {
+    constexpr int64_t L = kLanes<T>;
+    for (int64_t k = 0; k < rows; k += L)
+        for (int64_t j = 0; j < width; j += L) {
+            Vec<T> square[L];
+            for (int64_t i = 0; i < L; ++i)
+                square[i] = j + i < units ? load(weight.row(first + j + i) + k, rows - k) : Vec<T>{};
+            transpose<T>(square);
+            for (int64_t i = 0; i < L && k + i < rows; ++i) store(panel + (k + i) * stride + j, square[i]);
+        }
+}
+
+// panels[block][k][j] = W[first + k][block width + j] for k < units, block width + j < columns, for a range of blocks
+// panel_stride apart: rows of the panel are rows of W.
+template <class T, int vectors>
+VSSN_INLINE void pack_rows(T* panels, int64_t panel_stride, Range blocks, int64_t rows, const Rows<const T>& weight,
+                           int64_t first, int64_t units, int64_t columns) {
+    constexpr int64_t together = 8, L = kLanes<T>;
+    for (int64_t begin = 0; begin < rows; begin += together)
+        for (int64_t block = blocks.begin; block < blocks.end; ++block)
+            for (int64_t k = begin; k < rows && k < begin + together; ++k)
+                for (int64_t j = 0; j < vectors; ++j) {
+                    const int64_t column = (block * vectors + j) * L, count = k < units ? columns - column : 0;
+                    const Vec<T> entries = count > 0 ? load(weight.row(first + k) + column, count) : Vec<T>{};
+                    store(panels + block * panel_stride + (k * vectors + j) * L, entries);
+                }
+}
+
+// Rows [0, rows) of A times `panels` panels, panel_stride apart; out: a tile for each.
+template <class T, int vectors, int rows, int panels>
+__attribute__((noinline)) void multiply_tile(const T* a, int64_t a_stride, const T* panel, int64_t panel_stride,
+                                             int64_t K, Tile<T, vectors>* out) {
+    Vec<T> sum[panels][rows][vectors] = {};
     for (int64_t k = 0; k < K; ++k) {
-        Vec<T> w[vectors];
 #pragma GCC unroll 16
-        for (int j = 0; j < vectors; ++j) w[j] = load(panel + (k * vectors + j) * kLanes<T>);
+        for (int p = 0; p < panels; ++p) {
+            Vec<T> w[vectors];
 #pragma GCC unroll 16
-        for (int i = 0; i < rows; ++i) {
-            const Vec<T> x = broadcast(a[i * a_stride + k]);
+            for (int j = 0; j < vectors; ++j) w[j] = load(panel + p * panel_stride + (k * vectors + j) * kLanes<T>);
 #pragma GCC unroll 16
-            for (int j = 0; j < vectors; ++j) sum[i][j] += x * w[j];
+            for (int i = 0; i < rows; ++i) {
+                const Vec<T> x = broadcast(a[i * a_stride + k]);
+#pragma GCC unroll 16
+                for (int j = 0; j < vectors; ++j) sum[p][i][j] += x * w[j];
+            }
         }
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i)
+    for (int p = 0; p < panels; ++p)
 #pragma GCC unroll 16
-        for (int j = 0; j < vectors; ++j) out[i][j] = sum[i][j];
+        for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 16
+            for (int j = 0; j < vectors; ++j) out[p][i][j] = sum[p][i][j];
 }
 
-template <class T, int vectors>
-using MultiplyTile = void (*)(const T*, int64_t, const T*, int64_t, Tile<T, vectors>&);
-
+// multiply_tile for 1 .. kTileRows rows and one panel.
 template <class T, int vectors, int... row>
-VSSN_INLINE MultiplyTile<T, vectors> choose_tile(int rows, std::integer_sequence<int, row...>) {
-    static constexpr MultiplyTile<T, vectors> table[] = {multiply_tile<T, vectors, row + 1>...};
-    return table[rows - 1];
+VSSN_INLINE void multiply_rows(int rows, const T* a, int64_t a_stride, const T* panel, int64_t K, Tile<T, vectors>* out,
+                               std::integer_sequence<int, row...>) {
+    using Multiply = void (*)(const T*, int64_t, const T*, int64_t, int64_t, Tile<T, vectors>*);
+    static constexpr Multiply table[] = {multiply_tile<T, vectors, row + 1, 1>...};
+    table[rows - 1](a, a_stride, panel, 0, K, out);
 }
 
-// Calls finish(first_row, rows, tile) for tiles that cover rows [0, n) of A, all about as tall.
+// Rows [0, n) of A times the panels of `blocks`; calls finish(block, first_row, rows, tile) for tiles that cover them.
+// A single row takes four panels at a time: one would wait for its few chains of additions.
 template <class T, int vectors, class Finish>
-VSSN_INLINE void multiply_panel(const T* a, int64_t a_stride, int64_t n, const T* panel, int64_t K,
-                                const Finish& finish) {
-    constexpr int most = kTileRows<vectors>;
-    alignas(kAlign) Tile<T, vectors> tile;
-    int64_t tiles = (n + most - 1) / most;
-    for (int64_t i = 0; i < n; --tiles) {
-        const int rows = static_cast<int>((n - i + tiles - 1) / tiles);
-        choose_tile<T, vectors>(rows, std::make_integer_sequence<int, most>{})(a + i * a_stride, a_stride, panel, K,
-                                                                               tile);
-        finish(i, rows, tile);
-        i += rows;
+VSSN_INLINE void multiply(const T* a, int64_t a_stride, int64_t n, const T* panels, Range blocks, int64_t K,
+                          const Finish& finish) {
+    constexpr int most = kTileRows<vectors>, together = 4;
+    alignas(kAlign) Tile<T, vectors> tiles[together];
+    const int64_t panel_stride = K * vectors * kLanes<T>;
+    int64_t block = blocks.begin;
+    for (; n == 1 && block + together <= blocks.end; block += together) {
+        multiply_tile<T, vectors, 1, together>(a, a_stride, panels + block * panel_stride, panel_stride, K, tiles);
+        for (int p = 0; p < together; ++p) finish(block + p, 0, 1, tiles[p]);
+    }
+    for (; block < blocks.end; ++block) {
+        // Tiles about as tall as each other: a last one of a row or two would be slow.
+        int64_t left = (n + most - 1) / most;
+        for (int64_t i = 0; i < n; --left) {
+            const int rows = static_cast<int>((n - i + left - 1) / left);
+            multiply_rows<T, vectors>(rows, a + i * a_stride, a_stride, panels + block * panel_stride, K, tiles,
+                                      std::make_integer_sequence<int, most>{});
+            finish(block, i, rows, tiles[0]);
+            i += rows;
+        }
     }
 }
 

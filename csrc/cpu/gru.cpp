@@ -57,14 +57,11 @@ template <class T>
 void pack_forward(const GruForward<T>& k, const ForwardBuffers<T>& w, Range blocks) {
     constexpr int64_t L = kLanes<T>;
     for (int64_t block = blocks.begin; block < blocks.end; ++block)
-        for (int64_t gate = 0; gate < 3; ++gate)
-            for (int64_t lane = 0; lane < L; ++lane) {
-                const int64_t unit = block * L + lane, column = gate * L + lane;
-                T* panel = w.panels + block * k.H * 3 * L + column;
-                const T* row = k.weight.row(gate * k.H + unit);
-                for (int64_t i = 0; i < k.H; ++i) panel[i * 3 * L] = unit < k.H ? row[i] : T(0);
-                w.bias[block * 3 * L + column] = unit < k.H ? k.bias[gate * k.H + unit] : T(0);
-            }
+        for (int64_t gate = 0; gate < 3; ++gate) {
+            const int64_t first = gate * k.H + block * L, units = k.H - block * L;
+            pack_transposed(w.panels + block * k.H * 3 * L + gate * L, k.H, L, 3 * L, k.weight, first, units);
+            for (int64_t j = 0; j < L; ++j) w.bias[(block * 3 + gate) * L + j] = j < units ? k.bias[first + j] : T(0);
+        }
 }
 
 template <class T>
@@ -72,31 +69,28 @@ void forward_step(const GruForward<T>& k, const ForwardBuffers<T>& w, const RowL
                   const T* state, T* next) {
     using Math = VectorMath<T>;
     constexpr int64_t L = kLanes<T>;
-    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+    auto finish = [&](int64_t block, int64_t first, int rows, const Tile<T, 3>& product) {
         const int64_t unit = block * L, count = k.H - unit < L ? k.H - unit : L;
         const T* bias = w.bias + block * 3 * L;
-        auto finish = [&](int64_t first, int rows, const Tile<T, 3>& product) __attribute__((always_inline)) {
-            for (int i = 0; i < rows; ++i) {
-                const int64_t b = list.rows[first + i], at = t * k.B + b, slot = (first + i) * w.stride + unit;
-                const T* x = k.gates_x.row(t, b) + unit;
-                const GruGates<Vec<T>> g = gru_gates<Math>(load(x, count) + (product[i][0] + load(bias)),
-                                                           load(x + k.H, count) + (product[i][1] + load(bias + L)),
-                                                           load(x + 2 * k.H, count),
-                                                           product[i][2] + load(bias + 2 * L));
-                const Vec<T> h = gru_next(g, load(state + slot));
-                store(next + slot, h);
-                store(k.output + at * k.H + unit, h, count);
-                if (k.gates) {
-                    T* gates = k.gates + 4 * (at * k.H + unit);
-                    store(gates, g.r, count);
-                    store(gates + count, g.z, count);
-                    store(gates + 2 * count, g.n, count);
-                    store(gates + 3 * count, g.a, count);
-                }
+        for (int i = 0; i < rows; ++i) {
+            const int64_t b = list.rows[first + i], at = t * k.B + b, slot = (first + i) * w.stride + unit;
+            const T* x = k.gates_x.row(t, b) + unit;
+            const GruGates<Vec<T>> g = gru_gates<Math>(load(x, count) + (product[i][0] + load(bias)),
+                                                       load(x + k.H, count) + (product[i][1] + load(bias + L)),
+                                                       load(x + 2 * k.H, count), product[i][2] + load(bias + 2 * L));
+            const Vec<T> h = gru_next(g, load(state + slot));
+            store(next + slot, h);
+            store(k.output + at * k.H + unit, h, count);
+            if (k.gates) {
+                T* gates = k.gates + 4 * (at * k.H + unit);
+                store(gates, g.r, count);
+                store(gates + count, g.z, count);
+                store(gates + 2 * count, g.n, count);
+                store(gates + 3 * count, g.a, count);
             }
-        };
-        multiply_panel<T, 3>(state, w.stride, list.active, w.panels + block * k.H * 3 * L, k.H, finish);
-    }
+        }
+    };
+    multiply<T, 3>(state, w.stride, list.active, w.panels, blocks, k.H, finish);
     const int64_t from = blocks.begin * L, end = blocks.end * L, to = end < k.H ? end : k.H;
     for (int64_t i = list.active; i < list.count; ++i) {
         T* padding = k.output + (t * k.B + list.rows[i]) * k.H;
@@ -164,20 +158,6 @@ struct BackwardBuffers {
     }
 };
 
-template <class T>
-void pack_backward(const GruBackward<T>& k, const BackwardBuffers<T>& w, Range blocks) {
-    constexpr int64_t width = 2 * kLanes<T>;
-    for (int64_t block = blocks.begin; block < blocks.end; ++block)
-        for (int64_t gate = 0; gate < 3; ++gate)
-            for (int64_t unit = 0; unit < w.padded; ++unit) {
-                T* panel = w.panels + ((block * 3 + gate) * w.padded + unit) * width;
-                for (int64_t j = 0; j < width; ++j) {
-                    const int64_t column = block * width + j;
-                    panel[j] = unit < k.H && column < k.H ? k.weight.row(gate * k.H + unit)[column] : T(0);
-                }
-            }
-}
-
 // The gradients of a step's gates for this thread's units [from, to); dh z stays in carry.
 template <class T>
 void gate_step(const GruBackward<T>& k, const BackwardBuffers<T>& w, const RowList& list, int64_t t, int64_t from,
@@ -229,7 +209,9 @@ void backward(const GruBackward<T>& k) {
         const Range blocks = plan.blocks(w.blocks, team);
         const int64_t from = blocks.begin * width, end = blocks.end * width, to = end < k.H ? end : k.H;
         T* carry = w.carry + list.first * w.stride;
-        pack_backward(k, w, share(w.blocks, team.rank, team.size));
+        for (int64_t gate = 0; gate < 3; ++gate)
+            pack_rows<T, 2>(w.panels + gate * w.padded * width, 3 * w.padded * width,
+                            share(w.blocks, team.rank, team.size), w.padded, k.weight, gate * k.H, k.H, k.H);
         for (int64_t i = 0; i < list.count; ++i)
             for (int64_t unit = from; unit < end; ++unit)
                 carry[i * w.stride + unit] = unit < k.H && k.grad_h_n.data ? k.grad_h_n.row(list.rows[i])[unit] : T(0);
@@ -241,17 +223,14 @@ void backward(const GruBackward<T>& k) {
             T* grads = w.grads[plan.split_units ? s % 2 : 0] + list.first * w.grad_stride;
             gate_step(k, w, list, t, from, to, grads, carry);
             if (plan.split_units) team.wait();
-            for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-                auto add = [&](int64_t first, int rows, const Tile<T, 2>& product) __attribute__((always_inline)) {
-                    for (int i = 0; i < rows; ++i)
-                        for (int j = 0; j < 2; ++j) {
-                            T* sum = carry + (first + i) * w.stride + block * width + j * L;
-                            store(sum, load(sum) + product[i][j]);
-                        }
-                };
-                multiply_panel<T, 2>(grads, w.grad_stride, list.active, w.panels + block * 3 * w.padded * width,
-                                     3 * w.padded, add);
-            }
+            auto add = [&](int64_t block, int64_t first, int rows, const Tile<T, 2>& product) {
+                for (int i = 0; i < rows; ++i)
+                    for (int j = 0; j < 2; ++j) {
+                        T* sum = carry + (first + i) * w.stride + block * width + j * L;
+                        store(sum, load(sum) + product[i][j]);
+                    }
+            };
+            multiply<T, 2>(grads, w.grad_stride, list.active, w.panels, blocks, 3 * w.padded, add);
         }
         if (!k.grad_h0) return;
         for (int64_t i = 0; i < list.count; ++i)

@@ -34,8 +34,8 @@ struct GaussianBackward {
     int threads;
     int64_t N, Z;
     Rows<const T> mu, logvar, eps, prior_mu, prior_logvar;
-    Rows<const T> grad_z;             // [N, Z]
-    Rows<const T> grad_kl;            // [N, 1]
+    Rows<const T> grad_z;                                                     // [N, Z]
+    Rows<const T> grad_kl;                                                    // [N, 1]
     T *grad_mu, *grad_logvar, *grad_eps, *grad_prior_mu, *grad_prior_logvar;  // [N, Z]
 };
 
@@ -90,17 +90,17 @@ struct PosteriorForward {
     int64_t steps, B, M, Z;
     Activation activation;
     T min_logvar;
-    const int64_t* lengths;                // [B]
-    Steps<const T> context, eps;           // [T, B, M], [T, B, Z]
-    Rows<const T> z0;                      // [B, Z]
-    Rows<const T> weight_z, weight_out;    // [M, Z], [2Z, M]
-    const T* bias_out;                     // [2Z]
-    Steps<const T> prior_context;          // [T, B, M]; null: no prior mean
-    Rows<const T> prior_weight_z;          // [M, Z]
-    Rows<const T> prior_weight_mu;         // [Z, M]
-    const T* prior_bias_mu;                // [Z]
-    T *z, *mu, *logvar;                    // [T, B, Z]
-    T *hidden, *prior_hidden;              // [T, B, M] as cell.h's keeps_input says; null: not kept
+    const int64_t* lengths;              // [B]
+    Steps<const T> context, eps;         // [T, B, M], [T, B, Z]
+    Rows<const T> z0;                    // [B, Z]
+    Rows<const T> weight_z, weight_out;  // [M, Z], [2Z, M]
+    const T* bias_out;                   // [2Z]
+    Steps<const T> prior_context;        // [T, B, M]; null: no prior mean
+    Rows<const T> prior_weight_z;        // [M, Z]
+    Rows<const T> prior_weight_mu;       // [Z, M]
+    const T* prior_bias_mu;              // [Z]
+    T *z, *mu, *logvar;                  // [T, B, Z]
+    T *hidden, *prior_hidden;            // [T, B, M] as cell.h's keeps_input says; null: not kept
     void* workspace;
 };
 
@@ -116,10 +116,10 @@ struct PosteriorBackward {
     const T *hidden, *prior_hidden;               // [T, B, M]
     Steps<const T> eps;                           // [T, B, Z]
     Rows<const T> weight_z, weight_out, prior_weight_z, prior_weight_mu;
-    T *grad_context, *grad_prior_context;         // [T, B, M]
-    T* grad_out;                                  // [T, B, 2Z]: of the output layer (mu, raw)
-    T* grad_eps;                                  // [T, B, Z]
-    T* grad_z0;                                   // [B, Z]
+    T *grad_context, *grad_prior_context;  // [T, B, M]
+    T* grad_out;                           // [T, B, 2Z]: of the output layer (mu, raw)
+    T* grad_eps;                           // [T, B, Z]
+    T* grad_z0;                            // [B, Z]
     void* workspace;
 };
 

@@ -28,7 +28,7 @@ struct Constants<float> {
     static constexpr float tanh_max = 10.0f;  // tanh is 1 to the last bit from here on
     static constexpr int mantissa_bits = 23;
     static constexpr int exponent_bias = 127;
-    static constexpr float q[] = {0.50000000134658092f,  0.166666666816232314f,  0.0416664649252859054f,
+    static constexpr float q[] = {0.50000000134658092f,    0.166666666816232314f,   0.0416664649252859054f,
                                   0.00833331092548090083f, 0.00139336499963092504f, 0.000198909908246736538f};
     static constexpr float w[] = {0.333333336602637062f, 0.199998531659648587f, 0.142961789971514189f,
                                   0.108532879004401863f, 0.116121646120116744f};
@@ -56,8 +56,8 @@ struct Constants<double> {
                                    2.50520710942935468e-8,
                                    2.09181377376427364e-9,
                                    1.60866279567803688e-10};
-    static constexpr double w[] = {0.333333333333333334, 0.199999999999997613, 0.142857142858000496,
-                                   0.111111110991183853, 0.0909090994898135719, 0.0769227198243027464,
+    static constexpr double w[] = {0.333333333333333334,  0.199999999999997613,  0.142857142858000496,
+                                   0.111111110991183853,  0.0909090994898135719, 0.0769227198243027464,
                                    0.0666758931572462792, 0.0586713953065159873, 0.0542258919744000741,
                                    0.0374607189777538365, 0.0781528890046142522};
 };
@@ -69,9 +69,7 @@ struct VectorMath {
     using C = Constants<T>;
 
     // Where x > 0, else: `otherwise` (NaN too).
-    static VSSN_INLINE V select_positive(V x, V positive, V otherwise) {
-        return x > V{} ? positive : otherwise;
-    }
+    static VSSN_INLINE V select_positive(V x, V positive, V otherwise) { return x > V{} ? positive : otherwise; }
 
     // x within [low, high]; NaN stays.
     static VSSN_INLINE V clamp(V x, T low, T high) {
@@ -134,9 +132,7 @@ struct VectorMath {
         return (s + s) + (s + s) * square * polynomial(C::w, square);
     }
 
-    static VSSN_INLINE V softplus(V x) {
-        return select_positive(x, x, V{}) + log1p(exp(-absolute(x)));
-    }
+    static VSSN_INLINE V softplus(V x) { return select_positive(x, x, V{}) + log1p(exp(-absolute(x))); }
 };
 
 }  // namespace vssn::VSSN_ISA

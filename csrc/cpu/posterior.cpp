@@ -38,10 +38,14 @@ template <class T>
 VSSN_INLINE Vec<T> activate_by(Activation act, Vec<T> x) {
     using Math = VectorMath<T>;
     switch (act) {
-        case Activation::tanh: return activate<Activation::tanh, Math>(x);
-        case Activation::relu: return activate<Activation::relu, Math>(x);
-        case Activation::leaky_relu: return activate<Activation::leaky_relu, Math>(x);
-        default: return activate<Activation::silu, Math>(x);
+        case Activation::tanh:
+            return activate<Activation::tanh, Math>(x);
+        case Activation::relu:
+            return activate<Activation::relu, Math>(x);
+        case Activation::leaky_relu:
+            return activate<Activation::leaky_relu, Math>(x);
+        default:
+            return activate<Activation::silu, Math>(x);
     }
 }
 
@@ -49,10 +53,14 @@ template <class T>
 VSSN_INLINE Vec<T> slope_by(Activation act, Vec<T> kept) {
     using Math = VectorMath<T>;
     switch (act) {
-        case Activation::tanh: return activation_slope<Activation::tanh, Math>(kept);
-        case Activation::relu: return activation_slope<Activation::relu, Math>(kept);
-        case Activation::leaky_relu: return activation_slope<Activation::leaky_relu, Math>(kept);
-        default: return activation_slope<Activation::silu, Math>(kept);
+        case Activation::tanh:
+            return activation_slope<Activation::tanh, Math>(kept);
+        case Activation::relu:
+            return activation_slope<Activation::relu, Math>(kept);
+        case Activation::leaky_relu:
+            return activation_slope<Activation::leaky_relu, Math>(kept);
+        default:
+            return activation_slope<Activation::silu, Math>(kept);
     }
 }
 
@@ -60,13 +68,6 @@ Partition plan_threads(int threads, int64_t steps, int64_t B, int64_t M, int64_t
                        size_t scalar_bytes) {
     const int64_t weights = (prior ? 5 : 3) * M * Z;
     return partition(threads, steps, B, B * weights, weights * static_cast<int64_t>(scalar_bytes), blocks);
-}
-
-// One panel [rows][width] of W or its transpose: entry (k, j) is weight(first_row + k, first_column + j), 0 outside.
-template <class T, class Weight>
-VSSN_INLINE void pack_panel(T* panel, int64_t rows, int64_t width, int64_t stride, const Weight& weight) {
-    for (int64_t j = 0; j < width; ++j)
-        for (int64_t k = 0; k < rows; ++k) panel[k * stride + j] = weight(k, j);
 }
 
 template <class T>
@@ -81,13 +82,13 @@ void zero_padding(T* sequence, int64_t t, int64_t B, int64_t width, const RowLis
 
 template <class T>
 struct ForwardBuffers {
-    int64_t hidden_blocks, latent_blocks;   // blocks of kWide hidden units, and of kLanes latents
-    int64_t hidden_stride, latent_stride;   // distance between rows
-    T *into, *prior_into;                   // W_z, W_pz: [hidden_blocks][Z][kWide]
-    T *out, *prior_out;                     // W_out: [latent_blocks][M][mu L | raw L];  W_mu: [latent_blocks][M][L]
-    T* bias;                                // [latent_blocks][mu L | raw L]; b_mu is added to mu's
-    T *latent, *hidden, *prior_hidden;      // z_{t-1} [B][latent_stride]; act(.) [B][hidden_stride]
-    T* prior_mu;                            // [B][latent_stride]
+    int64_t hidden_blocks, latent_blocks;  // blocks of kWide hidden units, and of kLanes latents
+    int64_t hidden_stride, latent_stride;  // distance between rows
+    T *into, *prior_into;                  // W_z, W_pz: [hidden_blocks][Z][kWide]
+    T *out, *prior_out;                    // W_out: [latent_blocks][M][mu L | raw L];  W_mu: [latent_blocks][M][L]
+    T* bias;                               // [latent_blocks][mu L | raw L]; b_mu is added to mu's
+    T *latent, *hidden, *prior_hidden;     // z_{t-1} [B][latent_stride]; act(.) [B][hidden_stride]
+    T* prior_mu;                           // [B][latent_stride]
     int64_t *order, *slices;
     int64_t bytes;
 
@@ -115,37 +116,25 @@ struct ForwardBuffers {
 template <class T>
 void pack_forward(const PosteriorForward<T>& k, const ForwardBuffers<T>& w, Team team) {
     constexpr int64_t L = kLanes<T>, width = kWide<T>;
+    const bool prior = k.prior_context.data != nullptr;
     const Range hidden = share(w.hidden_blocks, team.rank, team.size);
     for (int64_t block = hidden.begin; block < hidden.end; ++block) {
-        auto column = [&](const Rows<const T>& weight) {
-            return [&, block](int64_t row, int64_t j) {
-                const int64_t unit = block * width + j;
-                return unit < k.M ? weight.row(unit)[row] : T(0);
-            };
-        };
-        pack_panel(w.into + block * k.Z * width, k.Z, width, width, column(k.weight_z));
-        if (k.prior_context.data)
-            pack_panel(w.prior_into + block * k.Z * width, k.Z, width, width, column(k.prior_weight_z));
+        const int64_t first = block * width, at = first * k.Z;
+        pack_transposed(w.into + at, k.Z, width, width, k.weight_z, first, k.M - first);
+        if (prior) pack_transposed(w.prior_into + at, k.Z, width, width, k.prior_weight_z, first, k.M - first);
     }
     const Range latent = share(w.latent_blocks, team.rank, team.size);
     for (int64_t block = latent.begin; block < latent.end; ++block) {
-        auto column = [&](const Rows<const T>& weight, int64_t first) {
-            return [&, first, block](int64_t row, int64_t j) {
-                const int64_t unit = block * L + j;
-                return unit < k.Z ? weight.row(first + unit)[row] : T(0);
-            };
-        };
+        const int64_t first = block * L, units = k.Z - first;
         T* panel = w.out + block * k.M * width;
-        pack_panel(panel, k.M, L, width, column(k.weight_out, 0));
-        pack_panel(panel + L, k.M, L, width, column(k.weight_out, k.Z));
-        if (k.prior_context.data)
-            pack_panel(w.prior_out + block * k.M * L, k.M, L, L, column(k.prior_weight_mu, 0));
+        pack_transposed(panel, k.M, L, width, k.weight_out, first, units);
+        pack_transposed(panel + L, k.M, L, width, k.weight_out, k.Z + first, units);
+        if (prior) pack_transposed(w.prior_out + block * k.M * L, k.M, L, L, k.prior_weight_mu, first, units);
+        T* bias = w.bias + block * width;
         for (int64_t j = 0; j < L; ++j) {
-            const int64_t unit = block * L + j;
-            const bool inside = unit < k.Z;
-            w.bias[block * width + j] =
-                inside ? k.bias_out[unit] + (k.prior_context.data ? k.prior_bias_mu[unit] : T(0)) : T(0);
-            w.bias[block * width + L + j] = inside ? k.bias_out[k.Z + unit] : T(0);
+            const T prior_bias = prior && j < units ? k.prior_bias_mu[first + j] : T(0);
+            bias[j] = j < units ? k.bias_out[first + j] + prior_bias : T(0);
+            bias[L + j] = j < units ? k.bias_out[k.Z + first + j] : T(0);
         }
     }
 }
@@ -156,21 +145,18 @@ void hidden_step(const PosteriorForward<T>& k, const ForwardBuffers<T>& w, const
                  const Steps<const T>& context, const T* weights, T* state, T* kept) {
     constexpr int64_t L = kLanes<T>;
     const bool keep_input = keeps_input(k.activation);
-    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-        auto finish = [&](int64_t first, int rows, const Tile<T, 2>& product) __attribute__((always_inline)) {
-            for (int i = 0; i < rows; ++i)
-                for (int j = 0; j < 2; ++j) {
-                    const int64_t unit = block * kWide<T> + j * L, count = k.M - unit, b = list.rows[first + i];
-                    if (count <= 0) break;
-                    const Vec<T> input = load(context.row(t, b) + unit, count) + product[i][j];
-                    const Vec<T> active = activate_by<T>(k.activation, input);
-                    store(state + (first + i) * w.hidden_stride + unit, active);
-                    if (kept) store(kept + (t * k.B + b) * k.M + unit, keep_input ? input : active, count);
-                }
-        };
-        multiply_panel<T, 2>(w.latent + list.first * w.latent_stride, w.latent_stride, list.active,
-                             weights + block * k.Z * kWide<T>, k.Z, finish);
-    }
+    auto finish = [&](int64_t block, int64_t first, int rows, const Tile<T, 2>& product) {
+        for (int i = 0; i < rows; ++i)
+            for (int j = 0; j < 2; ++j) {
+                const int64_t unit = block * kWide<T> + j * L, count = k.M - unit, b = list.rows[first + i];
+                if (count <= 0) break;
+                const Vec<T> input = load(context.row(t, b) + unit, count) + product[i][j];
+                const Vec<T> active = activate_by<T>(k.activation, input);
+                store(state + (first + i) * w.hidden_stride + unit, active);
+                if (kept) store(kept + (t * k.B + b) * k.M + unit, keep_input ? input : active, count);
+            }
+    };
+    multiply<T, 2>(w.latent + list.first * w.latent_stride, w.latent_stride, list.active, weights, blocks, k.Z, finish);
     if (kept) zero_padding(kept, t, k.B, k.M, list, blocks.begin * kWide<T>, blocks.end * kWide<T>);
 }
 
@@ -183,33 +169,30 @@ void latent_step(const PosteriorForward<T>& k, const ForwardBuffers<T>& w, const
     const bool prior = k.prior_context.data != nullptr;
     const int64_t hidden_row = list.first * w.hidden_stride, latent_row = list.first * w.latent_stride;
     const Vec<T> min_logvar = broadcast(k.min_logvar);
-    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+    auto finish_prior = [&](int64_t block, int64_t first, int rows, const Tile<T, 1>& product) {
+        for (int i = 0; i < rows; ++i)
+            store(w.prior_mu + latent_row + (first + i) * w.latent_stride + block * L, product[i][0]);
+    };
+    auto finish = [&](int64_t block, int64_t first, int rows, const Tile<T, 2>& product) {
         const int64_t unit = block * L, count = k.Z - unit;
         const T* bias = w.bias + block * kWide<T>;
-        auto finish_prior = [&](int64_t first, int rows, const Tile<T, 1>& product) __attribute__((always_inline)) {
-            for (int i = 0; i < rows; ++i)
-                store(w.prior_mu + latent_row + (first + i) * w.latent_stride + unit, product[i][0]);
-        };
-        auto finish = [&](int64_t first, int rows, const Tile<T, 2>& product) __attribute__((always_inline)) {
-            for (int i = 0; i < rows; ++i) {
-                const int64_t b = list.rows[first + i], at = (t * k.B + b) * k.Z + unit;
-                const int64_t slot = latent_row + (first + i) * w.latent_stride + unit;
-                Vec<T> mu = product[i][0] + load(bias);
-                if (prior) mu += load(w.prior_mu + slot);
-                const Vec<T> logvar = floored_logvar<Math>(product[i][1] + load(bias + L), min_logvar);
-                const Vec<T> z = mu + standard_deviation<Math>(logvar) * load(k.eps.row(t, b) + unit, count);
-                store(w.latent + slot, z);
-                store(k.z + at, z, count);
-                store(k.mu + at, mu, count);
-                store(k.logvar + at, logvar, count);
-            }
-        };
-        if (prior)
-            multiply_panel<T, 1>(w.prior_hidden + hidden_row, w.hidden_stride, list.active,
-                                 w.prior_out + block * k.M * L, k.M, finish_prior);
-        multiply_panel<T, 2>(w.hidden + hidden_row, w.hidden_stride, list.active, w.out + block * k.M * kWide<T>, k.M,
-                             finish);
-    }
+        for (int i = 0; i < rows; ++i) {
+            const int64_t b = list.rows[first + i], at = (t * k.B + b) * k.Z + unit;
+            const int64_t slot = latent_row + (first + i) * w.latent_stride + unit;
+            Vec<T> mu = product[i][0] + load(bias);
+            if (prior) mu += load(w.prior_mu + slot);
+            const Vec<T> logvar = floored_logvar<Math>(product[i][1] + load(bias + L), min_logvar);
+            const Vec<T> z = mu + standard_deviation<Math>(logvar) * load(k.eps.row(t, b) + unit, count);
+            store(w.latent + slot, z);
+            store(k.z + at, z, count);
+            store(k.mu + at, mu, count);
+            store(k.logvar + at, logvar, count);
+        }
+    };
+    if (prior)
+        multiply<T, 1>(w.prior_hidden + hidden_row, w.hidden_stride, list.active, w.prior_out, blocks, k.M,
+                       finish_prior);
+    multiply<T, 2>(w.hidden + hidden_row, w.hidden_stride, list.active, w.out, blocks, k.M, finish);
     for (T* sequence : {k.z, k.mu, k.logvar})
         zero_padding(sequence, t, k.B, k.Z, list, blocks.begin * L, blocks.end * L);
 }
@@ -227,8 +210,7 @@ void forward(const PosteriorForward<T>& k) {
         pack_forward(k, w, team);
         for (int64_t i = 0; i < list.count; ++i)
             for (int64_t unit = latent_blocks.begin * kLanes<T>; unit < latent_blocks.end * kLanes<T>; ++unit)
-                w.latent[(list.first + i) * w.latent_stride + unit] =
-                    unit < k.Z ? k.z0.row(list.rows[i])[unit] : T(0);
+                w.latent[(list.first + i) * w.latent_stride + unit] = unit < k.Z ? k.z0.row(list.rows[i])[unit] : T(0);
         team.wait();
         for (int64_t t = 0; t < k.steps; ++t) {
             list.step(t);
@@ -283,32 +265,16 @@ struct BackwardBuffers {
 
 template <class T>
 void pack_backward(const PosteriorBackward<T>& k, const BackwardBuffers<T>& w, Team team) {
-    constexpr int64_t width = kWide<T>;
     const bool prior = k.prior_weight_z.data != nullptr;
-    // Entry (row, column) of a weight of rows x columns, 0 outside.
-    auto part = [](const Rows<const T>& weight, int64_t rows, int64_t columns, int64_t first_row, int64_t column) {
-        return [=](int64_t row, int64_t j) {
-            return row < rows && column + j < columns ? weight.row(first_row + row)[column + j] : T(0);
-        };
-    };
+    const int64_t half = w.latent * kWide<T>, hidden_part = w.hidden * kWide<T>;
     const Range hidden = share(w.hidden_blocks, team.rank, team.size);
-    for (int64_t block = hidden.begin; block < hidden.end; ++block) {
-        T* panel = w.out + block * 2 * w.latent * width;
-        pack_panel(panel, w.latent, width, width, part(k.weight_out, k.Z, k.M, 0, block * width));
-        pack_panel(panel + w.latent * width, w.latent, width, width,
-                   part(k.weight_out, k.Z, k.M, k.Z, block * width));
-        if (prior)
-            pack_panel(w.prior_out + block * w.latent * width, w.latent, width, width,
-                       part(k.prior_weight_mu, k.Z, k.M, 0, block * width));
-    }
+    pack_rows<T, 2>(w.out, 2 * half, hidden, w.latent, k.weight_out, 0, k.Z, k.M);
+    pack_rows<T, 2>(w.out + half, 2 * half, hidden, w.latent, k.weight_out, k.Z, k.Z, k.M);
+    if (prior) pack_rows<T, 2>(w.prior_out, half, hidden, w.latent, k.prior_weight_mu, 0, k.Z, k.M);
     const Range latent = share(w.latent_blocks, team.rank, team.size);
-    for (int64_t block = latent.begin; block < latent.end; ++block) {
-        T* panel = w.into + block * (prior ? 2 : 1) * w.hidden * width;
-        pack_panel(panel, w.hidden, width, width, part(k.weight_z, k.M, k.Z, 0, block * width));
-        if (prior)
-            pack_panel(panel + w.hidden * width, w.hidden, width, width,
-                       part(k.prior_weight_z, k.M, k.Z, 0, block * width));
-    }
+    const int64_t panel = (prior ? 2 : 1) * hidden_part;
+    pack_rows<T, 2>(w.into, panel, latent, w.hidden, k.weight_z, 0, k.M, k.Z);
+    if (prior) pack_rows<T, 2>(w.into + hidden_part, panel, latent, w.hidden, k.prior_weight_z, 0, k.M, k.Z);
 }
 
 template <class T>
@@ -353,22 +319,18 @@ template <class T>
 void hidden_grad_step(const PosteriorBackward<T>& k, const BackwardBuffers<T>& w, const RowList& list, Range blocks,
                       int64_t t, const T* weights, int64_t K, const T* kept, T* grad_context, int64_t column) {
     constexpr int64_t L = kLanes<T>;
-    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-        auto finish = [&](int64_t first, int rows, const Tile<T, 2>& product) __attribute__((always_inline)) {
-            for (int i = 0; i < rows; ++i)
-                for (int j = 0; j < 2; ++j) {
-                    const int64_t unit = block * kWide<T> + j * L, count = k.M - unit;
-                    if (count <= 0) break;
-                    const int64_t at = (t * k.B + list.rows[first + i]) * k.M + unit;
-                    const Vec<T> grad = product[i][j] * slope_by<T>(k.activation, load(kept + at, count));
-                    store(grad_context + at, grad, count);
-                    store(w.grad_hidden + (list.first + first + i) * w.hidden_stride + column + unit,
-                          keep<T>(grad, count));
-                }
-        };
-        multiply_panel<T, 2>(w.grad_out + list.first * w.out_stride, w.out_stride, list.active,
-                             weights + block * K * kWide<T>, K, finish);
-    }
+    auto finish = [&](int64_t block, int64_t first, int rows, const Tile<T, 2>& product) {
+        for (int i = 0; i < rows; ++i)
+            for (int j = 0; j < 2; ++j) {
+                const int64_t unit = block * kWide<T> + j * L, count = k.M - unit;
+                if (count <= 0) break;
+                const int64_t at = (t * k.B + list.rows[first + i]) * k.M + unit;
+                const Vec<T> grad = product[i][j] * slope_by<T>(k.activation, load(kept + at, count));
+                store(grad_context + at, grad, count);
+                store(w.grad_hidden + (list.first + first + i) * w.hidden_stride + column + unit, keep<T>(grad, count));
+            }
+    };
+    multiply<T, 2>(w.grad_out + list.first * w.out_stride, w.out_stride, list.active, weights, blocks, K, finish);
     zero_padding(grad_context, t, k.B, k.M, list, blocks.begin * kWide<T>, blocks.end * kWide<T>);
 }
 
@@ -377,15 +339,13 @@ template <class T>
 void carry_step(const BackwardBuffers<T>& w, const RowList& list, Range blocks, int64_t K) {
     constexpr int64_t L = kLanes<T>;
     T* carry = w.carry + list.first * w.latent_stride;
-    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-        auto finish = [&](int64_t first, int rows, const Tile<T, 2>& product) __attribute__((always_inline)) {
-            for (int i = 0; i < rows; ++i)
-                for (int j = 0; j < 2; ++j)
-                    store(carry + (first + i) * w.latent_stride + block * kWide<T> + j * L, product[i][j]);
-        };
-        multiply_panel<T, 2>(w.grad_hidden + list.first * w.hidden_stride, w.hidden_stride, list.active,
-                             w.into + block * K * kWide<T>, K, finish);
-    }
+    auto finish = [&](int64_t block, int64_t first, int rows, const Tile<T, 2>& product) {
+        for (int i = 0; i < rows; ++i)
+            for (int j = 0; j < 2; ++j)
+                store(carry + (first + i) * w.latent_stride + block * kWide<T> + j * L, product[i][j]);
+    };
+    multiply<T, 2>(w.grad_hidden + list.first * w.hidden_stride, w.hidden_stride, list.active, w.into, blocks, K,
+                   finish);
 }
 
 template <class T>

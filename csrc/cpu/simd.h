@@ -101,4 +101,31 @@ VSSN_INLINE T sum_lanes(Vec<T> v) {
     return lanes[0];
 }
 
+// Swaps the off-diagonal quarters of every square of 2 `half` rows and lanes.
+template <class T, int half>
+VSSN_INLINE void swap_quarters(Vec<T> (&rows)[kLanes<T>]) {
+    constexpr int L = kLanes<T>;
+    typename VectorOf<T>::Bits upper, lower;  // lane of (a, b) that each lane of the two results takes
+#pragma GCC unroll 16
+    for (int lane = 0; lane < L; ++lane) {
+        upper[lane] = lane & half ? L + lane - half : lane;
+        lower[lane] = lane & half ? L + lane : lane + half;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+        if (i & half) continue;
+        const Vec<T> a = rows[i], b = rows[i + half];
+        rows[i] = __builtin_shuffle(a, b, upper);
+        rows[i + half] = __builtin_shuffle(a, b, lower);
+    }
+}
+
+template <class T, int half = 1>
+VSSN_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
+    if constexpr (half < kLanes<T>) {
+        swap_quarters<T, half>(rows);
+        transpose<T, 2 * half>(rows);
+    }
+}
+
 }  // namespace vssn::VSSN_ISA

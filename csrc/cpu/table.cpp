@@ -17,11 +17,21 @@ void evaluate(Function function, const T* x, T* y, int64_t count) {
         const Vec<T> v = load(x + i, count - i);
         Vec<T> result{};
         switch (function) {
-            case Function::exp: result = Math::exp(v); break;
-            case Function::expm1: result = Math::expm1(v); break;
-            case Function::sigmoid: result = Math::sigmoid(v); break;
-            case Function::tanh: result = Math::tanh(v); break;
-            case Function::softplus: result = Math::softplus(v); break;
+            case Function::exp:
+                result = Math::exp(v);
+                break;
+            case Function::expm1:
+                result = Math::expm1(v);
+                break;
+            case Function::sigmoid:
+                result = Math::sigmoid(v);
+                break;
+            case Function::tanh:
+                result = Math::tanh(v);
+                break;
+            case Function::softplus:
+                result = Math::softplus(v);
+                break;
         }
         store(y + i, result, count - i);
     }
@@ -29,8 +39,8 @@ void evaluate(Function function, const T* x, T* y, int64_t count) {
 
 template <class T>
 constexpr Kernels<T> entries() {
-    return {gaussian_forward, gaussian_backward, gru_forward, gru_backward, gru_workspace<T>,
-            posterior_forward, posterior_backward, posterior_workspace<T>, evaluate<T>};
+    return {gaussian_forward,   gaussian_backward,      gru_forward, gru_backward, gru_workspace<T>, posterior_forward,
+            posterior_backward, posterior_workspace<T>, evaluate<T>};
 }
 
 }  // namespace

@@ -88,7 +88,7 @@ def choose(op: str, backend: str | None, device: torch.device, dtype: torch.dtyp
     Raises:
         ValueError: the named backend is unknown, not available, or takes no such device or dtype.
     """
-    named = backend or _named.backend or _ENVIRONMENT
+    named = backend if backend is not None else (_named.backend or _ENVIRONMENT)
     if named is not None:
         _require_available(named, op)
         entry = BACKENDS[named]

@@ -19,7 +19,7 @@ def define(schema: str, kernel: Callable, fake: Callable) -> None:
     """Registers `vssn::<schema>` with its kernel for every device and its fake."""
     name = schema.split("(", 1)[0]
     _library.define(schema)
-    _library.impl(name, _without_autocast(kernel), "CompositeExplicitAutograd")
+    _library.impl(name, _as_declared(kernel), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
 
 
@@ -144,14 +144,17 @@ def _any_requires_grad(args: Sequence[object]) -> bool:
     return any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
 
 
-def _without_autocast(kernel: Callable) -> Callable:
-    """Inputs are cast before the op; inside it autocast must not cast the backend's own products again."""
+def _as_declared(kernel: Callable) -> Callable:
+    """The kernel as its fake declares it: contiguous results (elementwise PyTorch keeps an input's strides), and no
+    autocast inside (the inputs are cast before; the backend's own products must not be cast again)."""
 
     def run(*args):
         device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                return kernel(*args)
-        return kernel(*args)
+                result = kernel(*args)
+        else:
+            result = kernel(*args)
+        return result.contiguous() if isinstance(result, Tensor) else tuple(part.contiguous() for part in result)
 
     return run

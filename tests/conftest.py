@@ -1,0 +1,16 @@
+"""Seeds and warnings for every test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """Every test draws the same numbers alone as in the whole suite, and leaves no compiled code behind."""
+    torch.manual_seed(0)
+    yield
+    torch.compiler.reset()

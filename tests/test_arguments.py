@@ -1,0 +1,322 @@
+"""Bad arguments of every op: the type of the error, and a single line that names the argument, what was expected and
+what came. The same on every backend, under no_grad, on fake tensors and in compiled code.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import vssn_kernels
+from vssn_kernels.testing import OPS, Sample, find_sample, targets
+
+RICH = {
+    "gru_sequence": "lengths",
+    "posterior_sequence": "prior_tanh",
+    "gaussian_rsample_kl": "prior",
+    "gaussian_kl": "prior",
+}
+# The tensor that the others are compared with.
+FIRST = {"gru_sequence": "gates_x", "posterior_sequence": "context", "gaussian_rsample_kl": "mu", "gaussian_kl": "mu"}
+STATE = {"gru_sequence": "h0", "posterior_sequence": "z0"}
+each_op = pytest.mark.parametrize("op", OPS)
+each_target = pytest.mark.parametrize("target", targets(torch.float32), ids=str)
+each_tensor = pytest.mark.parametrize(
+    ("op", "name"), [(op, name) for op in OPS for name in find_sample(op, RICH[op]).tensors]
+)
+each_other = pytest.mark.parametrize(
+    ("op", "name"), [(op, name) for op in OPS for name in find_sample(op, RICH[op]).tensors if name != FIRST[op]]
+)
+with_lengths = pytest.mark.parametrize("op", ["gru_sequence", "posterior_sequence"])
+
+
+def good(op: str) -> Sample:
+    return find_sample(op, RICH[op]).to("cpu", torch.float32)
+
+
+def assert_raises(error: type[Exception], sample: Sample, *parts: str, backend: str | None = None) -> None:
+    """The error, on one line that starts with the op's name and holds every part."""
+    with pytest.raises(error) as caught:
+        sample.run(backend)
+    text = str(caught.value)
+    assert type(caught.value) is error, type(caught.value)
+    assert "\n" not in text
+    assert text.startswith(f"{sample.op}: "), text
+    for part in parts:
+        assert part in text, f"{part!r} is not in {text!r}"
+
+
+def shape_text(shape: torch.Size) -> str:
+    return str(list(shape))
+
+
+@each_op
+def test_good_arguments_raise_nothing(op: str) -> None:
+    good(op).run()
+
+
+# ---- Type, dtype, device ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [np.zeros((2, 2)), [1.0], 3.0, "x"], ids=["array", "list", "float", "str"])
+@each_tensor
+def test_not_a_tensor(op: str, name: str, value: object) -> None:
+    assert_raises(TypeError, good(op).replace({name: value}), f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_none_for_a_tensor(op: str) -> None:
+    optional = ("prior_mu", "prior_logvar")
+    for name in good(op).tensors:
+        if name not in optional and not name.startswith("prior."):
+            assert_raises(TypeError, good(op).replace({name: None}), f"{name} must be a torch.Tensor, got NoneType")
+
+
+@pytest.mark.parametrize("backend", [None, "reference", "cpu"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool])
+@each_op
+def test_dtype_that_is_not_floating(op: str, dtype: torch.dtype, backend: str | None) -> None:
+    sample = good(op)
+    changed = sample.replace({name: tensor.to(dtype) for name, tensor in sample.tensors.items()})
+    expected = f"{FIRST[op]} must be float16, bfloat16, float32 or float64, got {dtype}"
+    assert_raises(TypeError, changed, expected, backend=backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64])
+@each_other
+def test_mixed_dtypes(op: str, name: str, dtype: torch.dtype) -> None:
+    sample = good(op)
+    changed = sample.replace({name: sample.tensors[name].to(dtype)})
+    assert_raises(TypeError, changed, f"{name} must be torch.float32", f"got {dtype}", ".to(torch.float32)")
+
+
+@each_other
+def test_float32_beside_half_precision_is_for_states_alone(op: str, name: str) -> None:
+    sample = good(op)
+    halves = sample.replace({part: tensor.bfloat16() for part, tensor in sample.tensors.items()})
+    mixed = halves.replace({name: sample.tensors[name]})
+    if name == STATE.get(op):
+        mixed.run()
+    else:
+        assert_raises(TypeError, mixed, f"{name} must be torch.bfloat16", "got torch.float32")
+
+
+@each_tensor
+def test_tensors_on_two_devices(op: str, name: str) -> None:
+    sample = good(op)
+    changed = sample.replace({name: sample.tensors[name].to("meta")})
+    if name == FIRST[op]:
+        assert_raises(ValueError, changed, "must be on meta", "got cpu")
+    else:
+        assert_raises(ValueError, changed, f"{name} must be on cpu", "got meta", ".to('cpu')")
+
+
+@each_op
+def test_meta_tensors_give_shapes(op: str) -> None:
+    """All on meta: the fake's shapes, and no data read."""
+    sample = good(op)
+    changes = {"lengths": sample.options["lengths"].to("meta")} if "lengths" in sample.options else {}
+    out = sample.replace({name: t.to("meta") for name, t in sample.tensors.items()}, **changes).run()
+    want = sample.run()
+    assert {name: (o.shape, o.dtype, o.device.type) for name, o in out.items()} == {
+        name: (o.shape, o.dtype, "meta") for name, o in want.items()
+    }
+
+
+# ---- Shapes -----------------------------------------------------------------------------------------------------------
+
+
+@each_other
+def test_wrong_shapes(op: str, name: str) -> None:
+    """One size too large, one too small, one dimension too many or too few, for every dimension."""
+    sample = good(op)
+    tensor = sample.tensors[name]
+    wrong = [tensor.unsqueeze(0), tensor[0] if tensor.dim() else tensor, tensor.new_zeros(())]
+    for dim in range(tensor.dim()):
+        wrong += [torch.cat((tensor, tensor), dim), tensor.narrow(dim, 0, tensor.shape[dim] - 1)]
+    for other in wrong:
+        if name == "z0" and other.dim() == 2 and other.shape[0] == tensor.shape[0]:
+            continue  # Z is read from z0: the next test
+        parts = (f"{name} must have shape [", f"got {shape_text(other.shape)}")
+        assert_raises(ValueError, sample.replace({name: other}), *parts)
+
+
+def test_another_latent_size_in_z0_does_not_fit_the_rest() -> None:
+    sample = good("posterior_sequence")
+    z0 = torch.zeros(sample.tensors["z0"].shape[0], 5)
+    assert_raises(ValueError, sample.replace({"z0": z0}), "eps must have shape [T, B, Z] = [5, 4, 5], got [5, 4, 2]")
+
+
+def test_expected_shapes_are_told_in_letters_and_numbers() -> None:
+    sample = good("gru_sequence")
+    wrong = sample.replace({"h0": torch.zeros(2, 3)})
+    assert_raises(ValueError, wrong, "h0 must have shape [B, H] = [5, 3], got [2, 3]")
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (6, 5, 9, 1), (6, 5, 10), (6, 5, 0), ()])
+def test_gates_x_needs_three_dimensions_and_3h(shape: tuple[int, ...]) -> None:
+    wrong = good("gru_sequence").replace({"gates_x": torch.zeros(shape)})
+    assert_raises(ValueError, wrong, "gates_x must have", "[T, B, 3H]" if len(shape) != 3 else "3H", f"got {list(shape)}")
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (5, 4, 5, 1), ()])
+def test_context_needs_three_dimensions(shape: tuple[int, ...]) -> None:
+    wrong = good("posterior_sequence").replace({"context": torch.zeros(shape)})
+    assert_raises(ValueError, wrong, f"context must have shape [T, B, M], got {list(shape)}")
+
+
+@pytest.mark.parametrize(("hidden", "latent"), [(0, 2), (3, 0)])
+def test_posterior_sizes_of_zero(hidden: int, latent: int) -> None:
+    shapes = {"context": (2, 1, hidden), "z0": (1, latent), "eps": (2, 1, latent), "weight_z": (hidden, latent)}
+    shapes |= {"weight_out": (2 * latent, hidden), "bias_out": (2 * latent,)}
+    wrong = Sample("posterior_sequence", "zero", {name: torch.zeros(shape) for name, shape in shapes.items()})
+    assert_raises(ValueError, wrong, "M and Z must be at least 1", f"M = {hidden} and Z = {latent}")
+
+
+@pytest.mark.parametrize("op", ["gaussian_rsample_kl", "gaussian_kl"])
+def test_scalars_have_no_latent_size(op: str) -> None:
+    sample = good(op)
+    wrong = sample.replace({name: torch.zeros(()) for name in sample.tensors})
+    assert_raises(ValueError, wrong, "mu must have shape [..., Z], got a scalar")
+
+
+@pytest.mark.parametrize(("given", "missing"), [("prior_mu", "prior_logvar"), ("prior_logvar", "prior_mu")])
+def test_half_a_gaussian_prior(given: str, missing: str) -> None:
+    mu = torch.zeros(2, 3)
+    for op, arguments in (("gaussian_rsample_kl", (mu, mu, mu)), ("gaussian_kl", (mu, mu))):
+        with pytest.raises(ValueError, match=f"{op}: {missing} is missing: give both prior_mu and prior_logvar"):
+            getattr(vssn_kernels, op)(*arguments, **{given: mu})
+
+
+# ---- Lengths ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [-1, 7, 10**12, -(10**12)])
+@with_lengths
+@each_target
+def test_lengths_out_of_range(op: str, wrong: int, target: Any) -> None:
+    """Checked by every backend's op before anything is read."""
+    if target.device != "cpu":
+        pytest.skip("on a GPU the kernel clamps; VSSN_CHECK=1 makes it check")
+    sample = good(op)
+    steps = sample.tensors[FIRST[op]].shape[0]
+    lengths = sample.options["lengths"].clone()
+    lengths[1] = wrong
+    parts = (f"lengths must lie in [0, T] = [0, {steps}]", f"got {wrong}")
+    assert_raises(ValueError, sample.replace(lengths=lengths), *parts, backend=target.backend)
+    with torch.no_grad():
+        assert_raises(ValueError, sample.replace(lengths=lengths), *parts, backend=target.backend)
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in sample.tensors.items()}
+    assert_raises(ValueError, sample.replace(leaves, lengths=lengths), *parts, backend=target.backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float32, torch.bool])
+@with_lengths
+def test_lengths_dtype(op: str, dtype: torch.dtype) -> None:
+    sample = good(op)
+    wrong = sample.replace(lengths=sample.options["lengths"].to(dtype))
+    assert_raises(TypeError, wrong, f"lengths must be int64, got {dtype}", ".long()")
+
+
+@with_lengths
+def test_lengths_shape(op: str) -> None:
+    sample = good(op)
+    batch = len(sample.options["lengths"])
+    for wrong in (torch.zeros(batch + 1), torch.zeros(batch - 1), torch.zeros(batch, 1), torch.zeros(())):
+        parts = (f"lengths must have shape [B] = [{batch}]", f"got {list(wrong.shape)}")
+        assert_raises(ValueError, sample.replace(lengths=wrong.long()), *parts)
+
+
+@pytest.mark.parametrize("wrong", [[4, 0, 5, 1], 3, np.array([1])], ids=["list", "int", "array"])
+@with_lengths
+def test_lengths_type(op: str, wrong: object) -> None:
+    parts = f"lengths must be a torch.Tensor, got {type(wrong).__name__}"
+    assert_raises(TypeError, good(op).replace(lengths=wrong), parts)
+
+
+@with_lengths
+def test_lengths_device(op: str) -> None:
+    sample = good(op)
+    wrong = sample.replace(lengths=sample.options["lengths"].to("meta"))
+    assert_raises(ValueError, wrong, "lengths must be on cpu", "got meta")
+
+
+# ---- Other arguments --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [0, 1, None, "yes"])
+def test_reverse_is_a_flag(wrong: object) -> None:
+    sample = good("gru_sequence").replace(reverse=wrong)
+    assert_raises(TypeError, sample, f"reverse must be True or False, got {wrong!r}")
+
+
+@pytest.mark.parametrize("wrong", ["sigmoid", "Tanh", "", None, 3, torch.tanh])
+def test_unknown_activation(wrong: object) -> None:
+    sample = good("posterior_sequence").replace(activation=wrong)
+    with pytest.raises((ValueError, TypeError)) as caught:
+        sample.run()
+    text = str(caught.value)
+    assert text.startswith("posterior_sequence: activation must be one of tanh, relu, leaky_relu, silu, got"), text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf"), "low", None, torch.zeros(3)], ids=str)
+def test_min_logvar_is_a_finite_number(wrong: object) -> None:
+    with pytest.raises((ValueError, TypeError)) as caught:
+        good("posterior_sequence").replace(min_logvar=wrong).run()
+    text = str(caught.value)
+    assert text.startswith("posterior_sequence: min_logvar must be"), text
+    assert "\n" not in text
+
+
+def test_min_logvar_may_be_an_int() -> None:
+    good("posterior_sequence").replace(min_logvar=-12).run()
+
+
+@pytest.mark.parametrize("wrong", [3, "prior", [1, 2, 3, 4], (torch.zeros(1),) * 3, {}], ids=lambda value: type(value).__name__)
+def test_prior_is_a_prior_mean(wrong: object) -> None:
+    tensors = {name: t for name, t in good("posterior_sequence").tensors.items() if not name.startswith("prior.")}
+    with pytest.raises(TypeError, match=re.escape("posterior_sequence: prior must be a vssn_kernels.PriorMean or None, got")):
+        vssn_kernels.posterior_sequence(*tensors.values(), prior=wrong)
+
+
+def test_a_prior_may_be_a_plain_tuple() -> None:
+    sample = good("posterior_sequence")
+    own = [t for name, t in sample.tensors.items() if not name.startswith("prior.")]
+    prior = tuple(t for name, t in sample.tensors.items() if name.startswith("prior."))
+    out = vssn_kernels.posterior_sequence(*own, prior=prior, **sample.options)
+    assert torch.equal(out[0], sample.run()["z"])
+
+
+def test_options_are_given_by_name() -> None:
+    sample = good("gru_sequence")
+    with pytest.raises(TypeError):
+        vssn_kernels.gru_sequence(*sample.tensors.values(), sample.options["lengths"])
+
+
+# ---- Under tracing ----------------------------------------------------------------------------------------------------
+
+
+@each_op
+def test_a_bad_shape_raises_under_compile(op: str) -> None:
+    """The fake checks metadata with the same words."""
+    sample = good(op)
+    name = list(sample.tensors)[1]
+    wrong = sample.replace({name: sample.tensors[name][..., :-1].contiguous()})
+    compiled = torch.compile(lambda of: of.run(), backend="aot_eager")
+    with pytest.raises(Exception, match=rf"{op}: \w+ must have shape"):
+        compiled(wrong)
+
+
+@with_lengths
+def test_bad_lengths_raise_in_compiled_code(op: str) -> None:
+    """Their values are data, so the compiled call checks them when it runs."""
+    sample = good(op)
+    compiled = torch.compile(lambda of, lengths: of.replace(lengths=lengths).run(), fullgraph=True, backend="aot_eager")
+    compiled(sample, sample.options["lengths"])
+    with pytest.raises(ValueError, match=f"{op}: lengths must lie in"):
+        compiled(sample, sample.options["lengths"] + 3)

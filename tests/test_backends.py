@@ -1,0 +1,296 @@
+"""Which backend runs an op: by argument, by use_backend, by VSSN_BACKEND, by device and dtype; and its errors."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import vssn_kernels
+from vssn_kernels.backends import table
+from vssn_kernels.testing import OPS, RecordCalls, Sample, find_sample
+
+ROOT = Path(__file__).resolve().parent.parent
+ABSENT = [name for name, status in vssn_kernels.backends().items() if status != "available"]
+PRESENT = [name for name, status in vssn_kernels.backends().items() if status == "available"]
+each_op = pytest.mark.parametrize("op", OPS)
+FIRST = {op: name for op, name in zip(OPS, ("plain", "tanh", "standard", "standard"), strict=True)}
+
+
+def sample(op: str = "gru_sequence", dtype: torch.dtype = torch.float32, requires_grad: bool = False) -> Sample:
+    return find_sample(op, FIRST[op]).to("cpu", dtype, requires_grad)
+
+
+def backends_used(function) -> list[str]:
+    with RecordCalls() as record:
+        function()
+    return [arguments[-1] for _, arguments, _ in record.calls]
+
+
+def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in ("VSSN_BACKEND", "TRITON_INTERPRET")}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=inherited | environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def without_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if VSSN_BACKEND were not set."""
+    monkeypatch.setattr(table, "_ENVIRONMENT", None)
+
+
+@pytest.fixture
+def functions_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The functions of the backends in the order in which they run, as "backend.function"."""
+    called: list[str] = []
+
+    def spy(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def spied(*args: Any) -> Any:
+            called.append(name)
+            return function(*args)
+
+        return spied
+
+    table.implementation.cache_clear()
+    for backend in PRESENT:
+        module = importlib.import_module(f"vssn_kernels.backends.{backend}")
+        for name in table.FUNCTIONS:
+            monkeypatch.setattr(module, name, spy(f"{backend}.{name}", getattr(module, name)))
+    yield called
+    table.implementation.cache_clear()
+
+
+def test_the_four_backends_are_listed() -> None:
+    found = vssn_kernels.backends()
+    assert list(found) == ["reference", "cpu", "cuda", "triton"]
+    assert found["reference"] == "available"
+    assert found["cpu"] == "available", "the C++ extension is always built"
+    for name in ABSENT:
+        assert len(found[name]) > 20, f"{name} says why it is not available and what to do"
+
+
+@pytest.mark.parametrize("backend", PRESENT)
+def test_a_backend_has_every_function(backend: str) -> None:
+    module = importlib.import_module(f"vssn_kernels.backends.{backend}")
+    assert [name for name in table.FUNCTIONS if not callable(getattr(module, name, None))] == []
+
+
+def test_the_list_is_the_callers_own() -> None:
+    vssn_kernels.backends()["cpu"] = "changed"
+    assert vssn_kernels.backends()["cpu"] != "changed"
+
+
+@each_op
+def test_choice_without_a_name(op: str, without_environment: None) -> None:
+    """CPU tensors go to cpu; to the reference where cpu does not take the dtype."""
+    for dtype, want in (
+        (torch.float32, "cpu"),
+        (torch.float64, "cpu"),
+        (torch.bfloat16, "reference"),
+        (torch.float16, "reference"),
+    ):
+        here = sample(op, dtype)
+        assert backends_used(here.run) == [want], dtype
+
+
+@each_op
+def test_the_argument_wins_over_use_backend(op: str) -> None:
+    here = sample(op)
+    with vssn_kernels.use_backend("cpu"):
+        assert backends_used(here.run) == ["cpu"]
+        assert backends_used(lambda: here.run("reference")) == ["reference"]
+
+
+def test_use_backend_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "_ENVIRONMENT", "reference")
+    here = sample()
+    assert backends_used(here.run) == ["reference"]
+    with vssn_kernels.use_backend("cpu"):
+        assert backends_used(here.run) == ["cpu"]
+
+
+def test_use_backend_nests_and_ends(without_environment: None) -> None:
+    here = sample()
+    with vssn_kernels.use_backend("reference"):
+        with vssn_kernels.use_backend("cpu"):
+            assert backends_used(here.run) == ["cpu"]
+        assert backends_used(here.run) == ["reference"]
+        with pytest.raises(KeyError), vssn_kernels.use_backend("cpu"):
+            raise KeyError
+        assert backends_used(here.run) == ["reference"]
+    assert backends_used(here.run) == ["cpu"]
+
+
+def test_use_backend_holds_in_its_own_thread(without_environment: None) -> None:
+    used: dict[str, list[str]] = {}
+    here = sample()
+
+    def other() -> None:
+        used["other"] = backends_used(here.run)
+        with vssn_kernels.use_backend("reference"):
+            inside.set()
+            leave.wait(10)
+
+    inside, leave = threading.Event(), threading.Event()
+    with vssn_kernels.use_backend("reference"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert inside.wait(10)
+    used["main"] = backends_used(here.run)  # while the other thread is inside its block
+    leave.set()
+    thread.join()
+    assert used == {"other": ["cpu"], "main": ["cpu"]}
+
+
+@pytest.mark.parametrize(("forward", "backward"), [("reference", "cpu"), ("cpu", "reference")])
+@each_op
+def test_backward_uses_the_backend_of_forward(op: str, forward: str, backward: str) -> None:
+    here = sample(op, requires_grad=True)
+    with vssn_kernels.use_backend(forward):
+        outputs = here.run()
+    total = sum(out.sum() for out in outputs.values())
+    with vssn_kernels.use_backend(backward):
+        assert backends_used(total.backward) == [forward]
+
+
+@pytest.mark.parametrize("backend", [name for name in PRESENT if name in ("reference", "cpu")])
+@each_op
+def test_the_named_backend_is_the_one_that_runs(op: str, backend: str, functions_run: list[str]) -> None:
+    """Not only named in the op's arguments: its own function is called, forward and backward."""
+    outputs = sample(op, requires_grad=True).run(backend)
+    sum(out.sum() for out in outputs.values()).backward()
+    stem = op.removesuffix("_sequence")
+    assert functions_run == [f"{backend}.{stem}_forward", f"{backend}.{stem}_backward"]
+
+
+# ---- Errors -----------------------------------------------------------------------------------------------------------
+
+
+@each_op
+def test_an_unknown_backend_raises(op: str) -> None:
+    with pytest.raises(ValueError, match=f"{op}: backend must be one of reference, cpu, cuda, triton, got 'fast'"):
+        sample(op).run("fast")
+
+
+@pytest.mark.parametrize("name", ["fast", "", "CPU", None, 3])
+def test_use_backend_refuses_what_it_does_not_know(name: object) -> None:
+    with pytest.raises((ValueError, TypeError), match="backend must be one of reference, cpu, cuda, triton, got"):
+        vssn_kernels.use_backend(name).__enter__()
+
+
+@pytest.mark.parametrize("name", ["", 3, torch.device("cpu")])
+def test_an_argument_that_names_no_backend_raises(name: object) -> None:
+    """The empty string too: only None leaves the choice open."""
+    with pytest.raises((ValueError, TypeError), match="backend must be one of reference, cpu, cuda, triton, got"):
+        sample().run(name)
+
+
+@pytest.mark.parametrize("name", ABSENT)
+def test_an_absent_backend_raises_and_says_why(name: str) -> None:
+    why = vssn_kernels.backends()[name]
+    for call in (lambda: sample().run(name), lambda: vssn_kernels.use_backend(name).__enter__()):
+        with pytest.raises(ValueError, match=f"'{name}' is not available") as caught:
+            call()
+        assert why in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@each_op
+def test_a_named_backend_refuses_a_dtype_that_it_does_not_take(op: str) -> None:
+    with pytest.raises(ValueError, match=rf"{op}: backend 'cpu' takes torch.float32, torch.float64, got torch.bfloat16"):
+        sample(op, torch.bfloat16).run("cpu")
+
+
+# ---- Environment ------------------------------------------------------------------------------------------------------
+
+PRINT_CHOICE = """
+import os, torch, vssn_kernels
+from vssn_kernels.testing import RecordCalls
+def used():
+    with RecordCalls() as record:
+        vssn_kernels.gaussian_kl(torch.zeros(2, 3), torch.zeros(2, 3))
+    return record.calls[0][1][-1]
+print(used())
+os.environ["VSSN_BACKEND"] = "cpu"
+print(used())
+"""
+
+
+def test_the_environment_variable_is_read_once_at_import() -> None:
+    result = in_a_process(PRINT_CHOICE, VSSN_BACKEND="reference")
+    assert result.stdout.split() == ["reference", "reference"], result.stderr
+
+
+def test_a_wrong_environment_variable_raises_at_import() -> None:
+    result = in_a_process("import vssn_kernels", VSSN_BACKEND="fast")
+    assert result.returncode != 0
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("ValueError: environment variable VSSN_BACKEND: backend must be one of")
+    assert last.endswith("got 'fast'")
+
+
+def test_info_names_versions_and_every_backend() -> None:
+    text = vssn_kernels.info()
+    for part in (vssn_kernels.__version__, torch.__version__, sys.version.split()[0]):
+        assert part in text
+    for name, status in vssn_kernels.backends().items():
+        assert f"{name}: {status}" in text
+
+
+# ---- Compiled code ----------------------------------------------------------------------------------------------------
+
+
+@each_op
+def test_compiled_code_follows_use_backend(op: str, without_environment: None, functions_run: list[str]) -> None:
+    """A function compiled once runs on the backend that is named now, backward included."""
+    here = sample(op, requires_grad=True)
+    compiled = torch.compile(lambda of: of.run(), fullgraph=True, backend="aot_eager")
+    stem = op.removesuffix("_sequence")
+
+    def ran() -> list[str]:
+        functions_run.clear()
+        torch.autograd.grad(sum(out.sum() for out in compiled(here).values()), list(here.tensors.values()))
+        return functions_run
+
+    for name in ("reference", "cpu", "reference"):
+        with vssn_kernels.use_backend(name):
+            assert ran() == [f"{name}.{stem}_forward", f"{name}.{stem}_backward"]
+    assert ran() == [f"cpu.{stem}_forward", f"cpu.{stem}_backward"]
+
+
+def test_compiled_code_follows_use_backend_in_another_thread(
+    without_environment: None, functions_run: list[str]
+) -> None:
+    here = sample()
+    compiled = torch.compile(lambda of: of.run()["output"], fullgraph=True, backend="aot_eager")
+    with vssn_kernels.use_backend("reference"):
+        compiled(here)
+        thread = threading.Thread(target=compiled, args=(here,))
+        thread.start()
+        thread.join()
+        compiled(here)
+    assert functions_run == ["reference.gru_forward", "cpu.gru_forward", "reference.gru_forward"]
+
+
+def test_a_backend_named_in_compiled_code(without_environment: None, functions_run: list[str]) -> None:
+    def function(of: Sample) -> Tensor:
+        return of.run("reference")["output"] + of.run("cpu")["output"]
+
+    torch.compile(function, fullgraph=True, backend="aot_eager")(sample())
+    assert sorted(functions_run) == ["cpu.gru_forward", "reference.gru_forward"]
+
+
+def test_a_wrong_backend_raises_in_compiled_code_too() -> None:
+    compiled = torch.compile(lambda of: of.run("fast"), backend="aot_eager")
+    with pytest.raises(ValueError, match="gru_sequence: backend must be one of"):
+        compiled(sample())

@@ -1,0 +1,68 @@
+"""The error of csrc/cpu/math.h in units in the last place, against 40 digits."""
+
+from __future__ import annotations
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+
+from vssn_kernels import _cpu
+
+# Function: (number in csrc/cpu/kernels.h, exact, smallest and largest argument for a normal float and double result).
+FUNCTIONS = {
+    "exp": (0, mpmath.exp, (-87.3, 88.3), (-708.3, 709.3)),
+    "expm1": (1, mpmath.expm1, (-87.3, 88.3), (-708.3, 709.3)),
+    "sigmoid": (2, lambda x: 1 / (1 + mpmath.exp(-x)), (-87.3, 200.0), (-708.3, 2000.0)),
+    "tanh": (3, mpmath.tanh, (-200.0, 200.0), (-2000.0, 2000.0)),
+    "softplus": (4, lambda x: mpmath.log1p(mpmath.exp(x)), (-87.3, 1e6), (-708.3, 1e12)),
+}
+ULP = {"exp": 2, "expm1": 3, "sigmoid": 3, "tanh": 3, "softplus": 3}  # as csrc/cpu/math.h states
+
+
+def evaluate(name: str, x: torch.Tensor) -> torch.Tensor:
+    y = torch.full_like(x, torch.nan)
+    _cpu.evaluate(x.dtype is torch.float64, FUNCTIONS[name][0], x.data_ptr(), y.data_ptr(), x.numel())
+    return y
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_error_in_ulp(name: str, dtype: torch.dtype) -> None:
+    _, exact, single, double = FUNCTIONS[name]
+    low, high = single if dtype is torch.float32 else double
+    random = np.random.default_rng(0)
+    tiny = 10.0 ** random.uniform(-30, 0, 500)
+    points = np.concatenate(
+        (random.uniform(low, high, 500), random.uniform(-3, 3, 1000), tiny, -tiny, [low, high, 0.0, 1.0, -1.0])
+    )
+    x = torch.from_numpy(points[(points >= low) & (points <= high)]).to(dtype)
+    y = evaluate(name, x).numpy()
+    with mpmath.workdps(40):
+        truth = [exact(mpmath.mpf(value)) for value in x.double().tolist()]
+        nearest = np.array([float(value) for value in truth]).astype(y.dtype)
+        errors = [
+            float(abs(mpmath.mpf(float(got)) - value)) / float(np.spacing(abs(near)))
+            for got, value, near in zip(y, truth, nearest, strict=True)
+        ]
+    worst = int(np.argmax(errors))
+    assert errors[worst] <= ULP[name], f"{name}({x[worst]}) = {y[worst]}: {errors[worst]:.2f} ulp"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_beyond_the_range(dtype: torch.dtype) -> None:
+    inf = torch.inf
+    x = torch.tensor([-inf, -1e30, 1e30, inf, torch.nan], dtype=dtype)
+    for name, expected in {
+        "expm1": [-1, -1, None, None],
+        "sigmoid": [0, 0, 1, 1],
+        "tanh": [-1, -1, 1, 1],
+        "softplus": [0, 0, 1e30, inf],
+    }.items():
+        y = evaluate(name, x).tolist()
+        for got, value in zip(y, expected, strict=False):
+            if value is None:
+                assert got > 1e37
+            else:
+                assert got == pytest.approx(value, rel=1e-6, abs=1e-37)
+        assert y[4] != y[4], name

@@ -1,0 +1,570 @@
+"""What holds for every op and every backend: values, gradients, layouts, padding, autocast, registration, compilation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vssn_kernels.activations import ACTIVATIONS
+from vssn_kernels.testing import (
+    FULL,
+    HALF,
+    OPS,
+    OUTPUTS,
+    TOLERANCES,
+    RecordCalls,
+    Sample,
+    Target,
+    all_samples,
+    assert_all_close,
+    assert_close,
+    assert_equal,
+    cotangents,
+    expected,
+    find_sample,
+    gradients,
+    poisoned_empty,
+    strided,
+    targets,
+)
+
+each_sample = pytest.mark.parametrize("sample", all_samples(), ids=str)
+each_op = pytest.mark.parametrize("op", OPS)
+each_target = pytest.mark.parametrize("target", targets(*FULL), ids=str)
+each_float32 = pytest.mark.parametrize("target", targets(torch.float32), ids=str)
+each_float64 = pytest.mark.parametrize("target", targets(torch.float64), ids=str)
+each_half = pytest.mark.parametrize("target", targets(*HALF), ids=str)
+# One sample of each op with all that it takes (a prior, lengths with a 0), and one with little.
+RICH = {
+    "gru_sequence": "lengths_reverse",
+    "posterior_sequence": "prior_silu",
+    "gaussian_rsample_kl": "prior",
+    "gaussian_kl": "prior",
+}
+BARE = {
+    "gru_sequence": "plain",
+    "posterior_sequence": "tanh",
+    "gaussian_rsample_kl": "standard",
+    "gaussian_kl": "standard",
+}
+EMPTY = {
+    "gru_sequence": "no_steps",
+    "posterior_sequence": "no_steps",
+    "gaussian_rsample_kl": "no_rows",
+    "gaussian_kl": "no_rows",
+}
+
+
+def rich(op: str, target: Target, requires_grad: bool = False) -> Sample:
+    return find_sample(op, RICH[op]).to(target.device, target.dtype, requires_grad)
+
+
+def run_with_gradients(sample: Sample, backend: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    outputs = sample.run(backend)
+    return outputs, gradients(sample, outputs, cotangents(outputs))
+
+
+def assert_as_expected(sample: Sample, target: Target) -> None:
+    for_outputs, for_gradients = TOLERANCES[target.backend, target.dtype]
+    want_outputs, want_grads = expected(sample)
+    outputs, grads = run_with_gradients(sample, target.backend)
+    assert_all_close(outputs, want_outputs, for_outputs, str(sample))
+    assert_all_close(grads, want_grads, for_gradients, str(sample))
+    assert {out.dtype for out in outputs.values()} == {target.dtype}
+    assert {out.device.type for out in outputs.values()} == {target.device}
+
+
+# ---- Values and gradients ---------------------------------------------------------------------------------------------
+
+
+@each_sample
+@each_target
+def test_values_and_gradients(sample: Sample, target: Target) -> None:
+    """Against the plain reference in float64, with unwritten memory full of NaN."""
+    with poisoned_empty():
+        assert_as_expected(sample.to(target.device, target.dtype, requires_grad=True), target)
+
+
+@each_op
+@each_half
+def test_half_precision(op: str, target: Target) -> None:
+    """Storage in half precision, state and sums in float32: the error is that of rounding inputs and outputs."""
+    for name in (RICH[op], BARE[op]):
+        assert_as_expected(find_sample(op, name).to(target.device, target.dtype, requires_grad=True), target)
+
+
+@pytest.mark.parametrize(("op", "state"), [("gru_sequence", "h0"), ("posterior_sequence", "z0")])
+@each_half
+def test_float32_state_beside_half_precision(op: str, state: str, target: Target) -> None:
+    half = rich(op, target)
+    tensors = half.tensors | {state: half.tensors[state].float()}
+    sample = half.replace({name: tensor.requires_grad_() for name, tensor in tensors.items()})
+    want_outputs, want_grads = expected(sample)
+    outputs, grads = run_with_gradients(sample, target.backend)
+    for_outputs, for_gradients = TOLERANCES[target.backend, target.dtype]
+    assert_all_close(outputs, want_outputs, for_outputs)
+    assert_all_close(grads, want_grads, for_gradients)
+    assert grads[f"grad of {state}"].dtype == torch.float32
+    for name, out in outputs.items():
+        assert out.dtype == (torch.float32 if name == "h_n" else target.dtype), name
+
+
+def small_samples() -> list[Sample]:
+    """Small enough for finite differences: every activation with and without a prior, lengths with 0, reverse."""
+    lengths = torch.tensor([2, 0, 3])
+    samples = []
+    for options in ({}, {"reverse": True}, {"lengths": lengths}, {"lengths": lengths, "reverse": True}):
+        tensors = {"gates_x": (3, 3, 6), "h0": (3, 2), "weight_hh": (6, 2), "bias_hh": (6,)}
+        name = "_".join(options) or "plain"
+        samples.append(Sample("gru_sequence", name, {part: torch.randn(shape) for part, shape in tensors.items()}, options))
+    for activation in ACTIVATIONS:
+        for prior in (False, True):
+            shapes = {"context": (3, 3, 3), "z0": (3, 2), "eps": (3, 3, 2), "weight_z": (3, 2), "weight_out": (4, 3)}
+            shapes["bias_out"] = (4,)
+            if prior:
+                shapes |= {"prior.context": (3, 3, 3), "prior.weight_z": (3, 2), "prior.weight_mu": (2, 3)}
+                shapes["prior.bias_mu"] = (2,)
+            tensors = {part: torch.randn(shape) for part, shape in shapes.items()}
+            options = {"activation": activation, "min_logvar": -3.0} | ({"lengths": lengths} if prior else {})
+            samples.append(Sample("posterior_sequence", f"{activation}{'_prior' * prior}", tensors, options))
+    for op, names in (("gaussian_rsample_kl", ("mu", "logvar", "eps")), ("gaussian_kl", ("mu", "logvar"))):
+        for more in ((), ("prior_mu", "prior_logvar")):
+            tensors = {part: torch.randn(2, 2, 3) for part in (*names, *more)}
+            samples.append(Sample(op, "prior" if more else "standard", tensors))
+    return samples
+
+
+@pytest.mark.parametrize("position", range(16))
+@each_float64
+def test_gradcheck(position: int, target: Target) -> None:
+    """Finite differences, of every output by every input."""
+    torch.manual_seed(3)
+    sample = small_samples()[position].to(target.device, torch.float64, requires_grad=True)
+    names = list(sample.tensors)
+
+    def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(sample.replace(dict(zip(names, tensors, strict=True))).run(target.backend).values())
+
+    assert torch.autograd.gradcheck(function, tuple(sample.tensors.values()), rtol=1e-5, atol=1e-7)
+
+
+def test_gradcheck_reaches_every_small_sample() -> None:
+    assert len(small_samples()) == 16
+
+
+@pytest.mark.parametrize("position", range(16))
+@each_float64
+def test_double_backward_is_right_or_a_clear_error(position: int, target: Target) -> None:
+    torch.manual_seed(3)
+    sample = small_samples()[position].to(target.device, torch.float64, requires_grad=True)
+    names = list(sample.tensors)
+
+    def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(sample.replace(dict(zip(names, tensors, strict=True))).run(target.backend).values())
+
+    recurrent = sample.op in ("gru_sequence", "posterior_sequence")
+    if recurrent and target.backend != "reference":
+        with pytest.raises(RuntimeError, match=f"{sample.op}.*'{target.backend}'.*double backward.*backend='reference'"):
+            torch.autograd.grad(sum(out.sum() for out in function(*sample.tensors.values())), list(sample.tensors.values()),
+                                create_graph=True)  # fmt: skip
+    else:
+        # relu and leaky_relu have kinks; none lies within the step at these points
+        assert torch.autograd.gradgradcheck(function, tuple(sample.tensors.values()), fast_mode=True)
+
+
+@each_op
+@each_float64
+def test_second_derivative_reaches_only_what_is_asked(op: str, target: Target) -> None:
+    """create_graph with one differentiable input: the others' gradients are not made up."""
+    if target.backend != "reference" and op in ("gru_sequence", "posterior_sequence"):
+        pytest.skip("no double backward, shown by the test above")
+    sample = rich(op, target)
+    first = next(iter(sample.tensors))
+    leaf = sample.tensors[first].clone().requires_grad_()
+    outputs = sample.replace({first: leaf}).run(target.backend)
+    plain = sample.replace({first: leaf}).run_plain()
+    weights = cotangents(outputs)
+    results = []
+    for several in (outputs, plain):
+        total = sum((out * weights[name]).sum() for name, out in several.items())
+        (grad,) = torch.autograd.grad(total, leaf, create_graph=True)
+        (second,) = torch.autograd.grad((grad**2).sum(), leaf)
+        results.append(second)
+    assert_close(f"second derivative by {first}", results[0], results[1], 1e-10)
+
+
+@each_op
+@each_target
+def test_each_output_alone_has_its_gradient(op: str, target: Target) -> None:
+    """A loss on one output: the gradients of the others are absent, not zeros that somebody must add."""
+    sample = rich(op, target, requires_grad=True)
+    for chosen in OUTPUTS[op]:
+        outputs = sample.run(target.backend)
+        exact = sample.to("cpu", torch.float64, requires_grad=True)
+        want_outputs = exact.run_plain()
+        want = gradients(exact, want_outputs, {chosen: cotangents(want_outputs)[chosen]})
+        got = gradients(sample, outputs, {chosen: cotangents(outputs)[chosen]})
+        assert_all_close(got, want, TOLERANCES[target.backend, target.dtype][1], f"loss on {chosen}:")
+
+
+@each_op
+@each_float32
+def test_gradients_not_needed_are_not_computed(op: str, target: Target) -> None:
+    """Backward is asked for the one gradient that is needed; the op returns an empty tensor for the others."""
+    full = rich(op, target, requires_grad=True)
+    _, want = run_with_gradients(full, target.backend)
+    for number, name in enumerate(full.tensors):
+        frozen = {other: tensor.detach() for other, tensor in full.tensors.items() if other != name}
+        sample = full.replace(frozen)
+        outputs = sample.run(target.backend)
+        with RecordCalls() as record:
+            got = gradients(sample, outputs, cotangents(outputs))
+        assert_all_close(got, {f"grad of {name}": want[f"grad of {name}"]}, 1e-6)
+        ((opname, _, results),) = record.calls
+        assert opname == f"{op}_backward"
+        sizes = [result.numel() for result in results]
+        assert [position for position, size in enumerate(sizes) if size] == [number]
+
+
+@each_op
+@each_float32
+def test_nothing_is_kept_for_backward_without_gradients(op: str, target: Target) -> None:
+    sample = rich(op, target, requires_grad=True)
+    with torch.no_grad(), RecordCalls() as record:
+        outputs = sample.run(target.backend)
+    assert not any(out.requires_grad for out in outputs.values())
+    ((_, _, results),) = record.calls
+    results = (results,) if isinstance(results, Tensor) else results
+    assert all(result.numel() == 0 for result in results[len(OUTPUTS[op]) :])
+    with torch.inference_mode():
+        assert_all_close(rich(op, target).run(target.backend), outputs, 0.0)
+
+
+# ---- Memory -----------------------------------------------------------------------------------------------------------
+
+
+def storages(tensors: Sequence[Tensor]) -> list[int]:
+    return [tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.untyped_storage().nbytes()]
+
+
+@each_sample
+@each_float32
+def test_returned_tensors_share_no_memory(sample: Sample, target: Target) -> None:
+    """With an input or with another one, gradients of the op's backward included."""
+    for requires_grad in (False, True):
+        here = sample.to(target.device, target.dtype, requires_grad)
+        outputs = here.run(target.backend)
+        everything = storages(list(outputs.values()))
+        if requires_grad:
+            grads = cotangents(outputs)
+            everything += storages(list(gradients(here, outputs, grads).values())) + storages(list(grads.values()))
+        everything += storages(list(here.tensors.values()))
+        assert len(everything) == len(set(everything))
+
+
+@each_op
+@each_float32
+def test_inputs_stay_as_they_are(op: str, target: Target) -> None:
+    sample = rich(op, target, requires_grad=True)
+    before = {name: tensor.detach().clone() for name, tensor in sample.tensors.items()}
+    outputs = sample.run(target.backend)
+    grads = cotangents(outputs)
+    gradients(sample, outputs, grads)
+    for name, tensor in sample.tensors.items():
+        assert_equal(name, tensor.detach(), before[name])
+    for name, grad in cotangents(outputs).items():
+        assert_equal(f"gradient of {name}", grads[name], grad)
+
+
+@pytest.mark.parametrize("kind", ["transposed", "sliced", "batch_first"])
+@each_op
+@each_float32
+def test_strides(op: str, kind: str, target: Target) -> None:
+    """Any strides, of inputs and of incoming gradients, give what contiguous tensors give."""
+    for name in (RICH[op], BARE[op]):
+        sample = find_sample(op, name).to(target.device, target.dtype, requires_grad=True)
+        want_outputs, want_grads = expected(sample)
+        views = {part: strided(tensor.detach(), kind).requires_grad_() for part, tensor in sample.tensors.items()}
+        viewed = sample.replace(views)
+        outputs = viewed.run(target.backend)
+        grads = {part: strided(grad, kind) for part, grad in cotangents(outputs).items()}
+        for_outputs, for_gradients = TOLERANCES[target.backend, target.dtype]
+        assert_all_close(outputs, want_outputs, for_outputs, kind)
+        assert_all_close(gradients(viewed, outputs, grads), want_grads, for_gradients, kind)
+
+
+@each_op
+@each_float32
+def test_expanded_inputs_and_gradients(op: str, target: Target) -> None:
+    """Stride 0: every input one number spread over its shape, and the gradient of a plain sum."""
+    for name in (RICH[op], BARE[op]):
+        sample = find_sample(op, name).to(target.device, target.dtype)
+        scalars = {part: (tensor.flatten()[0] / 3).requires_grad_() for part, tensor in sample.tensors.items()}
+
+        def total(of: Sample, leaves: dict[str, Tensor], plain: bool, backend: str) -> dict[str, Tensor]:
+            spread = {part: leaf.expand(of.tensors[part].shape) for part, leaf in leaves.items()}
+            call = of.replace(spread)
+            outputs = call.run_plain() if plain else call.run(backend)
+            loss = sum(out.sum() for out in outputs.values())
+            return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+
+        exact = {part: leaf.detach().to("cpu", torch.float64).requires_grad_() for part, leaf in scalars.items()}
+        want = total(sample.to("cpu", torch.float64), exact, True, target.backend)
+        assert_all_close(total(sample, scalars, False, target.backend), want, 1e-4, name)
+
+
+@each_op
+@each_float32
+def test_one_tensor_as_several_inputs(op: str, target: Target) -> None:
+    """Inputs may share memory with one another: the gradients add up."""
+    pairs = {
+        "gru_sequence": None,
+        "posterior_sequence": ("context", "prior.context"),
+        "gaussian_rsample_kl": ("mu", "prior_mu"),
+        "gaussian_kl": ("logvar", "prior_logvar"),
+    }
+    if pairs[op] is None:
+        sample = rich(op, target)
+        square = torch.randn(3, 3, 3, device=target.device)  # gates_x is weight_hh, thrice
+        tensors = {"gates_x": square.view(3, 1, 9), "weight_hh": square.view(9, 3)}
+        tensors |= {"h0": sample.tensors["h0"][:1], "bias_hh": sample.tensors["bias_hh"]}
+        sample = sample.replace(tensors, lengths=None)
+        first, second = "gates_x", "weight_hh"
+    else:
+        sample = rich(op, target)
+        first, second = pairs[op]
+    want_sample = sample.to("cpu", torch.float64)
+    got, want = [], []
+    for of, plain, results in ((sample, False, got), (want_sample, True, want)):
+        leaf = of.tensors[first].detach().clone().requires_grad_()
+        call = of.replace({first: leaf, second: leaf.view(of.tensors[second].shape)})
+        outputs = call.run_plain() if plain else call.run(target.backend)
+        loss = sum((out * grad).sum() for out, grad in zip(outputs.values(), cotangents(outputs).values(), strict=True))
+        results.extend(torch.autograd.grad(loss, leaf))
+    assert_close(f"gradient of {first} = {second}", got[0], want[0], 1e-4)
+
+
+# ---- Padding ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lengths", "lengths_reverse", "wide", "all_padding"])
+@each_float32
+def test_gru_padding_is_never_read(name: str, target: Target) -> None:
+    padding_changes_nothing(find_sample("gru_sequence", name), target)
+
+
+@pytest.mark.parametrize("name", ["lengths_floor", "prior_tanh", "prior_relu", "prior_leaky_relu", "prior_silu", "wide"])
+@each_float32
+def test_posterior_padding_is_never_read(name: str, target: Target) -> None:
+    padding_changes_nothing(find_sample("posterior_sequence", name), target)
+
+
+def padding_changes_nothing(sample: Sample, target: Target) -> None:
+    """NaN at padding, in inputs and in incoming gradients: the same bits, and zeros at padding."""
+    clean = sample.to(target.device, target.dtype, requires_grad=True)
+    lengths = clean.options["lengths"]
+    outputs = clean.run(target.backend)
+    grads = gradients(clean, outputs, cotangents(outputs))
+
+    def spoil(tensor: Tensor) -> Tensor:
+        steps = torch.arange(tensor.shape[0], device=tensor.device)
+        return tensor.detach().masked_fill((steps[:, None] >= lengths)[..., None], float("nan"))
+
+    spoilt = {name: spoil(t).requires_grad_() for name, t in clean.tensors.items() if t.dim() == 3}
+    dirty = clean.replace(spoilt)
+    got = dirty.run(target.backend)
+    incoming = {name: spoil(grad) if grad.dim() == 3 else grad for name, grad in cotangents(got).items()}
+    got_grads = gradients(dirty, got, incoming)
+    for name, want in (outputs | grads).items():
+        assert_equal(name, (got | got_grads)[name].detach(), want.detach())
+        if want.dim() == 3:
+            padding = (torch.arange(want.shape[0], device=want.device)[:, None] >= lengths)[..., None].expand_as(want)
+            assert not want[padding].any(), f"{name} is not 0 at padding"
+
+
+@pytest.mark.parametrize("op", ["gru_sequence", "posterior_sequence"])
+@each_float32
+def test_a_padded_batch_gives_each_sequence_its_own_numbers(op: str, target: Target) -> None:
+    sample = rich(op, target)
+    outputs = sample.run(target.backend)
+    for row, length in enumerate(sample.options["lengths"].tolist()):
+        alone = {}
+        for name, tensor in sample.tensors.items():
+            if tensor.dim() == 3:
+                alone[name] = tensor[:length, row : row + 1]
+            elif name in ("h0", "z0"):
+                alone[name] = tensor[row : row + 1]
+        want = sample.replace(alone, lengths=None).run(target.backend)
+        for name, out in outputs.items():
+            here = out[row : row + 1] if name == "h_n" else out[:length, row : row + 1]
+            assert_close(f"{name} of sequence {row}", here, want[name], 1e-6)
+
+
+# ---- Precision, determinism --------------------------------------------------------------------------------------------
+
+
+@each_op
+@pytest.mark.parametrize("target", [t for t in targets(torch.float32) if t.device == "cpu"], ids=str)
+def test_autocast_on_the_cpu_is_float32(op: str, target: Target) -> None:
+    """bfloat16 inputs are cast up, results are float32, and each gradient comes in its input's dtype."""
+    sample = rich(op, target)
+    first = next(iter(sample.tensors))
+    mixed = {name: t.bfloat16() if name == first else t for name, t in sample.tensors.items()}
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in mixed.items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = sample.replace(leaves).run(target.backend)
+    grads = gradients(sample.replace(leaves), outputs, cotangents(outputs))
+    plain = sample.replace({name: tensor.float().requires_grad_() for name, tensor in mixed.items()})
+    want_outputs, want_grads = run_with_gradients(plain, target.backend)
+    assert {out.dtype for out in outputs.values()} == {torch.float32}
+    assert_all_close(outputs, want_outputs, 1e-6)
+    for name, tensor in leaves.items():
+        assert grads[f"grad of {name}"].dtype == tensor.dtype
+        tolerance = 5e-3 if name == first else 1e-6
+        assert_close(name, grads[f"grad of {name}"], want_grads[f"grad of {name}"], tolerance)
+
+
+@each_op
+@pytest.mark.parametrize("target", [t for t in targets(torch.float64) if t.device == "cpu"], ids=str)
+def test_autocast_leaves_float64(op: str, target: Target) -> None:
+    sample = rich(op, target, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs, grads = run_with_gradients(sample, target.backend)
+    want_outputs, want_grads = run_with_gradients(sample, target.backend)
+    assert_all_close(outputs | grads, want_outputs | want_grads, 0.0)
+
+
+@each_op
+@each_float32
+def test_every_run_gives_the_same_bits(op: str, target: Target) -> None:
+    name = "wide" if op in ("gru_sequence", "posterior_sequence") else "four_dims"
+    sample = find_sample(op, name).to(target.device, target.dtype, requires_grad=True)
+    outputs, grads = run_with_gradients(sample, target.backend)
+    with poisoned_empty():
+        again, grads_again = run_with_gradients(sample, target.backend)
+    for part, want in (outputs | grads).items():
+        assert_equal(part, (again | grads_again)[part].detach(), want.detach())
+
+
+# ---- Registration and compilation -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [RICH, BARE, EMPTY], ids=["rich", "bare", "empty"])
+@each_op
+@each_float32
+def test_opcheck(op: str, names: dict[str, str], target: Target) -> None:
+    sample = find_sample(op, names[op]).to(target.device, target.dtype, requires_grad=True)
+    overload = getattr(torch.ops.vssn, op).default
+    torch.library.opcheck(overload, sample.forward_arguments(target.backend))
+    with torch.no_grad():
+        plain = sample.to(target.device, target.dtype)
+        for need_backward in (False, True):
+            torch.library.opcheck(
+                overload,
+                plain.forward_arguments(target.backend, need_backward),
+                test_utils=("test_schema", "test_faketensor"),
+            )
+
+
+@pytest.mark.parametrize("names", [RICH, BARE, EMPTY], ids=["rich", "bare", "empty"])
+@each_op
+@each_float32
+def test_opcheck_of_the_backward_op(op: str, names: dict[str, str], target: Target) -> None:
+    sample = find_sample(op, names[op]).to(target.device, target.dtype)
+    overload = getattr(torch.ops.vssn, f"{op}_backward").default
+    torch.library.opcheck(overload, sample.backward_arguments(target.backend))
+    count = len(overload._schema.returns)
+    some = [number % 2 == 0 and number < len(sample.tensors) for number in range(count)]
+    torch.library.opcheck(
+        overload, sample.backward_arguments(target.backend, some), test_utils=("test_schema", "test_faketensor")
+    )
+
+
+@pytest.mark.parametrize("kind", ["transposed", "sliced", "batch_first"])
+@each_op
+@each_float32
+def test_fake_strides_are_the_real_ones(op: str, kind: str, target: Target) -> None:
+    """opcheck compares strides too: compiled code relies on them."""
+    sample = rich(op, target)
+    viewed = sample.replace({name: strided(tensor, kind) for name, tensor in sample.tensors.items()})
+    checks = ("test_schema", "test_faketensor")
+    for need_backward in (False, True):
+        arguments = viewed.forward_arguments(target.backend, need_backward)
+        torch.library.opcheck(getattr(torch.ops.vssn, op).default, arguments, test_utils=checks)
+    backward = [
+        strided(argument, kind) if isinstance(argument, Tensor) and argument.is_floating_point() else argument
+        for argument in viewed.backward_arguments(target.backend)
+    ]
+    keep = {"gru_sequence": (2, 3), "posterior_sequence": (3, 4, 5, 6)}.get(op, ())  # made by forward: contiguous
+    for position in keep:
+        backward[position] = viewed.backward_arguments(target.backend)[position]
+    torch.library.opcheck(getattr(torch.ops.vssn, f"{op}_backward").default, tuple(backward), test_utils=checks)
+
+
+@each_op
+@each_float32
+def test_the_backward_op_refuses_to_be_differentiated(op: str, target: Target) -> None:
+    """Never a wrong number: a registered op without an autograd formula would give one."""
+    arguments = list(rich(op, target).backward_arguments(target.backend))
+    arguments[0] = arguments[0].clone().requires_grad_()
+    with pytest.raises(RuntimeError, match=f"{op}_backward is not differentiable.*backend='reference'"):
+        getattr(torch.ops.vssn, f"{op}_backward")(*arguments)
+
+
+@each_op
+@each_float32
+def test_compile_fullgraph(op: str, target: Target) -> None:
+    """Outputs and gradients of the compiled public function, at two sizes through dynamic shapes."""
+    compiled = torch.compile(lambda sample: sample.run(target.backend), fullgraph=True, backend="aot_eager")
+    for name in (RICH[op], BARE[op]):
+        sample = find_sample(op, name).to(target.device, target.dtype, requires_grad=True)
+        outputs = compiled(sample)
+        grads = gradients(sample, outputs, cotangents(outputs))
+        want_outputs, want_grads = run_with_gradients(sample, target.backend)
+        assert_all_close(outputs | grads, want_outputs | want_grads, 1e-6, name)
+
+
+@each_op
+@each_float32
+def test_compile_with_dynamic_shapes(op: str, target: Target) -> None:
+    """One compilation serves every number of steps."""
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph
+
+    sample = find_sample(op, BARE[op]).to(target.device, target.dtype)
+    names = list(sample.tensors)
+    sequences = [name for name, tensor in sample.tensors.items() if tensor.dim() == 3]
+
+    def function(*tensors: Tensor) -> dict[str, Tensor]:
+        return sample.replace(dict(zip(names, tensors, strict=True))).run(target.backend)
+
+    compiled = torch.compile(function, fullgraph=True, backend=count, dynamic=True)
+    for steps in (5, 4, 3, 2):
+        shorter = sample.replace({name: sample.tensors[name][:steps].clone() for name in sequences})
+        assert_all_close(compiled(*shorter.tensors.values()), shorter.run(target.backend), 1e-6)
+    assert len(graphs) == 1
+
+
+@pytest.mark.slow
+@each_op
+@each_float32
+def test_compile_with_inductor(op: str, target: Target) -> None:
+    """Around the op there are pointwise products for inductor to fuse, and views with strides of their own."""
+
+    def function(sample: Sample) -> dict[str, Tensor]:
+        doubled = {name: (t * 2).transpose(0, -1).contiguous().transpose(0, -1) for name, t in sample.tensors.items()}
+        return {name: out.sin() for name, out in sample.replace(doubled).run(target.backend).items()}
+
+    sample = rich(op, target, requires_grad=True)
+    outputs = torch.compile(function, fullgraph=True)(sample)
+    want = function(sample)
+    assert_all_close(outputs, want, 1e-5)
+    grads = cotangents(want)
+    assert_all_close(gradients(sample, outputs, grads), gradients(sample, want, grads), 1e-5)

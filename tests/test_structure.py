@@ -1,0 +1,192 @@
+"""Imports flow one way, importing is light, and what is public is documented."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import vssn
+import vssn_kernels
+
+ROOT = Path(__file__).resolve().parent.parent
+# From the bottom up; a module imports from lower layers, or from its own. Anything else of vssn is the top layer.
+LAYERS = (
+    ("vssn_kernels.activations", "vssn_kernels.arguments", "vssn_kernels.version"),
+    ("vssn_kernels.reference",),
+    ("vssn_kernels.backends",),
+    ("vssn_kernels.ops",),
+    ("vssn_kernels",),
+    ("vssn.sequences", "vssn.networks", "vssn.likelihoods", "vssn.gru", "vssn.data"),
+    ("vssn.layer",),
+    ("vssn.model",),
+    ("vssn",),
+)
+TRAINING_ONLY = ("triton", "lightning", "pytorch_lightning", "scipy", "matplotlib", "pydantic", "yaml", "tensorboard")
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the two packages by its dotted name."""
+    found = {}
+    for package in ("vssn_kernels", "vssn"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def layer_of(module: str) -> int:
+    """The layer with the longest prefix of the module's name."""
+    best = (0, len(LAYERS))
+    for number, names in enumerate(LAYERS):
+        for name in names:
+            exact_only = name in ("vssn", "vssn_kernels") and module not in (name, "vssn_kernels.testing")
+            if not exact_only and (module == name or module.startswith(f"{name}.")):
+                best = max(best, (len(name), number))
+    return best[1]
+
+
+def imports(module: str) -> Iterator[str]:
+    """The project's modules that a module imports, anywhere in it."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            while name and name not in MODULES:
+                name = name.rpartition(".")[0]
+            if name:
+                yield name
+
+
+def test_every_module_is_found() -> None:
+    assert {"vssn_kernels", "vssn_kernels.ops.gru", "vssn_kernels.backends.cpu", "vssn.layer", "vssn.model"} <= set(MODULES)
+    assert [layer_of(name) for name in ("vssn_kernels.activations", "vssn_kernels.ops.gru", "vssn_kernels", "vssn")] == [
+        0,
+        3,
+        4,
+        8,
+    ]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_flow_one_way(module: str) -> None:
+    for imported in imports(module):
+        assert layer_of(imported) <= layer_of(module), f"{module} imports {imported} from a higher layer"
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    graph = {module: set(imports(module)) - {module} for module in MODULES}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"a circle of imports: {' -> '.join((*path, module))}"
+        if module not in done:
+            for imported in graph[module]:
+                visit(imported, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_kernels_know_nothing_of_the_model() -> None:
+    for module in MODULES:
+        if module.startswith("vssn_kernels"):
+            assert not [name for name in imports(module) if name == "vssn" or name.startswith("vssn.")]
+
+
+def test_importing_needs_core_requirements_only() -> None:
+    """Neither package imports what only training, or a machine with a GPU, has; nor the tests' helpers."""
+    unwanted = (*TRAINING_ONLY, "pytest", "vssn_kernels.testing")
+    code = f"""
+import sys
+before = set(sys.modules)
+import torch
+by_torch = set(sys.modules)
+import vssn_kernels, vssn
+print([name for name in {unwanted!r} if name in sys.modules and name not in by_torch])
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_says_what_it_is(module: str) -> None:
+    tree = ast.parse(MODULES[module].read_text())
+    assert ast.get_docstring(tree) or not tree.body, f"{module} has no docstring"
+
+
+@pytest.mark.parametrize("package", [vssn_kernels, vssn], ids=lambda package: package.__name__)
+def test_what_is_public_is_documented(package: object) -> None:
+    assert package.__all__
+    for name in package.__all__:
+        thing = getattr(package, name)
+        if not callable(thing):
+            continue
+        assert inspect.getdoc(thing), f"{name} has no docstring"
+        if inspect.isclass(thing):
+            for method, function in vars(thing).items():
+                inherited = any(hasattr(base, method) for base in thing.__mro__[1:])
+                if inspect.isfunction(function) and not method.startswith("_") and not inherited:
+                    trivial = method in ("extra_repr", "reset_parameters")
+                    assert function.__doc__ or trivial, f"{name}.{method} has no docstring"
+            if hasattr(thing, "forward"):
+                assert thing.forward.__doc__, f"{name}.forward has no docstring"
+
+
+@pytest.mark.parametrize("name", ["gru_sequence", "posterior_sequence", "gaussian_rsample_kl", "gaussian_kl"])
+def test_every_op_names_its_arguments_and_is_typed(name: str) -> None:
+    function = getattr(vssn_kernels, name)
+    signature = inspect.signature(function)
+    assert signature.return_annotation is not inspect.Signature.empty
+    documentation = inspect.getdoc(function)
+    for parameter in signature.parameters.values():
+        assert parameter.annotation is not inspect.Parameter.empty, parameter.name
+        assert parameter.name in documentation or "Arguments and errors as in" in documentation, parameter.name
+
+
+def test_the_signatures_are_those_of_the_contract() -> None:
+    want = {
+        "gru_sequence": "gates_x h0 weight_hh bias_hh * lengths reverse backend",
+        "posterior_sequence": "context z0 eps weight_z weight_out bias_out * activation min_logvar prior lengths backend",
+        "gaussian_rsample_kl": "mu logvar eps prior_mu prior_logvar * backend",
+        "gaussian_kl": "mu logvar prior_mu prior_logvar * backend",
+    }
+    for name, text in want.items():
+        parameters = inspect.signature(getattr(vssn_kernels, name)).parameters.values()
+        positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        keyword = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        assert " ".join((*positional, "*", *keyword)) == text
+    assert vssn_kernels.PriorMean._fields == ("context", "weight_z", "weight_mu", "bias_mu")
+    defaults = {p.name: p.default for p in inspect.signature(vssn_kernels.posterior_sequence).parameters.values()}
+    assert (defaults["activation"], defaults["min_logvar"], defaults["prior"]) == ("tanh", -12.0, None)
+
+
+def test_the_model_is_made_as_documented() -> None:
+    want = (
+        "x_size hidden_size latent_size noise_size * likelihood mixture_size control control_size mlp_size embed_size "
+        "backward_size activation residual_posterior universal prior_std num_sequences objective free_bits min_logvar "
+        "min_logvar_x learn_initial_state masked encoder decoder batch_first"
+    ).split()
+    parameters = inspect.signature(vssn.VSSN).parameters
+    assert [name for name in want if name != "*" and name not in parameters] == []
+    call = inspect.signature(vssn.VSSN.forward).parameters
+    assert list(call)[1:] == "x u lengths state noise mask kl_weight".split()
+    layer_call = inspect.signature(vssn.VSSNLayer.forward).parameters
+    assert list(layer_call)[1:4] == ["x", "state", "lengths"]
+    assert vssn.LayerOutput._fields == ("output", "state", "kl")
+    assert vssn.VSSNOutput._fields == ("loss", "elbo", "reconstruction", "kl_z", "kl_w", "state")
+    assert vssn.State._fields == ("d", "z", "x_last")

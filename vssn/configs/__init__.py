@@ -1,0 +1,1 @@
+"""Packaged configurations: `vssn fit --config jsb`."""

@@ -1,0 +1,424 @@
+"""Training on Lightning: `fit(config)` fills a folder with a run.
+
+    config.yaml  metrics.csv (a row per epoch)  best.ckpt  last.ckpt  tensorboard/
+
+A run continues from last.ckpt exactly as if it had not stopped: the order and the learning rate of an epoch
+follow from its number and the seeds, the noise and the KL weight of an update likewise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import logging
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, Timer, TQDMProgressBar
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from vssn.config import Config, ConfigError, Splits, TrainingSection
+from vssn.data.batching import LengthBucketSampler, SequenceBatch, sequence_loader
+from vssn.evaluation import FORMAT, Scores, draw_noise, evaluate, load_model, read_checkpoint, sequence_sums, summarize
+from vssn.layer import State
+from vssn.model import VSSN
+
+SCORES = ("loss", "elbo_per_frame", "kl_z_per_frame", "kl_w_per_frame")  # logged as train/... and valid/...
+MONITOR = "valid/elbo_per_frame"
+VALIDATION_SEED = 0  # every epoch is validated with the same noise, that of `evaluate`
+
+
+class FitResult(NamedTuple):
+    best_epoch: int  # counted from 1
+    best_path: Path
+    valid: Scores
+    test: Scores
+    seconds: float
+
+
+def kl_weight(update: int, config: TrainingSection) -> float:
+    """Factor of the KLs: rises from kl_start to 1 over kl_anneal_updates, kl_cycles times, as long at 1 in between."""
+    rise = config.kl_anneal_updates
+    if rise == 0 or update >= (2 * config.kl_cycles - 1) * rise:
+        return 1.0
+    progress = update % (2 * rise) / rise
+    return min(1.0, config.kl_start + (1 - config.kl_start) * progress)
+
+
+def learning_rate(epoch: int, config: TrainingSection) -> float:
+    """Of an epoch counted from 0."""
+    return config.learning_rate * config.lr_decay ** max(0, epoch + 1 - config.lr_decay_after)
+
+
+def cut(batch: SequenceBatch, chunk_length: int | None) -> list[SequenceBatch]:
+    """The batch in chunks of up to chunk_length frames, longest sequences first; those that have ended are left out."""
+    if chunk_length is None or batch.x.shape[0] <= chunk_length:
+        return [batch]
+    order = batch.lengths.argsort(descending=True, stable=True)
+    x, u = batch.x[:, order], None if batch.u is None else batch.u[:, order]
+    lengths = batch.lengths[order]
+    longest_first: list[int] = lengths.tolist()
+    chunks = []
+    for start in range(0, longest_first[0], chunk_length):
+        alive = sum(length > start for length in longest_first)
+        frames, columns = slice(start, start + chunk_length), slice(alive)
+        chunks.append(
+            SequenceBatch(
+                x[frames, columns],
+                (lengths[columns] - start).clamp(max=chunk_length),
+                None if u is None else u[frames, columns],
+            )
+        )
+    return chunks
+
+
+class SequenceData(pl.LightningDataModule):
+    def __init__(self, splits: Splits, config: Config) -> None:
+        super().__init__()
+        self.train = self._loader(splits.train, config, shuffle=True)
+        self.valid = self._loader(splits.valid, config)
+        self.test = self._loader(splits.test, config)
+
+    @staticmethod
+    def _loader(dataset: Any, config: Config, shuffle: bool = False) -> DataLoader[SequenceBatch]:
+        data = config.data
+        return sequence_loader(dataset, data.batch_size, shuffle=shuffle, seed=data.seed, num_workers=data.workers)
+
+    def train_dataloader(self) -> DataLoader[SequenceBatch]:
+        """Asked for before every epoch: a resumed run would otherwise start with the order of epoch 0."""
+        assert isinstance(self.train.batch_sampler, LengthBucketSampler)
+        assert self.trainer is not None
+        self.train.batch_sampler.set_epoch(self.trainer.current_epoch)
+        return self.train
+
+    def val_dataloader(self) -> DataLoader[SequenceBatch]:
+        return self.valid
+
+
+class TrainingModule(pl.LightningModule):
+    """A VSSN under AdamW. An update is one chunk of a batch; without `chunk_length` a batch is one chunk."""
+
+    def __init__(self, model: VSSN, config: Config) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        self.automatic_optimization = False
+        self.train_sums: list[Tensor] = []
+        self.train_losses: list[Tensor] = []
+        self.valid_sums: list[Tensor] = []
+        self.valid_losses: list[Tensor] = []
+        self.metrics: dict[str, float] = {}  # of the epoch, in full precision
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        training = self.config.training
+        return torch.optim.AdamW(self.model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
+
+    def on_train_epoch_start(self) -> None:
+        for group in self._optimizer().param_groups:
+            group["lr"] = learning_rate(self.current_epoch, self.config.training)
+
+    def _optimizer(self) -> Any:
+        return self.optimizers()
+
+    def training_step(self, batch: SequenceBatch, batch_idx: int) -> None:
+        training, optimizer = self.config.training, self._optimizer()
+        key = np.random.SeedSequence((training.seed, self.global_step))
+        torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        chunks = cut(batch, training.chunk_length)
+        state = None
+        for chunk in chunks:
+            if state is not None:
+                state = State(*(part[: chunk.x.shape[1]].detach() for part in state))
+            output = self.model(
+                chunk.x, chunk.u, chunk.lengths, state=state, kl_weight=kl_weight(self.global_step, training)
+            )
+            state = output.state
+            # Every frame of a batch weighs the same, also in a last chunk that holds few of them.
+            share = len(chunks) * chunk.lengths.sum() / batch.lengths.sum() if len(chunks) > 1 else 1.0
+            optimizer.zero_grad()
+            self.manual_backward(output.loss * share)
+            if training.gradient_clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip_norm)
+            optimizer.step()
+            self.train_sums.append(sequence_sums(output, chunk.lengths))
+            self.train_losses.append(output.loss.detach() * chunk.lengths.sum())
+        self.log("loss", output.loss.detach(), prog_bar=True, logger=False, batch_size=1)
+
+    def on_validation_epoch_start(self) -> None:
+        self.valid_noise = torch.Generator(self.device).manual_seed(VALIDATION_SEED)
+
+    def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
+        noise = draw_noise(self.model, batch.x, self.valid_noise)
+        output = self.model(batch.x, batch.u, batch.lengths, noise=noise)
+        self.valid_sums.append(sequence_sums(output, batch.lengths))
+        self.valid_losses.append(output.loss * batch.lengths.sum())
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("valid", self.valid_sums, self.valid_losses)
+
+    def on_train_epoch_end(self) -> None:
+        weight = kl_weight(self.global_step, self.config.training)
+        rate = learning_rate(self.current_epoch, self.config.training)
+        self._log({"kl_weight": weight, "learning_rate": rate})
+        self._log_scores("train", self.train_sums, self.train_losses)
+
+    def _log_scores(self, split: str, sums: list[Tensor], losses: list[Tensor]) -> None:
+        """One transfer from the device for an epoch. `loss` is the objective's; `elbo` is strict, whatever it is."""
+        scores = summarize(torch.cat(sums).cpu())
+        values = (
+            float(torch.stack(losses).double().sum()) / scores.frames,
+            scores.micro,
+            scores.kl_z,
+            scores.kl_w,
+        )
+        self._log({f"{split}/{name}": value for name, value in zip(SCORES, values, strict=True)})
+        sums.clear()
+        losses.clear()
+
+    def _log(self, values: dict[str, float]) -> None:
+        self.metrics |= values
+        for name, value in values.items():
+            self.log(name, value, prog_bar=name == MONITOR)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["vssn"] = {
+            "format": FORMAT,
+            "config": self.config.model_dump(mode="json"),
+            "num_sequences": self.model.num_sequences,
+            "epoch": self.current_epoch + 1,
+            "valid_elbo_per_frame": self.metrics[MONITOR],
+        }
+
+
+class RunFolder(Checkpoint):
+    """Writes best.ckpt, last.ckpt and metrics.csv at the end of every epoch, each at once or not at all."""
+
+    COLUMNS = (
+        *("epoch", "updates", "seconds", "learning_rate", "kl_weight"),
+        *(f"{split}/{name}" for split in ("train", "valid") for name in SCORES),
+    )
+
+    def __init__(self, folder: Path, resumed_epoch: int) -> None:
+        self.folder = folder
+        self.best = -math.inf
+        self.rows: list[dict[str, Any]] = []
+        if resumed_epoch:
+            self.best = read_checkpoint(folder / "best.ckpt")["vssn"]["valid_elbo_per_frame"]
+            with contextlib.suppress(FileNotFoundError), open(folder / "metrics.csv", newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= resumed_epoch]
+        before = float(self.rows[-1]["seconds"]) if self.rows else 0.0
+        self.started = time.monotonic() - before
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        values = pl_module.metrics
+        seconds = time.monotonic() - self.started
+        counts = {"epoch": trainer.current_epoch + 1, "updates": trainer.global_step, "seconds": round(seconds, 1)}
+        self.rows.append({name: (counts | values)[name] for name in self.COLUMNS})
+        improved = values[MONITOR] > self.best
+        if improved:
+            self.best = values[MONITOR]
+            self._save(trainer, "best.ckpt")
+        if trainer.is_last_batch:  # an epoch that max_minutes cut short is done again when the run is resumed
+            self._save(trainer, "last.ckpt")
+        with _replacing(self.folder / "metrics.csv") as part, open(part, "w", newline="") as file:
+            writer = csv.DictWriter(file, self.COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        line = (
+            f"epoch {counts['epoch']:>3}  train {values['train/elbo_per_frame']:9.4f}  valid {values[MONITOR]:9.4f}  "
+            f"kl_z {values['valid/kl_z_per_frame']:.3f}  kl_w {values['valid/kl_w_per_frame']:.3f}  {seconds:6.0f} s"
+        )
+        _say(trainer, line + ("  best" if improved else ""))
+
+    def _save(self, trainer: pl.Trainer, name: str) -> None:
+        with _replacing(self.folder / name) as part:
+            trainer.save_checkpoint(part)
+
+
+class ProgressBar(TQDMProgressBar):
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
+        items = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in items.items() if name != "v_num"}
+
+
+def fit(config: Config, resume: bool = False) -> FitResult:
+    """Trains as configured, then scores the best epoch on the validation and the test set.
+
+    Args:
+        resume: continue the run in `training.output` from its last.ckpt.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: before anything is written.
+        KeyboardInterrupt: after Ctrl-C; last.ckpt holds the last whole epoch.
+    """
+    started = time.monotonic()
+    folder = Path(config.training.output)
+    done = _check_folder(folder, config, resume)
+    device = _device(config.training)
+    pl.seed_everything(config.training.seed, workers=True, verbose=False)
+    splits = config.load_data()
+    model = config.build_model(_count_chunks(splits, config.training.chunk_length))
+    data, module = SequenceData(splits, config), TrainingModule(model, config)
+    with _creating(folder), _quiet():
+        with _replacing(folder / "config.yaml") as part:
+            part.write_text(config.to_yaml(), encoding="utf-8")
+        trainer = _make_trainer(config.training, folder, device, done)
+        _run(trainer, module, data, folder / "last.ckpt" if resume else None)
+    best = folder / "best.ckpt"
+    epoch = read_checkpoint(best)["vssn"]["epoch"]
+    model, _ = load_model(best)
+    model.to(device)
+    valid, test = (evaluate(model, loader) for loader in (data.valid, data.test))
+    return FitResult(epoch, best, valid, test, time.monotonic() - started)
+
+
+def _check_folder(folder: Path, config: Config, resume: bool) -> int:
+    """Epochs that are done, 0 for a new run."""
+    name = "training.output"
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{name}: expected a folder, but {folder} is a file; name another folder")
+    if not resume:
+        if any((folder / kept).exists() for kept in ("best.ckpt", "last.ckpt")):
+            raise ConfigError(f"{name}: {folder} holds a run already; continue it with --resume or name another folder")
+        return 0
+    if not (folder / "last.ckpt").is_file():
+        raise ConfigError(
+            f"{name}: {folder} holds no last.ckpt to resume; start without --resume or name another folder"
+        )
+    own = read_checkpoint(folder / "last.ckpt")["vssn"]
+    for section, free in (("data", {"folder", "workers"}), ("model", set())):
+        now, before = config.model_dump(mode="json")[section], own["config"][section]
+        for key in sorted((now.keys() | before.keys()) - free):
+            if now.get(key) != before.get(key):
+                raise ConfigError(
+                    f"{section}.{key}: {now.get(key)!r}, but the run in {folder} has {before.get(key)!r}; "
+                    "resume with the same data and model or name another folder"
+                )
+    if own["epoch"] >= config.training.max_epochs:
+        raise ConfigError(
+            f"training.max_epochs: the run in {folder} has done {own['epoch']} epochs of {config.training.max_epochs}; "
+            "raise it to continue"
+        )
+    return int(own["epoch"])
+
+
+def _device(training: TrainingSection) -> torch.device:
+    if training.accelerator == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("training.accelerator: expected 'cpu' or 'auto' as there is no CUDA device, got 'cuda'")
+    cuda = training.accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda", 0) if cuda else torch.device("cpu")
+
+
+def _count_chunks(splits: Splits, chunk_length: int | None) -> int:
+    """Among so many losses of an epoch the KL of universal weights is shared."""
+    if chunk_length is None:
+        return len(splits.train)
+    return sum(max(1, -(-length // chunk_length)) for length in splits.train.lengths)
+
+
+def _make_trainer(training: TrainingSection, folder: Path, device: torch.device, done: int) -> pl.Trainer:
+    show_bar = sys.stdout.isatty()
+    callbacks: list[pl.Callback] = [RunFolder(folder, done)]
+    if show_bar:
+        callbacks.append(ProgressBar(refresh_rate=5, leave=False))
+    if training.early_stopping_patience is not None:
+        callbacks.append(EarlyStopping(MONITOR, patience=training.early_stopping_patience, mode="max"))
+    if training.max_minutes is not None:
+        callbacks.append(Timer(timedelta(minutes=training.max_minutes), interval="step", verbose=False))
+    return pl.Trainer(
+        max_epochs=training.max_epochs,
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=1,
+        precision=training.precision,
+        logger=TensorBoardLogger(folder, name="tensorboard", version=""),
+        callbacks=callbacks,
+        default_root_dir=folder,
+        enable_checkpointing=True,
+        enable_progress_bar=show_bar,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+    )
+
+
+def _run(trainer: pl.Trainer, module: TrainingModule, data: SequenceData, checkpoint: Path | None) -> None:
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+    except SystemExit:  # what Lightning makes of Ctrl-C, ignoring the next ones
+        signal.signal(signal.SIGINT, on_interrupt)
+        raise KeyboardInterrupt from None
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _creating(folder: Path) -> Iterator[None]:
+    """Makes the folder; where the block fails before a checkpoint is there, what it made is removed."""
+    fresh = not folder.exists()
+    before = set() if fresh else set(folder.iterdir())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if error.filename is None or not str(error.filename).startswith(str(folder)):
+            raise
+        raise ConfigError(
+            f"training.output: cannot write {error.filename} ({error.strerror}); name another folder"
+        ) from None
+    finally:
+        if folder.is_dir() and not any((folder / kept).exists() for kept in ("best.ckpt", "last.ckpt")):
+            for entry in set(folder.iterdir()) - before:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            if fresh:
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A path to write to; it takes the place of `path` when all is written."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Lightning's hints and advertisements off the terminal; its errors pass."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch\.utils\._pytree)")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _say(trainer: pl.Trainer, line: str) -> None:
+    bar = trainer.progress_bar_callback
+    if isinstance(bar, TQDMProgressBar):
+        bar.print(line)
+    else:
+        print(line, flush=True)
