@@ -27,6 +27,7 @@ LAYERS = (
     ("vssn.model",),
     ("vssn",),
 )
+EXTENSIONS = ("vssn_kernels._cpu", "vssn_kernels._cuda")
 TRAINING_ONLY = ("triton", "lightning", "pytorch_lightning", "scipy", "matplotlib", "pydantic", "yaml", "tensorboard")
 
 
@@ -64,7 +65,7 @@ def imports(module: str) -> Iterator[str]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        for name in names:
+        for name in set(names).difference(EXTENSIONS):
             while name and name not in MODULES:
                 name = name.rpartition(".")[0]
             if name:

@@ -11,6 +11,7 @@ from pathlib import Path
 from vssn_kernels.version import __version__
 
 INTERRUPTED = 130
+USER_ERRORS = ("ConfigError", "DataError", "CheckpointError", "TrainingError")  # by name: their modules load late
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,8 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _fail("out of memory; choose a smaller data set, model or batch_size")
     except ValueError as error:
-        # ConfigError, DataError and CheckpointError; another ValueError is a fault of the program.
-        if type(error).__name__ not in ("ConfigError", "DataError", "CheckpointError"):
+        if type(error).__name__ not in USER_ERRORS:  # a fault of the program
             raise
         return _fail(str(error))
 

@@ -149,7 +149,7 @@ class TrainingSection(Section):
     max_epochs: Count = 50
     max_minutes: Annotated[Positive, Field(le=1e6)] | None = None  # of training, all resumed parts together
     early_stopping_patience: Count | None = None  # epochs without a better validation ELBO
-    learning_rate: Positive = 1e-3
+    learning_rate: Annotated[Positive, Field(le=1000)] = 1e-3
     lr_decay: Annotated[Positive, Field(le=1)] = 1.0  # factor per epoch ...
     lr_decay_after: Size = 0  # ... after so many epochs
     weight_decay: NotNegative = 0.0

@@ -42,7 +42,7 @@ def draw(x: Tensor, predicted: Tensor, model_error: Tensor, copy_error: Tensor, 
     import matplotlib.pyplot as plt
 
     figure = plt.figure(figsize=(11, 7.2), layout="constrained")
-    films, curve = figure.subfigures(2, 1, height_ratios=[FILMS_SHOWN * 2, 4.2])
+    films, curve = figure.subfigures(2, 1, squeeze=False, height_ratios=[FILMS_SHOWN * 2, 4.2])[:, 0]
     films.suptitle(f"Pendulum: {SEEN} frames seen (framed), then truth above forecast")
     axes = films.subplots(2 * FILMS_SHOWN, len(x))
     for film in range(FILMS_SHOWN):

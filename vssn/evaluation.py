@@ -12,6 +12,7 @@ Annealing, free bits and the `paper` objective play no role here.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,7 +139,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
     try:
-        content = torch.load(data, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what the reader thinks of a foreign file is said below, in one line
+            content = torch.load(data, map_location="cpu", weights_only=True)
     except Exception:  # the reader raises whatever the damaged bytes lead it to
         raise CheckpointError(
             f"{path}: expected a checkpoint of vssn fit, but it is truncated, damaged or of another kind; "

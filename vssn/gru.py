@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from vssn.layer import require_shape
+from vssn.sequences import valid_steps, zero_padding
 from vssn_kernels import gru_sequence
 
 
@@ -44,7 +46,7 @@ class GRU(nn.Module):
         for name, flag in (("bias", bias), ("batch_first", batch_first), ("bidirectional", bidirectional)):
             if not isinstance(flag, bool):
                 raise TypeError(f"{name} must be True or False, got {flag!r}; dropout is given by its name")
-        if not 0 <= dropout <= 1:
+        if not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
             raise ValueError(f"dropout must lie in [0, 1], got {dropout!r}")
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.bidirectional, self.dropout = bias, batch_first, bidirectional, dropout
@@ -98,7 +100,7 @@ class GRU(nn.Module):
         if input.dim() == 2:
             if lengths is not None:
                 raise ValueError("lengths must be None for an unbatched input [T, X]")
-            output, h_n = self._run(input[:, None], None if hx is None else hx[:, None], None)
+            output, h_n = self._run(input[:, None], hx[:, None] if isinstance(hx, Tensor) else hx, None)
             return output[:, 0], h_n[:, 0]
         output, h_n = self._run(input.transpose(0, 1) if self.batch_first else input, hx, lengths)
         return (output.transpose(0, 1) if self.batch_first else output), h_n
@@ -122,10 +124,12 @@ class GRU(nn.Module):
         expected = (self.num_layers * directions, batch, self.hidden_size)
         if hx is None:
             hx = x.new_zeros(expected)
-        elif tuple(hx.shape) != expected:
-            raise ValueError(
-                f"hx must have shape [num_layers * directions, B, H] = {list(expected)}, got {list(hx.shape)}"
-            )
+        else:
+            require_shape("hx", hx, "[num_layers * directions, B, H]", expected)
+        if lengths is not None:
+            require_shape("lengths", lengths, "[B]", (batch,))
+            # Also outside the op: 0 * NaN in the gradient of weight_ih would be NaN.
+            x = zero_padding(x, valid_steps(lengths, x))
         last_states = []
         for layer in range(self.num_layers):
             outputs = []

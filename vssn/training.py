@@ -42,6 +42,10 @@ MONITOR = "valid/elbo_per_frame"
 VALIDATION_SEED = 0  # every epoch is validated with the same noise, that of `evaluate`
 
 
+class TrainingError(ValueError):
+    """A run that cannot go on. The message is one line."""
+
+
 class FitResult(NamedTuple):
     best_epoch: int  # counted from 1
     best_path: Path
@@ -226,6 +230,11 @@ class RunFolder(Checkpoint):
         assert isinstance(pl_module, TrainingModule)
         values = pl_module.metrics
         seconds = time.monotonic() - self.started
+        if not math.isfinite(values[MONITOR]):
+            raise TrainingError(
+                f"training diverged in epoch {trainer.current_epoch + 1}: the validation ELBO is {values[MONITOR]}; "
+                "lower training.learning_rate or training.gradient_clip_norm"
+            )
         counts = {"epoch": trainer.current_epoch + 1, "updates": trainer.global_step, "seconds": round(seconds, 1)}
         self.rows.append({name: (counts | values)[name] for name in self.COLUMNS})
         improved = values[MONITOR] > self.best
@@ -263,6 +272,7 @@ def fit(config: Config, resume: bool = False) -> FitResult:
 
     Raises:
         ConfigError, DataError, CheckpointError: before anything is written.
+        TrainingError: the model diverged; last.ckpt holds the epoch before.
         KeyboardInterrupt: after Ctrl-C; last.ckpt holds the last whole epoch.
     """
     started = time.monotonic()

@@ -32,9 +32,27 @@ def require_tensors(op: str, **tensors: object) -> None:
             raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
 
 
+def require_floating(op: str, name: str, tensor: Tensor) -> None:
+    """Raises TypeError for a dtype that no backend takes."""
+    if tensor.dtype not in FLOATING:
+        raise TypeError(f"{op}: {name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+
+
 def require_flag(op: str, name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{op}: {name} must be True or False, got {value!r}")
+
+
+def require_activation(op: str, value: object) -> None:
+    if not isinstance(value, str) or value not in ACTIVATIONS:
+        raise ValueError(f"{op}: activation must be one of {', '.join(ACTIVATIONS)}, got {value!r}")
+
+
+def require_finite(op: str, name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{op}: {name} must be finite, got {value}")
 
 
 def _require_shape(op: str, name: str, tensor: Tensor, letters: str, expected: tuple) -> None:
@@ -46,8 +64,7 @@ def _require_shape(op: str, name: str, tensor: Tensor, letters: str, expected: t
 
 def _require_alike(op: str, first_name: str, first: Tensor, others: dict[str, Tensor], states: tuple[str, ...] = ()):
     """Same device and dtype for all; a state may also be float32 beside half-precision inputs."""
-    if first.dtype not in FLOATING:
-        raise TypeError(f"{op}: {first_name} must be float16, bfloat16, float32 or float64, got {first.dtype}")
+    require_floating(op, first_name, first)
     for name, tensor in others.items():
         if tensor.device != first.device:
             raise ValueError(
@@ -76,16 +93,16 @@ def _require_lengths_form(op: str, lengths: Tensor | None, batch: int, device: t
         )
 
 
-def check_lengths(op: str, lengths: Tensor | None, steps: int) -> None:
-    """Raises ValueError for a length outside [0, T]. Reads data: on a GPU only with VSSN_CHECK=1."""
-    if lengths is None or lengths.numel() == 0:
-        return
-    if lengths.device.type != "cpu" and not CHECK_ON_DEVICE:
-        return
-    low, high = int(lengths.min()), int(lengths.max())
-    if low < 0 or high > steps:
-        wrong = low if low < 0 else high
-        raise ValueError(f"{op}: lengths must lie in [0, T] = [0, {steps}], got {wrong}")
+def checked_lengths(op: str, lengths: Tensor | None, steps: int) -> Tensor | None:
+    """The lengths, contiguous. Reads data to raise ValueError for one outside [0, T]: on a GPU only with VSSN_CHECK=1."""
+    if lengths is None:
+        return None
+    if lengths.numel() and (lengths.device.type == "cpu" or CHECK_ON_DEVICE):
+        low, high = int(lengths.min()), int(lengths.max())
+        if low < 0 or high > steps:
+            wrong = low if low < 0 else high
+            raise ValueError(f"{op}: lengths must lie in [0, T] = [0, {steps}], got {wrong}")
+    return lengths.contiguous()
 
 
 def check_gru(op: str, gates_x: Tensor, h0: Tensor, weight_hh: Tensor, bias_hh: Tensor, lengths: Tensor | None) -> None:
@@ -115,10 +132,8 @@ def check_posterior(
     activation: str,
     min_logvar: float,
 ) -> None:
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"{op}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    if not math.isfinite(min_logvar):
-        raise ValueError(f"{op}: min_logvar must be finite, got {min_logvar}")
+    require_activation(op, activation)
+    require_finite(op, "min_logvar", min_logvar)
     if context.dim() != 3:
         raise ValueError(f"{op}: context must have shape [T, B, M], got {shape_text(context.shape)}")
     if z0.dim() != 2:

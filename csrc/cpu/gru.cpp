@@ -8,7 +8,7 @@
 // backward  reads grad_output, grad_h_n, output, gates, h0, weight; writes grad_gates_x [T, B, 3H], grad_a [T, B, H]
 //           (the gradient of the n part of W_h h, where grad_gates_x has that of x_n) and grad_h0. The weight's
 //           gradient is a GEMM of these for the caller.
-// Steps t >= lengths[b] are padding: never read, written as 0, the state carried past them.
+// Steps t >= lengths[b] are padding: never read, written as 0 (in gates too), the state carried past them.
 //
 // Threads take rows of the batch and need no barrier, or, where the rows are too few or the weights too large for a
 // core's cache, blocks of hidden units with one barrier a step. Both give the same bits.
@@ -93,8 +93,10 @@ void forward_step(const GruForward<T>& k, const ForwardBuffers<T>& w, const RowL
     multiply<T, 3>(state, w.stride, list.active, w.panels, blocks, k.H, finish);
     const int64_t from = blocks.begin * L, end = blocks.end * L, to = end < k.H ? end : k.H;
     for (int64_t i = list.active; i < list.count; ++i) {
-        T* padding = k.output + (t * k.B + list.rows[i]) * k.H;
-        for (int64_t unit = from; unit < to; ++unit) padding[unit] = 0;
+        const int64_t row = (t * k.B + list.rows[i]) * k.H;
+        for (int64_t unit = from; unit < to; ++unit) k.output[row + unit] = 0;
+        if (k.gates)
+            for (int64_t entry = 4 * from; entry < 4 * to; ++entry) k.gates[4 * row + entry] = 0;
     }
 }
 

@@ -66,7 +66,8 @@ def _prepare(op: str, backend: str | None, *tensors: Tensor | None) -> tuple[lis
             arguments.require_tensors(op, **{name: tensor})
     mu = tensors[0]
     assert mu is not None
-    if mu.device.type != "meta" and torch.is_autocast_enabled(mu.device.type):
+    arguments.require_floating(op, "mu", mu)
+    if registration.autocast_is_on(mu.device):
         tensors = tuple(t if t is None else registration.cast(t, torch.float32) for t in tensors)
         mu = tensors[0]
         assert mu is not None

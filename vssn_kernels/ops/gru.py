@@ -46,11 +46,12 @@ def gru_sequence(
         RuntimeError: double backward on a backend other than "reference".
     """
     arguments.require_tensors(_OP, gates_x=gates_x, h0=h0, weight_hh=weight_hh, bias_hh=bias_hh)
+    arguments.require_floating(_OP, "gates_x", gates_x)
     if lengths is not None:
         arguments.require_tensors(_OP, lengths=lengths)
     arguments.require_flag(_OP, "reverse", reverse)
-    dtype = registration.autocast_dtype(gates_x.device, gates_x.dtype)
-    if dtype != gates_x.dtype or torch.is_autocast_enabled(gates_x.device.type):
+    if registration.autocast_is_on(gates_x.device):
+        dtype = registration.autocast_dtype(gates_x.device)
         gates_x, weight_hh, bias_hh = (registration.cast(t, dtype) for t in (gates_x, weight_hh, bias_hh))
         h0 = registration.cast_state(h0, dtype)
     chosen = choose(_OP, backend, gates_x.device, gates_x.dtype)
@@ -60,7 +61,7 @@ def gru_sequence(
 
 def _kernel(gates_x, h0, weight_hh, bias_hh, lengths, reverse, need_backward, backend):
     arguments.check_gru(_OP, gates_x, h0, weight_hh, bias_hh, lengths)
-    arguments.check_lengths(_OP, lengths, gates_x.shape[0])
+    lengths = arguments.checked_lengths(_OP, lengths, gates_x.shape[0])
     forward = implementation(backend, "gru_forward")
     return forward(gates_x, h0, weight_hh, bias_hh, lengths, reverse, need_backward)
 
@@ -74,6 +75,7 @@ def _fake(gates_x, h0, weight_hh, bias_hh, lengths, reverse, need_backward, back
 
 
 def _backward_kernel(grad_output, grad_h_n, output, gates, h0, weight_hh, lengths, reverse, needs, backend):
+    lengths = arguments.checked_lengths(_OP, lengths, output.shape[0])
     backward = implementation(backend, "gru_backward")
     grads = backward(grad_output, grad_h_n, output, gates, h0, weight_hh, lengths, reverse, needs)
     return registration.present(grads, output)

@@ -68,23 +68,26 @@ def posterior_sequence(
     arguments.require_tensors(
         _OP, context=context, z0=z0, eps=eps, weight_z=weight_z, weight_out=weight_out, bias_out=bias_out
     )
+    arguments.require_floating(_OP, "context", context)
     if lengths is not None:
         arguments.require_tensors(_OP, lengths=lengths)
+    arguments.require_activation(_OP, activation)
+    arguments.require_finite(_OP, "min_logvar", min_logvar)
     parts: tuple[Tensor | None, ...] = (None, None, None, None)
     if prior is not None:
         if not isinstance(prior, tuple) or len(prior) != 4:
             raise TypeError(f"{_OP}: prior must be a vssn_kernels.PriorMean or None, got {type(prior).__name__}")
         parts = tuple(prior)
         arguments.require_tensors(_OP, **{f"prior.{name}": t for name, t in zip(PriorMean._fields, parts, strict=True)})
-    dtype = registration.autocast_dtype(context.device, context.dtype)
-    if dtype != context.dtype or torch.is_autocast_enabled(context.device.type):
+    if registration.autocast_is_on(context.device):
+        dtype = registration.autocast_dtype(context.device)
         tensors = (context, eps, weight_z, weight_out, bias_out)
         context, eps, weight_z, weight_out, bias_out = (registration.cast(t, dtype) for t in tensors)
         parts = tuple(part if part is None else registration.cast(part, dtype) for part in parts)
         z0 = registration.cast_state(z0, dtype)
     chosen = choose(_OP, backend, context.device, context.dtype)
     z, mu, logvar, _, _ = torch.ops.vssn.posterior_sequence(
-        context, z0, eps, weight_z, weight_out, bias_out, *parts, lengths, activation, min_logvar, False, chosen
+        context, z0, eps, weight_z, weight_out, bias_out, *parts, lengths, activation, float(min_logvar), False, chosen
     )
     return z, mu, logvar
 
@@ -98,9 +101,9 @@ def _check(context, z0, eps, weight_z, weight_out, bias_out, *rest):
 
 def _kernel(*args):
     _check(*args)
-    context, lengths, need_backward, backend = args[0], args[10], args[13], args[14]
-    arguments.check_lengths(_OP, lengths, context.shape[0])
-    return implementation(backend, "posterior_forward")(*args[:13], need_backward)
+    *inputs, lengths, activation, min_logvar, need_backward, backend = args
+    lengths = arguments.checked_lengths(_OP, lengths, len(inputs[0]))
+    return implementation(backend, "posterior_forward")(*inputs, lengths, activation, min_logvar, need_backward)
 
 
 def _fake(*args):
@@ -116,8 +119,11 @@ def _fake(*args):
 
 
 def _backward_kernel(*args):
-    *rest, backend = args
-    return registration.present(implementation(backend, "posterior_backward")(*rest), args[3])
+    *saved, lengths, activation, min_logvar, needs, backend = args
+    z = saved[3]
+    lengths = arguments.checked_lengths(_OP, lengths, len(z))
+    grads = implementation(backend, "posterior_backward")(*saved, lengths, activation, min_logvar, needs)
+    return registration.present(grads, z)
 
 
 def _backward_fake(

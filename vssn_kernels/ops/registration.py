@@ -123,10 +123,12 @@ def empty_gradients(inputs: Sequence[Tensor | None], needs: Sequence[bool], like
     )
 
 
-def autocast_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """The dtype that autocast, where it is on, gives a matrix op's inputs: float32 on the CPU."""
-    if device.type == "meta" or dtype == torch.float64 or not torch.is_autocast_enabled(device.type):
-        return dtype
+def autocast_is_on(device: torch.device) -> bool:
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype:
+    """The dtype that autocast gives a matrix op's inputs: on the CPU float32."""
     return torch.float32 if device.type == "cpu" else torch.get_autocast_dtype(device.type)
 
 
@@ -149,9 +151,9 @@ def _as_declared(kernel: Callable) -> Callable:
     autocast inside (the inputs are cast before; the backend's own products must not be cast again)."""
 
     def run(*args):
-        device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
-        if torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):
+        device = next(arg.device for arg in args if isinstance(arg, Tensor))
+        if autocast_is_on(device):
+            with torch.autocast(device.type, enabled=False):
                 result = kernel(*args)
         else:
             result = kernel(*args)

@@ -1,0 +1,264 @@
+"""What is measured: sizes, inputs and weights of each problem, and its arithmetic and traffic counted by formula.
+
+FLOP: each entry of a weight matrix costs one multiplication and one addition for each row and step: 2 forward, 2 for
+the gradient of the input, 2 for that of the weight.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import vssn
+
+FORWARD, BACKWARD, ADAM = "forward", "forward+backward", "forward+backward+adam"
+PASSES = (FORWARD, BACKWARD, ADAM)
+FLOP_PER_ENTRY = {FORWARD: 2, BACKWARD: 6, ADAM: 6}
+FLOAT32_BYTES = 4
+MIN_LOGVAR = -12.0
+
+
+class Size(NamedTuple):
+    """Sizes of a whole model; every MLP has one hidden layer of M = D, A = D, and u_t is x_{t-1}, so U = X."""
+
+    name: str
+    T: int
+    B: int
+    X: int
+    D: int
+    Z: int
+    W: int
+
+    def __str__(self) -> str:
+        letters = " ".join(f"{letter}={value}" for letter, value in zip("TBXDZW", self[1:], strict=True))
+        return f"{self.name}: {letters}" if self.name else letters
+
+
+SIZES = {
+    size.name: size
+    for size in (
+        Size("S", T=100, B=16, X=88, D=64, Z=16, W=8),
+        Size("M", T=100, B=16, X=88, D=256, Z=64, W=16),
+        Size("L", T=100, B=32, X=200, D=512, Z=100, W=32),
+        Size("XL", T=100, B=64, X=200, D=1024, Z=256, W=64),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call with its inputs: what every contestant gets, and what it costs at least."""
+
+    family: str
+    case: str
+    steps: int  # T, for the time per step
+    rows: int  # T * B
+    tensors: dict[str, Tensor]  # differentiated, by name
+    constants: dict[str, Tensor]  # not differentiated
+    cotangents: dict[str, Tensor]  # of each output
+    matrix_entries: int = 0  # of the weights that each row meets at each step
+    bytes_moved: dict[str, int] = field(default_factory=dict)  # by pass; of elementwise problems alone
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def flop(self, run: str) -> int:
+        """Floating-point operations of its matrix products in one pass."""
+        return FLOP_PER_ENTRY[run] * self.matrix_entries * self.rows
+
+    def to(self, device: str) -> Problem:
+        """The same on another device."""
+        parts = {
+            name: {key: value.to(device) for key, value in getattr(self, name).items()}
+            for name in ("tensors", "constants", "cotangents")
+        }
+        return Problem(**{**self.__dict__, **parts})
+
+
+def gru_entries(hidden: int, inputs: int = 0) -> int:
+    """Entries of W_hh [3H, H] and W_ih [3H, X]."""
+    return 3 * hidden * (hidden + inputs)
+
+
+def posterior_entries(hidden: int, latent: int) -> int:
+    """Entries of weight_z [M, Z] and weight_out [2Z, M]."""
+    return 3 * hidden * latent
+
+
+def layer_entries(size: Size) -> int:
+    """Entries of every weight matrix of the layer of this size."""
+    _, _, _, x, d, z, w = size
+    duration, backward = gru_entries(d, x + w), gru_entries(d, d + x)
+    noise = d * 2 * x + 2 * w * d
+    latent = d * d + posterior_entries(d, z)  # of the prior, and of the posterior alike
+    return duration + backward + noise + 2 * latent
+
+
+def train_step_entries(size: Size) -> int:
+    """Entries of every weight matrix of the whole model: the layer's and the Bernoulli decoder's."""
+    return layer_entries(size) + size.D * (size.Z + size.D) + size.X * size.D
+
+
+def gaussian_bytes(numbers: int, rows: int, prior: bool, sample: bool) -> dict[str, int]:
+    """Bytes read and written by the KL divergence (with its sample) of `rows` vectors of `numbers / rows` entries."""
+    inputs = 2 + sample + 2 * prior  # mu, logvar, eps, the prior's two
+    forward = (inputs + sample) * numbers + rows  # writes z and kl
+    backward = (2 * inputs + sample) * numbers + rows  # reads the inputs and grad_z, grad_kl; writes each gradient
+    return {FORWARD: FLOAT32_BYTES * forward, BACKWARD: FLOAT32_BYTES * (forward + backward)}
+
+
+def _normal(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=_generator)
+
+
+def _uniform(fan: int, *shape: int) -> Tensor:
+    return (torch.rand(shape, generator=_generator) * 2 - 1) / math.sqrt(fan)
+
+
+_generator = torch.Generator()
+
+
+def _seed() -> None:
+    """Every problem draws the same numbers whatever was made before it."""
+    _generator.manual_seed(0)
+
+
+def gru(steps: int, batch: int, hidden: int, inputs: int | None = None) -> Problem:
+    """A GRU with its input projection, as torch.nn.GRU is: x [T, B, X], X = H unless given."""
+    _seed()
+    inputs = hidden if inputs is None else inputs
+    return Problem(
+        "gru",
+        f"T={steps} B={batch} H={hidden} X={inputs}",
+        steps,
+        steps * batch,
+        {
+            "x": _normal(steps, batch, inputs),
+            "h0": _normal(batch, hidden),
+            "weight_ih": _uniform(hidden, 3 * hidden, inputs),
+            "weight_hh": _uniform(hidden, 3 * hidden, hidden),
+            "bias_ih": _uniform(hidden, 3 * hidden),
+            "bias_hh": _uniform(hidden, 3 * hidden),
+        },
+        {},
+        {"output": _normal(steps, batch, hidden), "h_n": _normal(batch, hidden)},
+        gru_entries(hidden, inputs),
+    )
+
+
+def gru_sequence(steps: int, batch: int, hidden: int) -> Problem:
+    """The recurrence alone, the input projections given."""
+    _seed()
+    return Problem(
+        "gru_sequence",
+        f"T={steps} B={batch} H={hidden}",
+        steps,
+        steps * batch,
+        {
+            "gates_x": _normal(steps, batch, 3 * hidden),
+            "h0": _normal(batch, hidden),
+            "weight_hh": _uniform(hidden, 3 * hidden, hidden),
+            "bias_hh": _uniform(hidden, 3 * hidden),
+        },
+        {},
+        {"output": _normal(steps, batch, hidden), "h_n": _normal(batch, hidden)},
+        gru_entries(hidden),
+    )
+
+
+def posterior_sequence(steps: int, batch: int, hidden: int, latent: int) -> Problem:
+    """The sampled chain of latents alone, tanh, without the prior's mean."""
+    _seed()
+    return Problem(
+        "posterior_sequence",
+        f"T={steps} B={batch} M={hidden} Z={latent}",
+        steps,
+        steps * batch,
+        {
+            "context": _normal(steps, batch, hidden),
+            "z0": _normal(batch, latent),
+            "weight_z": _uniform(hidden, hidden, latent),
+            "weight_out": _uniform(hidden, 2 * latent, hidden),
+            "bias_out": _uniform(hidden, 2 * latent),
+        },
+        {"eps": _normal(steps, batch, latent)},
+        {name: _normal(steps, batch, latent) for name in ("z", "mu", "logvar")},
+        posterior_entries(hidden, latent),
+    )
+
+
+def gaussian_rsample_kl(steps: int, batch: int, latent: int) -> Problem:
+    """A reparameterised sample with its divergence from N(0, I)."""
+    _seed()
+    shape = (steps, batch, latent)
+    return Problem(
+        "gaussian_rsample_kl",
+        f"T={steps} B={batch} Z={latent}",
+        steps,
+        steps * batch,
+        {"mu": _normal(*shape), "logvar": _normal(*shape), "eps": _normal(*shape)},
+        {},
+        {"z": _normal(*shape), "kl": _normal(steps, batch)},
+        bytes_moved=gaussian_bytes(steps * batch * latent, steps * batch, prior=False, sample=True),
+    )
+
+
+def gaussian_kl(steps: int, batch: int, latent: int) -> Problem:
+    """The divergence between two diagonal Gaussians."""
+    _seed()
+    names = ("mu", "logvar", "prior_mu", "prior_logvar")
+    return Problem(
+        "gaussian_kl",
+        f"T={steps} B={batch} Z={latent}",
+        steps,
+        steps * batch,
+        {name: _normal(steps, batch, latent) for name in names},
+        {},
+        {"kl": _normal(steps, batch)},
+        bytes_moved=gaussian_bytes(steps * batch * latent, steps * batch, prior=True, sample=False),
+    )
+
+
+def layer(size: Size) -> Problem:
+    """VSSNLayer: its output and its divergence."""
+    return _model("layer", size)
+
+
+def train_step(size: Size) -> Problem:
+    """VSSN with a Bernoulli decoder, control="previous", no embedding: its loss."""
+    return _model("train_step", size)
+
+
+def make_layer(size: Size) -> vssn.VSSNLayer:
+    return vssn.VSSNLayer(size.X, size.D, size.Z, size.W, min_logvar=MIN_LOGVAR)
+
+
+def make_model(size: Size) -> vssn.VSSN:
+    return vssn.VSSN(size.X, size.D, size.Z, size.W, min_logvar=MIN_LOGVAR)
+
+
+def _model(family: str, size: Size) -> Problem:
+    _seed()
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        module = make_layer(size) if family == "layer" else make_model(size)
+    rows = size.T * size.B
+    sequence = (size.T, size.B)
+    whole = family == "train_step"
+    return Problem(
+        family,
+        str(size),
+        size.T,
+        rows,
+        {name.removeprefix("layer."): value.detach().clone() for name, value in module.named_parameters()},
+        {
+            "x": (torch.rand(*sequence, size.X, generator=_generator) < 0.1).float(),
+            "eps_w": _normal(*sequence, size.W),
+            "eps_z": _normal(*sequence, size.Z),
+        },
+        {"loss": torch.ones(())} if whole else {"output": _normal(*sequence, size.D + size.Z), "kl": _normal(*sequence)},
+        train_step_entries(size) if whole else layer_entries(size),
+        settings={"size": size},
+    )

@@ -1,0 +1,241 @@
+"""The model written a second time, one step after the other, from its equations: what the tests of the layer and the
+model compare with. It takes a model's weights by name, and torch.distributions for every density.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
+
+from vssn import VSSN, VSSNLayer
+
+ACTIVATE = {
+    "tanh": torch.tanh,
+    "relu": lambda x: x.clamp(min=0),
+    "leaky_relu": lambda x: torch.maximum(x, x / 3),
+    "silu": lambda x: x * torch.sigmoid(x),
+}
+
+
+class Steps(NamedTuple):
+    """Lists over t of tensors [N, ·] (of [N] for the divergences)."""
+
+    d: list[Tensor]
+    z: list[Tensor]
+    kl_z: list[Tensor]
+    kl_w: list[Tensor]
+    log_weight: list[Tensor]  # log p(w) p(z | .) - log q(w | .) q(z | .) at the sample
+
+
+def diagonal(mu: Tensor, logvar: Tensor) -> Independent:
+    return Independent(Normal(mu, torch.exp(logvar / 2)), 1)
+
+
+def floored(raw: Tensor, minimum: float) -> Tensor:
+    return minimum + torch.log1p(torch.exp(raw - minimum))
+
+
+class PlainLayer:
+    """VSSNLayer for a batch of equally long sequences."""
+
+    def __init__(self, layer: VSSNLayer) -> None:
+        self.layer = layer
+        self.weights = dict(layer.named_parameters()) | dict(layer.named_buffers())
+
+    def gru_step(self, name: str, inputs: list[Tensor], h: Tensor) -> Tensor:
+        w = self.weights
+        gates_x = torch.cat(inputs, -1) @ w[f"{name}.input.weight"].T + w[f"{name}.input.bias"]
+        gates_h = h @ w[f"{name}.weight_hh"].T + w[f"{name}.bias_hh"]
+        x_r, x_z, x_n = gates_x.chunk(3, -1)
+        h_r, h_z, h_n = gates_h.chunk(3, -1)
+        r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
+        n = torch.tanh(x_n + r * h_n)
+        return (1 - z) * n + z * h
+
+    def act(self, x: Tensor) -> Tensor:
+        return ACTIVATE[self.layer.activation](x)
+
+    def gaussian(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        size = out.shape[-1] // 2
+        return out[..., :size], floored(out[..., size:], self.layer.min_logvar)
+
+    def latent(self, name: str, z_previous: Tensor, drivers: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """(mu, logvar) of f or of q(z): one hidden layer over [z_{t-1}, drivers]."""
+        w = self.weights
+        hidden = z_previous @ w[f"{name}.weight_z"].T
+        if drivers:
+            hidden = hidden + torch.cat(drivers, -1) @ w[f"{name}.context.weight"].T + w[f"{name}.context.bias"]
+        else:
+            hidden = hidden + w[f"{name}.bias"]
+        return self.gaussian(self.act(hidden) @ w[f"{name}.out.weight"].T + w[f"{name}.out.bias"])
+
+    def noise(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+        w = self.weights
+        hidden = torch.cat(inputs, -1) @ w["noise_posterior.hidden.weight"].T + w["noise_posterior.hidden.bias"]
+        return self.gaussian(self.act(hidden) @ w["noise_posterior.out.weight"].T + w["noise_posterior.out.bias"])
+
+    def drivers(self, d: Tensor, controls: list[Tensor]) -> list[Tensor]:
+        if self.layer.hidden_size:
+            return [d]
+        return controls if self.layer.control in ("external", "both") else []
+
+    def infer(
+        self, x: Tensor, controls: list[list[Tensor]], d: Tensor, z: Tensor, eps_w: Tensor, eps_z: Tensor
+    ) -> Steps:
+        """x [T, N, X], for every t the tensors of u_t, first states [N, ·], noise [T, N, ·]."""
+        layer, steps, rows = self.layer, len(x), x.shape[1]
+        ds, zs = [], []
+        kl_z, kl_w, log_weight = ([x.new_zeros(rows) for _ in range(steps)] for _ in range(3))
+        noise_inputs = [[x[t], *controls[t]] for t in range(steps)]
+        if layer.noise_size and layer.noise_smoothing:
+            b = x.new_zeros(rows, layer.backward_size)
+            for t in reversed(range(steps)):
+                b = self.gru_step("noise_backward", noise_inputs[t], b)
+                noise_inputs[t] = [b]
+        for t in range(steps):
+            if layer.hidden_size:
+                w = eps_w[t]
+                if layer.noise_size:
+                    mu, logvar = self.noise(noise_inputs[t])
+                    w = mu + torch.exp(logvar / 2) * eps_w[t]
+                    q, p = diagonal(mu, logvar), diagonal(torch.zeros_like(mu), torch.zeros_like(mu))
+                    kl_w[t] = kl_divergence(q, p)
+                    log_weight[t] = log_weight[t] + p.log_prob(w) - q.log_prob(w)
+                d = self.gru_step("duration", [*controls[t], w], d)
+            ds.append(d)
+        if layer.latent_size:
+            a, backward_states = x.new_zeros(rows, layer.backward_size), []
+            for t in reversed(range(steps)):
+                a = self.gru_step("backward_recurrence", [*self.drivers(ds[t], controls[t]), x[t]], a)
+                backward_states.insert(0, a)
+            for t in range(steps):
+                mu_p, logvar_p = self.latent("prior", z, self.drivers(ds[t], controls[t]))
+                mu, logvar = self.latent("posterior", z, [backward_states[t]])
+                if layer.residual_posterior:
+                    mu = mu + mu_p
+                q, p = diagonal(mu, logvar), diagonal(mu_p, logvar_p)
+                z = mu + torch.exp(logvar / 2) * eps_z[t]
+                zs.append(z)
+                kl_z[t] = kl_divergence(q, p)
+                log_weight[t] = log_weight[t] + p.log_prob(z) - q.log_prob(z)
+        else:
+            zs = [z] * steps
+        return Steps(ds, zs, kl_z, kl_w, log_weight)
+
+    def imagine(
+        self, controls: list[Tensor], d: Tensor, z: Tensor, eps_w: Tensor, eps_z: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One step of the generative model: (d_t, z_t), with w_t = eps_w and z_t from the prior."""
+        if self.layer.hidden_size:
+            d = self.gru_step("duration", [*controls, eps_w], d)
+        if self.layer.latent_size:
+            mu, logvar = self.latent("prior", z, self.drivers(d, controls))
+            z = mu + torch.exp(logvar / 2) * eps_z
+        return d, z
+
+
+class PlainModel:
+    """VSSN, one sequence after the other."""
+
+    def __init__(self, model: VSSN) -> None:
+        self.model = model
+        self.weights = dict(model.named_parameters())
+        self.layer = PlainLayer(model.layer)
+
+    def embed(self, frames: Tensor, name: str = "encoder") -> Tensor:
+        if f"{name}.linear.weight" not in self.weights:
+            return frames
+        out = frames @ self.weights[f"{name}.linear.weight"].T + self.weights[f"{name}.linear.bias"]
+        return self.layer.act(out)
+
+    def decode(self, z: Tensor, d: Tensor) -> Tensor:
+        w = self.weights
+        hidden = self.layer.act(torch.cat((z, d), -1) @ w["emission.hidden.weight"].T + w["emission.hidden.bias"])
+        return hidden @ w["emission.out.weight"].T + w["emission.out.bias"]
+
+    def log_prob(self, parameters: Tensor, x: Tensor, observed: Tensor) -> Tensor:
+        """log p(x_t | .) of one frame [N, X], of its observed entries."""
+        likelihood, size = self.model.likelihood, x.shape[-1]
+        kind = type(likelihood).__name__
+        if kind == "Bernoulli":
+            return (Bernoulli(logits=parameters).log_prob(x) * observed).sum(-1)
+        if kind == "Gaussian":
+            logvar = floored(parameters[..., size:], likelihood.min_logvar)
+            return (Normal(parameters[..., :size], torch.exp(logvar / 2)).log_prob(x) * observed).sum(-1)
+        count = likelihood.mixture_size
+        logits, rest = parameters[..., :count], parameters[..., count:]
+        mu = rest[..., : count * size].unflatten(-1, (count, size))
+        logvar = floored(rest[..., count * size :].unflatten(-1, (count, size)), likelihood.min_logvar)
+        if bool(observed.all()):
+            parts = Independent(Normal(mu, torch.exp(logvar / 2)), 1)
+            return MixtureSameFamily(Categorical(logits=logits), parts).log_prob(x)
+        inside = (Normal(mu, torch.exp(logvar / 2)).log_prob(x[..., None, :]) * observed[..., None, :]).sum(-1)
+        return torch.logsumexp(torch.log_softmax(logits, -1) + inside, -1)
+
+    def controls(self, frame: Tensor, u: Tensor | None) -> list[Tensor]:
+        """The tensors of u_t, from the frame before (embedded) and the external control."""
+        external = [] if u is None else [self.embed(u, "control_encoder")]
+        return {"previous": [frame], "external": external, "both": [frame, *external], "none": []}[
+            self.model.layer.control
+        ]
+
+    def first_state(self, rows: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        w = self.layer.weights
+        return w["d_0"].expand(rows, -1), w["z_0"].expand(rows, -1), like.new_zeros(rows, self.model.frame_size)
+
+    def sequence(
+        self,
+        x: Tensor,  # [T, N, X]
+        u: Tensor | None,
+        observed: Tensor,  # [T, N, X] bool
+        state: tuple[Tensor, Tensor, Tensor] | None,
+        eps_w: Tensor,
+        eps_z: Tensor,
+    ) -> tuple[Steps, list[Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """Steps, log p(x_t | z_t, d_t) for every t, and the state after the last step."""
+        d, z, x_last = self.first_state(x.shape[1], x) if state is None else state
+        x = torch.where(observed, x, torch.zeros_like(x))
+        frames = torch.cat((x, observed.to(x.dtype)), -1) if self.model.masked else x
+        before = torch.cat((x_last[None], frames))[: len(x)]
+        controls = [self.controls(self.embed(before[t]), None if u is None else u[t]) for t in range(len(x))]
+        steps = self.layer.infer(self.embed(frames), controls, d, z, eps_w, eps_z)
+        reconstruction = [
+            self.log_prob(self.decode(steps.z[t], steps.d[t]), x[t], observed[t]) for t in range(len(x))
+        ]
+        if len(x):
+            d, z, x_last = steps.d[-1], steps.z[-1], frames[-1]
+        return steps, reconstruction, (d, z, x_last)
+
+    def run(
+        self,
+        x: Tensor,
+        u: Tensor | None,
+        lengths: Tensor,
+        noise: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        state: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Everything of VSSNOutput but the loss, time-major, sequence by sequence."""
+        parts: dict[str, list[Tensor]] = {n: [] for n in ("reconstruction", "kl_z", "kl_w", "d", "z", "x_last")}
+        observed = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.reshape(*x.shape[:2], -1).expand_as(x)
+        for row, length in enumerate(lengths.tolist()):
+            here, one = slice(0, length), slice(row, row + 1)
+            steps, reconstruction, after = self.sequence(
+                x[here, one],
+                None if u is None else u[here, one],
+                observed[here, one],
+                None if state is None else tuple(part[one] for part in state),
+                noise[0][here, one],
+                noise[1][here, one],
+            )
+            for name, values in (("reconstruction", reconstruction), ("kl_z", steps.kl_z), ("kl_w", steps.kl_w)):
+                padded = [*values, *[x.new_zeros(1)] * (len(x) - length)]
+                parts[name].append(torch.stack(padded))
+            for name, value in zip(("d", "z", "x_last"), after, strict=True):
+                parts[name].append(value)
+        out = {name: torch.cat(values, 1 if name in ("reconstruction", "kl_z", "kl_w") else 0) for name, values in parts.items()}
+        out["elbo"] = (out["reconstruction"] - out["kl_z"] - out["kl_w"]).sum(0)
+        return out

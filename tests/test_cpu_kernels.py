@@ -1,0 +1,170 @@
+"""The cpu backend where it differs from the others: sizes around its tiles, panels and vectors, both ways to share the
+work between threads, and every instruction set. What all backends owe alike stands in test_ops.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from vssn_kernels import _cpu
+from vssn_kernels.backends import cpu
+from vssn_kernels.testing import Sample, assert_all_close, cotangents, expected, gradients, poisoned_empty
+
+# (of outputs, of gradients)
+TOLERANCES = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-12, 1e-11)}
+INSTRUCTION_SETS = ("avx512", "avx2", "generic")
+
+each_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def mixed_lengths(steps: int, batch: int) -> Tensor:
+    """Full, empty and everything between."""
+    lengths = torch.randint(0, steps + 1, (batch,))
+    lengths[0] = steps
+    lengths[-1] = 0
+    return lengths
+
+
+def gru_sample(steps: int, batch: int, hidden: int, **options: object) -> Sample:
+    tensors = {
+        "gates_x": draw(steps, batch, 3 * hidden),
+        "h0": draw(batch, hidden),
+        "weight_hh": draw(3 * hidden, hidden) / hidden**0.5,
+        "bias_hh": draw(3 * hidden) / 2,
+    }
+    return Sample("gru_sequence", f"{steps}x{batch}x{hidden}", tensors, dict(options))
+
+
+def posterior_sample(steps: int, batch: int, width: int, latent: int, prior: bool, **options: object) -> Sample:
+    # The inputs of relu and leaky_relu stay away from 0, where float32 and float64 may see different slopes.
+    def context() -> Tensor:
+        noise = draw(steps, batch, width)
+        return noise + 4 * noise.sign() if "relu" in str(options["activation"]) else noise
+
+    tensors = {
+        "context": context(),
+        "z0": draw(batch, latent),
+        "eps": draw(steps, batch, latent),
+        "weight_z": draw(width, latent) / (4 * latent**0.5),
+        "weight_out": draw(2 * latent, width) / (6 * width**0.5),
+        "bias_out": draw(2 * latent) / 2 - 1,
+    }
+    if prior:
+        tensors |= {
+            "prior.context": context(),
+            "prior.weight_z": draw(width, latent) / (4 * latent**0.5),
+            "prior.weight_mu": draw(latent, width) / (6 * width**0.5),
+            "prior.bias_mu": draw(latent) / 2,
+        }
+    return Sample("posterior_sequence", f"{steps}x{batch}x{width}x{latent}", tensors, dict(options))
+
+
+def check(sample: Sample, dtype: torch.dtype) -> None:
+    """Outputs and gradients against the plain reference in float64, on memory that starts as NaN."""
+    moved = sample.to("cpu", dtype, requires_grad=True)
+    outputs, grads = expected(moved)
+    with poisoned_empty():
+        actual = moved.run("cpu")
+        actual_grads = gradients(moved, actual, cotangents(actual))
+    for_outputs, for_gradients = TOLERANCES[dtype]
+    assert_all_close(actual, outputs, for_outputs, str(sample))
+    assert_all_close(actual_grads, grads, for_gradients, str(sample))
+
+
+# Rows: fewer than, equal to and more than a tile of 8 or 12, or of 4 or 6; units: around vectors of 16, 8, 4 and 2 and
+# panels of twice that. A hidden size of 300 in float32 and 210 in float64 splits the units between threads.
+GRU_SIZES = [(3, 1, 5), (4, 2, 16), (3, 7, 33), (2, 13, 48), (3, 16, 31), (2, 25, 64), (2, 9, 130), (2, 6, 301)]
+POSTERIOR_SIZES = [(3, 1, 5, 2), (2, 8, 16, 16), (3, 13, 33, 17), (2, 25, 31, 48), (2, 5, 100, 9), (2, 3, 260, 70)]
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("padded", [False, True], ids=["full", "lengths"])
+@pytest.mark.parametrize("size", GRU_SIZES, ids=str)
+@each_dtype
+def test_gru_agrees(size: tuple[int, int, int], padded: bool, reverse: bool, dtype: torch.dtype) -> None:
+    steps, batch, _ = size
+    check(gru_sample(*size, lengths=mixed_lengths(steps, batch) if padded else None, reverse=reverse), dtype)
+
+
+@pytest.mark.parametrize("size", POSTERIOR_SIZES, ids=str)
+@each_dtype
+def test_posterior_agrees(size: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    steps, batch, width, _ = size
+    lengths = mixed_lengths(steps, batch) if width % 2 else None
+    check(posterior_sample(*size, prior=True, activation="tanh", lengths=lengths), dtype)
+
+
+@pytest.mark.parametrize("prior", [False, True], ids=["plain", "prior"])
+@pytest.mark.parametrize("activation", ["tanh", "relu", "leaky_relu", "silu"])
+@each_dtype
+def test_every_activation_agrees(activation: str, prior: bool, dtype: torch.dtype) -> None:
+    check(posterior_sample(3, 7, 37, 19, prior, activation=activation, lengths=mixed_lengths(3, 7)), dtype)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 15), (5, 16), (2, 3, 17), (700, 33)], ids=str)
+@pytest.mark.parametrize("op", ["gaussian_rsample_kl", "gaussian_kl"])
+@each_dtype
+def test_gaussian_agrees(op: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    names = ["mu", "logvar", "eps", "prior_mu", "prior_logvar"]
+    if op == "gaussian_kl":
+        names.remove("eps")
+    check(Sample(op, str(shape), {name: draw(*shape) for name in names}), dtype)
+
+
+def test_a_long_sequence_keeps_its_precision() -> None:
+    check(gru_sample(200, 3, 20, lengths=torch.tensor([200, 130, 1])), torch.float32)
+
+
+# ---- Instruction sets -----------------------------------------------------------------------------------------------
+
+
+def run_python(code: str, instruction_set: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"VSSN_CPU_ISA": instruction_set}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+
+
+def available_here() -> str:
+    """The instruction sets of this processor, as the message about an unknown one lists them."""
+    return run_python("from vssn_kernels import _cpu; _cpu.isa()", "none such").stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+def test_the_kernels_agree_in_every_instruction_set(name: str) -> None:
+    if name == _cpu.isa():
+        pytest.skip("the one in use in this process, where the tests above ran")
+    if name not in available_here():
+        pytest.skip(f"this processor has no {name}")
+    in_use = run_python("from vssn_kernels import _cpu; print(_cpu.isa())", name)
+    assert in_use.stdout.strip() == name, in_use.stderr
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", "agrees or ulp"]
+        + [os.path.join(os.path.dirname(__file__), "test_cpu_math.py")],
+        env=os.environ | {"VSSN_CPU_ISA": name},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
+
+
+def test_an_unknown_instruction_set_raises_at_first_use() -> None:
+    message = available_here()
+    assert message.startswith("RuntimeError: environment variable VSSN_CPU_ISA must be one of"), message
+    assert "got 'none such'" in message
+    assert "generic" in message
+
+
+def test_info_names_instruction_set_threads_and_compiler() -> None:
+    text = cpu.info()
+    assert text.startswith(_cpu.isa())
+    assert f"{torch.get_num_threads()} threads" in text
+    assert "g++" in text

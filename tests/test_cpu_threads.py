@@ -1,0 +1,193 @@
+"""The cpu backend's threads: the same bits however many there are, several Python threads at once, forked children,
+DataLoader workers, one OpenMP runtime."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vssn_kernels.testing import Sample, assert_equal, cotangents, gradients
+
+TIMEOUT = 120  # seconds, for what would hang if it failed
+
+
+@pytest.fixture(autouse=True)
+def restore_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def gru_sample(steps: int, batch: int, hidden: int, **options: object) -> Sample:
+    tensors = {
+        "gates_x": torch.randn(steps, batch, 3 * hidden),
+        "h0": torch.randn(batch, hidden),
+        "weight_hh": torch.randn(3 * hidden, hidden) / hidden**0.5,
+        "bias_hh": torch.randn(3 * hidden),
+    }
+    return Sample("gru_sequence", f"gru {steps}x{batch}x{hidden} {options}", tensors, dict(options))
+
+
+def posterior_sample(steps: int, batch: int, width: int, latent: int, prior: bool, **options: object) -> Sample:
+    tensors = {
+        "context": torch.randn(steps, batch, width),
+        "z0": torch.randn(batch, latent),
+        "eps": torch.randn(steps, batch, latent),
+        "weight_z": torch.randn(width, latent) / latent**0.5,
+        "weight_out": torch.randn(2 * latent, width) / (2 * width**0.5),
+        "bias_out": torch.randn(2 * latent) - 1,
+    }
+    if prior:
+        tensors["prior.context"] = torch.randn(steps, batch, width)
+        tensors["prior.weight_z"] = torch.randn(width, latent) / latent**0.5
+        tensors["prior.weight_mu"] = torch.randn(latent, width) / (2 * width**0.5)
+        tensors["prior.bias_mu"] = torch.randn(latent)
+    return Sample("posterior_sequence", f"posterior {steps}x{batch}x{width}x{latent}", tensors, dict(options))
+
+
+def gaussian_sample() -> Sample:
+    names = ("mu", "logvar", "eps", "prior_mu", "prior_logvar")
+    return Sample("gaussian_rsample_kl", "gaussian", {name: torch.randn(37, 50, 21) for name in names})
+
+
+def samples() -> list[Sample]:
+    """Fewer rows than threads, rows that do not divide, and weights so large that the units are split."""
+    lengths = torch.tensor([5, 0, 3, 5, 1, 2, 4])
+    return [
+        gru_sample(5, 1, 200),
+        gru_sample(5, 2, 211, reverse=True),
+        gru_sample(5, 7, 50, lengths=lengths, reverse=True),
+        gru_sample(5, 7, 310, lengths=lengths),
+        gru_sample(4, 23, 64),
+        posterior_sample(5, 1, 200, 40, True, activation="silu"),
+        posterior_sample(5, 7, 65, 33, True, lengths=lengths),
+        posterior_sample(4, 3, 510, 180, False, activation="relu"),
+        gaussian_sample(),
+    ]
+
+
+def run(sample: Sample) -> dict[str, Tensor]:
+    """Outputs and the gradients of all inputs; of weights and biases too."""
+    leaves = sample.to("cpu", torch.float32, requires_grad=True)
+    outputs = leaves.run("cpu")
+    found = gradients(leaves, outputs, cotangents(outputs))
+    return {name: out.detach() for name, out in outputs.items()} | found
+
+
+def is_parameter(name: str) -> bool:
+    return "weight" in name or "bias" in name
+
+
+@pytest.mark.parametrize("index", range(len(samples())), ids=[str(sample) for sample in samples()])
+def test_the_same_bits_at_every_thread_count(index: int) -> None:
+    sample = samples()[index]
+    torch.set_num_threads(1)
+    alone = run(sample)
+    for threads in (2, 3, 5):
+        torch.set_num_threads(threads)
+        for name, actual in run(sample).items():
+            if is_parameter(name):
+                error = (actual - alone[name]).norm() / alone[name].norm()
+                assert error < 1e-6, f"{name} with {threads} threads: relative error {error:.2g}"
+            else:
+                assert_equal(f"{name} with {threads} threads", actual, alone[name])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_row_gives_the_same_bits_in_every_batch(threads: int) -> None:
+    """It falls into tiles of other heights there."""
+    torch.set_num_threads(threads)
+    whole = gru_sample(4, 27, 64)
+    output = whole.run("cpu")["output"]
+    for rows in (slice(0, 1), slice(3, 5), slice(20, 27), slice(1, 26)):
+        part = whole.replace({"gates_x": whole.tensors["gates_x"][:, rows], "h0": whole.tensors["h0"][rows]})
+        assert_equal(f"rows {rows}", part.run("cpu")["output"], output[:, rows])
+
+
+def test_several_python_threads_at_once() -> None:
+    torch.set_num_threads(2)
+    work = samples()
+    alone = [run(sample) for sample in work]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            for sample, together, expected in zip(work, pool.map(run, work), alone, strict=True):
+                for name, actual in together.items():
+                    if not is_parameter(name):
+                        assert_equal(f"{sample}: {name}", actual, expected[name])
+
+
+# ---- Forked children -------------------------------------------------------------------------------------------------
+
+
+def forked_run(results: multiprocessing.SimpleQueue) -> None:
+    totals = [{name: tensor.double().sum().item() for name, tensor in run(sample).items()} for sample in samples()]
+    results.put((torch.get_num_threads(), totals))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+def test_a_forked_child_runs_on_one_thread_and_does_not_hang() -> None:
+    torch.set_num_threads(2)
+    for sample in samples():  # so that the parent's pool of threads exists
+        run(sample)
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    torch.manual_seed(3)
+    child = context.Process(target=forked_run, args=(results,))
+    child.start()
+    child.join(TIMEOUT)
+    hung = child.is_alive()
+    child.kill()
+    assert not hung, "the forked child hangs"
+    assert child.exitcode == 0
+    threads, totals = results.get()
+    assert threads == 1
+    torch.set_num_threads(1)
+    torch.manual_seed(3)
+    for sample, total in zip(samples(), totals, strict=True):
+        for name, tensor in run(sample).items():
+            assert total[name] == pytest.approx(tensor.double().sum().item(), rel=1e-6), f"{sample}: {name}"
+    assert torch.get_num_threads() == 1
+
+
+class Recurrences(Dataset):
+    """Each item is the sum of a GRU's gradient, computed in the worker."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        torch.manual_seed(index)
+        return run(gru_sample(6, 5, 64))["grad of gates_x"].sum()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_dataloader_workers(method: str) -> None:
+    torch.set_num_threads(2)
+    here = torch.stack([Recurrences()[index] for index in range(4)])
+    loader = DataLoader(Recurrences(), batch_size=4, num_workers=1, multiprocessing_context=method, timeout=TIMEOUT)
+    assert_equal("the sums", next(iter(loader)), here)
+
+
+# ---- The OpenMP runtime -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="lists the mapped libraries through /proc")
+def test_one_openmp_runtime_is_mapped() -> None:
+    code = (
+        "import vssn_kernels, torch; from vssn_kernels.backends import cpu\n"
+        "mu = torch.randn(400, 100); cpu.gaussian_kl_forward(mu, mu, None, None)\n"
+        "print('\\n'.join(sorted({line.split()[-1] for line in open('/proc/self/maps') if 'omp' in line})))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT, check=True)
+    runtimes = [path for path in result.stdout.split() if "gomp" in path or "iomp" in path or "libomp" in path]
+    assert len(runtimes) == 1, runtimes

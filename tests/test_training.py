@@ -1,0 +1,347 @@
+"""Training: a run that stops and continues equals one that does not, and leaves whole files only."""
+
+from __future__ import annotations
+
+import csv
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import scipy.io
+import torch
+from torch import Tensor
+
+from vssn.config import Config, ConfigError, TrainingSection, check_config
+from vssn.data.batching import SequenceBatch
+from vssn.data.errors import DataError
+from vssn.evaluation import evaluate, load_model, read_checkpoint
+from vssn.model import VSSN
+from vssn.training import SequenceData, TrainingError, TrainingModule, cut, fit, kl_weight, learning_rate
+
+FILES = {"best.ckpt", "config.yaml", "last.ckpt", "metrics.csv", "tensorboard"}
+
+
+def music_folder(folder: Path) -> Path:
+    """JSB_Chorales.mat with a few short made-up sequences of several lengths."""
+    rng = np.random.default_rng(5)
+    content = {}
+    for key, lengths in (("traindata", (9, 4, 12, 1, 7, 6, 3)), ("validdata", (5, 8, 2)), ("testdata", (6, 1))):
+        cells = np.empty((1, len(lengths)), dtype=object)
+        for index, length in enumerate(lengths):
+            cells[0, index] = np.pad(rng.integers(0, 2, (length, 12)), ((0, 0), (40, 36))).astype(float)
+        content[key] = cells
+    scipy.io.savemat(folder / "JSB_Chorales.mat", content)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return music_folder(tmp_path_factory.mktemp("music"))
+
+
+def music_config(music: Path, output: Path, *, model: dict[str, Any] | None = None, **training: Any) -> Config:
+    settings = {
+        "data": {"set": "jsb", "folder": str(music), "batch_size": 2, "transpose": 3},
+        "model": {"hidden_size": 5, "latent_size": 3, "noise_size": 2} | (model or {}),
+        "training": {"output": str(output), "max_epochs": 2, "accelerator": "cpu"} | training,
+    }
+    return check_config(settings, "")
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """metrics.csv without the column that differs from run to run."""
+    with open(folder / "metrics.csv", newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def column(folder: Path, name: str) -> list[float]:
+    return [float(row[name]) for row in rows(folder)]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    assert rows(a) == rows(b)
+    for name in ("last.ckpt", "best.ckpt"):
+        first, second = read_checkpoint(a / name), read_checkpoint(b / name)
+        assert first["state_dict"].keys() == second["state_dict"].keys()
+        for key, weight in first["state_dict"].items():
+            assert weight.equal(second["state_dict"][key]), (name, key)
+        assert first["vssn"]["epoch"] == second["vssn"]["epoch"]
+        moments = [checkpoint["optimizer_states"][0]["state"] for checkpoint in (first, second)]
+        for index, entry in moments[0].items():
+            for moment, value in entry.items():
+                assert torch.equal(value, moments[1][index][moment]), (name, index, moment)
+
+
+# Schedules
+
+
+def test_kl_weight_linear() -> None:
+    config = TrainingSection(kl_start=0.2, kl_anneal_updates=4)
+    assert [kl_weight(update, config) for update in (0, 1, 2, 3, 4, 5, 100)] == pytest.approx(
+        [0.2, 0.4, 0.6, 0.8, 1, 1, 1]
+    )
+    assert kl_weight(0, TrainingSection()) == 1
+
+
+def test_kl_weight_cyclical() -> None:
+    config = TrainingSection(kl_start=0.0, kl_anneal_updates=2, kl_cycles=2)
+    assert [kl_weight(update, config) for update in range(9)] == [0, 0.5, 1, 1, 0, 0.5, 1, 1, 1]
+
+
+def test_learning_rate_decays_after_so_many_epochs() -> None:
+    config = TrainingSection(learning_rate=1.0, lr_decay=0.5, lr_decay_after=2)
+    assert [learning_rate(epoch, config) for epoch in range(5)] == [1, 1, 0.5, 0.25, 0.125]
+
+
+# Chunks
+
+
+def test_cut_keeps_every_frame_once() -> None:
+    lengths = [3, 8, 1, 5, 8]
+    x = torch.zeros(8, 5, 2)
+    for b, length in enumerate(lengths):
+        x[:length, b] = torch.randn(length, 2)
+    u = x[..., :1] * 2
+    chunks = cut(SequenceBatch(x, torch.tensor(lengths), u), 3)
+    order = [1, 4, 3, 0, 2]  # longest first, equals in their order
+    assert [chunk.lengths.tolist() for chunk in chunks] == [[3, 3, 3, 3, 1], [3, 3, 2], [2, 2]]
+    for position, b in enumerate(order):
+        parts = [chunk for chunk in chunks if position < chunk.x.shape[1]]
+        joined = torch.cat([chunk.x[: chunk.lengths[position], position] for chunk in parts])
+        assert joined.equal(x[: lengths[b], b])
+        assert parts[0].u is not None
+        assert parts[0].u[0, position].equal(u[0, b])
+
+
+def test_cut_leaves_a_short_batch_alone() -> None:
+    batch = SequenceBatch(torch.randn(4, 2, 3), torch.tensor([2, 4]))
+    assert cut(batch, None) == [batch]
+    assert cut(batch, 4) == [batch]
+
+
+def test_chunks_carry_the_state_on(music: Path, tmp_path: Path) -> None:
+    """Without latents and without learning, chunks add up to the whole."""
+    for name, chunk_length in (("whole", None), ("chunks", 3)):
+        model = {"latent_size": 0, "noise_size": 0}
+        fit(
+            music_config(
+                music, tmp_path / name, model=model, learning_rate=1e-30, chunk_length=chunk_length, max_epochs=1
+            )
+        )
+    for name in ("train/elbo_per_frame", "train/loss", "valid/elbo_per_frame"):
+        assert column(tmp_path / "chunks", name) == pytest.approx(column(tmp_path / "whole", name), rel=1e-6), name
+    assert column(tmp_path / "whole", "updates") == [4]
+    assert column(tmp_path / "chunks", "updates")[0] > 4
+
+
+# A run
+
+
+@pytest.mark.parametrize(
+    ("model", "training"),
+    [
+        ({}, {"early_stopping_patience": 3, "max_minutes": 100}),
+        ({"universal": "gaussian", "residual_posterior": True}, {"chunk_length": 4}),
+    ],
+    ids=["plain", "gaussian-chunks"],
+)
+def test_stopped_and_resumed_equals_straight(
+    music: Path, tmp_path: Path, model: dict[str, Any], training: dict[str, Any]
+) -> None:
+    training = training | {"kl_start": 0.1, "kl_anneal_updates": 12, "lr_decay": 0.8, "lr_decay_after": 1}
+    fit(music_config(music, tmp_path / "straight", model=model, max_epochs=4, **training))
+    for epochs in (1, 3, 4):
+        config = music_config(music, tmp_path / "parts", model=model, max_epochs=epochs, **training)
+        result = fit(config, resume=epochs > 1)
+    assert_same_run(tmp_path / "straight", tmp_path / "parts")
+    assert column(tmp_path / "parts", "epoch") == [1, 2, 3, 4]
+    assert column(tmp_path / "parts", "learning_rate") == pytest.approx([1e-3, 8e-4, 6.4e-4, 5.12e-4])
+    assert {path.name for path in (tmp_path / "parts").iterdir()} == FILES
+    assert result.best_epoch == 1 + int(np.argmax(column(tmp_path / "parts", "valid/elbo_per_frame")))
+
+
+def test_interrupted_in_an_epoch_resumes_at_its_start(
+    music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(music_config(music, tmp_path / "straight", max_epochs=3))
+    step = TrainingModule.training_step
+
+    def interrupted(module: TrainingModule, batch: SequenceBatch, batch_idx: int) -> None:
+        if module.global_step == 6:
+            raise KeyboardInterrupt
+        step(module, batch, batch_idx)
+
+    config = music_config(music, tmp_path / "parts", max_epochs=3)
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(config)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert read_checkpoint(tmp_path / "parts" / "last.ckpt")["vssn"]["epoch"] == 1
+    fit(config, resume=True)
+    assert_same_run(tmp_path / "straight", tmp_path / "parts")
+
+
+def test_best_is_kept_and_its_score_can_be_repeated(music: Path, tmp_path: Path) -> None:
+    config = music_config(music, tmp_path / "run", max_epochs=4, learning_rate=0.3)  # so fast that it gets worse
+    result = fit(config)
+    scores = column(tmp_path / "run", "valid/elbo_per_frame")
+    assert max(scores) != scores[-1]
+    assert result.best_epoch == 1 + int(np.argmax(scores))
+    assert result.valid.micro == pytest.approx(max(scores), rel=1e-6)
+    model, loaded = load_model(result.best_path)
+    assert loaded == config
+    data = SequenceData(loaded.load_data(), loaded)
+    assert evaluate(model, data.valid) == result.valid
+    assert evaluate(model, data.test) == result.test
+    assert read_checkpoint(tmp_path / "run" / "last.ckpt")["vssn"]["epoch"] == 4
+
+
+def test_validation_is_strict_whatever_the_objective(music: Path, tmp_path: Path) -> None:
+    for name, settings in (("elbo", {}), ("paper", {"objective": "paper", "free_bits": 1.0})):
+        fit(music_config(music, tmp_path / name, model=settings, max_epochs=1, learning_rate=1e-30))
+    for score in ("train/elbo_per_frame", "valid/elbo_per_frame", "valid/kl_z_per_frame"):
+        assert column(tmp_path / "paper", score) == pytest.approx(column(tmp_path / "elbo", score), rel=1e-12), score
+    assert column(tmp_path / "paper", "valid/loss") != pytest.approx(column(tmp_path / "elbo", "valid/loss"), rel=1e-3)
+
+
+def test_updates_are_clipped_annealed_and_decayed(music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, norms, rates = [], [], []
+    forward = VSSN.forward
+
+    def watched(model: VSSN, *args: Any, kl_weight: float = 1.0, **kwargs: Any) -> Any:
+        if model.training:
+            weights.append(kl_weight)
+        return forward(model, *args, kl_weight=kl_weight, **kwargs)
+
+    def on_train_batch_end(module: TrainingModule, *_: Any) -> None:
+        gradients: list[Tensor] = [p.grad for p in module.model.parameters() if p.grad is not None]
+        norms.append(float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients]))))
+        rates.append(module._optimizer().param_groups[0]["lr"])
+
+    monkeypatch.setattr(VSSN, "forward", watched)
+    monkeypatch.setattr(TrainingModule, "on_train_batch_end", on_train_batch_end)
+    schedule = {"kl_start": 0.5, "kl_anneal_updates": 5, "lr_decay": 0.5, "lr_decay_after": 1}
+    fit(music_config(music, tmp_path / "run", gradient_clip_norm=0.01, **schedule))
+    assert weights == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9, 1, 1, 1])
+    assert norms == pytest.approx([0.01] * 8, rel=1e-3)
+    assert rates == [1e-3] * 4 + [5e-4] * 4
+
+
+def test_early_stopping_counts_epochs_without_gain(music: Path, tmp_path: Path) -> None:
+    result = fit(music_config(music, tmp_path / "run", max_epochs=50, learning_rate=1e-30, early_stopping_patience=2))
+    assert column(tmp_path / "run", "epoch") == [1, 2, 3]
+    assert result.best_epoch == 1
+
+
+def test_time_limit_ends_an_epoch_that_is_done_again(music: Path, tmp_path: Path) -> None:
+    result = fit(music_config(music, tmp_path / "run", max_minutes=1e-9))
+    assert column(tmp_path / "run", "updates")[0] < 4
+    assert result.best_path.is_file()
+    assert not (tmp_path / "run" / "last.ckpt").exists()  # it holds whole epochs only
+
+
+def test_precision_64(music: Path, tmp_path: Path) -> None:
+    result = fit(music_config(music, tmp_path / "run", precision="64-true", max_epochs=1))
+    model, _ = load_model(result.best_path)
+    assert next(model.parameters()).dtype == torch.float64
+
+
+def test_checkpoint_holds_tensors_and_plain_types_only(music: Path, tmp_path: Path) -> None:
+    config = music_config(music, tmp_path / "run", max_epochs=1, early_stopping_patience=1, max_minutes=100)
+    fit(config)
+    for name in ("best.ckpt", "last.ckpt"):
+        own = torch.load(tmp_path / "run" / name, weights_only=True)["vssn"]
+        assert check_config(own["config"], "") == config
+        assert own["valid_elbo_per_frame"] == column(tmp_path / "run", "valid/elbo_per_frame")[0]
+
+
+def test_terminal_stays_readable(
+    music: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    fit(music_config(music, tmp_path / "run"))
+    captured = capsys.readouterr()
+    assert [line[:9] for line in captured.out.splitlines()] == ["epoch   1", "epoch   2"]
+    assert captured.err == ""
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+# What goes wrong
+
+
+def test_data_and_model_are_checked_before_anything_is_written(music: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(DataError, match="no data folder"):
+        fit(music_config(tmp_path / "absent", run))
+    with pytest.raises(ConfigError, match=r"holds no last\.ckpt to resume"):
+        fit(music_config(music, run), resume=True)
+    assert not run.exists()
+    run.write_text("")
+    with pytest.raises(ConfigError, match=r"expected a folder, but .* is a file"):
+        fit(music_config(music, run))
+    with pytest.raises(ConfigError, match="cannot write"):
+        fit(music_config(music, run / "below"))
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_a_failure_in_the_first_epoch_leaves_nothing(
+    music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existing: bool
+) -> None:
+    run = tmp_path / "run"
+    if existing:
+        run.mkdir()
+        (run / "notes.txt").write_text("mine")
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(TrainingModule, "training_step", broken)
+    with pytest.raises(RuntimeError, match="out of order"):
+        fit(music_config(music, run))
+    assert [path.name for path in run.iterdir()] == ["notes.txt"] if existing else not run.exists()
+
+
+def test_a_write_that_fails_keeps_the_checkpoint_before(
+    music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    fit(music_config(music, run, max_epochs=1))
+
+    def half(trainer: pl.Trainer, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", half)
+    with pytest.raises(ConfigError, match=r"cannot write .*last\.ckpt\.part|cannot write .*best\.ckpt\.part"):
+        fit(music_config(music, run), resume=True)
+    assert read_checkpoint(run / "last.ckpt")["vssn"]["epoch"] == 1
+    assert {path.name for path in run.iterdir()} == FILES
+
+
+def test_a_run_is_not_overwritten_nor_resumed_as_another(music: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fit(music_config(music, run))
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    with pytest.raises(ConfigError, match=r"holds a run already; continue it with --resume"):
+        fit(music_config(music, run))
+    with pytest.raises(ConfigError, match=r"training\.max_epochs: the run in .* has done 2 epochs of 2"):
+        fit(music_config(music, run), resume=True)
+    with pytest.raises(ConfigError, match=r"model\.latent_size: 4, but the run in .* has 3"):
+        fit(music_config(music, run, model={"latent_size": 4}, max_epochs=3), resume=True)
+    assert before == {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+
+
+def test_divergence_is_said_in_one_line(music: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"^training diverged in epoch 1: the validation ELBO is nan; lower"):
+        fit(music_config(music, tmp_path / "run", learning_rate=1000))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_a_device_that_is_absent(music: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training\.accelerator: expected 'cpu' or 'auto'"):
+        fit(music_config(music, tmp_path / "run", accelerator="cuda"))
