@@ -64,6 +64,10 @@ class Problem:
     bytes_moved: dict[str, int] = field(default_factory=dict)  # by pass; of elementwise problems alone
     settings: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def device(self) -> str:
+        return next(iter(self.tensors.values())).device.type
+
     def flop(self, run: str) -> int:
         """Floating-point operations of its matrix products in one pass."""
         return FLOP_PER_ENTRY[run] * self.matrix_entries * self.rows

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.cases import ADAM, BACKWARD, FORWARD, MIN_LOGVAR, Problem
+from benchmarks.cases import ADAM, FORWARD, MIN_LOGVAR, Problem
 from benchmarks.peers import LEARNING_RATE, Contestant, Tensors
 
 jax: Any = importlib.import_module("jax")
@@ -149,21 +149,56 @@ def _adam(p: Arrays, gradients: Arrays, moments: Arrays, squares: Arrays, count:
 def contestant(problem: Problem, run: str) -> Contestant:
     """The problem's pass `run` as one jitted function."""
     function = FUNCTIONS[problem.family]
-    p, constants, cotangents = (
+    weights, constants, cotangents = (
         {name: jax.device_put(np.array(value.cpu())) for name, value in part.items()}
         for part in (problem.tensors, problem.constants, problem.cotangents)
     )
 
-    def differentiate(p: Arrays) -> tuple[Arrays, Arrays]:
+    # The data are arguments: XLA would work out a constant's share while it compiles.
+    def differentiate(p: Arrays, constants: Arrays, cotangents: Arrays) -> tuple[Arrays, Arrays]:
         outputs, pull_back = jax.vjp(lambda p: function(p, constants), p)
         return outputs, pull_back(cotangents)[0]
 
-    # Arguments rather than closures: XLA would fold a constant's part of the work away.
-    def forward(p: Arrays, constants: Arrays, cotangents: Arrays) -> Arrays:
-        return {"outputs": function(p, constants)}
+    if run == ADAM:
+        return _training(weights, constants, cotangents, differentiate)
+    if run == FORWARD:
+        jitted, data = jax.jit(function), (weights, constants)
+    else:
+        jitted, data = jax.jit(differentiate), (weights, constants, cotangents)
 
-    def backward(p: Arrays, constants: Arrays, cotangents: Arrays) -> Arrays:
-        outputs, pull_back = jax.vjp(lambda p: function(p, constants), p)
-        return {"outputs": outputs, "gradients": pull_back(cotangents)[0]}
+    def step() -> Any:
+        return jax.block_until_ready(jitted(*data))
 
-    raise NotImplementedError(differentiate, forward, backward, ADAM, BACKWARD, FORWARD, torch, Tensors)
+    def results() -> Tensors:
+        if run == FORWARD:
+            return _to_torch(step())
+        outputs, gradients = step()
+        return _to_torch(outputs) | _to_torch({f"gradient of {name}": value for name, value in gradients.items()})
+
+    return Contestant("jax", step, results)
+
+
+def _training(weights: Arrays, constants: Arrays, cotangents: Arrays, differentiate: Callable[..., Any]) -> Contestant:
+    """Adam from call to call; what a step replaces is donated to it."""
+
+    def update(p: Arrays, moments: Arrays, squares: Arrays, count: Any, *data: Arrays) -> tuple[Any, ...]:
+        outputs, gradients = differentiate(p, *data)
+        return outputs, *_adam(p, gradients, moments, squares, count), count + 1
+
+    jitted = jax.jit(update, donate_argnums=(0, 1, 2, 3))
+    zeros = jax.tree.map(jnp.zeros_like, weights)
+    state = [(weights, zeros, jax.tree.map(jnp.zeros_like, weights), jnp.ones(()))]
+
+    def step() -> Arrays:
+        outputs, *new = jax.block_until_ready(jitted(*state.pop(), constants, cotangents))
+        state.append(tuple(new))
+        return outputs
+
+    def results() -> Tensors:
+        return _to_torch(step()) | _to_torch({f"{name} after a step": value for name, value in state[0][0].items()})
+
+    return Contestant("jax", step, results)
+
+
+def _to_torch(arrays: Arrays) -> Tensors:
+    return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}

@@ -58,7 +58,7 @@ def make(name: str = "vssn", dtype: torch.dtype = torch.float64, **more: Any) ->
     source = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=source, dtype=torch.float64))
+            parameter.copy_(0.35 * torch.randn(parameter.shape, generator=source, dtype=torch.float64))
     return model.eval()
 
 
@@ -259,7 +259,7 @@ def test_the_elbo_is_below_the_likelihood_and_importance_weights_reach_it() -> N
     model = VSSN(2, 2, 2, 1).to(torch.float64).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, dtype=torch.float64))
+            parameter.copy_(0.25 * torch.randn(parameter.shape, dtype=torch.float64))
         many, plain = 40000, PlainModel(model)
         x = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]], dtype=torch.float64)[:, None].expand(3, many, 2)
         d, z, frame = plain.first_state(many, x)
@@ -277,7 +277,7 @@ def test_the_elbo_is_below_the_likelihood_and_importance_weights_reach_it() -> N
         weights = sum(reconstruction) + sum(steps.log_weight)
         weighted = (torch.logsumexp(weights, 0) - math.log(many)).item()
         assert weights.mean().item() == pytest.approx(out.elbo.mean().item(), abs=0.1)
-        assert weighted == pytest.approx(exact, abs=0.15)
+        assert weighted == pytest.approx(exact, abs=0.05)
 
 
 # ---- State and chunks -------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -238,9 +239,16 @@ def test_early_stopping_counts_epochs_without_gain(music: Path, tmp_path: Path) 
     assert result.best_epoch == 1
 
 
-def test_time_limit_ends_an_epoch_that_is_done_again(music: Path, tmp_path: Path) -> None:
-    result = fit(music_config(music, tmp_path / "run", max_minutes=1e-9))
-    assert column(tmp_path / "run", "updates")[0] < 4
+def test_time_limit_ends_an_epoch_early(music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = TrainingModule.training_step
+
+    def slow(module: TrainingModule, batch: SequenceBatch, batch_idx: int) -> None:
+        step(module, batch, batch_idx)
+        time.sleep(0.1)  # longer than the limit of 0.06 seconds
+
+    monkeypatch.setattr(TrainingModule, "training_step", slow)
+    result = fit(music_config(music, tmp_path / "run", max_minutes=0.001))
+    assert column(tmp_path / "run", "updates") == [1]
     assert result.best_path.is_file()
     assert not (tmp_path / "run" / "last.ckpt").exists()  # it holds whole epochs only
 
@@ -265,7 +273,9 @@ def test_terminal_stays_readable(
 ) -> None:
     fit(music_config(music, tmp_path / "run"))
     captured = capsys.readouterr()
-    assert [line[:9] for line in captured.out.splitlines()] == ["epoch   1", "epoch   2"]
+    head, *lines = captured.out.splitlines()
+    assert head.startswith("jsb: 7 training, 3 validation, 2 test sequences; ")
+    assert [line[:9] for line in lines] == ["epoch   1", "epoch   2"]
     assert captured.err == ""
     assert [str(warning.message) for warning in recwarn] == []
 
@@ -291,9 +301,9 @@ def test_data_and_model_are_checked_before_anything_is_written(music: Path, tmp_
 def test_a_failure_in_the_first_epoch_leaves_nothing(
     music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existing: bool
 ) -> None:
-    run = tmp_path / "run"
+    run = tmp_path / "runs" / "run"
     if existing:
-        run.mkdir()
+        run.mkdir(parents=True)
         (run / "notes.txt").write_text("mine")
 
     def broken(*_: Any) -> None:
@@ -302,7 +312,7 @@ def test_a_failure_in_the_first_epoch_leaves_nothing(
     monkeypatch.setattr(TrainingModule, "training_step", broken)
     with pytest.raises(RuntimeError, match="out of order"):
         fit(music_config(music, run))
-    assert [path.name for path in run.iterdir()] == ["notes.txt"] if existing else not run.exists()
+    assert [path.name for path in run.iterdir()] == ["notes.txt"] if existing else not run.parent.exists()
 
 
 def test_a_write_that_fails_keeps_the_checkpoint_before(

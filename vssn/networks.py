@@ -34,11 +34,15 @@ class SplitLinear(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Inputs [..., in_sizes[i]] to [..., out]; an input of size 0 adds nothing."""
         leading = inputs[0].shape[:-1]
-        result: Tensor = self.bias
+        result: Tensor | None = None
         for x, weight in zip(inputs, self.weight.split(self.in_sizes, 1), strict=True):
             if weight.shape[1]:
-                result = torch.addmm(result, x.reshape(-1, weight.shape[1]), weight.T)
-        return result.expand(*leading, -1) if result is self.bias else result.view(*leading, result.shape[-1])
+                rows = x.reshape(-1, weight.shape[1])
+                # In place: the sum is this function's own, and no gradient needs what it was before.
+                result = torch.addmm(self.bias, rows, weight.T) if result is None else result.addmm_(rows, weight.T)
+        if result is None:
+            return self.bias.expand(*leading, -1)
+        return result.view(*leading, result.shape[-1])
 
 
 class MLP(nn.Module):
@@ -51,7 +55,7 @@ class MLP(nn.Module):
         self.out = nn.Linear(hidden_size, out_size)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return self.out(activate(self.hidden(*inputs), self.activation))
+        return self.out(activate(self.hidden(*inputs), self.activation, overwrite=True))
 
 
 class Embedding(nn.Module):
@@ -63,7 +67,7 @@ class Embedding(nn.Module):
         self.linear = nn.Linear(in_size, out_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return activate(self.linear(x), self.activation)
+        return activate(self.linear(x), self.activation, overwrite=True)
 
 
 class Recurrence(nn.Module):
@@ -122,5 +126,5 @@ class LatentNetwork(nn.Module):
         rows = torch.addmm(
             contexts.reshape(-1, contexts.shape[-1]), z_previous.reshape(-1, z_previous.shape[-1]), self.weight_z.T
         )
-        mu, raw = self.out(activate(rows, self.activation)).view(*z_previous.shape[:-1], -1).chunk(2, -1)
+        mu, raw = self.out(activate(rows, self.activation, overwrite=True)).view(*z_previous.shape[:-1], -1).chunk(2, -1)
         return mu, floor_logvar(raw, self.min_logvar)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import logging
 import math
 import os
@@ -39,6 +40,7 @@ from vssn.model import VSSN
 
 SCORES = ("loss", "elbo_per_frame", "kl_z_per_frame", "kl_w_per_frame")  # logged as train/... and valid/...
 MONITOR = "valid/elbo_per_frame"
+_CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENOTDIR)
 VALIDATION_SEED = 0  # every epoch is validated with the same noise, that of `evaluate`
 
 
@@ -287,6 +289,9 @@ def fit(config: Config, resume: bool = False) -> FitResult:
         with _replacing(folder / "config.yaml") as part:
             part.write_text(config.to_yaml(), encoding="utf-8")
         trainer = _make_trainer(config.training, folder, device, done)
+        counts = ", ".join(f"{len(part)} {name}" for name, part in zip(("training", "validation", "test"), splits))
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        print(f"{config.data.set}: {counts} sequences; {parameters:,} parameters; on {device.type}", flush=True)
         _run(trainer, module, data, folder / "last.ckpt" if resume else None)
     best = folder / "best.ckpt"
     epoch = read_checkpoint(best)["vssn"]["epoch"]
@@ -380,23 +385,24 @@ def _run(trainer: pl.Trainer, module: TrainingModule, data: SequenceData, checkp
 @contextlib.contextmanager
 def _creating(folder: Path) -> Iterator[None]:
     """Makes the folder; where the block fails before a checkpoint is there, what it made is removed."""
-    fresh = not folder.exists()
-    before = set() if fresh else set(folder.iterdir())
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    before = set() if made else set(folder.iterdir())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        if error.filename is None or not str(error.filename).startswith(str(folder)):
+        inside = error.filename is not None and os.path.abspath(error.filename).startswith(os.path.abspath(folder))
+        if not inside and error.errno not in _CANNOT_WRITE:
             raise
-        raise ConfigError(
-            f"training.output: cannot write {error.filename} ({error.strerror}); name another folder"
-        ) from None
+        where = error.filename or folder
+        raise ConfigError(f"training.output: cannot write {where} ({error.strerror}); name another folder") from None
     finally:
         if folder.is_dir() and not any((folder / kept).exists() for kept in ("best.ckpt", "last.ckpt")):
             for entry in set(folder.iterdir()) - before:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            if fresh:
-                folder.rmdir()
+        with contextlib.suppress(OSError):  # not empty, as it has a checkpoint, or never made
+            for path in made:
+                path.rmdir()
 
 
 @contextlib.contextmanager

@@ -10,13 +10,14 @@ ACTIVATIONS = ("tanh", "relu", "leaky_relu", "silu")
 LEAKY_SLOPE = 1 / 3
 
 
-def activate(x: Tensor, activation: str) -> Tensor:
+def activate(x: Tensor, activation: str, *, overwrite: bool = False) -> Tensor:
+    """act(x); with `overwrite` in the memory of x, for those whose gradient follows from the result alone."""
     if activation == "tanh":
-        return torch.tanh(x)
+        return torch.tanh_(x) if overwrite else torch.tanh(x)
     if activation == "relu":
-        return F.relu(x)
+        return F.relu(x, inplace=overwrite)
     if activation == "leaky_relu":
-        return F.leaky_relu(x, LEAKY_SLOPE)
+        return F.leaky_relu(x, LEAKY_SLOPE, inplace=overwrite)
     return F.silu(x)
 
 

@@ -1,0 +1,184 @@
+"""Rows of results: what stands in one, where it was measured, and the CSV and JSON that keep them."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import torch
+
+import vssn_kernels
+from vssn_kernels.version import __version__
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contestant in one case. Numbers that were not measured are None."""
+
+    suite: str
+    family: str
+    case: str
+    run: str  # the pass, or what was done
+    contestant: str
+    threads: int
+    status: str  # "ok", or why nothing was measured
+    unit: str = "ms"
+    median: float | None = None
+    q20: float | None = None
+    q80: float | None = None
+    samples: int | None = None
+    steps: int | None = None  # T
+    limit: float | None = None  # the least that is possible here, in `unit`
+    ratio: float | None = None  # to this library in the same case, median over the rounds
+    error: float | None = None  # largest relative difference from this library's results
+    flop: int | None = None
+    bytes: int | None = None
+
+    @property
+    def times_limit(self) -> float | None:
+        return self.median / self.limit if self.median and self.limit else None
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where and when rows were measured; the rates are those of the run's thread count."""
+
+    date: str
+    commit: str
+    device: str
+    processor: str
+    cores: int
+    python: str
+    torch: str
+    jax: str
+    vssn: str
+    backend: str
+    gemm_gflops: float
+    copy_gbs: float
+
+
+TYPES: dict[str, type] = {
+    **dict.fromkeys(("threads", "samples", "steps", "flop", "bytes", "cores"), int),
+    **dict.fromkeys(("median", "q20", "q80", "limit", "ratio", "error", "gemm_gflops", "copy_gbs"), float),
+}
+FIELDS = [field.name for part in (Environment, Row) for field in dataclasses.fields(part)]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def commit() -> str:
+    """The short hash of the checkout, with a + where tracked files differ from it; "" outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def default_backend(device: str) -> str:
+    """The backend that runs when none is named."""
+    names = ("cuda", "triton", "reference") if device == "cuda" else ("cpu", "reference")
+    return next(name for name in names if vssn_kernels.backends()[name] == "available")
+
+
+def environment(device: str, gemm_rate: float, bandwidth: float) -> Environment:
+    """This machine, now. Rates in FLOP/s and bytes/s."""
+    return Environment(
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        commit=commit(),
+        device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        processor=_processor(),
+        cores=len(os.sched_getaffinity(0)),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        jax=_version("jax"),
+        vssn=__version__,
+        backend=default_backend(device),
+        gemm_gflops=round(gemm_rate / 1e9, 1),
+        copy_gbs=round(bandwidth / 1e9, 2),
+    )
+
+
+def records(where: Environment, rows: Iterable[Row]) -> list[dict[str, object]]:
+    """One flat record a row; a float has six significant digits."""
+    found = []
+    for row in rows:
+        record = dataclasses.asdict(where) | dataclasses.asdict(row)
+        found.append({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in record.items()})
+    return found
+
+
+def append_csv(path: Path, where: Environment, rows: Iterable[Row]) -> None:
+    """Appends the rows, below a header where the file is new. Raises ValueError where it has other columns."""
+    new = not path.exists() or path.stat().st_size == 0
+    if not new:
+        with path.open(newline="") as file:
+            header = next(csv.reader(file))
+        if header != FIELDS:
+            raise ValueError(f"{path} has other columns than this version writes; name another file with --csv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(records(where, rows))
+
+
+def read_csv(path: Path) -> list[tuple[Environment, Row]]:
+    """What `append_csv` wrote. Raises ValueError where the columns are others."""
+    found = []
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != FIELDS:
+            raise ValueError(f"{path} has other columns than this version reads: {reader.fieldnames}")
+        for record in reader:
+            values = {name: _parse(name, text) for name, text in record.items()}
+            parts = [
+                part(**{field.name: values[field.name] for field in dataclasses.fields(part)})
+                for part in (Environment, Row)
+            ]
+            found.append((parts[0], parts[1]))
+    return found  # type: ignore[return-value]
+
+
+def _parse(name: str, text: str) -> object:
+    if name not in TYPES:
+        return text
+    return TYPES[name](text) if text else None
+
+
+def write_json(file: TextIO, where: Environment, rows: Iterable[Row]) -> None:
+    json.dump(records(where, rows), file, indent=1)
+    file.write("\n")

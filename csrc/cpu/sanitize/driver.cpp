@@ -1,0 +1,428 @@
+// Runs every kernel at odd sizes, with lengths, both directions and several threads, for a sanitizer to watch, and
+// compares: values with plain loops in double, gradients with differences of these loops.
+//
+// Buffers have exactly the size that a kernel may touch; gaps between rows, padding and fresh memory hold NaN.
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <functional>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../kernels.h"
+
+namespace {
+
+using namespace vssn;
+using Array = std::vector<double>;
+
+int failures = 0, checks = 0;
+
+void check_close(const std::string& what, double actual, double expected, double tolerance) {
+    ++checks;
+    if (fabs(actual - expected) <= tolerance * (1 + fabs(expected))) return;
+    ++failures;
+    printf("FAILED %s: %.9g, expected %.9g\n", what.c_str(), actual, expected);
+}
+
+template <class T>
+void check_close(const std::string& what, const std::vector<T>& actual, const Array& expected, double tolerance) {
+    double difference = 0, scale = 0;
+    for (size_t i = 0; i < expected.size(); ++i) {
+        difference += (actual[i] - expected[i]) * (actual[i] - expected[i]);
+        scale += expected[i] * expected[i];
+    }
+    check_close(what, sqrt(difference / (scale + 1e-30)), 0, tolerance);
+}
+
+std::mt19937 generator(1);
+
+Array normal(int64_t count, double scale = 1) {
+    std::normal_distribution<double> distribution(0, scale);
+    Array values(count);
+    for (double& value : values) value = distribution(generator);
+    return values;
+}
+
+double dot(const Array& a, const Array& b) {
+    double sum = 0;
+    for (size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
+    return sum;
+}
+
+Array plus(const Array& a, const Array& b, double factor) {
+    Array sum(a);
+    for (size_t i = 0; i < a.size(); ++i) sum[i] += factor * b[i];
+    return sum;
+}
+
+template <class T>
+std::vector<T> cast(const Array& values) {
+    return std::vector<T>(values.begin(), values.end());
+}
+
+template <class T>
+std::vector<T> fresh(int64_t count) {
+    return std::vector<T>(count, T(NAN));
+}
+
+// [T, B, width] with `gap` entries of NaN behind every row but the last, and NaN at padding.
+template <class T>
+struct Sequence {
+    std::vector<T> data;
+    int64_t B, stride;
+    Sequence(const Array& values, int64_t steps, int64_t batch, int64_t width, const int64_t* lengths, int64_t gap)
+        : data(steps * batch ? steps * batch * (width + gap) - gap : 0, T(NAN)), B(batch), stride(width + gap) {
+        for (int64_t row = 0; row < steps * batch; ++row)
+            for (int64_t i = 0; i < width && !(lengths && row / batch >= lengths[row % batch]); ++i)
+                data[row * stride + i] = T(values[row * width + i]);
+    }
+    Steps<const T> view() const { return {data.data(), B * stride, stride}; }
+};
+
+template <class T>
+const Kernels<T>& entries() {
+    if constexpr (sizeof(T) == 4)
+        return kernels().f32;
+    else
+        return kernels().f64;
+}
+
+double sigmoid(double x) { return 1 / (1 + exp(-x)); }
+
+// ---- GRU --------------------------------------------------------------------------------------------------------------
+
+struct Gru {
+    int64_t steps, B, H;
+    bool reverse;
+    std::vector<int64_t> lengths;  // empty: none
+    Array gates_x, h0, weight, bias;
+    int64_t length(int64_t b) const { return lengths.empty() ? steps : lengths[b]; }
+    const int64_t* lengths_pointer() const { return lengths.empty() ? nullptr : lengths.data(); }
+};
+
+// Output [T, B, H], then h_n [B, H].
+Array plain(const Gru& p) {
+    Array output(p.steps * p.B * p.H, 0.0), h_n(p.h0);
+    for (int64_t b = 0; b < p.B; ++b)
+        for (int64_t s = 0; s < p.length(b); ++s) {
+            const int64_t t = p.reverse ? p.length(b) - 1 - s : s;
+            const Array h(h_n.begin() + b * p.H, h_n.begin() + (b + 1) * p.H);
+            for (int64_t u = 0; u < p.H; ++u) {
+                double product[3];
+                for (int gate = 0; gate < 3; ++gate) {
+                    product[gate] = p.bias[gate * p.H + u];
+                    for (int64_t j = 0; j < p.H; ++j) product[gate] += p.weight[(gate * p.H + u) * p.H + j] * h[j];
+                }
+                const double* x = &p.gates_x[(t * p.B + b) * 3 * p.H + u];
+                const double r = sigmoid(x[0] + product[0]), z = sigmoid(x[p.H] + product[1]);
+                const double n = tanh(x[2 * p.H] + r * product[2]);
+                h_n[b * p.H + u] = output[(t * p.B + b) * p.H + u] = (1 - z) * n + z * h[u];
+            }
+        }
+    output.insert(output.end(), h_n.begin(), h_n.end());
+    return output;
+}
+
+// cotangent: of plain's result. Returns the gradients of gates_x, then of h0.
+template <class T>
+Array run(const Gru& p, int threads, const Array& cotangent, const std::string& name, double tolerance) {
+    const int64_t rows = p.steps * p.B;
+    const Sequence<T> x(p.gates_x, p.steps, p.B, 3 * p.H, p.lengths_pointer(), 3);
+    const std::vector<T> h0 = cast<T>(p.h0), weight = cast<T>(p.weight), bias = cast<T>(p.bias);
+    std::vector<T> output = fresh<T>(rows * p.H), h_n = fresh<T>(p.B * p.H), gates = fresh<T>(rows * 4 * p.H);
+    std::vector<char> workspace(entries<T>().gru_workspace(p.B, p.H, false), char(-1));
+    entries<T>().gru_forward({threads, p.steps, p.B, p.H, p.reverse, p.lengths_pointer(), x.view(), {h0.data(), p.H},
+                              {weight.data(), p.H}, bias.data(), output.data(), h_n.data(), gates.data(),
+                              workspace.data()});
+    std::vector<T> outputs(output);
+    outputs.insert(outputs.end(), h_n.begin(), h_n.end());
+    check_close(name + " forward", outputs, plain(p), tolerance);
+
+    const Sequence<T> grad_output(cotangent, p.steps, p.B, p.H, p.lengths_pointer(), 1);
+    const std::vector<T> grad_h_n(cotangent.begin() + rows * p.H, cotangent.end());
+    std::vector<T> grad_x = fresh<T>(rows * 3 * p.H), grad_a = fresh<T>(rows * p.H), grad_h0 = fresh<T>(p.B * p.H);
+    std::vector<char> more(entries<T>().gru_workspace(p.B, p.H, true), char(-1));
+    entries<T>().gru_backward({threads, p.steps, p.B, p.H, p.reverse, p.lengths_pointer(), grad_output.view(),
+                               {grad_h_n.data(), p.H}, output.data(), gates.data(), {h0.data(), p.H},
+                               {weight.data(), p.H}, grad_x.data(), grad_a.data(), grad_h0.data(), more.data()});
+    Array grads(grad_x.begin(), grad_x.end());
+    grads.insert(grads.end(), grad_h0.begin(), grad_h0.end());
+    return grads;
+}
+
+// The derivative of f at 0 by differences.
+double slope(const std::function<double(double)>& f) { return (f(1e-5) - f(-1e-5)) / 2e-5; }
+
+void test_gru(int64_t steps, int64_t B, int64_t H, bool reverse, std::vector<int64_t> lengths, int threads) {
+    const std::string name = "gru " + std::to_string(steps) + "x" + std::to_string(B) + "x" + std::to_string(H) +
+                             (reverse ? " reverse" : "") + (lengths.empty() ? "" : " lengths") + " on " +
+                             std::to_string(threads);
+    const Gru p{steps, B, H, reverse, lengths, normal(steps * B * 3 * H), normal(B * H),
+                normal(3 * H * H, 1 / sqrt(double(H))), normal(3 * H)};
+    const Array cotangent = normal((steps * B + B) * H);
+    const Array grads = run<double>(p, threads, cotangent, name, 1e-12);
+    check_close(name + " float backward", run<float>(p, threads, cotangent, name, 1e-5), grads, 1e-4);
+    const Array x_way = normal(p.gates_x.size()), h_way = normal(p.h0.size());
+    Array way(x_way);
+    way.insert(way.end(), h_way.begin(), h_way.end());
+    const double difference = slope([&](double step) {
+        Gru moved(p);
+        moved.gates_x = plus(p.gates_x, x_way, step);
+        moved.h0 = plus(p.h0, h_way, step);
+        return dot(plain(moved), cotangent);
+    });
+    check_close(name + " backward", dot(grads, way), difference, 1e-6);
+}
+
+// ---- Posterior ----------------------------------------------------------------------------------------------------
+
+struct Posterior {
+    int64_t steps, B, M, Z;
+    Activation activation;
+    bool prior;
+    std::vector<int64_t> lengths;
+    Array context, eps, z0, weight_z, weight_out, bias_out;
+    Array prior_context, prior_weight_z, prior_weight_mu, prior_bias_mu;
+    int64_t length(int64_t b) const { return lengths.empty() ? steps : lengths[b]; }
+    const int64_t* lengths_pointer() const { return lengths.empty() ? nullptr : lengths.data(); }
+};
+
+constexpr double kMinLogvar = -3;
+
+double act(Activation activation, double x) {
+    switch (activation) {
+        case Activation::tanh: return tanh(x);
+        case Activation::relu: return x > 0 ? x : 0;
+        case Activation::leaky_relu: return x > 0 ? x : kLeakySlope * x;
+        default: return x * sigmoid(x);
+    }
+}
+
+// z, mu and logvar, each [T, B, Z].
+Array plain(const Posterior& p) {
+    const int64_t size = p.steps * p.B * p.Z;
+    Array result(3 * size, 0.0);
+    for (int64_t b = 0; b < p.B; ++b) {
+        Array z(p.z0.begin() + b * p.Z, p.z0.begin() + (b + 1) * p.Z);
+        for (int64_t t = 0; t < p.length(b); ++t) {
+            auto hidden = [&](const Array& context, const Array& weight) {
+                Array values(p.M);
+                for (int64_t m = 0; m < p.M; ++m) {
+                    values[m] = context[(t * p.B + b) * p.M + m];
+                    for (int64_t j = 0; j < p.Z; ++j) values[m] += weight[m * p.Z + j] * z[j];
+                    values[m] = act(p.activation, values[m]);
+                }
+                return values;
+            };
+            auto product = [&](const Array& weight, int64_t row, const Array& values) {
+                double sum = 0;
+                for (int64_t m = 0; m < p.M; ++m) sum += weight[row * p.M + m] * values[m];
+                return sum;
+            };
+            const Array own = hidden(p.context, p.weight_z);
+            const Array other = p.prior ? hidden(p.prior_context, p.prior_weight_z) : Array();
+            for (int64_t j = 0; j < p.Z; ++j) {
+                double mu = p.bias_out[j] + product(p.weight_out, j, own);
+                if (p.prior) mu += p.prior_bias_mu[j] + product(p.prior_weight_mu, j, other);
+                const double raw = p.bias_out[p.Z + j] + product(p.weight_out, p.Z + j, own);
+                const double logvar = kMinLogvar + log1p(exp(raw - kMinLogvar));
+                const int64_t at = (t * p.B + b) * p.Z + j;
+                z[j] = mu + exp(logvar / 2) * p.eps[at];
+                result[at] = z[j];
+                result[size + at] = mu;
+                result[2 * size + at] = logvar;
+            }
+        }
+    }
+    return result;
+}
+
+// Returns the gradients of context, prior_context (with a prior), eps and z0.
+template <class T>
+Array run(const Posterior& p, int threads, const Array& cotangent, const std::string& name, double tolerance) {
+    const int64_t rows = p.steps * p.B, size = rows * p.Z, hidden_size = rows * p.M, prior_size = p.prior ? hidden_size : 0;
+    const int64_t* lengths = p.lengths_pointer();
+    const Sequence<T> context(p.context, p.steps, p.B, p.M, lengths, 1), eps(p.eps, p.steps, p.B, p.Z, lengths, 2);
+    const Sequence<T> prior_context(p.prior_context, p.prior ? p.steps : 0, p.B, p.M, lengths, 3);
+    const std::vector<T> z0 = cast<T>(p.z0), weight_z = cast<T>(p.weight_z), weight_out = cast<T>(p.weight_out);
+    const std::vector<T> bias_out = cast<T>(p.bias_out), prior_weight_z = cast<T>(p.prior_weight_z);
+    const std::vector<T> prior_weight_mu = cast<T>(p.prior_weight_mu), prior_bias_mu = cast<T>(p.prior_bias_mu);
+    std::vector<T> z = fresh<T>(size), mu = fresh<T>(size), logvar = fresh<T>(size);
+    std::vector<T> hidden = fresh<T>(hidden_size), prior_hidden = fresh<T>(prior_size);
+    std::vector<char> workspace(entries<T>().posterior_workspace(p.B, p.M, p.Z, p.prior, false), char(-1));
+    PosteriorForward<T> forward{};
+    forward = {threads, p.steps, p.B, p.M, p.Z, p.activation, T(kMinLogvar), lengths, context.view(), eps.view(),
+               {z0.data(), p.Z}, {weight_z.data(), p.Z}, {weight_out.data(), p.M}, bias_out.data(),
+               p.prior ? prior_context.view() : Steps<const T>{}, {prior_weight_z.data(), p.Z},
+               {prior_weight_mu.data(), p.M}, prior_bias_mu.data(), z.data(), mu.data(), logvar.data(), hidden.data(),
+               p.prior ? prior_hidden.data() : nullptr, workspace.data()};
+    entries<T>().posterior_forward(forward);
+    std::vector<T> outputs(z);
+    outputs.insert(outputs.end(), mu.begin(), mu.end());
+    outputs.insert(outputs.end(), logvar.begin(), logvar.end());
+    check_close(name + " forward", outputs, plain(p), tolerance);
+
+    std::vector<Sequence<T>> grad_outputs;
+    for (int i = 0; i < 3; ++i) {
+        const Array part(cotangent.begin() + i * size, cotangent.begin() + (i + 1) * size);
+        grad_outputs.emplace_back(part, p.steps, p.B, p.Z, lengths, i);
+    }
+    std::vector<T> grad_context = fresh<T>(hidden_size), grad_prior_context = fresh<T>(prior_size);
+    std::vector<T> grad_out = fresh<T>(2 * size), grad_eps = fresh<T>(size), grad_z0 = fresh<T>(p.B * p.Z);
+    std::vector<char> more(entries<T>().posterior_workspace(p.B, p.M, p.Z, p.prior, true), char(-1));
+    entries<T>().posterior_backward(
+        {threads, p.steps, p.B, p.M, p.Z, p.activation, T(kMinLogvar), lengths, grad_outputs[0].view(),
+         grad_outputs[1].view(), grad_outputs[2].view(), logvar.data(), hidden.data(),
+         p.prior ? prior_hidden.data() : nullptr, eps.view(), {weight_z.data(), p.Z}, {weight_out.data(), p.M},
+         {p.prior ? prior_weight_z.data() : nullptr, p.Z}, {p.prior ? prior_weight_mu.data() : nullptr, p.M},
+         grad_context.data(), p.prior ? grad_prior_context.data() : nullptr, grad_out.data(), grad_eps.data(),
+         grad_z0.data(), more.data()});
+    Array grads;
+    for (const auto* part : {&grad_context, &grad_prior_context, &grad_eps, &grad_z0})
+        grads.insert(grads.end(), part->begin(), part->end());
+    return grads;
+}
+
+void test_posterior(int64_t steps, int64_t B, int64_t M, int64_t Z, Activation activation, bool prior,
+                    std::vector<int64_t> lengths, int threads) {
+    const std::string name = "posterior " + std::to_string(steps) + "x" + std::to_string(B) + "x" + std::to_string(M) +
+                             "x" + std::to_string(Z) + " activation " + std::to_string(int(activation)) +
+                             (prior ? " prior" : "") + (lengths.empty() ? "" : " lengths") + " on " +
+                             std::to_string(threads);
+    const double small = 0.2;
+    Posterior p{steps, B, M, Z, activation, prior, lengths, normal(steps * B * M), normal(steps * B * Z),
+                normal(B * Z), normal(M * Z, small / sqrt(double(Z))), normal(2 * Z * M, small / sqrt(double(M))),
+                normal(2 * Z), {}, {}, {}, {}};
+    if (prior) {
+        p.prior_context = normal(steps * B * M);
+        p.prior_weight_z = normal(M * Z, small / sqrt(double(Z)));
+        p.prior_weight_mu = normal(Z * M, small / sqrt(double(M)));
+        p.prior_bias_mu = normal(Z);
+    }
+    // Away from the kink of relu and leaky_relu, where float and double may see different slopes.
+    for (Array* context : {&p.context, &p.prior_context})
+        for (double& x : *context) x += x < 0 ? -2 : 2;
+    const Array cotangent = normal(3 * steps * B * Z);
+    const Array grads = run<double>(p, threads, cotangent, name, 1e-12);
+    check_close(name + " float backward", run<float>(p, threads, cotangent, name, 1e-5), grads, 1e-4);
+    const Array context_way = normal(p.context.size()), prior_way = normal(p.prior_context.size());
+    const Array eps_way = normal(p.eps.size()), z0_way = normal(p.z0.size());
+    Array way;
+    for (const Array* part : {&context_way, &prior_way, &eps_way, &z0_way})
+        way.insert(way.end(), part->begin(), part->end());
+    const double difference = slope([&](double step) {
+        Posterior moved(p);
+        moved.context = plus(p.context, context_way, step);
+        moved.prior_context = plus(p.prior_context, prior_way, step);
+        moved.eps = plus(p.eps, eps_way, step);
+        moved.z0 = plus(p.z0, z0_way, step);
+        return dot(plain(moved), cotangent);
+    });
+    check_close(name + " backward", dot(grads, way), difference, 1e-6);
+}
+
+// ---- Gaussian -----------------------------------------------------------------------------------------------------
+
+struct Gaussian {
+    int64_t N, Z;
+    Array values[5];  // mu, logvar, eps, prior_mu, prior_logvar [N, Z]
+};
+
+// z [N, Z], then kl [N].
+Array plain(const Gaussian& p) {
+    Array result(p.N * p.Z + p.N, 0.0);
+    for (int64_t i = 0; i < p.N * p.Z; ++i) {
+        const double mu = p.values[0][i], lq = p.values[1][i], mp = p.values[3][i], lp = p.values[4][i];
+        result[i] = mu + exp(lq / 2) * p.values[2][i];
+        result[p.N * p.Z + i / p.Z] += 0.5 * (lp - lq + exp(lq - lp) + (mu - mp) * (mu - mp) * exp(-lp) - 1);
+    }
+    return result;
+}
+
+template <class T>
+Array run(const Gaussian& p, int threads, const Array& cotangent, const std::string& name, double tolerance) {
+    std::vector<Sequence<T>> in;
+    for (const Array& values : p.values) in.emplace_back(values, p.N, 1, p.Z, nullptr, int64_t(in.size()));
+    auto rows = [&](size_t i) { return Rows<const T>{in[i].data.data(), in[i].stride}; };
+    std::vector<T> z = fresh<T>(p.N * p.Z), kl = fresh<T>(p.N);
+    entries<T>().gaussian_forward({threads, p.N, p.Z, rows(0), rows(1), rows(2), rows(3), rows(4), z.data(), kl.data()});
+    std::vector<T> outputs(z);
+    outputs.insert(outputs.end(), kl.begin(), kl.end());
+    check_close(name + " forward", outputs, plain(p), tolerance);
+    const std::vector<T> grad = cast<T>(cotangent);
+    std::vector<T> grads[5];
+    for (std::vector<T>& part : grads) part = fresh<T>(p.N * p.Z);
+    entries<T>().gaussian_backward({threads, p.N, p.Z, rows(0), rows(1), rows(2), rows(3), rows(4), {grad.data(), p.Z},
+                                    {grad.data() + p.N * p.Z, 1}, grads[0].data(), grads[1].data(), grads[2].data(),
+                                    grads[3].data(), grads[4].data()});
+    Array all;
+    for (const std::vector<T>& part : grads) all.insert(all.end(), part.begin(), part.end());
+    return all;
+}
+
+void test_gaussian(int64_t N, int64_t Z, int threads) {
+    const std::string name = "gaussian " + std::to_string(N) + "x" + std::to_string(Z) + " on " + std::to_string(threads);
+    Gaussian p{N, Z, {}};
+    Array way;
+    Array ways[5];
+    for (int i = 0; i < 5; ++i) {
+        p.values[i] = normal(N * Z);
+        ways[i] = normal(N * Z);
+        way.insert(way.end(), ways[i].begin(), ways[i].end());
+    }
+    const Array cotangent = normal(N * Z + N);
+    const Array grads = run<double>(p, threads, cotangent, name, 1e-12);
+    check_close(name + " float backward", run<float>(p, threads, cotangent, name, 1e-5), grads, 1e-4);
+    const double difference = slope([&](double step) {
+        Gaussian moved(p);
+        for (int i = 0; i < 5; ++i) moved.values[i] = plus(p.values[i], ways[i], step);
+        return dot(plain(moved), cotangent);
+    });
+    check_close(name + " backward", dot(grads, way), difference, 1e-6);
+}
+
+void test_all() {
+    const int64_t gru_sizes[][3] = {{3, 1, 1}, {4, 2, 7}, {3, 5, 17}, {2, 13, 33}, {2, 29, 16}, {3, 3, 97}, {0, 2, 3},
+                                    {2, 0, 3}, {3, 2, 150}};
+    const int64_t posterior_sizes[][4] = {{3, 1, 1, 1}, {3, 5, 17, 9}, {2, 13, 33, 16}, {2, 27, 10, 35}, {0, 2, 3, 2},
+                                          {2, 0, 3, 2}, {2, 2, 210, 50}};
+    for (int threads : {1, 3}) {
+        for (const auto& [steps, B, H] : gru_sizes)
+            for (bool reverse : {false, true}) {
+                test_gru(steps, B, H, reverse, {}, threads);
+                std::vector<int64_t> lengths(B);
+                for (int64_t b = 0; b < B; ++b) lengths[b] = (b * 7 + 1) % (steps + 1);
+                test_gru(steps, B, H, reverse, lengths, threads);
+            }
+        int next = 0;
+        for (const auto& [steps, B, M, Z] : posterior_sizes)
+            for (bool prior : {false, true}) {
+                std::vector<int64_t> lengths(B);
+                for (int64_t b = 0; b < B; ++b) lengths[b] = (b * 5 + 1) % (steps + 1);
+                test_posterior(steps, B, M, Z, Activation(next++ % 4), prior, {}, threads);
+                test_posterior(steps, B, M, Z, Activation(next++ % 4), prior, lengths, threads);
+            }
+        test_gaussian(3, 1, threads);
+        test_gaussian(5, 17, threads);
+        test_gaussian(700, 40, threads);
+        test_gaussian(0, 4, threads);
+    }
+}
+
+}  // namespace
+
+int main() {
+    try {
+        printf("%s: ", kernels().isa);
+    } catch (const std::runtime_error& error) {
+        printf("skipped: %s\n", error.what());
+        return 0;
+    }
+    test_all();
+    printf("%d checks, %d failed\n", checks, failures);
+    return failures != 0;
+}
