@@ -18,7 +18,10 @@ from torch import Tensor, nn
 import vssn_kernels
 from benchmarks.cases import ADAM, FORWARD, MIN_LOGVAR, Problem, make_layer, make_model
 
-OURS = "vssn"
+OURS, OURS_COMPILED = "vssn", "vssn+compile"
+ON_CPU = ("torch", "jax", "torch.compile")
+ON_GPU = ("cuda-graph", "flashrnn", "torchrl", "haste")
+UNROLLED = ("posterior_sequence", "layer", "train_step")  # torch.compile unrolls their loop over t: minutes at T = 100
 LEARNING_RATE = 1e-3
 # norm(a - b) / norm(b) of two float32 results: outputs; gradients, and parameters after an optimiser's step
 TOLERANCES = {FORWARD: 2e-5}
@@ -233,9 +236,8 @@ def _torch_model(problem: Problem) -> Bound:
     return Bound(p, layer if problem.family == "layer" else train_step)
 
 
-def _torch_compile(problem: Problem) -> Bound:
-    leaves, call = _ours(problem, None) if problem.family == "gru_sequence" else _torch(problem)
-    return Bound(leaves, torch.compile(call))
+def _compiled(bound: Bound) -> Bound:
+    return Bound(bound.leaves, torch.compile(bound.call))
 
 
 # ---- Contestants ------------------------------------------------------------------------------------------------------
@@ -252,7 +254,9 @@ def bind(name: str, problem: Problem) -> Bound:
     if name == "torch":
         return _torch(problem)
     if name == "torch.compile":
-        return _torch_compile(problem)
+        return _compiled(_torch(problem))
+    if name == OURS_COMPILED:
+        return _compiled(_ours(problem, None))
     return importlib.import_module("benchmarks.peers_gpu").bind(name, problem)
 
 

@@ -14,9 +14,20 @@ SETTLE_S = 0.003  # between turns: a pool's threads spin for a while before they
 MAX_ROUNDS = 51
 
 
-def interleave(calls: Sequence[Callable[[], object]], seconds: float, min_rounds: int) -> list[list[float]]:
-    """Seconds a call, one number for each round, for each of `calls`, in about `seconds` altogether."""
-    durations = [_estimate(call) for call in calls]
+def interleave(
+    calls: Sequence[Callable[[], object]],
+    seconds: float,
+    min_rounds: int,
+    prepare: Callable[[int], None] = lambda turn: None,
+) -> list[list[float]]:
+    """Seconds a call, one number for each round, for each of `calls`, in about `seconds` altogether.
+
+    `prepare` is called before each turn, untimed, with the number of the call whose turn it is.
+    """
+    durations = []
+    for number, call in enumerate(calls):
+        prepare(number)
+        durations.append(_estimate(call))
     repeats = [max(1, math.ceil(SAMPLE_S / duration)) for duration in durations]
     warm = [math.ceil(WARM_S / duration) if duration < 5 * WARM_S else 0 for duration in durations]
     turns = [(n + w) * d + SETTLE_S for n, w, d in zip(repeats, warm, durations, strict=True)]
@@ -26,14 +37,15 @@ def interleave(calls: Sequence[Callable[[], object]], seconds: float, min_rounds
     gc.disable()
     try:
         for _ in range(rounds):
-            for call, repeat, warm_up, found in zip(calls, repeats, warm, samples, strict=True):
+            for number, call in enumerate(calls):
+                prepare(number)
                 time.sleep(SETTLE_S)
-                for _ in range(warm_up):
+                for _ in range(warm[number]):
                     call()
                 begin = time.perf_counter()
-                for _ in range(repeat):
+                for _ in range(repeats[number]):
                     call()
-                found.append((time.perf_counter() - begin) / repeat)
+                samples[number].append((time.perf_counter() - begin) / repeats[number])
             gc.collect(0)
     finally:
         gc.enable()

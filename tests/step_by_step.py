@@ -202,9 +202,7 @@ class PlainModel:
         before = torch.cat((x_last[None], frames))[: len(x)]
         controls = [self.controls(self.embed(before[t]), None if u is None else u[t]) for t in range(len(x))]
         steps = self.layer.infer(self.embed(frames), controls, d, z, eps_w, eps_z)
-        reconstruction = [
-            self.log_prob(self.decode(steps.z[t], steps.d[t]), x[t], observed[t]) for t in range(len(x))
-        ]
+        reconstruction = [self.log_prob(self.decode(steps.z[t], steps.d[t]), x[t], observed[t]) for t in range(len(x))]
         if len(x):
             d, z, x_last = steps.d[-1], steps.z[-1], frames[-1]
         return steps, reconstruction, (d, z, x_last)
@@ -236,6 +234,9 @@ class PlainModel:
                 parts[name].append(torch.stack(padded))
             for name, value in zip(("d", "z", "x_last"), after, strict=True):
                 parts[name].append(value)
-        out = {name: torch.cat(values, 1 if name in ("reconstruction", "kl_z", "kl_w") else 0) for name, values in parts.items()}
+        out = {
+            name: torch.cat(values, 1 if name in ("reconstruction", "kl_z", "kl_w") else 0)
+            for name, values in parts.items()
+        }
         out["elbo"] = (out["reconstruction"] - out["kl_z"] - out["kl_w"]).sum(0)
         return out

@@ -59,13 +59,15 @@ def test_good_arguments_raise_nothing(op: str) -> None:
     good(op).run()
 
 
-# ---- Type, dtype, device ----------------------------------------------------------------------------------------------
+# ---- Type, dtype, device -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [np.zeros((2, 2)), [1.0], 3.0, "x"], ids=["array", "list", "float", "str"])
 @each_tensor
 def test_not_a_tensor(op: str, name: str, value: object) -> None:
-    assert_raises(TypeError, good(op).replace({name: value}), f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    assert_raises(
+        TypeError, good(op).replace({name: value}), f"{name} must be a torch.Tensor, got {type(value).__name__}"
+    )
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -127,7 +129,7 @@ def test_meta_tensors_give_shapes(op: str) -> None:
     }
 
 
-# ---- Shapes -----------------------------------------------------------------------------------------------------------
+# ---- Shapes --------------------------------------------------------------------------------------
 
 
 @each_other
@@ -160,7 +162,9 @@ def test_expected_shapes_are_told_in_letters_and_numbers() -> None:
 @pytest.mark.parametrize("shape", [(6, 9), (6, 5, 9, 1), (6, 5, 10), (6, 5, 0), ()])
 def test_gates_x_needs_three_dimensions_and_3h(shape: tuple[int, ...]) -> None:
     wrong = good("gru_sequence").replace({"gates_x": torch.zeros(shape)})
-    assert_raises(ValueError, wrong, "gates_x must have", "[T, B, 3H]" if len(shape) != 3 else "3H", f"got {list(shape)}")
+    assert_raises(
+        ValueError, wrong, "gates_x must have", "[T, B, 3H]" if len(shape) != 3 else "3H", f"got {list(shape)}"
+    )
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (5, 4, 5, 1), ()])
@@ -192,7 +196,7 @@ def test_half_a_gaussian_prior(given: str, missing: str) -> None:
             getattr(vssn_kernels, op)(*arguments, **{given: mu})
 
 
-# ---- Lengths ----------------------------------------------------------------------------------------------------------
+# ---- Lengths -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wrong", [-1, 7, 10**12, -(10**12)])
@@ -245,7 +249,7 @@ def test_lengths_device(op: str) -> None:
     assert_raises(ValueError, wrong, "lengths must be on cpu", "got meta")
 
 
-# ---- Other arguments --------------------------------------------------------------------------------------------------
+# ---- Other arguments -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wrong", [0, 1, None, "yes"])
@@ -277,10 +281,14 @@ def test_min_logvar_may_be_an_int() -> None:
     good("posterior_sequence").replace(min_logvar=-12).run()
 
 
-@pytest.mark.parametrize("wrong", [3, "prior", [1, 2, 3, 4], (torch.zeros(1),) * 3, {}], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "wrong", [3, "prior", [1, 2, 3, 4], (torch.zeros(1),) * 3, {}], ids=lambda value: type(value).__name__
+)
 def test_prior_is_a_prior_mean(wrong: object) -> None:
     tensors = {name: t for name, t in good("posterior_sequence").tensors.items() if not name.startswith("prior.")}
-    with pytest.raises(TypeError, match=re.escape("posterior_sequence: prior must be a vssn_kernels.PriorMean or None, got")):
+    with pytest.raises(
+        TypeError, match=re.escape("posterior_sequence: prior must be a vssn_kernels.PriorMean or None, got")
+    ):
         vssn_kernels.posterior_sequence(*tensors.values(), prior=wrong)
 
 
@@ -298,7 +306,7 @@ def test_options_are_given_by_name() -> None:
         vssn_kernels.gru_sequence(*sample.tensors.values(), sample.options["lengths"])
 
 
-# ---- Under tracing ----------------------------------------------------------------------------------------------------
+# ---- Under tracing -------------------------------------------------------------------------------
 
 
 @each_op

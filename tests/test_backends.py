@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ABSENT = [name for name, status in vssn_kernels.backends().items() if status != "available"]
 PRESENT = [name for name, status in vssn_kernels.backends().items() if status == "available"]
 each_op = pytest.mark.parametrize("op", OPS)
-FIRST = {op: name for op, name in zip(OPS, ("plain", "tanh", "standard", "standard"), strict=True)}
+FIRST = dict(zip(OPS, ("plain", "tanh", "standard", "standard"), strict=True))
 
 
 def sample(op: str = "gru_sequence", dtype: torch.dtype = torch.float32, requires_grad: bool = False) -> Sample:
@@ -173,7 +173,7 @@ def test_the_named_backend_is_the_one_that_runs(op: str, backend: str, functions
     assert functions_run == [f"{backend}.{stem}_forward", f"{backend}.{stem}_backward"]
 
 
-# ---- Errors -----------------------------------------------------------------------------------------------------------
+# ---- Errors --------------------------------------------------------------------------------------
 
 
 @each_op
@@ -207,11 +207,13 @@ def test_an_absent_backend_raises_and_says_why(name: str) -> None:
 
 @each_op
 def test_a_named_backend_refuses_a_dtype_that_it_does_not_take(op: str) -> None:
-    with pytest.raises(ValueError, match=rf"{op}: backend 'cpu' takes torch.float32, torch.float64, got torch.bfloat16"):
+    with pytest.raises(
+        ValueError, match=rf"{op}: backend 'cpu' takes torch.float32, torch.float64, got torch.bfloat16"
+    ):
         sample(op, torch.bfloat16).run("cpu")
 
 
-# ---- Environment ------------------------------------------------------------------------------------------------------
+# ---- Environment ---------------------------------------------------------------------------------
 
 PRINT_CHOICE = """
 import os, torch, vssn_kernels
@@ -247,7 +249,7 @@ def test_info_names_versions_and_every_backend() -> None:
         assert f"{name}: {status}" in text
 
 
-# ---- Compiled code ----------------------------------------------------------------------------------------------------
+# ---- Compiled code -------------------------------------------------------------------------------
 
 
 @each_op

@@ -30,8 +30,8 @@ def test_equals_torch_distributions(prior: bool, target: Target) -> None:
     used = NAMES if prior else NAMES[:3]
     results = []
     for exact in (False, True):
-        leaves = {n: given[n].to(*(("cpu", torch.float64) if exact else ()), copy=True).requires_grad_() for n in used} \
-            if exact else {n: given[n].clone().requires_grad_() for n in used}  # fmt: skip
+        device, dtype = ("cpu", torch.float64) if exact else (target.device, target.dtype)
+        leaves = {name: given[name].to(device, dtype, copy=True).requires_grad_() for name in used}
         mu, logvar, eps = (leaves[name] for name in NAMES[:3])
         reference = [leaves[name] for name in NAMES[3:] if prior]
         if exact:

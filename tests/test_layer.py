@@ -183,8 +183,8 @@ def test_chunks_with_the_state_equal_the_whole(name: str) -> None:
 def test_empty_batches(name: str, steps: int, rows: int) -> None:
     layer = make(name)
     given = batch(layer, steps, rows)
-    state = State(torch.ones(rows, layer.hidden_size, dtype=torch.float64), torch.ones(rows, layer.latent_size, dtype=torch.float64),
-                  torch.ones(rows, X, dtype=torch.float64))  # fmt: skip
+    sizes = (layer.hidden_size, layer.latent_size, X)
+    state = State(*(torch.ones(rows, size, dtype=torch.float64) for size in sizes))
     for lengths in (None, torch.zeros(rows, dtype=torch.int64)):
         out = layer(**given, state=state, lengths=lengths)
         assert out.output.shape == (steps, rows, layer.hidden_size + layer.latent_size)
@@ -270,7 +270,11 @@ WRONG_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"lengths": torch.tensor([1.0, 2, 3, 4])}, TypeError, "lengths must be int64, got torch.float32"),
     ({"state": zeros(B, D)}, TypeError, "state must be a tuple (d, z, x_last) or None, got Tensor"),
     ({"state": (zeros(B, D), zeros(B, Z), zeros(B, 1))}, ValueError, "state's x_last must have shape [B, F] = [4, 4]"),
-    ({"state": (zeros(1, D), zeros(B, Z), zeros(B, X))}, ValueError, "state's d must have shape [B, D] = [4, 5], got [1, 5]"),
+    (
+        {"state": (zeros(1, D), zeros(B, Z), zeros(B, X))},
+        ValueError,
+        "state's d must have shape [B, D] = [4, 5], got [1, 5]",
+    ),
     ({"noise": [zeros(T, B, W)]}, TypeError, "noise must be a tuple (eps_w, eps_z) or None"),
     ({"noise": (zeros(T, B, W), zeros(T, B, 1))}, ValueError, "noise's eps_z must have shape [T, B, Z] = [5, 4, 3]"),
 ]

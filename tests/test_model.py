@@ -45,7 +45,10 @@ MODELS: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
     "gaussian": ((D, Z, W), {"likelihood": "gaussian", "min_logvar_x": -2.0}),
     "mixture": ((D, Z, W), {"likelihood": "mixture", "mixture_size": 3}),
     "masked": ((D, Z, W), {"masked": True}),
-    "masked_mixture_embedded": ((D, Z, W), {"masked": True, "likelihood": "mixture", "mixture_size": 2, "embed_size": 6}),
+    "masked_mixture_embedded": (
+        (D, Z, W),
+        {"masked": True, "likelihood": "mixture", "mixture_size": 2, "embed_size": 6},
+    ),
     "universal": ((D, Z, W), {"universal": "gaussian", "num_sequences": 10}),
     "floor": ((D, Z, W), {"min_logvar": -1.0}),
 }
@@ -91,7 +94,7 @@ def a_mask() -> Tensor:
     return torch.rand(T, B, X, generator=torch.Generator().manual_seed(3)) > 0.3
 
 
-# ---- Against the model written step by step ---------------------------------------------------------------------------
+# ---- Against the model written step by step ------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -137,7 +140,9 @@ def test_a_padded_batch_gives_each_sequence_its_own_numbers(name: str) -> None:
             assert not getattr(whole, part)[length:, one].any(), f"{part} is not 0 at padding"
         assert_close(f"elbo of sequence {row}", whole.elbo[one], alone.elbo, 1e-12)
         for part in State._fields:
-            assert_close(f"{part} of sequence {row}", getattr(whole.state, part)[one], getattr(alone.state, part), 1e-12)
+            assert_close(
+                f"{part} of sequence {row}", getattr(whole.state, part)[one], getattr(alone.state, part), 1e-12
+            )
 
 
 @pytest.mark.parametrize("name", ["vssn", "both", "masked", "smoothing", "dkf_external", "gaussian", "embedded_both"])
@@ -175,7 +180,7 @@ def test_given_noise_repeats_a_run_exactly() -> None:
     assert_equal("elbo under one seed", model(given["x"]).elbo, seeded)
 
 
-# ---- Objectives -------------------------------------------------------------------------------------------------------
+# ---- Objectives ----------------------------------------------------------------------------------
 
 
 def test_the_loss_is_per_frame() -> None:
@@ -251,7 +256,7 @@ def test_empty_batches(name: str, steps: int, rows: int) -> None:
         out.loss.backward()
 
 
-# ---- A bound ----------------------------------------------------------------------------------------------------------
+# ---- A bound -------------------------------------------------------------------------------------
 
 
 def test_the_elbo_is_below_the_likelihood_and_importance_weights_reach_it() -> None:
@@ -280,7 +285,7 @@ def test_the_elbo_is_below_the_likelihood_and_importance_weights_reach_it() -> N
         assert weighted == pytest.approx(exact, abs=0.05)
 
 
-# ---- State and chunks -------------------------------------------------------------------------------------------------
+# ---- State and chunks ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["vssn", "storn", "rnn", "both", "masked", "embedded", "universal"])
@@ -340,7 +345,7 @@ def test_the_control_never_sees_the_present_frame() -> None:
     assert (model(given["x"][:4]).state.d - model(changed[:4]).state.d).abs().max() > 1e-6
 
 
-# ---- Masks ------------------------------------------------------------------------------------------------------------
+# ---- Masks ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -357,7 +362,7 @@ def test_missing_entries(name: str, dims: int) -> None:
     out = model(**given | {"x": x}, lengths=LENGTHS, mask=mask)
     for part, want in flat(clean).items():
         assert_equal(part, flat(out)[part], want)
-    assert out.reconstruction[1, 0] == 0
+    assert abs(out.reconstruction[1, 0]) < 1e-15
     for part, grad in parameter_gradients(model, out.loss).items():
         assert grad.isfinite().all(), f"grad of {part}"
     (grad,) = torch.autograd.grad(model(**given | {"x": x}, lengths=LENGTHS, mask=mask).loss, x)
@@ -386,7 +391,7 @@ def test_masked_networks_tell_a_missing_zero_from_an_observed_one() -> None:
         assert one.state.x_last.shape == (B, 2 * X if differs else X)
 
 
-# ---- Universal transition parameters ----------------------------------------------------------------------------------
+# ---- Universal transition parameters -------------------------------------------------------------
 
 
 def test_universal_gaussian() -> None:
@@ -436,7 +441,7 @@ def test_a_point_estimate_costs_nothing() -> None:
     assert_close("loss", out.loss, -out.elbo.sum() / (T * B), 1e-12)
 
 
-# ---- Layout -----------------------------------------------------------------------------------------------------------
+# ---- Layout --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["vssn", "both", "masked", "storn"])
@@ -485,7 +490,7 @@ def test_strided_inputs() -> None:
     assert_all_close(flat(got), want, 1e-13)
 
 
-# ---- Encoders and decoders --------------------------------------------------------------------------------------------
+# ---- Encoders and decoders -----------------------------------------------------------------------
 
 
 class Decoder(nn.Module):
@@ -494,7 +499,11 @@ class Decoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.inner = nn.Sequential(
-            nn.Linear(Z + D, 8), nn.Tanh(), nn.Unflatten(1, (2, 2, 2)), nn.ConvTranspose2d(2, 1, 2, stride=2), nn.Flatten()
+            nn.Linear(Z + D, 8),
+            nn.Tanh(),
+            nn.Unflatten(1, (2, 2, 2)),
+            nn.ConvTranspose2d(2, 1, 2, stride=2),
+            nn.Flatten(),
         )
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -538,7 +547,7 @@ def test_an_encoder_stands_where_the_embedding_does() -> None:
     assert_all_close(flat(model(**given, lengths=LENGTHS)), flat(embedded(**given, lengths=LENGTHS)), 1e-12)
 
 
-# ---- Generation and forecasts -----------------------------------------------------------------------------------------
+# ---- Generation and forecasts --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -608,7 +617,10 @@ def test_generated_frames_have_the_distribution_of_the_generative_model(name: st
         got = model.generate(2, many).x[1]
         d, z, frame = plain.first_state(many, got)
         for _ in range(2):
-            eps = [torch.randn(many, size, dtype=torch.float64) for size in (model.layer.noise_size, model.layer.latent_size)]
+            eps = [
+                torch.randn(many, size, dtype=torch.float64)
+                for size in (model.layer.noise_size, model.layer.latent_size)
+            ]
             d, z = plain.layer.imagine(plain.controls(frame, None), d, z, *eps)
             frame = model.likelihood.sample(plain.decode(z, d))
     error = (got.var(0) / many + frame.var(0) / many).sqrt()
@@ -665,7 +677,7 @@ def test_extreme_decoder_outputs_stay_finite(name: str, extreme: float) -> None:
     assert parameters.grad.isfinite().all()
 
 
-# ---- As a module ------------------------------------------------------------------------------------------------------
+# ---- As a module ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["vssn", "initial_state", "universal", "embedded_both", "smoothing"])
@@ -718,7 +730,9 @@ def test_new_models_start_sensibly() -> None:
     for gate in model.layer.duration.weight_hh.chunk(3):
         assert_close("gate", gate @ gate.T, torch.eye(64), 1e-5)
     out.loss.backward()
-    unused = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    unused = [
+        name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    ]
     assert unused == []
 
 
@@ -764,6 +778,18 @@ def test_compiled(name: str) -> None:
     assert_all_close(parameter_gradients(model, out.loss), parameter_gradients(model, want.loss), 1e-4)
 
 
+def test_compiled_with_dynamic_shapes() -> None:
+    """Two numbers of steps and of sequences through one compiled model."""
+    model = make("vssn", torch.float32)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
+    for steps, rows in ((5, 4), (3, 6)):
+        given = batch(model, steps, rows)
+        lengths = torch.arange(rows).clamp(max=steps)
+        out, want = (net(**given, lengths=lengths) for net in (compiled, model))
+        assert_all_close(flat(out), flat(want), 1e-5)
+        assert_all_close(parameter_gradients(model, out.loss), parameter_gradients(model, want.loss), 1e-4)
+
+
 @pytest.mark.slow
 def test_compiled_with_inductor() -> None:
     model = make("both", torch.float32)
@@ -774,7 +800,7 @@ def test_compiled_with_inductor() -> None:
     assert_all_close(parameter_gradients(model, out.loss), parameter_gradients(model, want.loss), 1e-4)
 
 
-# ---- Errors -----------------------------------------------------------------------------------------------------------
+# ---- Errors --------------------------------------------------------------------------------------
 
 WRONG_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"hidden_size": 0, "latent_size": 0}, "hidden_size and latent_size must not both be 0"),
@@ -783,7 +809,14 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"hidden_size": 0, "noise_size": 0, "mlp_size": 3}, "mlp_size and backward_size must be given"),
     ({"hidden_size": 0, "noise_size": 0, "backward_size": 3}, "mlp_size and backward_size must be given"),
     (
-        {"hidden_size": 0, "noise_size": 0, "mlp_size": 3, "backward_size": 3, "universal": "gaussian", "num_sequences": 2},
+        {
+            "hidden_size": 0,
+            "noise_size": 0,
+            "mlp_size": 3,
+            "backward_size": 3,
+            "universal": "gaussian",
+            "num_sequences": 2,
+        },
         "universal must be 'point' with hidden_size=0",
     ),
     ({"x_size": 0}, "x_size must be an int of at least 1, got 0"),
@@ -802,12 +835,18 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"control": "both", "embed_size": 3}, "control_size must be an int of at least 1, got 0"),
     ({"control": "both", "control_size": -1, "embed_size": 3}, "control_size must be an int of at least 1, got -1"),
     ({"control": "previous", "control_size": 2}, "control_size must be 0 with control='previous'"),
-    ({"control": "previous", "control_size": 2, "embed_size": 3}, "control_size must be 0 with control='previous', got 2"),
+    (
+        {"control": "previous", "control_size": 2, "embed_size": 3},
+        "control_size must be 0 with control='previous', got 2",
+    ),
     ({"activation": "gelu"}, "activation must be one of tanh, relu, leaky_relu, silu, got 'gelu'"),
     ({"universal": "laplace"}, "universal must be one of point, gaussian, got 'laplace'"),
     ({"universal": "gaussian"}, "num_sequences must be given with universal='gaussian'"),
     ({"universal": "gaussian", "num_sequences": 0}, "num_sequences must be an int of at least 1, got 0"),
-    ({"universal": "gaussian", "num_sequences": 3, "prior_std": 0.0}, "prior_std must be a finite number above 0, got 0.0"),
+    (
+        {"universal": "gaussian", "num_sequences": 3, "prior_std": 0.0},
+        "prior_std must be a finite number above 0, got 0.0",
+    ),
     ({"prior_std": float("nan")}, "prior_std must be a finite number above 0, got nan"),
     ({"objective": "iwae"}, "objective must be one of elbo, paper, got 'iwae'"),
     ({"free_bits": -0.1}, "free_bits must be"),

@@ -191,7 +191,7 @@ def test_outputs_share_no_memory() -> None:
     assert len({tensor.untyped_storage().data_ptr() for tensor in (output, h_n, hx)}) == 3
 
 
-# ---- Dropout ----------------------------------------------------------------------------------------------------------
+# ---- Dropout -------------------------------------------------------------------------------------
 
 
 def test_dropout_acts_between_layers_while_training_only() -> None:
@@ -219,7 +219,7 @@ def test_dropout_of_one_passes_nothing_on_and_scales_by_the_rest() -> None:
     assert_close("output", blind, net(torch.zeros(T, B, X, dtype=torch.float64))[0], OUTPUT)
 
 
-# ---- As a module ------------------------------------------------------------------------------------------------------
+# ---- As a module ---------------------------------------------------------------------------------
 
 
 def test_copies_pickles_and_dtypes() -> None:
@@ -261,7 +261,9 @@ def test_autocast() -> None:
 def test_the_arguments_of_nn_gru_by_name() -> None:
     ours = inspect.signature(vssn.GRU).parameters
     assert list(ours)[:6] == ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional"]
-    net = vssn.GRU(input_size=2, hidden_size=3, num_layers=2, bias=True, batch_first=True, dropout=0.1, bidirectional=True)
+    net = vssn.GRU(
+        input_size=2, hidden_size=3, num_layers=2, bias=True, batch_first=True, dropout=0.1, bidirectional=True
+    )
     assert (net.input_size, net.hidden_size, net.num_layers, net.dropout) == (2, 3, 2, 0.1)
 
 
@@ -296,7 +298,11 @@ def test_bad_settings(arguments: dict[str, Any], error: Any, message: str) -> No
         ({"lengths": torch.tensor([1, 2, 3])}, ValueError, "lengths must have shape [B] = [4], got [3]"),
         ({"lengths": torch.tensor([1, 2, 3, 6])}, ValueError, "lengths must lie in [0, T] = [0, 5], got 6"),
         ({"lengths": [1, 2, 3, 4]}, TypeError, "lengths must be a torch.Tensor, got list"),
-        ({"input": torch.zeros(5, 3), "lengths": torch.tensor([3])}, ValueError, "lengths must be None for an unbatched"),
+        (
+            {"input": torch.zeros(5, 3), "lengths": torch.tensor([3])},
+            ValueError,
+            "lengths must be None for an unbatched",
+        ),
         ({"input": torch.zeros(5, 3), "hx": torch.zeros(2, 1, 6)}, ValueError, "hx must have shape"),
     ],
 )

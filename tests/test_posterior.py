@@ -32,7 +32,9 @@ def step_by_step(t: dict[str, Tensor], activation: str, min_logvar: float) -> di
             mu = mu + prior_hidden @ t["prior.weight_mu"].T + t["prior.bias_mu"]
         z = mu + torch.exp(logvar / 2) * eps
         steps.append((z, mu, logvar))
-    return {name: torch.stack(parts) for name, parts in zip(("z", "mu", "logvar"), zip(*steps, strict=True), strict=True)}
+    return {
+        name: torch.stack(parts) for name, parts in zip(("z", "mu", "logvar"), zip(*steps, strict=True), strict=True)
+    }
 
 
 @pytest.mark.parametrize("min_logvar", [-12.0, -1.0, 2.0])

@@ -22,8 +22,8 @@ LAYERS = (
     ("vssn_kernels.backends",),
     ("vssn_kernels.ops",),
     ("vssn_kernels",),
-    ("vssn.sequences", "vssn.networks", "vssn.likelihoods", "vssn.gru", "vssn.data"),
-    ("vssn.layer",),
+    ("vssn.sequences", "vssn.networks", "vssn.likelihoods", "vssn.data"),
+    ("vssn.layer", "vssn.gru"),
     ("vssn.model",),
     ("vssn",),
 )
@@ -73,8 +73,12 @@ def imports(module: str) -> Iterator[str]:
 
 
 def test_every_module_is_found() -> None:
-    assert {"vssn_kernels", "vssn_kernels.ops.gru", "vssn_kernels.backends.cpu", "vssn.layer", "vssn.model"} <= set(MODULES)
-    assert [layer_of(name) for name in ("vssn_kernels.activations", "vssn_kernels.ops.gru", "vssn_kernels", "vssn")] == [
+    assert {"vssn_kernels", "vssn_kernels.ops.gru", "vssn_kernels.backends.cpu", "vssn.layer", "vssn.model"} <= set(
+        MODULES
+    )
+    assert [
+        layer_of(name) for name in ("vssn_kernels.activations", "vssn_kernels.ops.gru", "vssn_kernels", "vssn")
+    ] == [
         0,
         3,
         4,
@@ -162,7 +166,8 @@ def test_every_op_names_its_arguments_and_is_typed(name: str) -> None:
 def test_the_signatures_are_those_of_the_contract() -> None:
     want = {
         "gru_sequence": "gates_x h0 weight_hh bias_hh * lengths reverse backend",
-        "posterior_sequence": "context z0 eps weight_z weight_out bias_out * activation min_logvar prior lengths backend",
+        "posterior_sequence": "context z0 eps weight_z weight_out bias_out "
+        "* activation min_logvar prior lengths backend",
         "gaussian_rsample_kl": "mu logvar eps prior_mu prior_logvar * backend",
         "gaussian_kl": "mu logvar prior_mu prior_logvar * backend",
     }
@@ -177,15 +182,33 @@ def test_the_signatures_are_those_of_the_contract() -> None:
 
 
 def test_the_model_is_made_as_documented() -> None:
-    want = (
-        "x_size hidden_size latent_size noise_size * likelihood mixture_size control control_size mlp_size embed_size "
-        "backward_size activation residual_posterior universal prior_std num_sequences objective free_bits min_logvar "
-        "min_logvar_x learn_initial_state masked encoder decoder batch_first"
-    ).split()
+    positional = ("x_size", "hidden_size", "latent_size", "noise_size")
+    named = {
+        "likelihood": "bernoulli",
+        "control": "previous",
+        "control_size": 0,
+        "mlp_size": None,
+        "embed_size": None,
+        "backward_size": None,
+        "activation": "tanh",
+        "residual_posterior": False,
+        "universal": "point",
+        "num_sequences": None,
+        "objective": "elbo",
+        "free_bits": 0.0,
+        "min_logvar": -12.0,
+        "learn_initial_state": False,
+        "masked": False,
+        "encoder": None,
+        "decoder": None,
+        "batch_first": False,
+    }
     parameters = inspect.signature(vssn.VSSN).parameters
-    assert [name for name in want if name != "*" and name not in parameters] == []
+    assert tuple(parameters)[:4] == positional
+    assert {name: parameters[name].default for name in named} == named
+    assert {"mixture_size", "prior_std", "min_logvar_x"} <= set(parameters)
     call = inspect.signature(vssn.VSSN.forward).parameters
-    assert list(call)[1:] == "x u lengths state noise mask kl_weight".split()
+    assert list(call)[1:] == ["x", "u", "lengths", "state", "noise", "mask", "kl_weight"]
     layer_call = inspect.signature(vssn.VSSNLayer.forward).parameters
     assert list(layer_call)[1:4] == ["x", "state", "lengths"]
     assert vssn.LayerOutput._fields == ("output", "state", "kl")

@@ -60,11 +60,27 @@ def require_size(name: str, value: object, minimum: int) -> None:
         raise ValueError(f"{name} must be an int of at least {minimum}, got {value!r}")
 
 
+def require_number(name: str, value: object, minimum: float = -math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not (math.isfinite(value) and value >= minimum):
+        least = "" if minimum == -math.inf else f" of at least {minimum}"
+        raise ValueError(f"{name} must be a finite number{least}, got {value}")
+
+
 def require_shape(name: str, tensor: object, letters: str, expected: tuple[int, ...]) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     if tuple(tensor.shape) != expected:
         raise ValueError(f"{name} must have shape {letters} = {list(expected)}, got {list(tensor.shape)}")
+
+
+def require_control(control: object, control_size: object) -> None:
+    require_choice("control", control, CONTROLS)
+    external = control in ("external", "both")
+    require_size("control_size", control_size, 1 if external else 0)
+    if not external and control_size:
+        raise ValueError(f"control_size must be 0 with control={control!r}, got {control_size}")
 
 
 class VSSNLayer(nn.Module):
@@ -119,12 +135,9 @@ class VSSNLayer(nn.Module):
         require_size("input_size", input_size, 1)
         for name, size in (("hidden_size", hidden_size), ("latent_size", latent_size), ("noise_size", noise_size)):
             require_size(name, size, 0)
-        require_choice("control", control, CONTROLS)
         require_choice("activation", activation, ACTIVATIONS)
         require_choice("universal", universal, UNIVERSALS)
-        require_size("control_size", control_size, 1 if control in ("external", "both") else 0)
-        if control in ("previous", "none") and control_size:
-            raise ValueError(f"control_size must be 0 with control={control!r}, got {control_size}")
+        require_control(control, control_size)
         if hidden_size == 0 and latent_size == 0:
             raise ValueError("hidden_size and latent_size must not both be 0: the model would have no state")
         if hidden_size == 0 and noise_size > 0:
@@ -135,6 +148,7 @@ class VSSNLayer(nn.Module):
             )
         if hidden_size == 0 and universal == "gaussian":
             raise ValueError("universal must be 'point' with hidden_size=0: there is no duration GRU")
+        require_number("min_logvar", min_logvar)
         if not (isinstance(prior_std, int | float) and math.isfinite(prior_std) and prior_std > 0):
             raise ValueError(f"prior_std must be a finite number above 0, got {prior_std!r}")
         self.input_size, self.hidden_size, self.latent_size = input_size, hidden_size, latent_size
@@ -188,18 +202,24 @@ class VSSNLayer(nn.Module):
             return (d,)
         return controls if self.control in ("external", "both") else ()
 
-    def initial_state(self, batch: int, like: Tensor, frame_size: int | None = None) -> State:
-        """d_0, z_0 and a first frame of zeros, in the dtype and on the device of `like`."""
-        x_last = like.new_zeros(batch, self.input_size if frame_size is None else frame_size)
-        d_0, z_0 = (start.to(like.dtype).expand(batch, -1) for start in (self.d_0, self.z_0))
-        return State(d_0, z_0, x_last)
+    def start_state(self, state: object, batch: int | None, frame_size: int, like: Tensor) -> State:
+        """The state to start from: the given one, checked, or for None d_0, z_0 and a first frame of zeros.
 
-    def check_state(self, state: object, batch: int, frame_size: int) -> State:
-        """The state as a State. Raises TypeError or ValueError where it does not fit."""
+        Args:
+            batch: B; None: that of the given state.
+            frame_size: F.
+            like: gives the dtype and the device of a new state.
+        """
+        if state is None:
+            assert batch is not None
+            d_0, z_0 = (start.to(like.dtype).expand(batch, -1) for start in (self.d_0, self.z_0))
+            return State(d_0, z_0, like.new_zeros(batch, frame_size))
         if not isinstance(state, tuple) or len(state) != 3:
             raise TypeError(f"state must be a tuple (d, z, x_last) or None, got {type(state).__name__}")
         sizes = {"d": ("[B, D]", self.hidden_size), "z": ("[B, Z]", self.latent_size), "x_last": ("[B, F]", frame_size)}
         for (name, (letters, size)), part in zip(sizes.items(), state, strict=True):
+            if batch is None:
+                batch = part.shape[0] if isinstance(part, Tensor) and part.dim() else 0
             require_shape(f"state's {name}", part, letters, (batch, size))
         return State(*state)
 
@@ -254,7 +274,7 @@ class VSSNLayer(nn.Module):
             lengths: [B] int64 or None.
         """
         valid = valid_steps(lengths, x)
-        eps_w, eps_z = noise
+        eps_w, eps_z = zero_padding(noise[0], valid), noise[1]  # the op masks eps_z itself
         kl_w = kl_z = x.new_zeros(x.shape[:2])
         d, z, d_last, z_last = x.new_zeros(*x.shape[:2], 0), x.new_zeros(*x.shape[:2], 0), d0, z0
         if self.hidden_size:
@@ -348,9 +368,11 @@ class VSSNLayer(nn.Module):
             ValueError, TypeError: naming the argument, what was expected and what came.
         """
         x, u = check_sequences(x, u, self.input_size, self.control_size, self.batch_first)
-        x = zero_padding(x, valid_steps(lengths, x))
-        batch = x.shape[1]
-        start = self.initial_state(batch, x) if state is None else self.check_state(state, batch, self.input_size)
+        if lengths is not None:
+            require_shape("lengths", lengths, "[B]", (x.shape[1],))
+        valid = valid_steps(lengths, x)
+        x, u = zero_padding(x, valid), None if u is None else zero_padding(u, valid)
+        start = self.start_state(state, x.shape[1], self.input_size, x)
         noise = self.draw_noise(x) if noise is None else self.check_noise(noise, x)
         frames = with_first(start.x_last, x)
         controls = self.select_controls(frames[:-1], u)

@@ -11,7 +11,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vssn.layer import State, VSSNLayer, check_sequences, require_choice, require_shape, require_size
+from vssn.layer import (
+    State,
+    VSSNLayer,
+    check_sequences,
+    require_choice,
+    require_control,
+    require_number,
+    require_shape,
+    require_size,
+)
 from vssn.likelihoods import LIKELIHOODS, make_likelihood
 from vssn.networks import MLP, Embedding
 from vssn.sequences import last_valid, swap, valid_steps, with_first, zero_padding
@@ -110,8 +119,9 @@ class VSSN(nn.Module):
             raise ValueError("num_sequences must be given with universal='gaussian': the number of training sequences")
         if num_sequences is not None:
             require_size("num_sequences", num_sequences, 1)
-        if free_bits < 0:
-            raise ValueError(f"free_bits must be at least 0 nats, got {free_bits}")
+        require_number("free_bits", free_bits, 0.0)
+        require_number("min_logvar_x", min_logvar_x)
+        require_control(control, control_size)
         self.x_size, self.control_size, self.masked, self.batch_first = x_size, control_size, masked, batch_first
         self.objective, self.free_bits, self.num_sequences = objective, float(free_bits), num_sequences
         self.frame_size = 2 * x_size if masked else x_size  # F: what the networks see of a frame
@@ -173,12 +183,7 @@ class VSSN(nn.Module):
             ValueError, TypeError: naming the argument, what was expected and what came.
         """
         x, u, observed, valid = self._prepare(x, u, lengths, mask)
-        batch = x.shape[1]
-        start = (
-            self.layer.initial_state(batch, x, self.frame_size)
-            if state is None
-            else self.layer.check_state(state, batch, self.frame_size)
-        )
+        start = self.layer.start_state(state, x.shape[1], self.frame_size, x)
         noise = self.layer.draw_noise(x) if noise is None else self.layer.check_noise(noise, x)
         frames = with_first(start.x_last, self._frames(x, observed))  # [1+T, B, F]
         embedded = self._encode(frames)  # once: e_u(x_{t-1}) is e_x one step before
@@ -283,15 +288,11 @@ class VSSN(nn.Module):
             ValueError, TypeError: naming the argument, what was expected and what came.
         """
         require_size("steps", steps, 0)
-        like = self.layer.d_0 if state is None else state[0]
-        batch = batch_size if state is None else like.shape[0]
-        frame = like.new_zeros(steps, batch, self.x_size)
+        require_size("batch_size", batch_size, 0)
+        batch = batch_size if state is None else None
+        current = self.layer.start_state(state, batch, self.frame_size, self.layer.d_0)
+        frame = current.x_last.new_zeros(steps, len(current.x_last), self.x_size)
         _, u = check_sequences(swap(frame, self.batch_first), u, self.x_size, self.control_size, self.batch_first)
-        current = (
-            self.layer.initial_state(batch, frame, self.frame_size)
-            if state is None
-            else self.layer.check_state(state, batch, self.frame_size)
-        )
         xs, means = [], []
         for t in range(steps):
             here = None if u is None else u[t : t + 1]

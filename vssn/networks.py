@@ -38,8 +38,12 @@ class SplitLinear(nn.Module):
         for x, weight in zip(inputs, self.weight.split(self.in_sizes, 1), strict=True):
             if weight.shape[1]:
                 rows = x.reshape(-1, weight.shape[1])
-                # In place: the sum is this function's own, and no gradient needs what it was before.
-                result = torch.addmm(self.bias, rows, weight.T) if result is None else result.addmm_(rows, weight.T)
+                if result is None:
+                    result = torch.addmm(self.bias, rows, weight.T)
+                else:
+                    # In place: the sum is this function's own, and no gradient needs what it was before.
+                    # Autocast, which does not reach in-place products, has decided the dtype above.
+                    result.addmm_(rows.to(result.dtype), weight.T.to(result.dtype))
         if result is None:
             return self.bias.expand(*leading, -1)
         return result.view(*leading, result.shape[-1])
@@ -126,5 +130,9 @@ class LatentNetwork(nn.Module):
         rows = torch.addmm(
             contexts.reshape(-1, contexts.shape[-1]), z_previous.reshape(-1, z_previous.shape[-1]), self.weight_z.T
         )
-        mu, raw = self.out(activate(rows, self.activation, overwrite=True)).view(*z_previous.shape[:-1], -1).chunk(2, -1)
+        mu, raw = (
+            self.out(activate(rows, self.activation, overwrite=True))
+            .view(*z_previous.shape[:-1], self.out.out_features)
+            .chunk(2, -1)
+        )
         return mu, floor_logvar(raw, self.min_logvar)

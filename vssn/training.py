@@ -289,7 +289,9 @@ def fit(config: Config, resume: bool = False) -> FitResult:
         with _replacing(folder / "config.yaml") as part:
             part.write_text(config.to_yaml(), encoding="utf-8")
         trainer = _make_trainer(config.training, folder, device, done)
-        counts = ", ".join(f"{len(part)} {name}" for name, part in zip(("training", "validation", "test"), splits))
+        counts = ", ".join(
+            f"{len(part)} {name}" for name, part in zip(("training", "validation", "test"), splits, strict=True)
+        )
         parameters = sum(parameter.numel() for parameter in model.parameters())
         print(f"{config.data.set}: {counts} sequences; {parameters:,} parameters; on {device.type}", flush=True)
         _run(trainer, module, data, folder / "last.ckpt" if resume else None)

@@ -51,7 +51,7 @@ def require_activation(op: str, value: object) -> None:
 def require_finite(op: str, name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # torch.compile traces this with a symbolic value, math.isfinite it does not
         raise ValueError(f"{op}: {name} must be finite, got {value}")
 
 

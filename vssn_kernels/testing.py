@@ -54,7 +54,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
 }
 
 
-# ---- Where an op can run ----------------------------------------------------------------------------------------------
+# ---- Where an op can run -------------------------------------------------------------------------
 
 
 class Target(NamedTuple):
@@ -86,7 +86,7 @@ def _devices(backend: str) -> list[str]:
     return [device for device in takes if device == "cpu" or torch.cuda.is_available()]
 
 
-# ---- Samples ----------------------------------------------------------------------------------------------------------
+# ---- Samples -------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Sample:
 
     def forward_arguments(self, backend: str, need_backward: bool = False) -> tuple[Any, ...]:
         """The arguments of the registered op vssn::<op>, whose schema is flat."""
-        given = tuple(self.tensors.values())
+        given: tuple[Tensor, ...] = tuple(self.tensors.values())
         if self.op == "gru_sequence":
             return *given, self.options.get("lengths"), self.options.get("reverse", False), need_backward, backend
         if self.op == "posterior_sequence":
@@ -151,8 +151,8 @@ class Sample:
     def backward_arguments(self, backend: str, needs: Sequence[bool] | None = None) -> tuple[Any, ...]:
         """The arguments of the registered op vssn::<op>_backward, with random gradients of the outputs."""
         arguments = [arg.detach() if isinstance(arg, Tensor) else arg for arg in self.forward_arguments(backend, True)]
-        results = getattr(torch.ops.vssn, self.op)(*arguments)
-        results = (results,) if isinstance(results, Tensor) else results
+        produced: Any = getattr(torch.ops.vssn, self.op)(*arguments)
+        results: tuple[Tensor, ...] = (produced,) if isinstance(produced, Tensor) else produced
         outputs = self._named(results[: len(OUTPUTS[self.op])])
         grads = cotangents(outputs).values()
         count = {"gru_sequence": 4, "posterior_sequence": 10, "gaussian_rsample_kl": 5, "gaussian_kl": 4}[self.op]
@@ -305,7 +305,7 @@ def strided(tensor: Tensor, kind: str) -> Tensor:
     return view
 
 
-# ---- Values and gradients ---------------------------------------------------------------------------------------------
+# ---- Values and gradients ------------------------------------------------------------------------
 
 
 def cotangents(outputs: dict[str, Tensor], seed: int = 1) -> dict[str, Tensor]:
@@ -352,7 +352,7 @@ class RecordCalls(TorchDispatchMode):
         return results
 
 
-# ---- Comparison -------------------------------------------------------------------------------------------------------
+# ---- Comparison ----------------------------------------------------------------------------------
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -385,7 +385,7 @@ def assert_equal(name: str, actual: Tensor, expected: Tensor) -> None:
     assert same, f"{name}: not the same bits, relative error {relative_error(actual, expected):.3g}"
 
 
-# ---- Poisoned memory --------------------------------------------------------------------------------------------------
+# ---- Poisoned memory -----------------------------------------------------------------------------
 
 
 @contextmanager
@@ -402,7 +402,7 @@ def poisoned_empty() -> Iterator[None]:
 
         return poisoned
 
-    places = [(torch, name) for name in ("empty", "empty_like", "empty_strided")]
+    places: list[tuple[Any, str]] = [(torch, name) for name in ("empty", "empty_like", "empty_strided")]
     places += [(Tensor, name) for name in ("new_empty", "new_empty_strided")]
     before = [getattr(place, name) for place, name in places]
     for (place, name), function in zip(places, before, strict=True):

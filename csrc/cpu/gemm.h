@@ -107,16 +107,20 @@ VSSN_INLINE void multiply_rows(int rows, const T* a, int64_t a_stride, const T* 
     table[rows - 1](a, a_stride, panel, 0, K, out);
 }
 
-// Rows [0, n) of A times the panels of `blocks`; calls finish(block, first_row, rows, tile) for tiles that cover them.
-// A single row takes four panels at a time: one would wait for its few chains of additions.
-template <class T, int vectors, class Finish>
+constexpr auto nothing_to_expect = [](int64_t, int64_t, int) {};
+
+// Rows [0, n) of A times the panels of `blocks`, in tiles: calls expect(block, first_row, rows) before a tile, to
+// prefetch what finish(block, first_row, rows, tile) will read and write after it. A single row takes four panels at a
+// time: one would wait for its few chains of additions.
+template <class T, int vectors, class Expect, class Finish>
 VSSN_INLINE void multiply(const T* a, int64_t a_stride, int64_t n, const T* panels, Range blocks, int64_t K,
-                          const Finish& finish) {
+                          const Expect& expect, const Finish& finish) {
     constexpr int most = kTileRows<vectors>, together = 4;
     alignas(kAlign) Tile<T, vectors> tiles[together];
     const int64_t panel_stride = K * vectors * kLanes<T>;
     int64_t block = blocks.begin;
     for (; n == 1 && block + together <= blocks.end; block += together) {
+        for (int p = 0; p < together; ++p) expect(block + p, 0, 1);
         multiply_tile<T, vectors, 1, together>(a, a_stride, panels + block * panel_stride, panel_stride, K, tiles);
         for (int p = 0; p < together; ++p) finish(block + p, 0, 1, tiles[p]);
     }
@@ -125,6 +129,7 @@ VSSN_INLINE void multiply(const T* a, int64_t a_stride, int64_t n, const T* pane
         int64_t left = (n + most - 1) / most;
         for (int64_t i = 0; i < n; --left) {
             const int rows = static_cast<int>((n - i + left - 1) / left);
+            expect(block, i, rows);
             multiply_rows<T, vectors>(rows, a + i * a_stride, a_stride, panels + block * panel_stride, K, tiles,
                                       std::make_integer_sequence<int, most>{});
             finish(block, i, rows, tiles[0]);

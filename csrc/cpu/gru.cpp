@@ -69,6 +69,13 @@ void forward_step(const GruForward<T>& k, const ForwardBuffers<T>& w, const RowL
                   const T* state, T* next) {
     using Math = VectorMath<T>;
     constexpr int64_t L = kLanes<T>;
+    auto expect = [&](int64_t block, int64_t first, int rows) {
+        for (int i = 0; i < rows; ++i) {
+            const int64_t b = list.rows[first + i];
+            const T* x = k.gates_x.row(t, b) + block * L;
+            for (int gate = 0; gate < 3; ++gate) prefetch(x + gate * k.H);
+        }
+    };
     auto finish = [&](int64_t block, int64_t first, int rows, const Tile<T, 3>& product) {
         const int64_t unit = block * L, count = k.H - unit < L ? k.H - unit : L;
         const T* bias = w.bias + block * 3 * L;
@@ -90,7 +97,7 @@ void forward_step(const GruForward<T>& k, const ForwardBuffers<T>& w, const RowL
             }
         }
     };
-    multiply<T, 3>(state, w.stride, list.active, w.panels, blocks, k.H, finish);
+    multiply<T, 3>(state, w.stride, list.active, w.panels, blocks, k.H, expect, finish);
     const int64_t from = blocks.begin * L, end = blocks.end * L, to = end < k.H ? end : k.H;
     for (int64_t i = list.active; i < list.count; ++i) {
         const int64_t row = (t * k.B + list.rows[i]) * k.H;
@@ -232,7 +239,7 @@ void backward(const GruBackward<T>& k) {
                         store(sum, load(sum) + product[i][j]);
                     }
             };
-            multiply<T, 2>(grads, w.grad_stride, list.active, w.panels, blocks, 3 * w.padded, add);
+            multiply<T, 2>(grads, w.grad_stride, list.active, w.panels, blocks, 3 * w.padded, nothing_to_expect, add);
         }
         if (!k.grad_h0) return;
         for (int64_t i = 0; i < list.count; ++i)

@@ -145,6 +145,9 @@ void hidden_step(const PosteriorForward<T>& k, const ForwardBuffers<T>& w, const
                  const Steps<const T>& context, const T* weights, T* state, T* kept) {
     constexpr int64_t L = kLanes<T>;
     const bool keep_input = keeps_input(k.activation);
+    auto expect = [&](int64_t block, int64_t first, int rows) {
+        for (int i = 0; i < rows; ++i) prefetch(context.row(t, list.rows[first + i]) + block * kWide<T>, 2);
+    };
     auto finish = [&](int64_t block, int64_t first, int rows, const Tile<T, 2>& product) {
         for (int i = 0; i < rows; ++i)
             for (int j = 0; j < 2; ++j) {
@@ -156,7 +159,8 @@ void hidden_step(const PosteriorForward<T>& k, const ForwardBuffers<T>& w, const
                 if (kept) store(kept + (t * k.B + b) * k.M + unit, keep_input ? input : active, count);
             }
     };
-    multiply<T, 2>(w.latent + list.first * w.latent_stride, w.latent_stride, list.active, weights, blocks, k.Z, finish);
+    multiply<T, 2>(w.latent + list.first * w.latent_stride, w.latent_stride, list.active, weights, blocks, k.Z, expect,
+                   finish);
     if (kept) zero_padding(kept, t, k.B, k.M, list, blocks.begin * kWide<T>, blocks.end * kWide<T>);
 }
 
@@ -172,6 +176,9 @@ void latent_step(const PosteriorForward<T>& k, const ForwardBuffers<T>& w, const
     auto finish_prior = [&](int64_t block, int64_t first, int rows, const Tile<T, 1>& product) {
         for (int i = 0; i < rows; ++i)
             store(w.prior_mu + latent_row + (first + i) * w.latent_stride + block * L, product[i][0]);
+    };
+    auto expect = [&](int64_t block, int64_t first, int rows) {
+        for (int i = 0; i < rows; ++i) prefetch(k.eps.row(t, list.rows[first + i]) + block * L);
     };
     auto finish = [&](int64_t block, int64_t first, int rows, const Tile<T, 2>& product) {
         const int64_t unit = block * L, count = k.Z - unit;
@@ -191,8 +198,8 @@ void latent_step(const PosteriorForward<T>& k, const ForwardBuffers<T>& w, const
     };
     if (prior)
         multiply<T, 1>(w.prior_hidden + hidden_row, w.hidden_stride, list.active, w.prior_out, blocks, k.M,
-                       finish_prior);
-    multiply<T, 2>(w.hidden + hidden_row, w.hidden_stride, list.active, w.out, blocks, k.M, finish);
+                       nothing_to_expect, finish_prior);
+    multiply<T, 2>(w.hidden + hidden_row, w.hidden_stride, list.active, w.out, blocks, k.M, expect, finish);
     for (T* sequence : {k.z, k.mu, k.logvar})
         zero_padding(sequence, t, k.B, k.Z, list, blocks.begin * L, blocks.end * L);
 }
@@ -319,6 +326,9 @@ template <class T>
 void hidden_grad_step(const PosteriorBackward<T>& k, const BackwardBuffers<T>& w, const RowList& list, Range blocks,
                       int64_t t, const T* weights, int64_t K, const T* kept, T* grad_context, int64_t column) {
     constexpr int64_t L = kLanes<T>;
+    auto expect = [&](int64_t block, int64_t first, int rows) {
+        for (int i = 0; i < rows; ++i) prefetch(kept + (t * k.B + list.rows[first + i]) * k.M + block * kWide<T>, 2);
+    };
     auto finish = [&](int64_t block, int64_t first, int rows, const Tile<T, 2>& product) {
         for (int i = 0; i < rows; ++i)
             for (int j = 0; j < 2; ++j) {
@@ -330,7 +340,8 @@ void hidden_grad_step(const PosteriorBackward<T>& k, const BackwardBuffers<T>& w
                 store(w.grad_hidden + (list.first + first + i) * w.hidden_stride + column + unit, keep<T>(grad, count));
             }
     };
-    multiply<T, 2>(w.grad_out + list.first * w.out_stride, w.out_stride, list.active, weights, blocks, K, finish);
+    multiply<T, 2>(w.grad_out + list.first * w.out_stride, w.out_stride, list.active, weights, blocks, K, expect,
+                   finish);
     zero_padding(grad_context, t, k.B, k.M, list, blocks.begin * kWide<T>, blocks.end * kWide<T>);
 }
 
@@ -345,7 +356,7 @@ void carry_step(const BackwardBuffers<T>& w, const RowList& list, Range blocks, 
                 store(carry + (first + i) * w.latent_stride + block * kWide<T> + j * L, product[i][j]);
     };
     multiply<T, 2>(w.grad_hidden + list.first * w.hidden_stride, w.hidden_stride, list.active, w.into, blocks, K,
-                   finish);
+                   nothing_to_expect, finish);
 }
 
 template <class T>

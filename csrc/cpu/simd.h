@@ -101,11 +101,19 @@ VSSN_INLINE T sum_lanes(Vec<T> v) {
     return lanes[0];
 }
 
+// Starts to bring `count` vectors at p into the first-level cache. The processor's own prefetcher does not follow the
+// short pieces of rows that one panel touches.
+template <class T>
+VSSN_INLINE void prefetch(const T* p, int count = 1) {
+#pragma GCC unroll 16
+    for (int i = 0; i < count; ++i) __builtin_prefetch(p + i * kLanes<T>);
+}
+
 // Swaps the off-diagonal quarters of every square of 2 `half` rows and lanes.
 template <class T, int half>
 VSSN_INLINE void swap_quarters(Vec<T> (&rows)[kLanes<T>]) {
     constexpr int L = kLanes<T>;
-    typename VectorOf<T>::Bits upper, lower;  // lane of (a, b) that each lane of the two results takes
+    typename VectorOf<T>::Bits upper{}, lower{};  // lane of (a, b) that each lane of the two results takes
 #pragma GCC unroll 16
     for (int lane = 0; lane < L; ++lane) {
         upper[lane] = lane & half ? L + lane - half : lane;

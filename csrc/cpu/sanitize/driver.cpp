@@ -75,7 +75,7 @@ struct Sequence {
     std::vector<T> data;
     int64_t B, stride;
     Sequence(const Array& values, int64_t steps, int64_t batch, int64_t width, const int64_t* lengths, int64_t gap)
-        : data(steps * batch ? steps * batch * (width + gap) - gap : 0, T(NAN)), B(batch), stride(width + gap) {
+        : data(steps * batch > 0 ? steps * batch * (width + gap) - gap : 0, T(NAN)), B(batch), stride(width + gap) {
         for (int64_t row = 0; row < steps * batch; ++row)
             for (int64_t i = 0; i < width && !(lengths && row / batch >= lengths[row % batch]); ++i)
                 data[row * stride + i] = T(values[row * width + i]);
@@ -93,7 +93,8 @@ const Kernels<T>& entries() {
 
 double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 
-// ---- GRU --------------------------------------------------------------------------------------------------------------
+// ---- GRU
+// --------------------------------------------------------------------------------------------------------------
 
 struct Gru {
     int64_t steps, B, H;
@@ -135,8 +136,19 @@ Array run(const Gru& p, int threads, const Array& cotangent, const std::string& 
     const std::vector<T> h0 = cast<T>(p.h0), weight = cast<T>(p.weight), bias = cast<T>(p.bias);
     std::vector<T> output = fresh<T>(rows * p.H), h_n = fresh<T>(p.B * p.H), gates = fresh<T>(rows * 4 * p.H);
     std::vector<char> workspace(entries<T>().gru_workspace(p.B, p.H, false), char(-1));
-    entries<T>().gru_forward({threads, p.steps, p.B, p.H, p.reverse, p.lengths_pointer(), x.view(), {h0.data(), p.H},
-                              {weight.data(), p.H}, bias.data(), output.data(), h_n.data(), gates.data(),
+    entries<T>().gru_forward({threads,
+                              p.steps,
+                              p.B,
+                              p.H,
+                              p.reverse,
+                              p.lengths_pointer(),
+                              x.view(),
+                              {h0.data(), p.H},
+                              {weight.data(), p.H},
+                              bias.data(),
+                              output.data(),
+                              h_n.data(),
+                              gates.data(),
                               workspace.data()});
     std::vector<T> outputs(output);
     outputs.insert(outputs.end(), h_n.begin(), h_n.end());
@@ -146,9 +158,22 @@ Array run(const Gru& p, int threads, const Array& cotangent, const std::string& 
     const std::vector<T> grad_h_n(cotangent.begin() + rows * p.H, cotangent.end());
     std::vector<T> grad_x = fresh<T>(rows * 3 * p.H), grad_a = fresh<T>(rows * p.H), grad_h0 = fresh<T>(p.B * p.H);
     std::vector<char> more(entries<T>().gru_workspace(p.B, p.H, true), char(-1));
-    entries<T>().gru_backward({threads, p.steps, p.B, p.H, p.reverse, p.lengths_pointer(), grad_output.view(),
-                               {grad_h_n.data(), p.H}, output.data(), gates.data(), {h0.data(), p.H},
-                               {weight.data(), p.H}, grad_x.data(), grad_a.data(), grad_h0.data(), more.data()});
+    entries<T>().gru_backward({threads,
+                               p.steps,
+                               p.B,
+                               p.H,
+                               p.reverse,
+                               p.lengths_pointer(),
+                               grad_output.view(),
+                               {grad_h_n.data(), p.H},
+                               output.data(),
+                               gates.data(),
+                               {h0.data(), p.H},
+                               {weight.data(), p.H},
+                               grad_x.data(),
+                               grad_a.data(),
+                               grad_h0.data(),
+                               more.data()});
     Array grads(grad_x.begin(), grad_x.end());
     grads.insert(grads.end(), grad_h0.begin(), grad_h0.end());
     return grads;
@@ -161,8 +186,15 @@ void test_gru(int64_t steps, int64_t B, int64_t H, bool reverse, std::vector<int
     const std::string name = "gru " + std::to_string(steps) + "x" + std::to_string(B) + "x" + std::to_string(H) +
                              (reverse ? " reverse" : "") + (lengths.empty() ? "" : " lengths") + " on " +
                              std::to_string(threads);
-    const Gru p{steps, B, H, reverse, lengths, normal(steps * B * 3 * H), normal(B * H),
-                normal(3 * H * H, 1 / sqrt(double(H))), normal(3 * H)};
+    const Gru p{steps,
+                B,
+                H,
+                reverse,
+                lengths,
+                normal(steps * B * 3 * H),
+                normal(B * H),
+                normal(3 * H * H, 1 / sqrt(double(H))),
+                normal(3 * H)};
     const Array cotangent = normal((steps * B + B) * H);
     const Array grads = run<double>(p, threads, cotangent, name, 1e-12);
     check_close(name + " float backward", run<float>(p, threads, cotangent, name, 1e-5), grads, 1e-4);
@@ -195,10 +227,14 @@ constexpr double kMinLogvar = -3;
 
 double act(Activation activation, double x) {
     switch (activation) {
-        case Activation::tanh: return tanh(x);
-        case Activation::relu: return x > 0 ? x : 0;
-        case Activation::leaky_relu: return x > 0 ? x : kLeakySlope * x;
-        default: return x * sigmoid(x);
+        case Activation::tanh:
+            return tanh(x);
+        case Activation::relu:
+            return x > 0 ? x : 0;
+        case Activation::leaky_relu:
+            return x > 0 ? x : kLeakySlope * x;
+        default:
+            return x * sigmoid(x);
     }
 }
 
@@ -244,7 +280,8 @@ Array plain(const Posterior& p) {
 // Returns the gradients of context, prior_context (with a prior), eps and z0.
 template <class T>
 Array run(const Posterior& p, int threads, const Array& cotangent, const std::string& name, double tolerance) {
-    const int64_t rows = p.steps * p.B, size = rows * p.Z, hidden_size = rows * p.M, prior_size = p.prior ? hidden_size : 0;
+    const int64_t rows = p.steps * p.B, size = rows * p.Z, hidden_size = rows * p.M,
+                  prior_size = p.prior ? hidden_size : 0;
     const int64_t* lengths = p.lengths_pointer();
     const Sequence<T> context(p.context, p.steps, p.B, p.M, lengths, 1), eps(p.eps, p.steps, p.B, p.Z, lengths, 2);
     const Sequence<T> prior_context(p.prior_context, p.prior ? p.steps : 0, p.B, p.M, lengths, 3);
@@ -255,11 +292,30 @@ Array run(const Posterior& p, int threads, const Array& cotangent, const std::st
     std::vector<T> hidden = fresh<T>(hidden_size), prior_hidden = fresh<T>(prior_size);
     std::vector<char> workspace(entries<T>().posterior_workspace(p.B, p.M, p.Z, p.prior, false), char(-1));
     PosteriorForward<T> forward{};
-    forward = {threads, p.steps, p.B, p.M, p.Z, p.activation, T(kMinLogvar), lengths, context.view(), eps.view(),
-               {z0.data(), p.Z}, {weight_z.data(), p.Z}, {weight_out.data(), p.M}, bias_out.data(),
-               p.prior ? prior_context.view() : Steps<const T>{}, {prior_weight_z.data(), p.Z},
-               {prior_weight_mu.data(), p.M}, prior_bias_mu.data(), z.data(), mu.data(), logvar.data(), hidden.data(),
-               p.prior ? prior_hidden.data() : nullptr, workspace.data()};
+    forward = {threads,
+               p.steps,
+               p.B,
+               p.M,
+               p.Z,
+               p.activation,
+               T(kMinLogvar),
+               lengths,
+               context.view(),
+               eps.view(),
+               {z0.data(), p.Z},
+               {weight_z.data(), p.Z},
+               {weight_out.data(), p.M},
+               bias_out.data(),
+               p.prior ? prior_context.view() : Steps<const T>{},
+               {prior_weight_z.data(), p.Z},
+               {prior_weight_mu.data(), p.M},
+               prior_bias_mu.data(),
+               z.data(),
+               mu.data(),
+               logvar.data(),
+               hidden.data(),
+               p.prior ? prior_hidden.data() : nullptr,
+               workspace.data()};
     entries<T>().posterior_forward(forward);
     std::vector<T> outputs(z);
     outputs.insert(outputs.end(), mu.begin(), mu.end());
@@ -274,13 +330,31 @@ Array run(const Posterior& p, int threads, const Array& cotangent, const std::st
     std::vector<T> grad_context = fresh<T>(hidden_size), grad_prior_context = fresh<T>(prior_size);
     std::vector<T> grad_out = fresh<T>(2 * size), grad_eps = fresh<T>(size), grad_z0 = fresh<T>(p.B * p.Z);
     std::vector<char> more(entries<T>().posterior_workspace(p.B, p.M, p.Z, p.prior, true), char(-1));
-    entries<T>().posterior_backward(
-        {threads, p.steps, p.B, p.M, p.Z, p.activation, T(kMinLogvar), lengths, grad_outputs[0].view(),
-         grad_outputs[1].view(), grad_outputs[2].view(), logvar.data(), hidden.data(),
-         p.prior ? prior_hidden.data() : nullptr, eps.view(), {weight_z.data(), p.Z}, {weight_out.data(), p.M},
-         {p.prior ? prior_weight_z.data() : nullptr, p.Z}, {p.prior ? prior_weight_mu.data() : nullptr, p.M},
-         grad_context.data(), p.prior ? grad_prior_context.data() : nullptr, grad_out.data(), grad_eps.data(),
-         grad_z0.data(), more.data()});
+    entries<T>().posterior_backward({threads,
+                                     p.steps,
+                                     p.B,
+                                     p.M,
+                                     p.Z,
+                                     p.activation,
+                                     T(kMinLogvar),
+                                     lengths,
+                                     grad_outputs[0].view(),
+                                     grad_outputs[1].view(),
+                                     grad_outputs[2].view(),
+                                     logvar.data(),
+                                     hidden.data(),
+                                     p.prior ? prior_hidden.data() : nullptr,
+                                     eps.view(),
+                                     {weight_z.data(), p.Z},
+                                     {weight_out.data(), p.M},
+                                     {p.prior ? prior_weight_z.data() : nullptr, p.Z},
+                                     {p.prior ? prior_weight_mu.data() : nullptr, p.M},
+                                     grad_context.data(),
+                                     p.prior ? grad_prior_context.data() : nullptr,
+                                     grad_out.data(),
+                                     grad_eps.data(),
+                                     grad_z0.data(),
+                                     more.data()});
     Array grads;
     for (const auto* part : {&grad_context, &grad_prior_context, &grad_eps, &grad_z0})
         grads.insert(grads.end(), part->begin(), part->end());
@@ -294,9 +368,23 @@ void test_posterior(int64_t steps, int64_t B, int64_t M, int64_t Z, Activation a
                              (prior ? " prior" : "") + (lengths.empty() ? "" : " lengths") + " on " +
                              std::to_string(threads);
     const double small = 0.2;
-    Posterior p{steps, B, M, Z, activation, prior, lengths, normal(steps * B * M), normal(steps * B * Z),
-                normal(B * Z), normal(M * Z, small / sqrt(double(Z))), normal(2 * Z * M, small / sqrt(double(M))),
-                normal(2 * Z), {}, {}, {}, {}};
+    Posterior p{steps,
+                B,
+                M,
+                Z,
+                activation,
+                prior,
+                lengths,
+                normal(steps * B * M),
+                normal(steps * B * Z),
+                normal(B * Z),
+                normal(M * Z, small / sqrt(double(Z))),
+                normal(2 * Z * M, small / sqrt(double(M))),
+                normal(2 * Z),
+                {},
+                {},
+                {},
+                {}};
     if (prior) {
         p.prior_context = normal(steps * B * M);
         p.prior_weight_z = normal(M * Z, small / sqrt(double(Z)));
@@ -349,23 +437,37 @@ Array run(const Gaussian& p, int threads, const Array& cotangent, const std::str
     for (const Array& values : p.values) in.emplace_back(values, p.N, 1, p.Z, nullptr, int64_t(in.size()));
     auto rows = [&](size_t i) { return Rows<const T>{in[i].data.data(), in[i].stride}; };
     std::vector<T> z = fresh<T>(p.N * p.Z), kl = fresh<T>(p.N);
-    entries<T>().gaussian_forward({threads, p.N, p.Z, rows(0), rows(1), rows(2), rows(3), rows(4), z.data(), kl.data()});
+    entries<T>().gaussian_forward(
+        {threads, p.N, p.Z, rows(0), rows(1), rows(2), rows(3), rows(4), z.data(), kl.data()});
     std::vector<T> outputs(z);
     outputs.insert(outputs.end(), kl.begin(), kl.end());
     check_close(name + " forward", outputs, plain(p), tolerance);
     const std::vector<T> grad = cast<T>(cotangent);
     std::vector<T> grads[5];
     for (std::vector<T>& part : grads) part = fresh<T>(p.N * p.Z);
-    entries<T>().gaussian_backward({threads, p.N, p.Z, rows(0), rows(1), rows(2), rows(3), rows(4), {grad.data(), p.Z},
-                                    {grad.data() + p.N * p.Z, 1}, grads[0].data(), grads[1].data(), grads[2].data(),
-                                    grads[3].data(), grads[4].data()});
+    entries<T>().gaussian_backward({threads,
+                                    p.N,
+                                    p.Z,
+                                    rows(0),
+                                    rows(1),
+                                    rows(2),
+                                    rows(3),
+                                    rows(4),
+                                    {grad.data(), p.Z},
+                                    {grad.data() + p.N * p.Z, 1},
+                                    grads[0].data(),
+                                    grads[1].data(),
+                                    grads[2].data(),
+                                    grads[3].data(),
+                                    grads[4].data()});
     Array all;
     for (const std::vector<T>& part : grads) all.insert(all.end(), part.begin(), part.end());
     return all;
 }
 
 void test_gaussian(int64_t N, int64_t Z, int threads) {
-    const std::string name = "gaussian " + std::to_string(N) + "x" + std::to_string(Z) + " on " + std::to_string(threads);
+    const std::string name =
+        "gaussian " + std::to_string(N) + "x" + std::to_string(Z) + " on " + std::to_string(threads);
     Gaussian p{N, Z, {}};
     Array way;
     Array ways[5];
@@ -386,10 +488,10 @@ void test_gaussian(int64_t N, int64_t Z, int threads) {
 }
 
 void test_all() {
-    const int64_t gru_sizes[][3] = {{3, 1, 1}, {4, 2, 7}, {3, 5, 17}, {2, 13, 33}, {2, 29, 16}, {3, 3, 97}, {0, 2, 3},
-                                    {2, 0, 3}, {3, 2, 150}};
-    const int64_t posterior_sizes[][4] = {{3, 1, 1, 1}, {3, 5, 17, 9}, {2, 13, 33, 16}, {2, 27, 10, 35}, {0, 2, 3, 2},
-                                          {2, 0, 3, 2}, {2, 2, 210, 50}};
+    const int64_t gru_sizes[][3] = {{3, 1, 1},  {4, 2, 7}, {3, 5, 17}, {2, 13, 33}, {2, 29, 16},
+                                    {3, 3, 97}, {0, 2, 3}, {2, 0, 3},  {3, 2, 150}};
+    const int64_t posterior_sizes[][4] = {{3, 1, 1, 1}, {3, 5, 17, 9}, {2, 13, 33, 16}, {2, 27, 10, 35},
+                                          {0, 2, 3, 2}, {2, 0, 3, 2},  {2, 2, 210, 50}};
     for (int threads : {1, 3}) {
         for (const auto& [steps, B, H] : gru_sizes)
             for (bool reverse : {false, true}) {
