@@ -225,8 +225,10 @@ class RunFolder(Checkpoint):
             self.best = read_checkpoint(folder / "best.ckpt")["vssn"]["valid_elbo_per_frame"]
             with contextlib.suppress(FileNotFoundError), open(folder / "metrics.csv", newline="") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= resumed_epoch]
-        before = float(self.rows[-1]["seconds"]) if self.rows else 0.0
-        self.started = time.monotonic() - before
+        self.seconds_before = float(self.rows[-1]["seconds"]) if self.rows else 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = time.monotonic() - self.seconds_before
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
@@ -285,10 +287,11 @@ def fit(config: Config, resume: bool = False) -> FitResult:
     splits = config.load_data()
     model = config.build_model(_count_chunks(splits, config.training.chunk_length))
     data, module = SequenceData(splits, config), TrainingModule(model, config)
+    run = RunFolder(folder, done)
     with _creating(folder), _quiet():
         with _replacing(folder / "config.yaml") as part:
             part.write_text(config.to_yaml(), encoding="utf-8")
-        trainer = _make_trainer(config.training, folder, device, done)
+        trainer = _make_trainer(config.training, run, device)
         counts = ", ".join(
             f"{len(part)} {name}" for name, part in zip(("training", "validation", "test"), splits, strict=True)
         )
@@ -347,9 +350,9 @@ def _count_chunks(splits: Splits, chunk_length: int | None) -> int:
     return sum(max(1, -(-length // chunk_length)) for length in splits.train.lengths)
 
 
-def _make_trainer(training: TrainingSection, folder: Path, device: torch.device, done: int) -> pl.Trainer:
+def _make_trainer(training: TrainingSection, run: RunFolder, device: torch.device) -> pl.Trainer:
     show_bar = sys.stdout.isatty()
-    callbacks: list[pl.Callback] = [RunFolder(folder, done)]
+    callbacks: list[pl.Callback] = [run]
     if show_bar:
         callbacks.append(ProgressBar(refresh_rate=5, leave=False))
     if training.early_stopping_patience is not None:
@@ -361,9 +364,9 @@ def _make_trainer(training: TrainingSection, folder: Path, device: torch.device,
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
         precision=training.precision,
-        logger=TensorBoardLogger(folder, name="tensorboard", version=""),
+        logger=TensorBoardLogger(run.folder, name="tensorboard", version=""),
         callbacks=callbacks,
-        default_root_dir=folder,
+        default_root_dir=run.folder,
         enable_checkpointing=True,
         enable_progress_bar=show_bar,
         enable_model_summary=False,

@@ -69,7 +69,7 @@ void forward_step(const GruForward<T>& k, const ForwardBuffers<T>& w, const RowL
                   const T* state, T* next) {
     using Math = VectorMath<T>;
     constexpr int64_t L = kLanes<T>;
-    auto expect = [&](int64_t block, int64_t first, int rows) {
+    auto expect = [&](int64_t block, int64_t first, int rows) VSSN_INLINED {
         for (int i = 0; i < rows; ++i) {
             const int64_t b = list.rows[first + i];
             const T* x = k.gates_x.row(t, b) + block * L;

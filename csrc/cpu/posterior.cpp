@@ -145,7 +145,7 @@ void hidden_step(const PosteriorForward<T>& k, const ForwardBuffers<T>& w, const
                  const Steps<const T>& context, const T* weights, T* state, T* kept) {
     constexpr int64_t L = kLanes<T>;
     const bool keep_input = keeps_input(k.activation);
-    auto expect = [&](int64_t block, int64_t first, int rows) {
+    auto expect = [&](int64_t block, int64_t first, int rows) VSSN_INLINED {
         for (int i = 0; i < rows; ++i) prefetch(context.row(t, list.rows[first + i]) + block * kWide<T>, 2);
     };
     auto finish = [&](int64_t block, int64_t first, int rows, const Tile<T, 2>& product) {
@@ -177,7 +177,7 @@ void latent_step(const PosteriorForward<T>& k, const ForwardBuffers<T>& w, const
         for (int i = 0; i < rows; ++i)
             store(w.prior_mu + latent_row + (first + i) * w.latent_stride + block * L, product[i][0]);
     };
-    auto expect = [&](int64_t block, int64_t first, int rows) {
+    auto expect = [&](int64_t block, int64_t first, int rows) VSSN_INLINED {
         for (int i = 0; i < rows; ++i) prefetch(k.eps.row(t, list.rows[first + i]) + block * L);
     };
     auto finish = [&](int64_t block, int64_t first, int rows, const Tile<T, 2>& product) {
@@ -326,7 +326,7 @@ template <class T>
 void hidden_grad_step(const PosteriorBackward<T>& k, const BackwardBuffers<T>& w, const RowList& list, Range blocks,
                       int64_t t, const T* weights, int64_t K, const T* kept, T* grad_context, int64_t column) {
     constexpr int64_t L = kLanes<T>;
-    auto expect = [&](int64_t block, int64_t first, int rows) {
+    auto expect = [&](int64_t block, int64_t first, int rows) VSSN_INLINED {
         for (int i = 0; i < rows; ++i) prefetch(kept + (t * k.B + list.rows[first + i]) * k.M + block * kWide<T>, 2);
     };
     auto finish = [&](int64_t block, int64_t first, int rows, const Tile<T, 2>& product) {

@@ -12,6 +12,8 @@
 #include <utility>
 
 #define VSSN_INLINE inline __attribute__((always_inline))
+// For lambdas. GCC takes one that only prefetches for a function without effect and drops its calls.
+#define VSSN_INLINED __attribute__((always_inline))
 
 namespace vssn::VSSN_ISA {
 
