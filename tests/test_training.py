@@ -20,7 +20,8 @@ from vssn.data.batching import SequenceBatch
 from vssn.data.errors import DataError
 from vssn.evaluation import evaluate, load_model, read_checkpoint
 from vssn.model import VSSN
-from vssn.training import SequenceData, TrainingError, TrainingModule, cut, fit, kl_weight, learning_rate
+from vssn.run_folder import TrainingError
+from vssn.training import SequenceData, TrainingModule, cut, fit, kl_weight, learning_rate
 
 FILES = {"best.ckpt", "config.yaml", "last.ckpt", "metrics.csv", "tensorboard"}
 

@@ -9,12 +9,7 @@ follow from its number and the seeds, the noise and the KL weight of an update l
 from __future__ import annotations
 
 import contextlib
-import csv
-import errno
 import logging
-import math
-import os
-import shutil
 import signal
 import sys
 import time
@@ -27,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, Timer, TQDMProgressBar
+from pytorch_lightning.callbacks import EarlyStopping, Timer, TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -37,15 +32,9 @@ from vssn.data.batching import LengthBucketSampler, SequenceBatch, sequence_load
 from vssn.evaluation import FORMAT, Scores, draw_noise, evaluate, load_model, read_checkpoint, sequence_sums, summarize
 from vssn.layer import State
 from vssn.model import VSSN
+from vssn.run_folder import MONITOR, SCORES, RunFolder, check_folder, creating, replacing
 
-SCORES = ("loss", "elbo_per_frame", "kl_z_per_frame", "kl_w_per_frame")  # logged as train/... and valid/...
-MONITOR = "valid/elbo_per_frame"
-_CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENOTDIR)
 VALIDATION_SEED = 0  # every epoch is validated with the same noise, that of `evaluate`
-
-
-class TrainingError(ValueError):
-    """A run that cannot go on. The message is one line."""
 
 
 class FitResult(NamedTuple):
@@ -209,59 +198,6 @@ class TrainingModule(pl.LightningModule):
         }
 
 
-class RunFolder(Checkpoint):
-    """Writes best.ckpt, last.ckpt and metrics.csv at the end of every epoch, each at once or not at all."""
-
-    COLUMNS = (
-        *("epoch", "updates", "seconds", "learning_rate", "kl_weight"),
-        *(f"{split}/{name}" for split in ("train", "valid") for name in SCORES),
-    )
-
-    def __init__(self, folder: Path, resumed_epoch: int) -> None:
-        self.folder = folder
-        self.best = -math.inf
-        self.rows: list[dict[str, Any]] = []
-        if resumed_epoch:
-            self.best = read_checkpoint(folder / "best.ckpt")["vssn"]["valid_elbo_per_frame"]
-            with contextlib.suppress(FileNotFoundError), open(folder / "metrics.csv", newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= resumed_epoch]
-        self.seconds_before = float(self.rows[-1]["seconds"]) if self.rows else 0.0
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.started = time.monotonic() - self.seconds_before
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        values = pl_module.metrics
-        seconds = time.monotonic() - self.started
-        if not math.isfinite(values[MONITOR]):
-            raise TrainingError(
-                f"training diverged in epoch {trainer.current_epoch + 1}: the validation ELBO is {values[MONITOR]}; "
-                "lower training.learning_rate or training.gradient_clip_norm"
-            )
-        counts = {"epoch": trainer.current_epoch + 1, "updates": trainer.global_step, "seconds": round(seconds, 1)}
-        self.rows.append({name: (counts | values)[name] for name in self.COLUMNS})
-        improved = values[MONITOR] > self.best
-        if improved:
-            self.best = values[MONITOR]
-            self._save(trainer, "best.ckpt")
-        if trainer.is_last_batch:  # an epoch that max_minutes cut short is done again when the run is resumed
-            self._save(trainer, "last.ckpt")
-        with _replacing(self.folder / "metrics.csv") as part, open(part, "w", newline="") as file:
-            writer = csv.DictWriter(file, self.COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        line = (
-            f"epoch {counts['epoch']:>3}  train {values['train/elbo_per_frame']:9.4f}  valid {values[MONITOR]:9.4f}  "
-            f"kl_z {values['valid/kl_z_per_frame']:.3f}  kl_w {values['valid/kl_w_per_frame']:.3f}  {seconds:6.0f} s"
-        )
-        _say(trainer, line + ("  best" if improved else ""))
-
-    def _save(self, trainer: pl.Trainer, name: str) -> None:
-        with _replacing(self.folder / name) as part:
-            trainer.save_checkpoint(part)
-
-
 class ProgressBar(TQDMProgressBar):
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
         items = super().get_metrics(trainer, pl_module)
@@ -281,15 +217,15 @@ def fit(config: Config, resume: bool = False) -> FitResult:
     """
     started = time.monotonic()
     folder = Path(config.training.output)
-    done = _check_folder(folder, config, resume)
+    done = check_folder(folder, config, resume)
     device = _device(config.training)
     pl.seed_everything(config.training.seed, workers=True, verbose=False)
     splits = config.load_data()
     model = config.build_model(_count_chunks(splits, config.training.chunk_length))
     data, module = SequenceData(splits, config), TrainingModule(model, config)
     run = RunFolder(folder, done)
-    with _creating(folder), _quiet():
-        with _replacing(folder / "config.yaml") as part:
+    with creating(folder), _quiet():
+        with replacing(folder / "config.yaml") as part:
             part.write_text(config.to_yaml(), encoding="utf-8")
         trainer = _make_trainer(config.training, run, device)
         counts = ", ".join(
@@ -304,36 +240,6 @@ def fit(config: Config, resume: bool = False) -> FitResult:
     model.to(device)
     valid, test = (evaluate(model, loader) for loader in (data.valid, data.test))
     return FitResult(epoch, best, valid, test, time.monotonic() - started)
-
-
-def _check_folder(folder: Path, config: Config, resume: bool) -> int:
-    """Epochs that are done, 0 for a new run."""
-    name = "training.output"
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{name}: expected a folder, but {folder} is a file; name another folder")
-    if not resume:
-        if any((folder / kept).exists() for kept in ("best.ckpt", "last.ckpt")):
-            raise ConfigError(f"{name}: {folder} holds a run already; continue it with --resume or name another folder")
-        return 0
-    if not (folder / "last.ckpt").is_file():
-        raise ConfigError(
-            f"{name}: {folder} holds no last.ckpt to resume; start without --resume or name another folder"
-        )
-    own = read_checkpoint(folder / "last.ckpt")["vssn"]
-    for section, free in (("data", {"folder", "workers"}), ("model", set())):
-        now, before = config.model_dump(mode="json")[section], own["config"][section]
-        for key in sorted((now.keys() | before.keys()) - free):
-            if now.get(key) != before.get(key):
-                raise ConfigError(
-                    f"{section}.{key}: {now.get(key)!r}, but the run in {folder} has {before.get(key)!r}; "
-                    "resume with the same data and model or name another folder"
-                )
-    if own["epoch"] >= config.training.max_epochs:
-        raise ConfigError(
-            f"training.max_epochs: the run in {folder} has done {own['epoch']} epochs of {config.training.max_epochs}; "
-            "raise it to continue"
-        )
-    return int(own["epoch"])
 
 
 def _device(training: TrainingSection) -> torch.device:
@@ -388,40 +294,6 @@ def _run(trainer: pl.Trainer, module: TrainingModule, data: SequenceData, checkp
 
 
 @contextlib.contextmanager
-def _creating(folder: Path) -> Iterator[None]:
-    """Makes the folder; where the block fails before a checkpoint is there, what it made is removed."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    before = set() if made else set(folder.iterdir())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        inside = error.filename is not None and os.path.abspath(error.filename).startswith(os.path.abspath(folder))
-        if not inside and error.errno not in _CANNOT_WRITE:
-            raise
-        where = error.filename or folder
-        raise ConfigError(f"training.output: cannot write {where} ({error.strerror}); name another folder") from None
-    finally:
-        if folder.is_dir() and not any((folder / kept).exists() for kept in ("best.ckpt", "last.ckpt")):
-            for entry in set(folder.iterdir()) - before:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        with contextlib.suppress(OSError):  # not empty, as it has a checkpoint, or never made
-            for path in made:
-                path.rmdir()
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A path to write to; it takes the place of `path` when all is written."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps Lightning's hints and advertisements off the terminal; its errors pass."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
@@ -435,11 +307,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _say(trainer: pl.Trainer, line: str) -> None:
-    bar = trainer.progress_bar_callback
-    if isinstance(bar, TQDMProgressBar):
-        bar.print(line)
-    else:
-        print(line, flush=True)

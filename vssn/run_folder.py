@@ -1,0 +1,155 @@
+"""The folder of a run: what it may hold before, the files that every epoch writes, and what a failure leaves behind.
+
+config.yaml  metrics.csv (a row per epoch)  best.ckpt  last.ckpt  tensorboard/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Checkpoint, TQDMProgressBar
+
+from vssn.config import Config, ConfigError
+from vssn.evaluation import read_checkpoint
+
+SCORES = ("loss", "elbo_per_frame", "kl_z_per_frame", "kl_w_per_frame")  # logged as train/... and valid/...
+MONITOR = "valid/elbo_per_frame"
+_CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENOTDIR)
+
+
+class TrainingError(ValueError):
+    """A run that cannot go on. The message is one line."""
+
+
+def check_folder(folder: Path, config: Config, resume: bool) -> int:
+    """Epochs that are done, 0 for a new run."""
+    name = "training.output"
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{name}: expected a folder, but {folder} is a file; name another folder")
+    if not resume:
+        if any((folder / kept).exists() for kept in ("best.ckpt", "last.ckpt")):
+            raise ConfigError(f"{name}: {folder} holds a run already; continue it with --resume or name another folder")
+        return 0
+    if not (folder / "last.ckpt").is_file():
+        raise ConfigError(
+            f"{name}: {folder} holds no last.ckpt to resume; start without --resume or name another folder"
+        )
+    own = read_checkpoint(folder / "last.ckpt")["vssn"]
+    for section, free in (("data", {"folder", "workers"}), ("model", set())):
+        now, before = config.model_dump(mode="json")[section], own["config"][section]
+        for key in sorted((now.keys() | before.keys()) - free):
+            if now.get(key) != before.get(key):
+                raise ConfigError(
+                    f"{section}.{key}: {now.get(key)!r}, but the run in {folder} has {before.get(key)!r}; "
+                    "resume with the same data and model or name another folder"
+                )
+    if own["epoch"] >= config.training.max_epochs:
+        raise ConfigError(
+            f"training.max_epochs: the run in {folder} has done {own['epoch']} epochs of {config.training.max_epochs}; "
+            "raise it to continue"
+        )
+    return int(own["epoch"])
+
+
+@contextlib.contextmanager
+def creating(folder: Path) -> Iterator[None]:
+    """Makes the folder; where the block fails before a checkpoint is there, what it made is removed."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    before = set() if made else set(folder.iterdir())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        inside = error.filename is not None and os.path.abspath(error.filename).startswith(os.path.abspath(folder))
+        if not inside and error.errno not in _CANNOT_WRITE:
+            raise
+        where = error.filename or folder
+        raise ConfigError(f"training.output: cannot write {where} ({error.strerror}); name another folder") from None
+    finally:
+        if folder.is_dir() and not any((folder / kept).exists() for kept in ("best.ckpt", "last.ckpt")):
+            for entry in set(folder.iterdir()) - before:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        with contextlib.suppress(OSError):  # not empty, as it has a checkpoint, or never made
+            for path in made:
+                path.rmdir()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to; it takes the place of `path` when all is written."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class RunFolder(Checkpoint):
+    """Writes best.ckpt, last.ckpt and metrics.csv at the end of every epoch, each at once or not at all."""
+
+    COLUMNS = (
+        *("epoch", "updates", "seconds", "learning_rate", "kl_weight"),
+        *(f"{split}/{name}" for split in ("train", "valid") for name in SCORES),
+    )
+
+    def __init__(self, folder: Path, resumed_epoch: int) -> None:
+        self.folder = folder
+        self.best = -math.inf
+        self.rows: list[dict[str, Any]] = []
+        if resumed_epoch:
+            self.best = read_checkpoint(folder / "best.ckpt")["vssn"]["valid_elbo_per_frame"]
+            with contextlib.suppress(FileNotFoundError), open(folder / "metrics.csv", newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= resumed_epoch]
+        self.seconds_before = float(self.rows[-1]["seconds"]) if self.rows else 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = time.monotonic() - self.seconds_before
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        values: dict[str, float] = pl_module.metrics  # type: ignore[assignment]  # vssn.training.TrainingModule's
+        seconds = time.monotonic() - self.started
+        if not math.isfinite(values[MONITOR]):
+            raise TrainingError(
+                f"training diverged in epoch {trainer.current_epoch + 1}: the validation ELBO is {values[MONITOR]}; "
+                "lower training.learning_rate or training.gradient_clip_norm"
+            )
+        counts = {"epoch": trainer.current_epoch + 1, "updates": trainer.global_step, "seconds": round(seconds, 1)}
+        self.rows.append({name: (counts | values)[name] for name in self.COLUMNS})
+        improved = values[MONITOR] > self.best
+        if improved:
+            self.best = values[MONITOR]
+            self._save(trainer, "best.ckpt")
+        if trainer.is_last_batch:  # an epoch that max_minutes cut short is done again when the run is resumed
+            self._save(trainer, "last.ckpt")
+        with replacing(self.folder / "metrics.csv") as part, open(part, "w", newline="") as file:
+            writer = csv.DictWriter(file, self.COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        line = (
+            f"epoch {counts['epoch']:>3}  train {values['train/elbo_per_frame']:9.4f}  valid {values[MONITOR]:9.4f}  "
+            f"kl_z {values['valid/kl_z_per_frame']:.3f}  kl_w {values['valid/kl_w_per_frame']:.3f}  {seconds:6.0f} s"
+        )
+        _say(trainer, line + ("  best" if improved else ""))
+
+    def _save(self, trainer: pl.Trainer, name: str) -> None:
+        with replacing(self.folder / name) as part:
+            trainer.save_checkpoint(part)
+
+
+def _say(trainer: pl.Trainer, line: str) -> None:
+    bar = trainer.progress_bar_callback
+    if isinstance(bar, TQDMProgressBar):
+        bar.print(line)
+    else:
+        print(line, flush=True)
