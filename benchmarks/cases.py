@@ -262,7 +262,9 @@ def _model(family: str, size: Size) -> Problem:
             "eps_w": _normal(*sequence, size.W),
             "eps_z": _normal(*sequence, size.Z),
         },
-        {"loss": torch.ones(())} if whole else {"output": _normal(*sequence, size.D + size.Z), "kl": _normal(*sequence)},
+        {"loss": torch.ones(())}
+        if whole
+        else {"output": _normal(*sequence, size.D + size.Z), "kl": _normal(*sequence)},
         train_step_entries(size) if whole else layer_entries(size),
         settings={"size": size},
     )

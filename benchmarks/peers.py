@@ -21,11 +21,12 @@ from benchmarks.cases import ADAM, FORWARD, MIN_LOGVAR, Problem, make_layer, mak
 OURS, OURS_COMPILED = "vssn", "vssn+compile"
 ON_CPU = ("torch", "jax", "torch.compile")
 ON_GPU = ("cuda-graph", "flashrnn", "torchrl", "haste")
-UNROLLED = ("posterior_sequence", "layer", "train_step")  # torch.compile unrolls their loop over t: minutes at T = 100
+# What torch.compile does not gain from: it leaves nn.GRU as it is, and unrolls a loop over t (minutes at T = 100).
+NOT_COMPILED = ("gru", "gru_sequence")
+UNROLLED = ("posterior_sequence", "layer", "train_step")
 LEARNING_RATE = 1e-3
 # norm(a - b) / norm(b) of two float32 results: outputs; gradients, and parameters after an optimiser's step
-TOLERANCES = {FORWARD: 2e-5}
-GRADIENT_TOLERANCE = 2e-4
+OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 2e-5, 2e-4
 
 Tensors = dict[str, Tensor]
 
@@ -50,10 +51,11 @@ class Bound(NamedTuple):
     call: Callable[[], Tensors]  # the outputs by name
 
 
-# ---- This library -----------------------------------------------------------------------------------------------------
+# ---- This library ---------------------------------------------------------------------------------------------------
 
 
-def _leaves(problem: Problem) -> Tensors:
+def differentiable(problem: Problem) -> Tensors:
+    """Copies of the problem's tensors that gradients gather in."""
     return {name: tensor.detach().clone().requires_grad_() for name, tensor in problem.tensors.items()}
 
 
@@ -61,7 +63,7 @@ def _ours(problem: Problem, backend: str | None) -> Bound:
     family, constants = problem.family, problem.constants
     if family in ("layer", "train_step"):
         return _our_model(problem, backend)
-    p = _leaves(problem)
+    p = differentiable(problem)
 
     def gru() -> Tensors:
         gates_x = F.linear(p["x"], p["weight_ih"], p["bias_ih"])
@@ -99,7 +101,7 @@ def _ours(problem: Problem, backend: str | None) -> Bound:
 def _our_model(problem: Problem, backend: str | None) -> Bound:
     size, constants = problem.settings["size"], problem.constants
     module = (make_layer(size) if problem.family == "layer" else make_model(size)).to(constants["x"].device)
-    leaves = {name.removeprefix("layer."): parameter for name, parameter in module.named_parameters()}
+    leaves: Tensors = {name.removeprefix("layer."): parameter for name, parameter in module.named_parameters()}
     with torch.no_grad():
         for name, parameter in leaves.items():
             parameter.copy_(problem.tensors[name])
@@ -123,7 +125,7 @@ def _our_model(problem: Problem, backend: str | None) -> Bound:
     return Bound(leaves, on_backend)
 
 
-# ---- PyTorch: nn.GRU, a loop over z, the prior of every step after the loop -------------------------------------------
+# ---- PyTorch: nn.GRU, a loop over z, the prior of every step after the loop -----------------------------------------
 
 
 def _nn_gru(leaves: Tensors, names: tuple[str, str, str, str]) -> nn.GRU:
@@ -164,13 +166,14 @@ def torch_posterior(
     return torch.stack(zs), torch.stack(mus), torch.stack(logvars)
 
 
-def _torch(problem: Problem) -> Bound:
+def torch_bound(problem: Problem) -> Bound:
+    """The PyTorch implementation of the problem. Raises Absent."""
     family, constants = problem.family, problem.constants
     if family == "gru_sequence":
         raise Absent("torch.nn.GRU takes x, not its projections: see the family gru")
     if family in ("layer", "train_step"):
         return _torch_model(problem)
-    p = _leaves(problem)
+    p = differentiable(problem)
     if family == "gru":
         module = _nn_gru(p, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
 
@@ -195,7 +198,7 @@ def _torch(problem: Problem) -> Bound:
 
 
 def _torch_model(problem: Problem) -> Bound:
-    p = _leaves(problem)
+    p = differentiable(problem)
     x, eps_w, eps_z = problem.constants["x"], problem.constants["eps_w"], problem.constants["eps_z"]
     parts = ("input.weight", "weight_hh", "input.bias", "bias_hh")
     duration = _nn_gru(p, tuple(f"duration.{part}" for part in parts))  # type: ignore[arg-type]
@@ -240,7 +243,7 @@ def _compiled(bound: Bound) -> Bound:
     return Bound(bound.leaves, torch.compile(bound.call))
 
 
-# ---- Contestants ------------------------------------------------------------------------------------------------------
+# ---- Contestants ----------------------------------------------------------------------------------------------------
 
 
 def bind(name: str, problem: Problem) -> Bound:
@@ -252,9 +255,11 @@ def bind(name: str, problem: Problem) -> Bound:
             raise Absent(status)
         return _ours(problem, name)
     if name == "torch":
-        return _torch(problem)
+        return torch_bound(problem)
     if name == "torch.compile":
-        return _compiled(_torch(problem))
+        if problem.family in NOT_COMPILED:
+            raise Absent("it leaves torch.nn.GRU as it is")
+        return _compiled(torch_bound(problem))
     if name == OURS_COMPILED:
         return _compiled(_ours(problem, None))
     return importlib.import_module("benchmarks.peers_gpu").bind(name, problem)
@@ -290,13 +295,14 @@ def torch_contestant(name: str, bound: Bound, problem: Problem, run: str) -> Con
         if run == ADAM:
             found = found | {f"{key} after a step": leaf for key, leaf in leaves.items()}
         elif run != FORWARD:
-            found = found | {f"gradient of {key}": _gradient(key, leaf) for key, leaf in leaves.items()}
+            found = found | {f"gradient of {key}": gradient_of(key, leaf) for key, leaf in leaves.items()}
         return {key: value.detach().cpu().clone() for key, value in found.items()}
 
     return Contestant(name, step, results)
 
 
-def _gradient(name: str, leaf: Tensor) -> Tensor:
+def gradient_of(name: str, leaf: Tensor) -> Tensor:
+    """The gradient that the last backward pass left in `leaf`."""
     if leaf.grad is None:
         raise RuntimeError(f"no gradient reached {name}")
     return leaf.grad
@@ -304,6 +310,8 @@ def _gradient(name: str, leaf: Tensor) -> Tensor:
 
 def make_contestant(name: str, problem: Problem, run: str) -> Contestant:
     """A peer bound to the problem. Raises Absent."""
+    if name == "cuda-graph":
+        return importlib.import_module("benchmarks.peers_gpu").graph_contestant(problem, run)
     if name == "jax":
         return _jax_contestant(problem, run)
     return torch_contestant(name, bind(name, problem), problem, run)
@@ -319,11 +327,11 @@ def _jax_contestant(problem: Problem, run: str) -> Contestant:
     return peer.contestant(problem, run)
 
 
-# ---- Agreement --------------------------------------------------------------------------------------------------------
+# ---- Agreement ------------------------------------------------------------------------------------------------------
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """norm(actual - expected) / norm(expected), in float64; infinite where the shapes differ or a number is not finite."""
+    """norm(actual - expected) / norm(expected), in float64; infinite where shapes differ or a number is not finite."""
     if actual.shape != expected.shape:
         return float("inf")
     actual, expected = actual.double(), expected.double()
@@ -341,4 +349,4 @@ def disagreement(actual: Tensors, expected: Tensors) -> tuple[float, str]:
 
 
 def tolerance(result: str) -> float:
-    return GRADIENT_TOLERANCE if "gradient of" in result or "after a step" in result else TOLERANCES[FORWARD]
+    return GRADIENT_TOLERANCE if "gradient of" in result or "after a step" in result else OUTPUT_TOLERANCE

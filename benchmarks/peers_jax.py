@@ -129,7 +129,7 @@ def train_step(p: Arrays, constants: Arrays) -> Arrays:
 
 
 FUNCTIONS: dict[str, Function] = {
-    function.__name__: function  # type: ignore[attr-defined]
+    function.__name__: function
     for function in (gru, gru_sequence, posterior_sequence, gaussian_rsample_kl, gaussian_kl, layer, train_step)
 }
 
@@ -150,7 +150,7 @@ def contestant(problem: Problem, run: str) -> Contestant:
     """The problem's pass `run` as one jitted function."""
     function = FUNCTIONS[problem.family]
     weights, constants, cotangents = (
-        {name: jax.device_put(np.array(value.cpu())) for name, value in part.items()}
+        {name: jnp.array(value.cpu().numpy()) for name, value in part.items()}
         for part in (problem.tensors, problem.constants, problem.cotangents)
     )
 
@@ -161,10 +161,8 @@ def contestant(problem: Problem, run: str) -> Contestant:
 
     if run == ADAM:
         return _training(weights, constants, cotangents, differentiate)
-    if run == FORWARD:
-        jitted, data = jax.jit(function), (weights, constants)
-    else:
-        jitted, data = jax.jit(differentiate), (weights, constants, cotangents)
+    data = (weights, constants) if run == FORWARD else (weights, constants, cotangents)
+    jitted = jax.jit(function if run == FORWARD else differentiate)
 
     def step() -> Any:
         return jax.block_until_ready(jitted(*data))
@@ -195,7 +193,8 @@ def _training(weights: Arrays, constants: Arrays, cotangents: Arrays, differenti
         return outputs
 
     def results() -> Tensors:
-        return _to_torch(step()) | _to_torch({f"{name} after a step": value for name, value in state[0][0].items()})
+        outputs = _to_torch(step())
+        return outputs | _to_torch({f"{name} after a step": value for name, value in state[0][0].items()})
 
     return Contestant("jax", step, results)
 

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 
@@ -165,15 +165,12 @@ def read_csv(path: Path) -> list[tuple[Environment, Row]]:
             raise ValueError(f"{path} has other columns than this version reads: {reader.fieldnames}")
         for record in reader:
             values = {name: _parse(name, text) for name, text in record.items()}
-            parts = [
-                part(**{field.name: values[field.name] for field in dataclasses.fields(part)})
-                for part in (Environment, Row)
-            ]
-            found.append((parts[0], parts[1]))
-    return found  # type: ignore[return-value]
+            where = Environment(**{field.name: values[field.name] for field in dataclasses.fields(Environment)})
+            found.append((where, Row(**{field.name: values[field.name] for field in dataclasses.fields(Row)})))
+    return found
 
 
-def _parse(name: str, text: str) -> object:
+def _parse(name: str, text: str) -> Any:
     if name not in TYPES:
         return text
     return TYPES[name](text) if text else None

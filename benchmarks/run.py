@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import vssn_kernels
-from benchmarks import limits
 from benchmarks.cases import SIZES
-from benchmarks.peers import OURS
-from benchmarks.peers import ON_CPU, ON_GPU
+from benchmarks.peers import ON_CPU, ON_GPU, OURS
 from benchmarks.results import RESULTS, Row, append_csv, environment, write_json
 from benchmarks.suites import SUITES, Options, line
 
@@ -21,7 +21,7 @@ QUICK = {
     "sizes": ("S",),
     "hidden": (64, 256),
     "batches": (32,),
-    "long": (1000, 2000),
+    "long": (500, 1000),
     "seconds": 0.15,
     "min_rounds": 3,
     "quick": True,
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     add("--peers", nargs="*", metavar="NAME", help=f"who else: {', '.join((*ON_CPU, *ON_GPU))}, or a backend's name")
     add("--only", default="", metavar="TEXT", help="cases whose line holds this text")
     add("--seconds", type=float, help="of timing for a case of an op (3)")
-    add("--min-rounds", type=int, help="rounds at least, however long (7)")
+    add("--min-rounds", type=int, help="rounds at least, however long (5)")
     add("--threads", type=int, help="of PyTorch (as many as it takes by itself)")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--compile-unrolled", action="store_true", help="torch.compile of loops over t too: minutes for each")
@@ -52,11 +52,11 @@ def options(arguments: argparse.Namespace) -> Options:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: this PyTorch sees no CUDA device")
     known = (*ON_CPU, *ON_GPU, *vssn_kernels.backends())
-    default = ("torch", "jax", "torch.compile", *(ON_GPU if arguments.device == "cuda" else ()))
+    default = ("torch", "jax") if arguments.quick else (*ON_CPU, *(ON_GPU if arguments.device == "cuda" else ()))
     peers = tuple(default if arguments.peers is None else arguments.peers)
     if unknown := [name for name in peers if name not in known]:
         raise ValueError(f"--peers: expected some of {', '.join(known)}, got {unknown[0]!r}")
-    given: dict = {name: getattr(arguments, name) for name in ("seconds", "min_rounds", "threads")}
+    given: dict[str, Any] = {name: getattr(arguments, name) for name in ("seconds", "min_rounds", "threads")}
     given["sizes"] = tuple(arguments.sizes) if arguments.sizes else None
     given = {name: value for name, value in given.items() if value is not None}
     given.setdefault("threads", torch.get_num_threads())
@@ -71,28 +71,37 @@ def options(arguments: argparse.Namespace) -> Options:
     return Options(**{**(QUICK if arguments.quick else {}), **common, **given})
 
 
-def table(rows: Sequence[Row]) -> str:
-    """One case: this library first, each contestant with its quantiles, its ratio and how near the limit it is."""
+def table(rows: Sequence[Row], told: set[tuple[str, str]]) -> str:
+    """One case: this library first, each contestant with its quantiles, its ratio and how near the limit it is.
+
+    Why a contestant did not take part is told once for each reason: `told` remembers.
+    """
     first = rows[0]
     head = line(first.suite, first.family, first.case, first.run)
     if first.limit is not None:
         head += f" | limit {first.limit:.4g} {first.unit}"
-    return "\n".join([head, *(f"  {_contestant(row, first)}" for row in rows)])
+    lines = [head]
+    for row in rows:
+        if row.median is not None:
+            lines.append(f"  {_measured(row, first)}")
+        elif (row.contestant, row.status) not in told:
+            told.add((row.contestant, row.status))
+            lines.append(f"  {row.contestant:<18} {row.status}")
+    return "\n".join(lines)
 
 
-def _contestant(row: Row, first: Row) -> str:
-    name = row.contestant if row.threads == first.threads else f"{row.contestant}, {row.threads} threads"
-    if row.median is None:
-        return f"{name:<18} {row.status}"
+def _measured(row: Row, first: Row) -> str:
+    assert row.median is not None
+    name = row.contestant if row.threads == first.threads else f"{row.contestant}, threads={row.threads}"
     text = f"{name:<18} {row.median:>10.4g} {row.unit}"
     if row.q20 is not None and row.q80 is not None:
         text += f"  [{row.q20:.4g}, {row.q80:.4g}]"
-    if row.ratio is not None and row is not first:
-        text += f"  {row.ratio:.2f} x {OURS}"
+    if row.steps and row.unit == "ms":
+        text += f"  {1e3 * row.median / row.steps:.4g} us/step"
     if row.times_limit is not None:
         text += f"  {row.times_limit:.2f} x limit"
-    if row.steps:
-        text += f"  {1e3 * row.median / row.steps:.4g} us/step" if row.unit == "ms" else ""
+    if row.ratio is not None and row is not first:
+        text += f"  {row.ratio:.2f} x {OURS}"
     return text
 
 
@@ -106,32 +115,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     out = sys.stderr if arguments.json == "-" else sys.stdout
     torch.set_num_threads(chosen.threads)
-    rate, shape = limits.gemm_rate(chosen.device, chosen.threads, chosen.quick)
-    bandwidth = limits.copy_bandwidth(chosen.device, chosen.threads, chosen.quick)
-    where = environment(chosen.device, rate, bandwidth)
+    where = environment(chosen.device, chosen.limits.gemm(chosen.threads).flops, chosen.limits.copy(chosen.threads))
     print(
-        f"{where.processor}, {chosen.threads} of {where.cores} threads, torch {where.torch}, jax {where.jax or 'absent'}, "
-        f"{OURS} {where.vssn} on backend {where.backend}, commit {where.commit or 'unknown'}\n"
-        f"limits measured: {where.gemm_gflops} GFLOP/s ({shape}), {where.copy_gbs} GB/s copied",
+        f"{where.processor}, {chosen.threads} threads on {where.cores} cores, torch {where.torch}, "
+        f"jax {where.jax or 'absent'}, {OURS} {where.vssn} with backend {where.backend}, "
+        f"commit {where.commit or 'unknown'}\n{_limits(chosen)}",
         file=out,
     )
     rows: list[Row] = []
+    told: set[tuple[str, str]] = set()
     for name in arguments.suite:
         for case in SUITES[name](chosen):
-            print(table(case), file=out, flush=True)
+            print(table(case, told), file=out, flush=True)
             rows += case
+    print(_limits(chosen), file=out)
+    rows = [with_final_limit(row, chosen) for row in rows]
+    where = dataclasses.replace(where, gemm_gflops=round(chosen.limits.gemm(chosen.threads).flops / 1e9, 1))
     if arguments.csv is not None:
-        device = Path(arguments.csv) if arguments.csv else RESULTS / f"{chosen.device}.csv"
-        append_csv(device, where, rows)
+        append_csv(Path(arguments.csv) if arguments.csv else RESULTS / f"{chosen.device}.csv", where, rows)
     if arguments.json == "-":
         write_json(sys.stdout, where, rows)
     elif arguments.json is not None:
         with open(arguments.json, "w") as file:
             write_json(file, where, rows)
-    disagreeing = [row for row in rows if row.status.startswith("disagrees")]
-    for row in disagreeing:
-        print(f"{row.contestant} {row.status}: {line(row.suite, row.family, row.case, row.run)}", file=sys.stderr)
-    return 0
+    wrong = [row for row in rows if row.status.startswith(("disagrees", "results differ", "failed"))]
+    for row in wrong:
+        print(f"{line(row.suite, row.family, row.case, row.run)}: {row.contestant} {row.status}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def _limits(chosen: Options) -> str:
+    rate, shape = chosen.limits.gemm(chosen.threads)
+    size = " x ".join(str(part) for part in shape)
+    return f"best so far: {rate / 1e9:.1f} GFLOP/s ({size}), {chosen.limits.copy(chosen.threads) / 1e9:.1f} GB/s copied"
+
+
+def with_final_limit(row: Row, chosen: Options) -> Row:
+    """The row with the limit at the best rate of the whole run: the file is to have one rate."""
+    if row.limit is None or row.flop is None:
+        return row
+    return dataclasses.replace(row, limit=1e3 * row.flop / chosen.limits.gemm(row.threads).flops)
 
 
 if __name__ == "__main__":

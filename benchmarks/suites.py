@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import statistics
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks import cases, limits
+from benchmarks import cases
 from benchmarks.cases import ADAM, BACKWARD, FORWARD, SIZES, Problem, Size
+from benchmarks.limits import Limits
 from benchmarks.memory import MakeProblem, first_call_seconds, in_fresh_process, peak_bytes, saved_bytes
 from benchmarks.peers import OURS, OURS_COMPILED, UNROLLED, Absent, Contestant, bind, disagreement, make_contestant
 from benchmarks.results import Row
@@ -35,11 +37,20 @@ class Options:
     batches: tuple[int, ...] = (32, 1)
     long: tuple[int, ...] = (1000, 2000, 5000, 10000)
     seconds: float = 3.0  # of timing for a case of an op; a training step takes four times as much
-    min_rounds: int = 7
+    min_rounds: int = 5
     only: str = ""  # cases whose line holds this text
     compile_unrolled: bool = False  # torch.compile of loops over t too
-    fresh_processes: bool = True  # the measurements that need a process of their own
     quick: bool = False
+
+    @functools.cached_property
+    def limits(self) -> Limits:
+        """One measurement of the machine for the whole run."""
+        return Limits(self.device, self.quick)
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """The passes of an op."""
+        return (BACKWARD,) if self.quick else (FORWARD, BACKWARD)
 
     def takes(self, problem_line: str) -> bool:
         return self.only in problem_line
@@ -50,15 +61,15 @@ def line(suite: str, family: str, case: str, run: str) -> str:
     return f"{suite} | {family} | {case} | {run}"
 
 
-# ---- From a case to rows ----------------------------------------------------------------------------------------------
+# ---- From a case to rows --------------------------------------------------------------------------------------------
 
 
 def limit_seconds(problem: Problem, run: str, options: Options, threads: int) -> float | None:
     """The least time that the machine allows: matrix products at its best rate, or traffic at a copy's bandwidth."""
     if problem.matrix_entries:
-        return problem.flop(run) / limits.gemm_rate(options.device, threads, options.quick)[0]
+        return problem.flop(run) / options.limits.gemm(threads).flops
     if problem.bytes_moved:
-        return problem.bytes_moved[run] / limits.copy_bandwidth(options.device, threads, options.quick)
+        return problem.bytes_moved[run] / options.limits.copy(threads)
     return None
 
 
@@ -93,6 +104,8 @@ def measure(suite: str, problem: Problem, run: str, options: Options, weight: fl
     problem = problem.to(options.device)
     admitted, refused = admit(problem, run, options.peers, options)
     samples = interleave([c.step for c, _ in admitted], weight * options.seconds, options.min_rounds)
+    if problem.matrix_entries:
+        options.limits.refresh(options.threads)
     limit = limit_seconds(problem, run, options, options.threads)
     rows = [
         timed_row(suite, problem, run, contestant.name, options.threads, found, samples[0], limit, error)
@@ -180,7 +193,7 @@ def _lazy(make: Callable[..., Problem], *arguments: object) -> tuple[MakeProblem
     """The problem to be, with its family and its case by name: inputs of a case left out are never drawn."""
     partial = functools.partial(make, *arguments)
     letters = {
-        "gru": "T B H",
+        "gru": "T B H X",
         "gru_sequence": "T B H",
         "posterior_sequence": "T B M Z",
         "gaussian_rsample_kl": "T B Z",
@@ -188,10 +201,11 @@ def _lazy(make: Callable[..., Problem], *arguments: object) -> tuple[MakeProblem
     }.get(make.__name__)
     if letters is None:
         return partial, make.__name__, str(arguments[0])
-    return partial, make.__name__, " ".join(f"{k}={v}" for k, v in zip(letters.split(), arguments, strict=True))
+    values = (*arguments, arguments[-1])  # a GRU's X is its H unless it is given
+    return partial, make.__name__, " ".join(f"{k}={v}" for k, v in zip(letters.split(), values, strict=False))
 
 
-# ---- The suites -------------------------------------------------------------------------------------------------------
+# ---- The suites -----------------------------------------------------------------------------------------------------
 
 
 def ops(options: Options) -> Iterator[list[Row]]:
@@ -202,38 +216,38 @@ def ops(options: Options) -> Iterator[list[Row]]:
         for batch in options.batches
         for hidden in options.hidden
     ]
-    yield from measure_all("ops", recurrences, (FORWARD, BACKWARD), options)
+    yield from measure_all("ops", recurrences, options.passes, options)
     sizes = [SIZES[name] for name in options.sizes]
     chains = [_lazy(cases.posterior_sequence, size.T, size.B, size.D, size.Z) for size in sizes]
-    yield from measure_all("ops", chains, (FORWARD, BACKWARD), options)
+    yield from measure_all("ops", chains, options.passes, options)
     gaussians = [
         _lazy(make, size.T, size.B, size.Z) for make in (cases.gaussian_rsample_kl, cases.gaussian_kl) for size in sizes
     ]
-    yield from measure_all("ops", gaussians, (FORWARD, BACKWARD), options, 0.3)
+    yield from measure_all("ops", gaussians, options.passes, options, 0.3)
 
 
 def layer(options: Options) -> Iterator[list[Row]]:
     """VSSNLayer."""
     problems = [_lazy(cases.layer, SIZES[name]) for name in options.sizes]
-    yield from measure_all("layer", problems, (FORWARD, BACKWARD), options, 2)
+    yield from measure_all("layer", problems, options.passes, options, 2)
 
 
 def train_step(options: Options) -> Iterator[list[Row]]:
     """The whole model: loss and gradients, then with Adam."""
     problems = [_lazy(cases.train_step, SIZES[name]) for name in options.sizes]
-    yield from measure_all("train_step", problems, (BACKWARD, ADAM), options, 4)
+    yield from measure_all("train_step", problems, (BACKWARD,) if options.quick else (BACKWARD, ADAM), options, 4)
 
 
 def scaling(options: Options) -> Iterator[list[Row]]:
     """Over T at a small H, over B, and over threads."""
-    over_t = [_lazy(cases.gru_sequence, steps, 16, 64) for steps in options.long]
-    yield from measure_all("scaling T", over_t, (FORWARD, BACKWARD), options)
+    over_t = [_lazy(cases.gru, steps, 16, 64) for steps in options.long]
+    yield from measure_all("scaling T", over_t, options.passes, options)
     small = SIZES["S"]
-    own = Options(**{**options.__dict__, "peers": ()})
+    own = dataclasses.replace(options, peers=())
     models = [_lazy(cases.train_step, small._replace(name="", T=steps)) for steps in options.long]
     yield from measure_all("scaling T", models, (BACKWARD,), own)
     over_b = [_lazy(cases.gru, 64, batch, options.hidden[-1] // 2) for batch in (1, 4, 16, 64, 256)]
-    yield from measure_all("scaling B", over_b[: 3 if options.quick else None], (BACKWARD,), options)
+    yield from measure_all("scaling B", over_b[: 2 if options.quick else None], (BACKWARD,), options)
     if options.device == "cpu" and options.threads > 1:
         threaded = [_lazy(cases.gru_sequence, 64, 32, hidden) for hidden in options.hidden]
         yield from measure_all("scaling threads", threaded, (BACKWARD,), options, how=measure_threads)
@@ -251,7 +265,7 @@ def memory(options: Options) -> Iterator[list[Row]]:
             problem = make().to(options.device)
             found = {name: saved_bytes(bind(name, problem)) for name in names}
             yield memory_rows(problem, "saved for backward", found, options)
-        if options.fresh_processes and options.takes(line("memory", family, case, "peak")):
+        if not options.quick and options.takes(line("memory", family, case, "peak")):
             tiny = functools.partial(cases.train_step, TINY)
             found = {
                 name: in_fresh_process(peak_bytes, name, make, tiny, options.threads, options.device) for name in names
@@ -289,13 +303,12 @@ def dispatch(options: Options) -> Iterator[list[Row]]:
         _lazy(cases.layer, TINY),
         _lazy(cases.train_step, TINY),
     ]
-    yield from measure_all("dispatch", problems, (FORWARD, BACKWARD), options, 0.2)
+    for rows in measure_all("dispatch", problems, options.passes, options, 0.2):
+        yield [dataclasses.replace(row, limit=None, steps=None, flop=None, bytes=None) for row in rows]
 
 
 def compile_time(options: Options) -> Iterator[list[Row]]:
     """The first call in a fresh process: what is built or compiled for it. torch.compile unrolls the loop over t."""
-    if not options.fresh_processes:
-        return
     small = SIZES["S"]
     steps = [small.T] if options.quick else [5, 10, 20, small.T]
     for count in steps:

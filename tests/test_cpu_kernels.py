@@ -124,7 +124,7 @@ def test_a_long_sequence_keeps_its_precision() -> None:
     check(gru_sample(200, 3, 20, lengths=torch.tensor([200, 130, 1])), torch.float32)
 
 
-# ---- Instruction sets -----------------------------------------------------------------------------------------------
+# ---- Instruction sets ------------------------------------------------------------------------------------
 
 
 def run_python(code: str, instruction_set: str) -> subprocess.CompletedProcess[str]:
@@ -145,9 +145,9 @@ def test_the_kernels_agree_in_every_instruction_set(name: str) -> None:
         pytest.skip(f"this processor has no {name}")
     in_use = run_python("from vssn_kernels import _cpu; print(_cpu.isa())", name)
     assert in_use.stdout.strip() == name, in_use.stderr
+    files = [__file__, os.path.join(os.path.dirname(__file__), "test_cpu_math.py")]
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", "agrees or ulp"]
-        + [os.path.join(os.path.dirname(__file__), "test_cpu_math.py")],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", "agrees or ulp"],
         env=os.environ | {"VSSN_CPU_ISA": name},
         capture_output=True,
         text=True,

@@ -125,7 +125,7 @@ def test_several_python_threads_at_once() -> None:
                         assert_equal(f"{sample}: {name}", actual, expected[name])
 
 
-# ---- Forked children -------------------------------------------------------------------------------------------------
+# ---- Forked children -------------------------------------------------------------------------------------
 
 
 def forked_run(results: multiprocessing.SimpleQueue) -> None:
@@ -178,7 +178,7 @@ def test_dataloader_workers(method: str) -> None:
     assert_equal("the sums", next(iter(loader)), here)
 
 
-# ---- The OpenMP runtime -----------------------------------------------------------------------------------------------
+# ---- The OpenMP runtime ----------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="lists the mapped libraries through /proc")

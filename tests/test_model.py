@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 import vssn_kernels
-from vssn import VSSN, State, VSSNOutput
+from vssn import VSSN, State, VSSNLayer, VSSNOutput
 from vssn_kernels.testing import assert_all_close, assert_close, assert_equal, targets
 
 T, B, X, U, D, Z, W = 5, 4, 4, 2, 5, 3, 2
@@ -26,6 +26,7 @@ MODELS: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
     "vssn": ((D, Z, W), {}),
     "srnn": ((D, Z, 0), {}),
     "srnn_residual": ((D, Z, 0), {"residual_posterior": True}),
+    "srnn_none": ((D, Z, 0), {"control": "none"}),
     "storn": ((D, 0, W), {}),
     "rnn": ((D, 0, 0), {}),
     "dkf": ((0, Z, 0), {"mlp_size": 6, "backward_size": 7}),
@@ -780,7 +781,7 @@ def test_compiled(name: str) -> None:
 
 def test_compiled_with_dynamic_shapes() -> None:
     """Two numbers of steps and of sequences through one compiled model."""
-    model = make("vssn", torch.float32)
+    model = make("srnn", torch.float32)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
     for steps, rows in ((5, 4), (3, 6)):
         given = batch(model, steps, rows)
@@ -958,3 +959,32 @@ def test_wrong_generations(arguments: dict[str, Any], message: str) -> None:
         model.generate(**{"steps": 3, "batch_size": 2, "u": zeros(3, 2, U)} | arguments)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_modules_of_the_wrong_width_are_named() -> None:
+    x = torch.rand(3, 2, 5)
+    with pytest.raises(
+        ValueError, match=r"what encoder returns must have shape \[N, embed_size\] = \[8, 4\], got \[8, 3\]"
+    ):
+        VSSN(5, 4, 3, embed_size=4, encoder=torch.nn.Linear(5, 3))(x)
+    with pytest.raises(ValueError, match=r"what decoder returns must have shape .* = \[6, 5\], got \[6, 2\]"):
+        VSSN(5, 4, 3, decoder=torch.nn.Linear(7, 2))(x)
+
+
+@pytest.mark.parametrize("make", [lambda: VSSN(5, 4, 3), lambda: VSSNLayer(5, 4, 3)])
+def test_x_of_another_dtype_than_the_parameters(make) -> None:
+    with pytest.raises(TypeError, match=r"x must be torch.float32 as the parameters are, got torch.float64; convert"):
+        make()(torch.rand(3, 2, 5).double())
+
+
+def test_universal_weights_are_drawn_once_for_a_generated_sequence() -> None:
+    model = VSSN(5, 4, 0, universal="gaussian", num_sequences=3, control="none", learn_initial_state=True).train()
+    with torch.no_grad():
+        model.layer.weight_hh_logvar.fill_(1.0)
+        model.layer.d_0.fill_(0.5)
+    torch.manual_seed(0)
+    draws = []
+    own = model.layer.duration_weight
+    model.layer.duration_weight = lambda: draws.append(own()) or draws[-1]
+    model.generate(7, batch_size=2)
+    assert len(draws) == 1

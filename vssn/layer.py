@@ -223,8 +223,10 @@ class VSSNLayer(nn.Module):
             require_shape(f"state's {name}", part, letters, (batch, size))
         return State(*state)
 
-    def duration_weight(self) -> Tensor:
-        """weight_hh of the duration GRU: its mean, or while training with universal="gaussian" one draw."""
+    def duration_weight(self) -> Tensor | None:
+        """weight_hh of the duration GRU, None without one: its mean, or one draw while training if "gaussian"."""
+        if not self.hidden_size:
+            return None
         weight: Tensor = self.duration.weight_hh
         if self.universal == "gaussian" and self.training:
             weight = weight + torch.exp(self.weight_hh_logvar / 2) * torch.randn_like(weight)
@@ -275,7 +277,7 @@ class VSSNLayer(nn.Module):
         """
         valid = valid_steps(lengths, x)
         eps_w, eps_z = zero_padding(noise[0], valid), noise[1]  # the op masks eps_z itself
-        kl_w = kl_z = x.new_zeros(x.shape[:2])
+        kl_w, kl_z = x.new_zeros(x.shape[:2]), x.new_zeros(x.shape[:2])
         d, z, d_last, z_last = x.new_zeros(*x.shape[:2], 0), x.new_zeros(*x.shape[:2], 0), d0, z0
         if self.hidden_size:
             w = eps_w
@@ -328,17 +330,20 @@ class VSSNLayer(nn.Module):
             lengths=lengths,
         )
 
-    def step_from_prior(self, controls: tuple[Tensor, ...], d: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def step_from_prior(
+        self, controls: tuple[Tensor, ...], d: Tensor, z: Tensor, weight_hh: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """d_t [B, D] and z_t [B, Z] with w_t and z_t drawn from their priors, from d_{t-1}, z_{t-1}.
 
         Args:
             controls: the tensors that make u_t, each [1, B, ·].
+            weight_hh: `duration_weight()`, one draw for the whole sequence.
         """
         eps_w, eps_z = self.draw_noise(d[None])
         states = d[None]
         if self.hidden_size:
             inputs = (*controls, eps_w)
-            states, d = self.duration(inputs, d, weight_hh=self.duration_weight())
+            states, d = self.duration(inputs, d, weight_hh=weight_hh)
         if self.latent_size:
             mu, logvar = self.prior(z[None], self.prior.contexts(self.drivers(states, controls), z[None]))
             z = (mu + torch.exp(logvar / 2) * eps_z)[0]
@@ -367,7 +372,7 @@ class VSSNLayer(nn.Module):
         Raises:
             ValueError, TypeError: naming the argument, what was expected and what came.
         """
-        x, u = check_sequences(x, u, self.input_size, self.control_size, self.batch_first)
+        x, u = check_sequences(x, u, self.input_size, self.control_size, self.batch_first, self.d_0.dtype)
         if lengths is not None:
             require_shape("lengths", lengths, "[B]", (x.shape[1],))
         valid = valid_steps(lengths, x)
@@ -400,7 +405,7 @@ class VSSNLayer(nn.Module):
 
 
 def check_sequences(
-    x: object, u: object, x_size: int, control_size: int, batch_first: bool
+    x: object, u: object, x_size: int, control_size: int, batch_first: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
     """x and u time-major. Raises TypeError or ValueError where they do not fit."""
     if not isinstance(x, Tensor):
@@ -409,7 +414,9 @@ def check_sequences(
     if x.dim() != 3 or x.shape[-1] != x_size:
         raise ValueError(f"x must have shape {letters} with X = {x_size}, got {list(x.shape)}")
     if not x.is_floating_point():
-        raise TypeError(f"x must be floating point, got {x.dtype}; convert it with .float()")
+        raise TypeError(f"x must be floating point, got {x.dtype}; convert it with .to({dtype})")
+    if x.dtype != dtype and not (x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)):
+        raise TypeError(f"x must be {dtype} as the parameters are, got {x.dtype}; convert it with .to({dtype})")
     if control_size == 0 and u is not None:
         raise ValueError("u must be None: this model has no external control (control_size=0)")
     if control_size:

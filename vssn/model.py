@@ -202,7 +202,7 @@ class VSSN(nn.Module):
         self, x: Tensor, u: Tensor | None, lengths: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """x and u time-major, x zero where it is not observed; observed [T, B, X] or None, valid [T, B] or None."""
-        x, u = check_sequences(x, u, self.x_size, self.control_size, self.batch_first)
+        x, u = check_sequences(x, u, self.x_size, self.control_size, self.batch_first, self.layer.d_0.dtype)
         if lengths is not None:
             require_shape("lengths", lengths, "[B]", (x.shape[1],))
         valid = valid_steps(lengths, x)
@@ -233,6 +233,7 @@ class VSSN(nn.Module):
         if self.encoder is None:
             return frames
         rows = self.encoder(frames.reshape(-1, frames.shape[-1]))
+        require_shape("what encoder returns", rows, "[N, embed_size]", (frames[..., 0].numel(), self.layer.input_size))
         return rows.view(*frames.shape[:2], self.layer.input_size)
 
     def _encode_control(self, u: Tensor | None) -> Tensor | None:
@@ -243,6 +244,8 @@ class VSSN(nn.Module):
         if self.decoder is None:
             return self.emission(z, d)
         rows = self.decoder(torch.cat((z, d), -1).flatten(0, 1))
+        expected = (z.shape[0] * z.shape[1], self.likelihood.parameter_size)
+        require_shape("what decoder returns", rows, "[N, parameters of the likelihood]", expected)
         return rows.view(*z.shape[:2], self.likelihood.parameter_size)
 
     def _loss(
@@ -292,13 +295,15 @@ class VSSN(nn.Module):
         batch = batch_size if state is None else None
         current = self.layer.start_state(state, batch, self.frame_size, self.layer.d_0)
         frame = current.x_last.new_zeros(steps, len(current.x_last), self.x_size)
-        _, u = check_sequences(swap(frame, self.batch_first), u, self.x_size, self.control_size, self.batch_first)
+        x_like = swap(frame, self.batch_first)
+        _, u = check_sequences(x_like, u, self.x_size, self.control_size, self.batch_first, frame.dtype)
+        weight_hh = self.layer.duration_weight()
         xs, means = [], []
         for t in range(steps):
             here = None if u is None else u[t : t + 1]
             previous = self._encode(current.x_last[None])
             controls = self.layer.select_controls(previous, self._encode_control(here))
-            d, z = self.layer.step_from_prior(controls, current.d, current.z)
+            d, z = self.layer.step_from_prior(controls, current.d, current.z, weight_hh)
             parameters = self.decode(z[None], d[None])
             mean = self.likelihood.mean(parameters)
             x = self.likelihood.sample(parameters) if sample else mean

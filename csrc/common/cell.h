@@ -12,7 +12,7 @@
 
 namespace vssn {
 
-// ---- GRU: r, z = sigmoid(x + h), n = tanh(x_n + r a) with a = W_hn h + b_hn, h' = (1 - z) n + z h -----------
+// ---- GRU: r, z = sigmoid(x + h), n = tanh(x_n + r a) with a = W_hn h + b_hn, h' = (1 - z) n + z h --------
 
 template <class V>
 struct GruGates {
@@ -41,7 +41,7 @@ VSSN_CELL GruGates<V> gru_gate_grads(const GruGates<V>& g, V h, V dh) {
     return {grad_r, grad_z, grad_n, grad_n * g.r};
 }
 
-// ---- Activations of the posterior's hidden layer ------------------------------------------------------------
+// ---- Activations of the posterior's hidden layer ---------------------------------------------------------
 
 enum class Activation : int { tanh = 0, relu = 1, leaky_relu = 2, silu = 3 };
 
@@ -73,7 +73,7 @@ VSSN_CELL V activation_slope(V kept) {
     }
 }
 
-// ---- Gaussians with a log-variance ----------------------------------------------------------------------------
+// ---- Gaussians with a log-variance -----------------------------------------------------------------------
 
 // logvar = min_logvar + softplus(raw - min_logvar), and d logvar / d raw from logvar alone.
 template <class Math, class V>

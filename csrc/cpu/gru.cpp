@@ -30,7 +30,7 @@ Partition plan_threads(int threads, int64_t steps, int64_t B, int64_t H, int64_t
     return partition(threads, steps, B, B * weights, weights * static_cast<int64_t>(scalar_bytes), blocks);
 }
 
-// ---- Forward ----------------------------------------------------------------------------------------------------
+// ---- Forward ---------------------------------------------------------------------------------------------
 
 template <class T>
 struct ForwardBuffers {
@@ -140,7 +140,7 @@ void forward(const GruForward<T>& k) {
     parallel(plan.threads, body);
 }
 
-// ---- Backward ---------------------------------------------------------------------------------------------------
+// ---- Backward --------------------------------------------------------------------------------------------
 
 template <class T>
 struct BackwardBuffers {

@@ -18,7 +18,7 @@ struct Rows {
     T* row(int64_t i) const { return data + i * stride; }
 };
 
-// ---- gaussian.cpp ----------------------------------------------------------------------------------------------
+// ---- gaussian.cpp ----------------------------------------------------------------------------------------
 
 template <class T>
 struct GaussianForward {
@@ -39,7 +39,7 @@ struct GaussianBackward {
     T *grad_mu, *grad_logvar, *grad_eps, *grad_prior_mu, *grad_prior_logvar;  // [N, Z]
 };
 
-// ---- gru.cpp ---------------------------------------------------------------------------------------------------
+// ---- gru.cpp ---------------------------------------------------------------------------------------------
 
 // [T, B, width] with any distance between steps and between rows.
 template <class T>
@@ -82,7 +82,7 @@ struct GruBackward {
     void* workspace;
 };
 
-// ---- posterior.cpp ---------------------------------------------------------------------------------------------
+// ---- posterior.cpp ---------------------------------------------------------------------------------------
 
 template <class T>
 struct PosteriorForward {
@@ -123,7 +123,7 @@ struct PosteriorBackward {
     void* workspace;
 };
 
-// ---- The table ---------------------------------------------------------------------------------------------------
+// ---- The table -------------------------------------------------------------------------------------------
 
 enum class Function : int { exp = 0, expm1 = 1, sigmoid = 2, tanh = 3, softplus = 4 };
 

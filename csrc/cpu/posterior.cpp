@@ -78,7 +78,7 @@ void zero_padding(T* sequence, int64_t t, int64_t B, int64_t width, const RowLis
     }
 }
 
-// ---- Forward ----------------------------------------------------------------------------------------------------
+// ---- Forward ---------------------------------------------------------------------------------------------
 
 template <class T>
 struct ForwardBuffers {
@@ -234,7 +234,7 @@ void forward(const PosteriorForward<T>& k) {
     parallel(plan.threads, body);
 }
 
-// ---- Backward ---------------------------------------------------------------------------------------------------
+// ---- Backward --------------------------------------------------------------------------------------------
 
 template <class T>
 struct BackwardBuffers {

@@ -37,7 +37,7 @@ def info() -> str:
     return f"{_cpu.isa()} instructions, {torch.get_num_threads()} threads, built by {_cpu.compiler}"
 
 
-# ---- Tensors as addresses and strides -------------------------------------------------------------------------------
+# ---- Tensors as addresses and strides --------------------------------------------------------------------
 
 
 def _pointer(tensor: Tensor | None) -> int:
@@ -81,7 +81,7 @@ def _workspace(size: int) -> Tensor:
     return torch.empty(size, dtype=torch.uint8)
 
 
-# ---- GRU ----------------------------------------------------------------------------------------------------------------
+# ---- GRU -------------------------------------------------------------------------------------------------
 
 
 def gru_forward(
@@ -198,7 +198,7 @@ def _sum_outer(
     return out
 
 
-# ---- Posterior --------------------------------------------------------------------------------------------------------
+# ---- Posterior -------------------------------------------------------------------------------------------
 
 _ACTIVATIONS = {"tanh": 0, "relu": 1, "leaky_relu": 2, "silu": 3}  # csrc/common/cell.h
 
@@ -328,19 +328,19 @@ def posterior_backward(
     )
     grad_weight_z = grad_weight_out = grad_bias = grad_prior_weight_z = grad_prior_weight_mu = grad_prior_bias = None
     if needs[3]:
-        grad_weight_z = _sum_outer(grad_context, z, z0, None, False, _like(weight_z))
+        grad_weight_z = _sum_outer(grad_context, z, z0, None, False, torch.empty((width, latent), dtype=z.dtype))
     if needs[4]:
         grad_weight_out = torch.mm(grad_out.flatten(0, 1).t(), _activated(hidden, activation))
     if needs[5]:
         grad_bias = grad_out.sum((0, 1))
-    if prior:
-        if needs[7]:
-            grad_prior_weight_z = _sum_outer(grad_prior_context, z, z0, None, False, _like(prior_weight_z))
-        if needs[8]:
-            grad_prior_mu = grad_out[..., :latent].flatten(0, 1)
-            grad_prior_weight_mu = torch.mm(grad_prior_mu.t(), _activated(prior_hidden, activation))
-        if needs[9]:
-            grad_prior_bias = grad_out[..., :latent].sum((0, 1))
+    if grad_prior_context is not None and needs[7]:
+        out = torch.empty((width, latent), dtype=z.dtype)
+        grad_prior_weight_z = _sum_outer(grad_prior_context, z, z0, None, False, out)
+    if needs[8]:
+        grad_prior_mu = grad_out[..., :latent].flatten(0, 1)
+        grad_prior_weight_mu = torch.mm(grad_prior_mu.t(), _activated(prior_hidden, activation))
+    if needs[9]:
+        grad_prior_bias = grad_out[..., :latent].sum((0, 1))
     return (
         grad_context if needs[0] else None,
         grad_z0,
@@ -361,7 +361,7 @@ def _activated(hidden: Tensor, activation: str) -> Tensor:
     return torch.nn.functional.silu(rows) if activation == "silu" else rows
 
 
-# ---- Gaussians --------------------------------------------------------------------------------------------------------
+# ---- Gaussians -------------------------------------------------------------------------------------------
 
 
 def gaussian_rsample_kl_forward(

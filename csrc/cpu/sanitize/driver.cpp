@@ -13,11 +13,11 @@
 #include <vector>
 
 #include "../kernels.h"
+#include "plain.h"
 
 namespace {
 
 using namespace vssn;
-using Array = std::vector<double>;
 
 int failures = 0, checks = 0;
 
@@ -91,42 +91,7 @@ const Kernels<T>& entries() {
         return kernels().f64;
 }
 
-double sigmoid(double x) { return 1 / (1 + exp(-x)); }
-
-// ---- GRU
-// --------------------------------------------------------------------------------------------------------------
-
-struct Gru {
-    int64_t steps, B, H;
-    bool reverse;
-    std::vector<int64_t> lengths;  // empty: none
-    Array gates_x, h0, weight, bias;
-    int64_t length(int64_t b) const { return lengths.empty() ? steps : lengths[b]; }
-    const int64_t* lengths_pointer() const { return lengths.empty() ? nullptr : lengths.data(); }
-};
-
-// Output [T, B, H], then h_n [B, H].
-Array plain(const Gru& p) {
-    Array output(p.steps * p.B * p.H, 0.0), h_n(p.h0);
-    for (int64_t b = 0; b < p.B; ++b)
-        for (int64_t s = 0; s < p.length(b); ++s) {
-            const int64_t t = p.reverse ? p.length(b) - 1 - s : s;
-            const Array h(h_n.begin() + b * p.H, h_n.begin() + (b + 1) * p.H);
-            for (int64_t u = 0; u < p.H; ++u) {
-                double product[3];
-                for (int gate = 0; gate < 3; ++gate) {
-                    product[gate] = p.bias[gate * p.H + u];
-                    for (int64_t j = 0; j < p.H; ++j) product[gate] += p.weight[(gate * p.H + u) * p.H + j] * h[j];
-                }
-                const double* x = &p.gates_x[(t * p.B + b) * 3 * p.H + u];
-                const double r = sigmoid(x[0] + product[0]), z = sigmoid(x[p.H] + product[1]);
-                const double n = tanh(x[2 * p.H] + r * product[2]);
-                h_n[b * p.H + u] = output[(t * p.B + b) * p.H + u] = (1 - z) * n + z * h[u];
-            }
-        }
-    output.insert(output.end(), h_n.begin(), h_n.end());
-    return output;
-}
+// ---- GRU -------------------------------------------------------------------------------------------------
 
 // cotangent: of plain's result. Returns the gradients of gates_x, then of h0.
 template <class T>
@@ -210,72 +175,7 @@ void test_gru(int64_t steps, int64_t B, int64_t H, bool reverse, std::vector<int
     check_close(name + " backward", dot(grads, way), difference, 1e-6);
 }
 
-// ---- Posterior ----------------------------------------------------------------------------------------------------
-
-struct Posterior {
-    int64_t steps, B, M, Z;
-    Activation activation;
-    bool prior;
-    std::vector<int64_t> lengths;
-    Array context, eps, z0, weight_z, weight_out, bias_out;
-    Array prior_context, prior_weight_z, prior_weight_mu, prior_bias_mu;
-    int64_t length(int64_t b) const { return lengths.empty() ? steps : lengths[b]; }
-    const int64_t* lengths_pointer() const { return lengths.empty() ? nullptr : lengths.data(); }
-};
-
-constexpr double kMinLogvar = -3;
-
-double act(Activation activation, double x) {
-    switch (activation) {
-        case Activation::tanh:
-            return tanh(x);
-        case Activation::relu:
-            return x > 0 ? x : 0;
-        case Activation::leaky_relu:
-            return x > 0 ? x : kLeakySlope * x;
-        default:
-            return x * sigmoid(x);
-    }
-}
-
-// z, mu and logvar, each [T, B, Z].
-Array plain(const Posterior& p) {
-    const int64_t size = p.steps * p.B * p.Z;
-    Array result(3 * size, 0.0);
-    for (int64_t b = 0; b < p.B; ++b) {
-        Array z(p.z0.begin() + b * p.Z, p.z0.begin() + (b + 1) * p.Z);
-        for (int64_t t = 0; t < p.length(b); ++t) {
-            auto hidden = [&](const Array& context, const Array& weight) {
-                Array values(p.M);
-                for (int64_t m = 0; m < p.M; ++m) {
-                    values[m] = context[(t * p.B + b) * p.M + m];
-                    for (int64_t j = 0; j < p.Z; ++j) values[m] += weight[m * p.Z + j] * z[j];
-                    values[m] = act(p.activation, values[m]);
-                }
-                return values;
-            };
-            auto product = [&](const Array& weight, int64_t row, const Array& values) {
-                double sum = 0;
-                for (int64_t m = 0; m < p.M; ++m) sum += weight[row * p.M + m] * values[m];
-                return sum;
-            };
-            const Array own = hidden(p.context, p.weight_z);
-            const Array other = p.prior ? hidden(p.prior_context, p.prior_weight_z) : Array();
-            for (int64_t j = 0; j < p.Z; ++j) {
-                double mu = p.bias_out[j] + product(p.weight_out, j, own);
-                if (p.prior) mu += p.prior_bias_mu[j] + product(p.prior_weight_mu, j, other);
-                const double raw = p.bias_out[p.Z + j] + product(p.weight_out, p.Z + j, own);
-                const double logvar = kMinLogvar + log1p(exp(raw - kMinLogvar));
-                const int64_t at = (t * p.B + b) * p.Z + j;
-                z[j] = mu + exp(logvar / 2) * p.eps[at];
-                result[at] = z[j];
-                result[size + at] = mu;
-                result[2 * size + at] = logvar;
-            }
-        }
-    }
-    return result;
-}
+// ---- Posterior -------------------------------------------------------------------------------------------
 
 // Returns the gradients of context, prior_context (with a prior), eps and z0.
 template <class T>
@@ -413,23 +313,7 @@ void test_posterior(int64_t steps, int64_t B, int64_t M, int64_t Z, Activation a
     check_close(name + " backward", dot(grads, way), difference, 1e-6);
 }
 
-// ---- Gaussian -----------------------------------------------------------------------------------------------------
-
-struct Gaussian {
-    int64_t N, Z;
-    Array values[5];  // mu, logvar, eps, prior_mu, prior_logvar [N, Z]
-};
-
-// z [N, Z], then kl [N].
-Array plain(const Gaussian& p) {
-    Array result(p.N * p.Z + p.N, 0.0);
-    for (int64_t i = 0; i < p.N * p.Z; ++i) {
-        const double mu = p.values[0][i], lq = p.values[1][i], mp = p.values[3][i], lp = p.values[4][i];
-        result[i] = mu + exp(lq / 2) * p.values[2][i];
-        result[p.N * p.Z + i / p.Z] += 0.5 * (lp - lq + exp(lq - lp) + (mu - mp) * (mu - mp) * exp(-lp) - 1);
-    }
-    return result;
-}
+// ---- Gaussian --------------------------------------------------------------------------------------------
 
 template <class T>
 Array run(const Gaussian& p, int threads, const Array& cotangent, const std::string& name, double tolerance) {

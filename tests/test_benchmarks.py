@@ -1,0 +1,372 @@
+"""The benchmarks: peers agree with this library, formulas count what they say, results survive the CSV."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import cases, report, run, suites
+from benchmarks.cases import ADAM, BACKWARD, FORWARD, SIZES, Problem, Size
+from benchmarks.limits import Limits, Rate
+from benchmarks.memory import saved_bytes
+from benchmarks.peers import OURS, Absent, Contestant, Tensors, bind, disagreement, make_contestant
+from benchmarks.results import FIELDS, Environment, Row, append_csv, read_csv
+from benchmarks.timing import interleave, median_ratio, quantile
+
+ODD = Size("", T=5, B=3, X=7, D=6, Z=5, W=2)
+TINY: dict[str, Callable[[], Problem]] = {
+    "gru": lambda: cases.gru(5, 3, 7, 4),
+    "gru_sequence": lambda: cases.gru_sequence(5, 3, 7),
+    "posterior_sequence": lambda: cases.posterior_sequence(5, 3, 7, 2),
+    "gaussian_rsample_kl": lambda: cases.gaussian_rsample_kl(5, 3, 7),
+    "gaussian_kl": lambda: cases.gaussian_kl(5, 3, 7),
+    "layer": lambda: cases.layer(ODD),
+    "train_step": lambda: cases.train_step(ODD),
+}
+NAMES = ("torch", "jax", "reference")
+
+
+def contestant_or_skip(name: str, problem: Problem, run_of: str, monkeypatch: pytest.MonkeyPatch) -> Contestant:
+    if name == "jax":
+        if importlib.util.find_spec("jax") is None:
+            pytest.skip("jax is not installed")
+        monkeypatch.setattr("os.sched_getaffinity", lambda _: range(torch.get_num_threads()))
+    try:
+        return make_contestant(name, problem, run_of)
+    except Absent as reason:
+        assert (name, problem.family) == ("torch", "gru_sequence")
+        pytest.skip(str(reason))
+
+
+# ---- Agreement ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run_of", [FORWARD, BACKWARD])
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("name", NAMES)
+def test_peers_agree(name: str, family: str, run_of: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = TINY[family]()
+    actual = contestant_or_skip(name, problem, run_of, monkeypatch).results()
+    expected = make_contestant(OURS, problem, run_of).results()
+    assert disagreement(actual, expected)[1] == ""
+    gradients = [key for key in expected if key.startswith("gradient of ")]
+    assert len(gradients) == (len(problem.tensors) if run_of == BACKWARD else 0)
+    assert set(problem.cotangents) <= set(expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_peers_agree_after_a_step_of_adam(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = TINY["train_step"]()
+    actual = contestant_or_skip(name, problem, ADAM, monkeypatch).results()
+    expected = make_contestant(OURS, problem, ADAM).results()
+    assert disagreement(actual, expected)[1] == ""
+    moved = [key for key in problem.tensors if not torch.equal(expected[f"{key} after a step"], problem.tensors[key])]
+    assert moved == list(problem.tensors)
+
+
+def test_compiled_peer_agrees() -> None:
+    problem = TINY["gaussian_kl"]()
+    actual = make_contestant("torch.compile", problem, BACKWARD).results()
+    assert disagreement(actual, make_contestant(OURS, problem, BACKWARD).results())[1] == ""
+
+
+def test_our_gradients_are_those_of_the_stated_outputs() -> None:
+    """The pull-back of the cotangents, by finite differences along one direction."""
+    problem = cases.gru_sequence(4, 2, 3)
+    gradient = make_contestant(OURS, problem, BACKWARD).results()["gradient of weight_hh"]
+    direction = torch.randn(gradient.shape)
+
+    def value(step: float) -> float:
+        moved = problem.tensors | {"weight_hh": problem.tensors["weight_hh"] + step * direction}
+        outputs = make_contestant("reference", dataclasses.replace(problem, tensors=moved), FORWARD).results()
+        return sum((outputs[key].double() * problem.cotangents[key]).sum().item() for key in problem.cotangents)
+
+    difference = (value(1e-2) - value(-1e-2)) / 2e-2
+    assert difference == pytest.approx((gradient * direction).sum().item(), rel=1e-2, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r | {"z": r["z"] * (1 + 1e-3)}, "disagrees in z by 1.0e-03"),
+        (lambda r: r | {"gradient of mu": -r["gradient of mu"]}, "disagrees in gradient of mu by 2.0e+00"),
+        (lambda r: r | {"z": r["z"] * math.nan}, "disagrees in z by inf"),
+        (lambda r: r | {"z": r["z"][0]}, "disagrees in z by inf"),
+        (lambda r: {k: v for k, v in r.items() if k != "gradient of mu"}, "results differ: gradient of mu"),
+    ],
+)
+def test_disagreement_is_found(change: Callable[[Tensors], Tensors], message: str) -> None:
+    expected = {"z": torch.ones(2, 3), "gradient of mu": torch.ones(4)}
+    assert disagreement(change(dict(expected)), expected)[1] == message
+    assert disagreement(dict(expected), expected) == (0.0, "")
+
+
+def test_a_peer_that_disagrees_is_reported_and_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(name: str, problem: Problem, run_of: str) -> Contestant:
+        right = make_contestant(OURS, problem, run_of)
+        if name == OURS:
+            return right
+        if name == "absent":
+            raise Absent("not installed")
+        if name == "broken":
+            raise RuntimeError("first line\nsecond line")
+
+        def step() -> None:
+            raise AssertionError("timed")
+
+        return Contestant(name, step, lambda: {key: value + 1 for key, value in right.results().items()})
+
+    monkeypatch.setattr(suites, "make_contestant", make)
+    chosen = suites.Options(peers=("wrong", "absent", "broken"), seconds=0.001, min_rounds=1)
+    chosen.limits._products[1] = Rate(1e9, (1, 1, 1))
+    monkeypatch.setattr(chosen.limits, "refresh", lambda threads: None)
+    rows = suites.measure("ops", TINY["gru_sequence"](), FORWARD, chosen)
+    assert [row.contestant for row in rows] == [OURS, "wrong", "absent", "broken"]
+    assert rows[0].status == "ok"
+    assert rows[1].status.startswith("disagrees in output by")
+    assert [row.status for row in rows[2:]] == ["absent: not installed", "failed: RuntimeError: first line"]
+    assert [row.median is None for row in rows] == [False, True, True, True]
+
+
+@pytest.mark.parametrize("name", ["cuda-graph", "flashrnn", "torchrl", "haste"])
+def test_gpu_peers_are_absent_on_the_cpu(name: str) -> None:
+    with pytest.raises(Absent, match="CUDA device"):
+        make_contestant(name, TINY["gru"](), FORWARD)
+
+
+# ---- Formulas -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [ODD, SIZES["S"], SIZES["M"]], ids=str)
+def test_the_formula_counts_every_weight_matrix(size: Size) -> None:
+    for module, entries in (
+        (cases.make_model(size), cases.train_step_entries(size)),
+        (cases.make_layer(size), cases.layer_entries(size)),
+    ):
+        assert entries == sum(parameter.numel() for parameter in module.parameters() if parameter.dim() == 2)
+
+
+@pytest.mark.parametrize("family", [name for name in TINY if not name.startswith("gaussian")])
+def test_flop_are_two_or_six_for_each_weight_row_and_step(family: str) -> None:
+    problem = TINY[family]()
+    entries = sum(t.numel() for name, t in problem.tensors.items() if "weight" in name and t.dim() == 2)
+    assert problem.rows == 15
+    assert problem.flop(FORWARD) == 2 * entries * 15
+    assert problem.flop(BACKWARD) == problem.flop(ADAM) == 6 * entries * 15
+
+
+def test_flop_of_a_training_step_of_size_s() -> None:
+    assert cases.train_step(SIZES["S"]).flop(BACKWARD) == 1_051_852_800
+
+
+def test_bytes_are_those_of_the_tensors() -> None:
+    for family in ("gaussian_rsample_kl", "gaussian_kl"):
+        problem = TINY[family]()
+        read = sum(tensor.nbytes for tensor in problem.tensors.values())
+        outputs = sum(tensor.nbytes for tensor in problem.cotangents.values())
+        assert problem.bytes_moved[FORWARD] == read + outputs
+        # backward reads the inputs and the outputs' gradients and writes the inputs'
+        assert problem.bytes_moved[BACKWARD] == problem.bytes_moved[FORWARD] + 2 * read + outputs
+
+
+def test_saved_bytes_count_each_storage_once() -> None:
+    weight = torch.ones(10, requires_grad=True)
+
+    def call() -> Tensors:
+        return {"y": weight * weight.view(2, 5).view(10) * weight}
+
+    # weight (40 bytes) and the first product (40 bytes)
+    assert saved_bytes(type(bind("torch", TINY["gru"]()))({}, call)) == 80
+
+
+def test_limits_keep_the_best_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.limits.SQUARES", (512, 1024, 2048))
+    limits = Limits("cpu", quick=True)
+    rates = iter([3.0, 9.0, 5.0, 2.0, 1.0, 7.0, 11.0])
+    monkeypatch.setattr(limits, "_measure", lambda shape, threads: Rate(next(rates), shape))
+    best = limits.gemm(1)
+    assert (best.flops, best.shape) == (9.0, (1024, 1024, 1024))
+    limits.refresh(1)
+    assert limits.gemm(1) == best
+    limits.refresh(1)
+    assert limits.gemm(1) == Rate(11.0, best.shape)
+
+
+# ---- Timing ---------------------------------------------------------------------------------------------------------
+
+
+def test_contestants_take_turns() -> None:
+    turns: list[str] = []
+    order: list[int] = []
+    calls = [lambda: turns.append("a"), lambda: turns.append("b")]
+    samples = interleave(calls, 0.0, 3, order.append)
+    assert [len(found) for found in samples] == [3, 3]
+    assert order == [0, 1] + [0, 1] * 3
+    assert all(value > 0 for found in samples for value in found)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1234.5, "1234"),
+        (99.96, "100.0"),
+        (12.34, "12.3"),
+        (2.0, "2.00"),
+        (0.01234, "0.0123"),
+        (0.0, "0.00"),
+        (None, ""),
+    ],
+)
+def test_numbers_have_three_digits(value: float | None, text: str) -> None:
+    assert report.number(value) == text
+
+
+def test_statistics() -> None:
+    assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert quantile([0.0, 10.0], 0.2) == 2.0
+    assert quantile([4.0], 0.8) == 4.0
+    # the machine slowed down for the second round: the ratio does not see it
+    assert median_ratio([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]) == 2.0
+
+
+# ---- Results and reports --------------------------------------------------------------------------------------------
+
+WHERE = Environment(
+    "2030-01-02T03:04:05+00:00", "abc", "cpu", "Chip, 2 cores", 2, "3.11", "2", "", "0", "cpu", 250.0, 9.5
+)
+
+
+def row(contestant: str, median: float | None, **more: object) -> Row:
+    values: dict = {"q20": median, "q80": median, "samples": 3, "steps": 10, "limit": 1.0, "ratio": 1.0, "flop": 10}
+    values |= {"suite": "ops", "family": "gru", "case": "T=10 B=2 H=4 X=4", "run": BACKWARD, "status": "ok"} | more
+    return Row(contestant=contestant, threads=2, median=median, **values)
+
+
+def test_csv_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "cpu.csv"
+    rows = [row(OURS, 1.25, error=1.5e-7), row("jax", None, status='absent: no "jax", sorry', steps=None)]
+    append_csv(path, WHERE, rows[:1])
+    append_csv(path, WHERE, rows[1:])
+    assert path.read_text().splitlines()[0] == ",".join(FIELDS)
+    assert len(path.read_text().splitlines()) == 3
+    assert read_csv(path) == [(WHERE, rows[0]), (WHERE, rows[1])]
+
+
+def test_csv_with_other_columns_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.csv"
+    path.write_text("date,time\n1,2\n")
+    with pytest.raises(ValueError, match="other columns than this version writes"):
+        append_csv(path, WHERE, [row(OURS, 1.0)])
+    with pytest.raises(ValueError, match="other columns than this version reads"):
+        read_csv(path)
+    assert path.read_text() == "date,time\n1,2\n"
+
+
+def test_report_shows_the_newest_numbers(tmp_path: Path) -> None:
+    path, readme = tmp_path / "cpu.csv", tmp_path / "README.md"
+    append_csv(path, WHERE, [row(OURS, 99.0), row("torch", 88.0, ratio=0.9)])
+    wide = [row(name, value, case="T=10 B=2 H=8 X=8") for name, value in ((OURS, 3.0), ("torch", 6.0))]
+    steps = [row(OURS, 5.0, suite="scaling T", case=f"T={t} B=2 H=4 X=4", steps=t) for t in (10, 20)]
+    memory = [row(OURS, 2.0, suite="memory", family="train_step", case="S: T=1", run="peak", unit="MB", limit=None)]
+    append_csv(path, WHERE, [row(OURS, 2.0), row("torch", 5.0, ratio=2.5), *wide, *steps, *memory])
+    readme.write_text("above\n<!-- benchmarks: cpu -->\nold\n<!-- end of benchmarks -->\nbelow\n")
+    assert report.main([str(path), "--readme", str(readme), "--plots", str(tmp_path)]) == 0
+    text = readme.read_text()
+    assert text.startswith("above\n<!-- benchmarks: cpu -->\nChip, 2 cores, 2 cores")
+    assert text.endswith("<!-- end of benchmarks -->\nbelow\n")
+    assert "| T=10 B=2 H=4 X=4, forward+backward | 2.00 | 2.00 to 2.00 | 1.00 | 2.00 | 5.00 (2.50x) |" in text
+    assert "| T=20 B=2 H=4 X=4, forward+backward | 250 |" in text
+    assert "old" not in text
+    assert "99" not in text
+    for name in ("over_h", "over_t", "memory"):
+        assert (tmp_path / f"cpu_{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_needs_markers_and_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, readme = tmp_path / "cpu.csv", tmp_path / "README.md"
+    append_csv(path, WHERE, [row(OURS, 1.0)])
+    readme.write_text("nothing\n")
+    assert report.main([str(path), "--readme", str(readme)]) == 2
+    assert "has no lines '<!-- benchmarks: cpu -->'" in capsys.readouterr().err
+    assert readme.read_text() == "nothing\n"
+    readme.write_text("<!-- benchmarks: cpu -->\n<!-- end of benchmarks -->\n")
+    assert report.main([str(path), "--readme", str(readme), "--headline", str(readme)]) == 2
+    assert "the results hold no training step" in capsys.readouterr().err
+
+
+# ---- The command ----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_measures_every_suite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(SIZES, "S", ODD._replace(name="S"))
+    monkeypatch.setattr(run, "QUICK", run.QUICK | {"hidden": (4, 6), "long": (5, 9), "seconds": 1e-4, "min_rounds": 1})
+    monkeypatch.setattr("benchmarks.limits.SQUARES", (16,))
+    monkeypatch.setattr(suites, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    threads = torch.get_num_threads()
+    path = tmp_path / "cpu.csv"
+    arguments = ["--quick", "--peers", "torch", "--threads", "1", "--csv", str(path), "--json"]
+    try:
+        assert run.main(arguments) == 0
+    finally:
+        torch.set_num_threads(threads)
+    printed = capsys.readouterr()
+    records = json.loads(printed.out)
+    assert [list(record) for record in records] == [FIELDS] * len(records)
+    assert {record["suite"].split()[0] for record in records} == set(suites.SUITES)
+    assert {record["status"] for record in records if record["contestant"] == OURS} == {"ok"}
+    assert all(record["median"] > 0 for record in records if record["status"] == "ok")
+    assert len(read_csv(path)) == len(records)
+    assert printed.err.count("train_step | train_step | S: T=5 B=3 X=7 D=6 Z=5 W=2 | forward+backward") == 1
+    assert printed.err.count("GFLOP/s") == 2
+
+
+def test_only_takes_the_cases_that_hold_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[tuple[str, str, str]] = []
+
+    def measure(suite: str, problem: Problem, run_of: str, *_: object) -> list[Row]:
+        taken.append((problem.family, problem.case, run_of))
+        return []
+
+    chosen = suites.Options(only="H=8 | forward+", hidden=(4, 8), batches=(3,))
+    problems = [suites._lazy(cases.gru_sequence, 5, batch, hidden) for batch in (3, 2) for hidden in (4, 8)]
+    assert list(suites.measure_all("ops", problems, (FORWARD, BACKWARD), chosen, 1.0, measure)) == [[], []]
+    assert taken == [("gru_sequence", f"T=5 B={batch} H=8", BACKWARD) for batch in (3, 2)]
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_a_case_is_named_without_making_it(family: str) -> None:
+    lazy = {
+        "gru": suites._lazy(cases.gru, 5, 3, 7, 4),
+        "posterior_sequence": suites._lazy(cases.posterior_sequence, 5, 3, 7, 2),
+        "layer": suites._lazy(cases.layer, ODD),
+        "train_step": suites._lazy(cases.train_step, ODD),
+    }.get(family) or suites._lazy(getattr(cases, family), 5, 3, 7)
+    make, name, case = lazy
+    problem = make()
+    assert (name, case) == (problem.family, problem.case)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--peers", "numpy"], "--peers: expected some of torch, jax"),
+        (["--threads", "0"], "must be above 0"),
+        (["--seconds", "-1"], "must be above 0"),
+    ],
+)
+def test_a_wrong_option_is_one_clear_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
