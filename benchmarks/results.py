@@ -61,6 +61,7 @@ class Environment:
     device: str
     processor: str
     cores: int
+    load: float  # running processes when the run began; near 0 on a quiet machine
     python: str
     torch: str
     jax: str
@@ -72,7 +73,7 @@ class Environment:
 
 TYPES: dict[str, type] = {
     **dict.fromkeys(("threads", "samples", "steps", "flop", "bytes", "cores"), int),
-    **dict.fromkeys(("median", "q20", "q80", "limit", "ratio", "error", "gemm_gflops", "copy_gbs"), float),
+    **dict.fromkeys(("median", "q20", "q80", "limit", "ratio", "error", "gemm_gflops", "copy_gbs", "load"), float),
 }
 FIELDS = [field.name for part in (Environment, Row) for field in dataclasses.fields(part)]
 
@@ -113,7 +114,12 @@ def default_backend(device: str) -> str:
     return next(name for name in names if vssn_kernels.backends()[name] == "available")
 
 
-def environment(device: str, gemm_rate: float, bandwidth: float) -> Environment:
+def load() -> float:
+    """Running processes, over the last minute; 0 where the system does not say."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0
+
+
+def environment(device: str, load: float, gemm_rate: float, bandwidth: float) -> Environment:
     """This machine, now. Rates in FLOP/s and bytes/s."""
     return Environment(
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -121,6 +127,7 @@ def environment(device: str, gemm_rate: float, bandwidth: float) -> Environment:
         device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
         processor=_processor(),
         cores=len(os.sched_getaffinity(0)),
+        load=load,
         python=platform.python_version(),
         torch=torch.__version__,
         jax=_version("jax"),

@@ -14,9 +14,10 @@ import torch
 import vssn_kernels
 from benchmarks.cases import SIZES
 from benchmarks.peers import ON_CPU, ON_GPU, OURS
-from benchmarks.results import RESULTS, Row, append_csv, environment, write_json
+from benchmarks.results import RESULTS, Row, append_csv, environment, load, write_json
 from benchmarks.suites import SUITES, Options, line
 
+BUSY = 0.25  # running processes for each core, above which a run says so
 QUICK = {
     "sizes": ("S",),
     "hidden": (64, 256),
@@ -115,13 +116,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     out = sys.stderr if arguments.json == "-" else sys.stdout
     torch.set_num_threads(chosen.threads)
-    where = environment(chosen.device, chosen.limits.gemm(chosen.threads).flops, chosen.limits.copy(chosen.threads))
+    busy = load()
+    rate, bandwidth = chosen.limits.gemm(chosen.threads).flops, chosen.limits.copy(chosen.threads)
+    where = environment(chosen.device, busy, rate, bandwidth)
     print(
         f"{where.processor}, {chosen.threads} threads on {where.cores} cores, torch {where.torch}, "
         f"jax {where.jax or 'absent'}, {OURS} {where.vssn} with backend {where.backend}, "
         f"commit {where.commit or 'unknown'}\n{_limits(chosen)}",
         file=out,
     )
+    if where.load > BUSY * where.cores:
+        print(
+            f"the machine is busy (load {where.load}): these times will not hold, nor will the ratios", file=sys.stderr
+        )
     rows: list[Row] = []
     told: set[tuple[str, str]] = set()
     for name in arguments.suite:

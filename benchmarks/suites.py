@@ -73,6 +73,13 @@ def limit_seconds(problem: Problem, run: str, options: Options, threads: int) ->
     return None
 
 
+def why_not(failure: Exception) -> str:
+    """One line for a peer that is absent or has failed."""
+    if isinstance(failure, Absent):
+        return f"absent: {failure}"
+    return f"failed: {type(failure).__name__}: {failure}".partition("\n")[0]
+
+
 def admit(
     problem: Problem, run: str, peers: Sequence[str], options: Options
 ) -> tuple[list[tuple[Contestant, float]], dict[str, str]]:
@@ -87,10 +94,8 @@ def admit(
         try:
             contestant = make_contestant(name, problem, run)
             error, wrong = disagreement(contestant.results(), expected)
-        except Absent as reason:
-            refused[name] = f"absent: {reason}"
         except Exception as failure:  # a peer's failure is a result; the others go on
-            refused[name] = f"failed: {type(failure).__name__}: {failure}".split("\n")[0]
+            refused[name] = why_not(failure)
         else:
             if wrong:
                 refused[name] = wrong
@@ -327,8 +332,10 @@ def compile_time(options: Options) -> Iterator[list[Row]]:
                 os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
                 try:
                     seconds = in_fresh_process(first_call_seconds, *arguments)
-                except Absent as reason:
-                    rows.append(_first_call_row(family, case, name, options, f"absent: {reason}"))
+                except Exception as failure:  # a peer's failure is a result; the others go on
+                    if name == OURS:
+                        raise
+                    rows.append(_first_call_row(family, case, name, options, why_not(failure)))
                     continue
                 finally:
                     del os.environ["TORCHINDUCTOR_CACHE_DIR"]

@@ -147,6 +147,7 @@ class TrainingSection(Section):
     output: str = "runs/vssn"  # folder of the run
     seed: Seed = 0  # of the weights and of the noise
     max_epochs: Count = 50
+    report_every: Count = 1  # epochs from one printed line to the next
     max_minutes: Annotated[Real, Field(ge=0.001, le=1e6)] | None = None  # of training, all resumed parts together
     early_stopping_patience: Count | None = None  # epochs without a better validation ELBO
     learning_rate: Annotated[Positive, Field(le=1000)] = 1e-3

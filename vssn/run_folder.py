@@ -103,8 +103,8 @@ class RunFolder(Checkpoint):
         *(f"{split}/{name}" for split in ("train", "valid") for name in SCORES),
     )
 
-    def __init__(self, folder: Path, resumed_epoch: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, resumed_epoch: int, report_every: int) -> None:
+        self.folder, self.report_every = folder, report_every
         self.best = -math.inf
         self.rows: list[dict[str, Any]] = []
         if resumed_epoch:
@@ -140,7 +140,8 @@ class RunFolder(Checkpoint):
             f"epoch {counts['epoch']:>3}  train {values['train/elbo_per_frame']:9.4f}  valid {values[MONITOR]:9.4f}  "
             f"kl_z {values['valid/kl_z_per_frame']:.3f}  kl_w {values['valid/kl_w_per_frame']:.3f}  {seconds:6.0f} s"
         )
-        _say(trainer, line + ("  best" if improved else ""))
+        if counts["epoch"] % self.report_every == 0:
+            _say(trainer, line + ("  best" if improved else ""))
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
         with replacing(self.folder / name) as part:

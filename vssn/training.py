@@ -223,7 +223,7 @@ def fit(config: Config, resume: bool = False) -> FitResult:
     splits = config.load_data()
     model = config.build_model(_count_chunks(splits, config.training.chunk_length))
     data, module = SequenceData(splits, config), TrainingModule(model, config)
-    run = RunFolder(folder, done)
+    run = RunFolder(folder, done, config.training.report_every)
     with creating(folder), _quiet():
         with replacing(folder / "config.yaml") as part:
             part.write_text(config.to_yaml(), encoding="utf-8")

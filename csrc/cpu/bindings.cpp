@@ -5,6 +5,7 @@
 // checked and allocated everything. The GIL is released while a kernel runs.
 #include <pybind11/pybind11.h>
 
+#include <limits.h>
 #include <stdlib.h>
 #if defined(__GLIBC__)
 #include <malloc.h>
@@ -232,14 +233,11 @@ void evaluate(Arguments in) {
     entries<T>().evaluate(function, x, y, count);
 }
 
-// Lets malloc keep up to `kept` bytes of freed memory, and take blocks below `largest` from it. glibc only.
-void keep_freed_memory(int kept, int largest) {
+// Lets malloc serve blocks of every size from its heap, and keep up to 2 GB of freed memory there. glibc only.
+void keep_freed_memory() {
 #if defined(__GLIBC__)
-    mallopt(M_MMAP_THRESHOLD, largest);
-    mallopt(M_TRIM_THRESHOLD, kept);
-#else
-    static_cast<void>(kept);
-    static_cast<void>(largest);
+    mallopt(M_MMAP_MAX, 0);
+    mallopt(M_TRIM_THRESHOLD, INT_MAX);
 #endif
 }
 

@@ -25,11 +25,13 @@ def _after_fork() -> None:
 
 os.register_at_fork(after_in_child=_after_fork)
 
-# glibc gives freed memory back to the system at once, and fresh memory costs a page fault for every 4 KB at its first
-# touch: for small sequences more than the arithmetic. So freed memory stays with the process, for all of its tensors,
-# up to 512 MB; larger blocks than 32 MB are given back as before. Whoever sets malloc's own variables decides instead.
-if not any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")):
-    _cpu.keep_freed_memory(512 << 20, 32 << 20)
+# glibc gives freed blocks back to the system, and fresh memory costs a page fault for every 4 KB at its first touch:
+# for short or narrow sequences more than the arithmetic, and the more the longer they are. So what this process frees
+# it keeps for its next tensors, whoever allocates them, up to 2 GB at the end of its heap. VSSN_KEEP_MEMORY=0, or any
+# setting of malloc's own, leaves malloc as it is.
+_MALLOC_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
+if os.environ.get("VSSN_KEEP_MEMORY") != "0" and not any(name in os.environ for name in _MALLOC_SETTINGS):
+    _cpu.keep_freed_memory()
 
 
 def info() -> str:
