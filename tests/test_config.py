@@ -209,3 +209,10 @@ def test_music_is_read_from_the_folder_and_only_its_training_part_transposed(tmp
         assert splits.valid[0][0].nonzero().tolist() == splits.test[0][0].nonzero().tolist()
         assert int(splits.test[0][0][0].nonzero()) == 40
     assert len(moved) > 1
+
+
+def test_a_misspelt_key_is_named_before_the_key_that_it_leaves_out(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("data:\n  set: jsb\nmodel:\n  hiden_size: 3\n  latent_size: 2\n")
+    with pytest.raises(ConfigError, match=r"model\.hiden_size: unknown key; did you mean hidden_size\?"):
+        load_config(path)

@@ -291,9 +291,9 @@ def _apply(override: str, settings: dict[Any, Any]) -> None:
 
 
 def _explain(error: ValidationError, origin: str, overrides: Sequence[str]) -> str:
-    """The first of pydantic's errors as one line."""
+    """One of pydantic's errors as one line: an unknown key before the rest, since a misspelt key is missing as well."""
     details = error.errors(include_url=False)
-    first = details[0]
+    first = min(details, key=lambda detail: detail["type"] != "extra_forbidden")
     location = [str(name) for name in first["loc"]]
     if first["type"].startswith("union_tag"):
         location.append("set")
