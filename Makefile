@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-slow lint sanitize format clean
+.PHONY: demo test test-slow lint sanitize bench bench-quick bench-report bench-store bench-compare format clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/python -m vssn.demo --output demo_output
@@ -25,6 +25,22 @@ lint: $(VENV)/dev-installed
 
 sanitize:
 	$(MAKE) -C csrc/cpu/sanitize -j2
+
+# Close other programs first: two that want all cores make each other's threads wait at every barrier.
+bench: $(VENV)/bench-installed
+	$(BIN)/python -m benchmarks.run --csv
+
+bench-quick: $(VENV)/bench-installed
+	$(BIN)/python -m benchmarks.run --quick
+
+bench-report: $(VENV)/bench-installed
+	$(BIN)/python -m benchmarks.report --headline README.md
+
+bench-store: $(VENV)/test-installed
+	$(PYTEST) benchmarks/regression.py --benchmark-enable --benchmark-autosave
+
+bench-compare: $(VENV)/test-installed
+	$(PYTEST) benchmarks/regression.py --benchmark-enable --benchmark-compare --benchmark-compare-fail=median:15%
 
 format: $(VENV)/dev-installed
 	$(BIN)/ruff check --fix .
@@ -48,6 +64,11 @@ $(VENV)/demo-installed: $(BIN)/python $(SOURCES)
 $(VENV)/test-installed: $(BIN)/python $(SOURCES)
 	@echo "installing vssn with its test tools into $(VENV) (a few minutes the first time)"
 	$(INSTALL) -e '.[test]'
+	@touch $@
+
+# JAX is an optional peer: without it the benchmarks say that it is absent.
+$(VENV)/bench-installed: $(VENV)/test-installed
+	-$(INSTALL) jax
 	@touch $@
 
 $(VENV)/dev-installed: $(BIN)/python $(SOURCES)

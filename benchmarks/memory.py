@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -69,6 +70,5 @@ def first_call_seconds(name: str, make: MakeProblem, run: str, threads: int, dev
 
 def in_fresh_process(function: Callable[..., Result], *arguments: object) -> Result:
     """The result of the function in a process of its own: nothing cached, nothing allocated before."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(function, arguments)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()

@@ -46,6 +46,12 @@ def grouped(rows: Iterable[Row]) -> dict[Key, list[Row]]:
     return found
 
 
+def with_all_threads(rows: Sequence[Row]) -> list[Row]:
+    """Those measured with the most threads: fewer have a table of their own, "scaling threads"."""
+    most = max((row.threads for row in rows), default=0)
+    return [row for row in rows if row.threads == most or row.suite == "scaling threads"]
+
+
 # ---- Tables ---------------------------------------------------------------------------------------------------------
 
 
@@ -141,7 +147,7 @@ def origin(measured: Measured) -> str:
 
 def tables(measured: Measured) -> str:
     """Every suite and family of the results, newest first where a case was measured again."""
-    rows = [row for _, row in newest(measured)]
+    rows = with_all_threads([row for _, row in newest(measured)])
     parts = [origin(measured)]
     for suite, (title, render) in TITLES.items():
         of_suite = [row for row in rows if row.suite == suite]
@@ -154,7 +160,8 @@ def tables(measured: Measured) -> str:
 
 def headline(measured: Measured) -> str:
     """The table of the project's README: the training step."""
-    rows = [row for _, row in newest(measured) if (row.suite, row.family, row.run) == HEADLINE]
+    rows = with_all_threads([row for _, row in newest(measured)])
+    rows = [row for row in rows if (row.suite, row.family, row.run) == HEADLINE]
     if not rows:
         raise ValueError("the results hold no training step: python -m benchmarks.run --suite train_step --csv")
     return f"{times_table(grouped(rows))}\n\n{origin(measured)}"
@@ -199,7 +206,7 @@ def plot(path: Path, panels: list[tuple[str, list[Row], str]], ylabel: str) -> N
         axis.set(title=title, xlabel=name, xscale="log", yscale="log", ylabel=ylabel)
         axis.set_xticks(sorted({letter(row.case, name) for row in rows}))
         axis.get_xaxis().set_major_formatter("{x:.0f}")
-        axis.minorticks_off()
+        axis.set_xticks([], minor=True)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     figure.tight_layout()
@@ -236,7 +243,7 @@ def plot_memory(path: Path, rows: list[Row]) -> None:
 
 def plots(measured: Measured, folder: Path, device: str) -> list[Path]:
     """Writes the plots that the results have data for."""
-    rows = [row for _, row in newest(measured)]
+    rows = with_all_threads([row for _, row in newest(measured)])
     found = []
     panels = []
     for family in ("gru_sequence", "gru"):

@@ -321,10 +321,10 @@ def compile_time(options: Options) -> Iterator[list[Row]]:
         if not options.takes(line("compile_time", family, case, "first call")):
             continue
         names = [OURS, *(name for name in options.peers if name in ("torch", "jax"))]
-        if not options.quick:
+        if "torch.compile" in options.peers and count == small.T:
             names.append(OURS_COMPILED)
-            if "torch.compile" in options.peers and (count < small.T or options.compile_unrolled):
-                names.append("torch.compile")
+        if "torch.compile" in options.peers and (count < small.T or options.compile_unrolled):
+            names.append("torch.compile")
         rows: list[Row] = []
         for name in names:
             arguments = (name, make, BACKWARD, options.threads, options.device)
