@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import vssn_kernels
-from vssn_kernels.backends import table
+from vssn_kernels.backend import table
 from vssn_kernels.testing import OPS, RecordCalls, Sample, find_sample
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +63,7 @@ def functions_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     table.implementation.cache_clear()
     for backend in PRESENT:
-        module = importlib.import_module(f"vssn_kernels.backends.{backend}")
+        module = importlib.import_module(f"vssn_kernels.backend.{backend}")
         for name in table.FUNCTIONS:
             monkeypatch.setattr(module, name, spy(f"{backend}.{name}", getattr(module, name)))
     yield called
@@ -81,7 +81,7 @@ def test_the_four_backends_are_listed() -> None:
 
 @pytest.mark.parametrize("backend", PRESENT)
 def test_a_backend_has_every_function(backend: str) -> None:
-    module = importlib.import_module(f"vssn_kernels.backends.{backend}")
+    module = importlib.import_module(f"vssn_kernels.backend.{backend}")
     assert [name for name in table.FUNCTIONS if not callable(getattr(module, name, None))] == []
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vssn_kernels import _cpu
-from vssn_kernels.backends import cpu
+from vssn_kernels.backend import cpu
 from vssn_kernels.testing import Sample, assert_all_close, cotangents, expected, gradients, poisoned_empty
 
 # (of outputs, of gradients)

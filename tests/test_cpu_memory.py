@@ -12,7 +12,7 @@ import pytest
 
 LARGE_BLOCK = """
 import torch, vssn_kernels
-from vssn_kernels.backends import cpu
+from vssn_kernels.backend import cpu
 address = torch.empty(64 << 20, dtype=torch.uint8).data_ptr()
 heap = next(line for line in open("/proc/self/maps") if "[heap]" in line).split()[0]
 first, last = (int(end, 16) for end in heap.split("-"))

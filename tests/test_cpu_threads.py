@@ -184,7 +184,7 @@ def test_dataloader_workers(method: str) -> None:
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="lists the mapped libraries through /proc")
 def test_one_openmp_runtime_is_mapped() -> None:
     code = (
-        "import vssn_kernels, torch; from vssn_kernels.backends import cpu\n"
+        "import vssn_kernels, torch; from vssn_kernels.backend import cpu\n"
         "mu = torch.randn(400, 100); cpu.gaussian_kl_forward(mu, mu, None, None)\n"
         "print('\\n'.join(sorted({line.split()[-1] for line in open('/proc/self/maps') if 'omp' in line})))"
     )

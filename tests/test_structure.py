@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     ("vssn_kernels.activations", "vssn_kernels.arguments", "vssn_kernels.version"),
     ("vssn_kernels.reference",),
-    ("vssn_kernels.backends",),
+    ("vssn_kernels.backend",),
     ("vssn_kernels.ops",),
     ("vssn_kernels",),
     ("vssn.sequences", "vssn.networks", "vssn.likelihoods", "vssn.data"),
@@ -73,7 +73,7 @@ def imports(module: str) -> Iterator[str]:
 
 
 def test_every_module_is_found() -> None:
-    assert {"vssn_kernels", "vssn_kernels.ops.gru", "vssn_kernels.backends.cpu", "vssn.layer", "vssn.model"} <= set(
+    assert {"vssn_kernels", "vssn_kernels.ops.gru", "vssn_kernels.backend.cpu", "vssn.layer", "vssn.model"} <= set(
         MODULES
     )
     assert [

@@ -3,7 +3,7 @@
 The size alphabet and the map from a public function to its kernels stand in README.md beside this file.
 """
 
-from vssn_kernels.backends.table import backends, info, use_backend
+from vssn_kernels.backend.table import backends, info, use_backend
 from vssn_kernels.ops.gaussian import gaussian_kl, gaussian_rsample_kl
 from vssn_kernels.ops.gru import gru_sequence
 from vssn_kernels.ops.posterior import PriorMean, posterior_sequence

@@ -94,7 +94,7 @@ def _require_lengths_form(op: str, lengths: Tensor | None, batch: int, device: t
 
 
 def checked_lengths(op: str, lengths: Tensor | None, steps: int) -> Tensor | None:
-    """The lengths, contiguous. Reads data to raise ValueError for one outside [0, T]: on a GPU only with VSSN_CHECK=1."""
+    """The lengths, contiguous. Raises ValueError for one outside [0, T]: it reads data, on a GPU if VSSN_CHECK=1."""
     if lengths is None:
         return None
     if lengths.numel() and (lengths.device.type == "cpu" or CHECK_ON_DEVICE):

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import vssn_kernels
 from vssn_kernels.activations import ACTIVATIONS
-from vssn_kernels.backends.table import BACKENDS
+from vssn_kernels.backend.table import BACKENDS
 from vssn_kernels.reference import gaussian, gru, posterior
 
 HALF = (torch.float16, torch.bfloat16)

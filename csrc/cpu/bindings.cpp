@@ -1,7 +1,7 @@
 // vssn_kernels._cpu: the kernels for Python.
 //
 // Each function takes whether the tensors are float64, then numbers in the order in which the body below reads
-// them: sizes, addresses (0: no tensor) and strides in elements. vssn_kernels/backends/cpu.py, the only caller, has
+// them: sizes, addresses (0: no tensor) and strides in elements. vssn_kernels/backend/cpu.py, the only caller, has
 // checked and allocated everything. The GIL is released while a kernel runs.
 #include <pybind11/pybind11.h>
 
@@ -249,7 +249,7 @@ void define(py::module_& module, const char* name) {
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
-    module.doc() = "The CPU kernels of vssn_kernels; use them through vssn_kernels.backends.cpu.";
+    module.doc() = "The CPU kernels of vssn_kernels; use them through vssn_kernels.backend.cpu.";
     define<gaussian_forward<float>, gaussian_forward<double>>(module, "gaussian_forward");
     define<gaussian_backward<float>, gaussian_backward<double>>(module, "gaussian_backward");
     define<gru_forward<float>, gru_forward<double>>(module, "gru_forward");

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vssn_kernels import arguments
-from vssn_kernels.backends.table import choose, implementation
+from vssn_kernels.backend.table import choose, implementation
 from vssn_kernels.ops import registration
 from vssn_kernels.reference import gaussian as reference
 

@@ -113,7 +113,7 @@ def choose(op: str, backend: str | None, device: torch.device, dtype: torch.dtyp
 def implementation(backend: str, function: str) -> Callable:
     """The callable of (backend, function); `function` is one of FUNCTIONS."""
     _require_available(backend, function)
-    return getattr(importlib.import_module(f"vssn_kernels.backends.{backend}"), function)
+    return getattr(importlib.import_module(f"vssn_kernels.backend.{backend}"), function)
 
 
 @contextmanager
@@ -147,8 +147,6 @@ def info() -> str:
         lines.append(f"CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}")
     for name, status in backends().items():
         lines.append(f"backend {name}: {status}")
-        if status == "available" and hasattr(
-            module := importlib.import_module(f"vssn_kernels.backends.{name}"), "info"
-        ):
+        if status == "available" and hasattr(module := importlib.import_module(f"vssn_kernels.backend.{name}"), "info"):
             lines.append(f"    {module.info()}")
     return "\n".join(lines)
