@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 
+from vssn_kernels.arguments import HALF
 from vssn_kernels.version import __version__
 
 FUNCTIONS = (
@@ -29,7 +30,6 @@ FUNCTIONS = (
     "gaussian_kl_forward",
     "gaussian_kl_backward",
 )
-HALF = (torch.float16, torch.bfloat16)
 
 
 class Backend(NamedTuple):

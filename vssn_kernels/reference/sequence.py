@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vssn_kernels.arguments import HALF
+
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Half precision is storage only: states and sums are float32."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    return torch.float32 if dtype in HALF else dtype
 
 
 def valid_steps(lengths: Tensor | None, steps: int) -> Tensor | None:
