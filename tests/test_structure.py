@@ -22,7 +22,7 @@ LAYERS = (
     ("vssn_kernels.backend",),
     ("vssn_kernels.ops",),
     ("vssn_kernels",),
-    ("vssn.sequences", "vssn.networks", "vssn.likelihoods", "vssn.data"),
+    ("vssn.checks", "vssn.sequences", "vssn.networks", "vssn.likelihoods", "vssn.data"),
     ("vssn.layer", "vssn.gru"),
     ("vssn.model",),
     ("vssn",),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from vssn.layer import require_shape
+from vssn.checks import require_shape
 from vssn.sequences import valid_steps, zero_padding
 from vssn_kernels import gru_sequence
 
@@ -126,10 +126,8 @@ class GRU(nn.Module):
             hx = x.new_zeros(expected)
         else:
             require_shape("hx", hx, "[num_layers * directions, B, H]", expected)
-        if lengths is not None:
-            require_shape("lengths", lengths, "[B]", (batch,))
-            # Also outside the op: 0 * NaN in the gradient of weight_ih would be NaN.
-            x = zero_padding(x, valid_steps(lengths, x))
+        # Also outside the op: 0 * NaN in the gradient of weight_ih would be NaN.
+        x = zero_padding(x, valid_steps(lengths, x))
         last_states = []
         for layer in range(self.num_layers):
             outputs = []

@@ -10,16 +10,17 @@ p(z_t | z_{t-1}, d_t)                      for all t after the loop
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from vssn.checks import require_choice, require_number, require_shape, require_size
 from vssn.networks import MLP, LatentNetwork, Recurrence, floor_logvar
 from vssn.sequences import last_valid, swap, valid_steps, with_first, zero_padding
 from vssn_kernels import PriorMean, gaussian_kl, gaussian_rsample_kl, posterior_sequence
 from vssn_kernels.activations import ACTIVATIONS
+from vssn_kernels.ops.registration import autocast_is_on
 
 CONTROLS = ("previous", "external", "both", "none")
 UNIVERSALS = ("point", "gaussian")
@@ -48,31 +49,6 @@ class Inference(NamedTuple):
     kl_w: Tensor  # [T, B]
     d_last: Tensor  # [B, D]
     z_last: Tensor  # [B, Z]
-
-
-def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def require_size(name: str, value: object, minimum: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"{name} must be an int of at least {minimum}, got {value!r}")
-
-
-def require_number(name: str, value: object, minimum: float = -math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not (math.isfinite(value) and value >= minimum):
-        least = "" if minimum == -math.inf else f" of at least {minimum}"
-        raise ValueError(f"{name} must be a finite number{least}, got {value}")
-
-
-def require_shape(name: str, tensor: object, letters: str, expected: tuple[int, ...]) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-    if tuple(tensor.shape) != expected:
-        raise ValueError(f"{name} must have shape {letters} = {list(expected)}, got {list(tensor.shape)}")
 
 
 def require_control(control: object, control_size: object) -> None:
@@ -373,10 +349,8 @@ class VSSNLayer(nn.Module):
             ValueError, TypeError: naming the argument, what was expected and what came.
         """
         x, u = check_sequences(x, u, self.input_size, self.control_size, self.batch_first, self.d_0.dtype)
-        if lengths is not None:
-            require_shape("lengths", lengths, "[B]", (x.shape[1],))
         valid = valid_steps(lengths, x)
-        x, u = zero_padding(x, valid), None if u is None else zero_padding(u, valid)
+        x, u = zero_padding(x, valid), zero_padding(u, valid)
         start = self.start_state(state, x.shape[1], self.input_size, x)
         noise = self.draw_noise(x) if noise is None else self.check_noise(noise, x)
         frames = with_first(start.x_last, x)
@@ -415,7 +389,7 @@ def check_sequences(
         raise ValueError(f"x must have shape {letters} with X = {x_size}, got {list(x.shape)}")
     if not x.is_floating_point():
         raise TypeError(f"x must be floating point, got {x.dtype}; convert it with .to({dtype})")
-    if x.dtype != dtype and not (x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)):
+    if x.dtype != dtype and not autocast_is_on(x.device):
         raise TypeError(f"x must be {dtype} as the parameters are, got {x.dtype}; convert it with .to({dtype})")
     if control_size == 0 and u is not None:
         raise ValueError("u must be None: this model has no external control (control_size=0)")

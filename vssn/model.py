@@ -11,16 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vssn.layer import (
-    State,
-    VSSNLayer,
-    check_sequences,
-    require_choice,
-    require_control,
-    require_number,
-    require_shape,
-    require_size,
-)
+from vssn.checks import require_choice, require_number, require_shape, require_size
+from vssn.layer import State, VSSNLayer, check_sequences, require_control
 from vssn.likelihoods import LIKELIHOODS, make_likelihood
 from vssn.networks import MLP, Embedding
 from vssn.sequences import last_valid, swap, valid_steps, with_first, zero_padding
@@ -203,8 +195,6 @@ class VSSN(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """x and u time-major, x zero where it is not observed; observed [T, B, X] or None, valid [T, B] or None."""
         x, u = check_sequences(x, u, self.x_size, self.control_size, self.batch_first, self.layer.d_0.dtype)
-        if lengths is not None:
-            require_shape("lengths", lengths, "[B]", (x.shape[1],))
         valid = valid_steps(lengths, x)
         observed = None
         if mask is not None:
@@ -218,9 +208,7 @@ class VSSN(nn.Module):
                 )
             observed = (mask if mask.dim() == 3 else mask[..., None]).expand_as(x)
             x = torch.where(observed, x, x.new_zeros(()))
-        if u is not None:
-            u = zero_padding(u, valid)
-        return zero_padding(x, valid), u, observed, valid
+        return zero_padding(x, valid), zero_padding(u, valid), observed, valid
 
     def _frames(self, x: Tensor, observed: Tensor | None) -> Tensor:
         """What the networks see: x [T, B, X], with masked the mask beside it [T, B, 2X]."""

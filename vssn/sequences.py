@@ -7,17 +7,24 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from vssn.checks import require_shape
+
 
 def valid_steps(lengths: Tensor | None, like: Tensor) -> Tensor | None:
-    """[T, B] bool, True where t < lengths[b], for `like` [T, B, ·]; None without lengths."""
+    """[T, B] bool, True where t < lengths[b], for `like` [T, B, ·]; None without lengths. Checks their form, [B]."""
     if lengths is None:
         return None
+    require_shape("lengths", lengths, "[B]", (like.shape[1],))
     return torch.arange(like.shape[0], device=like.device)[:, None] < lengths
 
 
-def zero_padding(sequence: Tensor, valid: Tensor | None) -> Tensor:
-    """The sequence [T, B] or [T, B, ·] with 0 where it is not valid."""
-    if valid is None:
+@overload
+def zero_padding(sequence: Tensor, valid: Tensor | None) -> Tensor: ...
+@overload
+def zero_padding(sequence: None, valid: Tensor | None) -> None: ...
+def zero_padding(sequence: Tensor | None, valid: Tensor | None) -> Tensor | None:
+    """The sequence [T, B] or [T, B, ·] with 0 where it is not valid; None stays None."""
+    if valid is None or sequence is None:
         return sequence
     mask = valid if sequence.dim() == 2 else valid[..., None]
     return torch.where(mask, sequence, sequence.new_zeros(()))
