@@ -1,13 +1,23 @@
 """Builds the extension modules; everything else about the package stands in pyproject.toml.
 
-vssn_kernels._cpu: csrc/cpu/{gru,posterior,gaussian,table}.cpp compiled once per instruction set (x86-64: avx512, avx2
-and generic; elsewhere generic), and the files that choose and bind them, once. Needs g++ and pybind11, no PyTorch.
+vssn_kernels._cpu: csrc/cpu/{gru,posterior,gaussian,mlp,bernoulli,table}.cpp compiled once per instruction set (x86-64:
+avx512, avx2 and generic; elsewhere generic), and the files that choose and bind them, once. Needs g++ and pybind11, no
+PyTorch.
+
+vssn_kernels._cuda: csrc/cuda/*.cu and *.cpp by nvcc, which leaves the latter to g++, where nvcc is found. The CUDA
+runtime is linked statically, and no PyTorch header is used: one build serves every version of it.
+    VSSN_BUILD_CUDA=0|1  never | always (an error where nvcc is absent)
+    VSSN_CUDA_ARCHS      architectures, such as "90a" or "80 90a"; else those of the GPUs here, else DEFAULT_ARCHS
+    CUDA_HOME            the toolkit, where nvcc is not on the path
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +26,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 CPU = Path("csrc/cpu")
-KERNELS = ("gru", "posterior", "gaussian", "table")
+KERNELS = ("gru", "posterior", "gaussian", "mlp", "bernoulli", "table")
 COMMON = ("bindings", "dispatch", "rows", "threads")
 FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",
          "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi", "-g0"]  # fmt: skip
@@ -32,10 +42,86 @@ def instruction_sets() -> list[str]:
     return list(ISA_FLAGS) if x86 else ["generic"]
 
 
+CUDA = Path("csrc/cuda")
+NVCC_FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Icsrc", "-Icsrc/cuda", "-Xcompiler", "-fPIC",
+              "-Xcompiler", "-fvisibility=hidden"]  # fmt: skip
+# Where no GPU says for which it is: H100 and H200. One only, since each costs most of a minute on two cores; for other
+# GPUs set VSSN_CUDA_ARCHS, which may be "80 90a 100a 120": CI compiles all four.
+DEFAULT_ARCHS = ("90a",)
+
+
+def find_nvcc() -> str | None:
+    """The path of nvcc; None where the CUDA extension is not to be built."""
+    asked = os.environ.get("VSSN_BUILD_CUDA", "")
+    if asked not in ("", "0", "1"):
+        raise SystemExit(f"VSSN_BUILD_CUDA must be 0, 1 or unset, got {asked!r}")
+    if asked == "0":
+        return None
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    found = shutil.which("nvcc", path=f"{home}/bin" if home else None)
+    if found is None and not home:
+        found = shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if found is None and asked == "1":
+        raise SystemExit("VSSN_BUILD_CUDA=1, but nvcc is not found: put it on the path, or set CUDA_HOME")
+    if found is None:
+        print("vssn_kernels._cuda is not built: nvcc is not found on the path, in CUDA_HOME or in /usr/local/cuda")
+    return found
+
+
+def output_of(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def cuda_architectures(nvcc: str) -> list[str]:
+    """Such as ["80", "90a"]."""
+    if named := os.environ.get("VSSN_CUDA_ARCHS", "").replace(",", " ").replace(";", " ").split():
+        return [name.removeprefix("sm_") for name in named]
+    present = output_of("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader").replace(".", "").split()
+    if here := sorted({number for number in present if number.isdigit()}):
+        return ["90a" if number == "90" else "100a" if number == "100" else number for number in here]
+    return list(DEFAULT_ARCHS)
+
+
 class BuildExtensions(build_ext):
-    """Compiles the translation units in parallel, each with the flags of its instruction set."""
+    """Compiles the translation units in parallel, each with its own flags."""
 
     def build_extension(self, ext: Extension) -> None:
+        if ext.name.endswith("_cuda"):
+            self.build_cuda(ext)
+        else:
+            self.build_cpu(ext)
+
+    def build_cuda(self, ext: Extension) -> None:
+        nvcc = find_nvcc()
+        assert nvcc is not None, "else the extension is not in the list below"
+        architectures = cuda_architectures(nvcc)
+        print(f"vssn_kernels._cuda: {nvcc} for {', '.join(architectures)}")
+        flags = [*NVCC_FLAGS, *(f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures)]
+        flags += [f"-I{path}" for path in ext.include_dirs]
+        flags.append('-DVSSN_CUDA_ARCHITECTURES=\\"' + "+".join(f"sm_{name}" for name in architectures) + '\\"')
+        folder = Path(self.build_temp, "cuda")
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def run(*command: str) -> None:
+            result = subprocess.run(command, check=False)
+            if result.returncode != 0:
+                raise SystemExit(f"nvcc failed, see above; VSSN_BUILD_CUDA=0 installs without it: {' '.join(command)}")
+
+        def compile_unit(source: str) -> str:
+            target = str(folder / f"{Path(source).name}.o")
+            run(nvcc, *flags, "-c", source, "-o", target)
+            return target
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compile_unit, ext.sources))
+        target = self.get_ext_fullpath(ext.name)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        run(nvcc, "-shared", "-cudart=static", "-Xlinker=--exclude-libs=ALL", *objects, "-o", target)
+
+    def build_cpu(self, ext: Extension) -> None:
         # (source, folder of the object file, macros, flags)
         units = [(CPU / f"{name}.cpp", "common", [], []) for name in COMMON]
         for isa in instruction_sets():
@@ -58,15 +144,24 @@ class BuildExtensions(build_ext):
         self.compiler.link_shared_object(objects, target, extra_postargs=["-fopenmp"], target_lang="c++")
 
 
-setup(
-    ext_modules=[
-        Extension(
-            "vssn_kernels._cpu",
-            sources=[str(path) for path in sorted(CPU.glob("*.cpp"))],
-            depends=[str(path) for path in sorted(CPU.glob("*.h"))] + ["csrc/common/cell.h"],
-            include_dirs=[pybind11.get_include()],
-            language="c++",
-        )
-    ],
-    cmdclass={"build_ext": BuildExtensions},
-)
+def extensions() -> list[Extension]:
+    cpu = Extension(
+        "vssn_kernels._cpu",
+        sources=[str(path) for path in sorted(CPU.glob("*.cpp"))],
+        depends=[str(path) for path in sorted(CPU.glob("*.h"))] + ["csrc/common/cell.h"],
+        include_dirs=[pybind11.get_include()],
+        language="c++",
+    )
+    if find_nvcc() is None:
+        return [cpu]
+    cuda = Extension(
+        "vssn_kernels._cuda",
+        sources=[str(path) for path in sorted([*CUDA.glob("*.cu"), *CUDA.glob("*.cpp")])],
+        depends=[str(path) for path in sorted([*CUDA.glob("*.cuh"), *CUDA.glob("*.h")])] + ["csrc/common/cell.h"],
+        include_dirs=[pybind11.get_include(), sysconfig.get_paths()["include"]],
+        language="c++",
+    )
+    return [cpu, cuda]
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExtensions})

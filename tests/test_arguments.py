@@ -19,9 +19,22 @@ RICH = {
     "posterior_sequence": "prior_tanh",
     "gaussian_rsample_kl": "prior",
     "gaussian_kl": "prior",
+    "mlp": "twins",
+    "gaussian_mlp": "twins",
+    "split_linear": "twins",
+    "bernoulli_log_prob": "plain",
 }
 # The tensor that the others are compared with.
-FIRST = {"gru_sequence": "gates_x", "posterior_sequence": "context", "gaussian_rsample_kl": "mu", "gaussian_kl": "mu"}
+FIRST = {
+    "gru_sequence": "gates_x",
+    "posterior_sequence": "context",
+    "gaussian_rsample_kl": "mu",
+    "gaussian_kl": "mu",
+    "mlp": "inputs[0]",
+    "gaussian_mlp": "inputs[0]",
+    "split_linear": "inputs[0]",
+    "bernoulli_log_prob": "logits",
+}
 STATE = {"gru_sequence": "h0", "posterior_sequence": "z0"}
 each_op = pytest.mark.parametrize("op", OPS)
 each_target = pytest.mark.parametrize("target", targets(torch.float32), ids=str)
@@ -143,6 +156,10 @@ def test_wrong_shapes(op: str, name: str) -> None:
     for other in wrong:
         if name == "z0" and other.dim() == 2 and other.shape[0] == tensor.shape[0]:
             continue  # Z is read from z0: the next test
+        if name == "inputs[1]" and other.shape[:-1] == tensor.shape[:-1]:
+            continue  # K is read from the inputs, M from bias, O from weight_out
+        if (name == "bias" and other.dim() == 1) or (name == "weight_out" and other.shape[1:] == tensor.shape[1:]):
+            continue
         parts = (f"{name} must have shape [", f"got {shape_text(other.shape)}")
         assert_raises(ValueError, sample.replace({name: other}), *parts)
 
@@ -186,6 +203,26 @@ def test_scalars_have_no_latent_size(op: str) -> None:
     sample = good(op)
     wrong = sample.replace({name: torch.zeros(()) for name in sample.tensors})
     assert_raises(ValueError, wrong, "mu must have shape [..., Z], got a scalar")
+
+
+def test_an_mlp_reads_its_sizes_from_inputs_bias_and_weight_out() -> None:
+    sample = good("gaussian_mlp")
+    wider = torch.zeros(4, 3, 6)
+    assert_raises(ValueError, sample.replace({"inputs[1]": wider}), "weights[1] must have shape [M, K] = [6, 6], got")
+    assert_raises(ValueError, sample.replace({"bias": torch.zeros(7)}), "weights[0] must have shape [M, K] = [7, 5]")
+    assert_raises(ValueError, sample.replace({"weight_out": torch.zeros(4, 6)}), "bias_out must have shape [O] = [4]")
+    odd = {"weight_out": torch.zeros(5, 6), "bias_out": torch.zeros(5)}
+    assert_raises(ValueError, sample.replace(odd), "weight_out must have shape [2Z, M], got [5, 6]")
+
+
+def test_the_number_of_weights_is_one_or_that_of_the_inputs() -> None:
+    x, weight, bias = torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(4)
+    for inputs, weights in (([x] * 3, [weight] * 2), ([x] * 17, [weight] * 17)):
+        with pytest.raises(ValueError, match="split_linear: expected 1 to 16 inputs, and a weight for each or one"):
+            vssn_kernels.split_linear(inputs, weights, bias)
+    for inputs in ([], x, None):
+        with pytest.raises(TypeError, match="split_linear: inputs must be a list of tensors, one at least, got"):
+            vssn_kernels.split_linear(inputs, weight, bias)
 
 
 @pytest.mark.parametrize(("given", "missing"), [("prior_mu", "prior_logvar"), ("prior_logvar", "prior_mu")])
@@ -316,7 +353,7 @@ def test_a_bad_shape_raises_under_compile(op: str) -> None:
     name = list(sample.tensors)[1]
     wrong = sample.replace({name: sample.tensors[name][..., :-1].contiguous()})
     compiled = torch.compile(lambda of: of.run(), backend="aot_eager")
-    with pytest.raises(Exception, match=rf"{op}: \w+ must have shape"):
+    with pytest.raises(Exception, match=rf"{op}: [\w\[\]]+ must have shape"):
         compiled(wrong)
 
 

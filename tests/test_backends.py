@@ -17,13 +17,13 @@ from torch import Tensor
 
 import vssn_kernels
 from vssn_kernels.backend import table
-from vssn_kernels.testing import OPS, RecordCalls, Sample, find_sample
+from vssn_kernels.testing import OPS, RecordCalls, Sample, find_sample, registered
 
 ROOT = Path(__file__).resolve().parent.parent
 ABSENT = [name for name, status in vssn_kernels.backends().items() if status != "available"]
 PRESENT = [name for name, status in vssn_kernels.backends().items() if status == "available"]
 each_op = pytest.mark.parametrize("op", OPS)
-FIRST = dict(zip(OPS, ("plain", "tanh", "standard", "standard"), strict=True))
+FIRST = dict(zip(OPS, ("plain", "tanh", "standard", "standard", "tanh", "tanh", "tanh", "plain"), strict=True))
 
 
 def sample(op: str = "gru_sequence", dtype: torch.dtype = torch.float32, requires_grad: bool = False) -> Sample:
@@ -65,7 +65,8 @@ def functions_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     for backend in PRESENT:
         module = importlib.import_module(f"vssn_kernels.backend.{backend}")
         for name in table.FUNCTIONS:
-            monkeypatch.setattr(module, name, spy(f"{backend}.{name}", getattr(module, name)))
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, spy(f"{backend}.{name}", getattr(module, name)))
     yield called
     table.implementation.cache_clear()
 
@@ -81,8 +82,25 @@ def test_the_four_backends_are_listed() -> None:
 
 @pytest.mark.parametrize("backend", PRESENT)
 def test_a_backend_has_every_function(backend: str) -> None:
+    """Its own, but for those that a backend may leave to PyTorch."""
     module = importlib.import_module(f"vssn_kernels.backend.{backend}")
-    assert [name for name in table.FUNCTIONS if not callable(getattr(module, name, None))] == []
+    missing = [name for name in table.FUNCTIONS if not callable(getattr(module, name, None))]
+    assert set(missing) <= set(table.LEFT_TO_PYTORCH)
+    assert all(callable(table.implementation(backend, name)) for name in table.FUNCTIONS)
+
+
+def test_what_a_backend_leaves_to_pytorch_is_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the arguments; the recurrences are never left out."""
+    own, reference = (importlib.import_module(f"vssn_kernels.backend.{name}") for name in ("cpu", "reference"))
+    table.implementation.cache_clear()
+    for name in ("mlp_forward", "gru_forward"):
+        monkeypatch.delattr(own, name)
+    try:
+        assert table.implementation("cpu", "mlp_forward") is reference.mlp_forward
+        with pytest.raises(AttributeError):
+            table.implementation("cpu", "gru_forward")
+    finally:
+        table.implementation.cache_clear()
 
 
 def test_the_list_is_the_callers_own() -> None:
@@ -169,7 +187,7 @@ def test_the_named_backend_is_the_one_that_runs(op: str, backend: str, functions
     """Not only named in the op's arguments: its own function is called, forward and backward."""
     outputs = sample(op, requires_grad=True).run(backend)
     sum(out.sum() for out in outputs.values()).backward()
-    stem = op.removesuffix("_sequence")
+    stem = registered(op).removesuffix("_sequence")
     assert functions_run == [f"{backend}.{stem}_forward", f"{backend}.{stem}_backward"]
 
 
@@ -257,7 +275,7 @@ def test_compiled_code_follows_use_backend(op: str, without_environment: None, f
     """A function compiled once runs on the backend that is named now, backward included."""
     here = sample(op, requires_grad=True)
     compiled = torch.compile(lambda of: of.run(), fullgraph=True, backend="aot_eager")
-    stem = op.removesuffix("_sequence")
+    stem = registered(op).removesuffix("_sequence")
 
     def ran() -> list[str]:
         functions_run.clear()

@@ -120,6 +120,36 @@ def test_gaussian_agrees(op: str, shape: tuple[int, ...], dtype: torch.dtype) ->
     check(Sample(op, str(shape), {name: draw(*shape) for name in names}), dtype)
 
 
+# Rows around tiles and chunks; columns around one to seven vectors of 16, 8, 4 and 2.
+MLP_SIZES = [
+    (1, (5,), 3, 2),
+    (7, (16, 1), 16, 8),
+    (13, (17,), 33, 1),
+    (97, (48, 8, 3), 49, 100),
+    (193, (40,), 64, 16),
+    (600, (31, 65), 130, 48),
+]
+
+
+@pytest.mark.parametrize("op", ["mlp", "gaussian_mlp", "split_linear"])
+@pytest.mark.parametrize("size", MLP_SIZES, ids=str)
+@each_dtype
+def test_mlp_agrees(size: tuple[int, tuple[int, ...], int, int], op: str, dtype: torch.dtype) -> None:
+    rows, widths, hidden, out = size
+    tensors = {f"inputs[{number}]": draw(rows, width) for number, width in enumerate(widths)}
+    tensors |= {"weights[0]": draw(hidden, sum(widths)) / sum(widths) ** 0.5, "bias": draw(hidden)}
+    if op != "split_linear":
+        out *= 2 if op == "gaussian_mlp" else 1
+        tensors |= {"weight_out": draw(out, hidden) / hidden**0.5, "bias_out": draw(out)}
+    check(Sample(op, str(size), tensors), dtype)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 15), (5, 16), (2, 3, 17), (700, 33)], ids=str)
+@each_dtype
+def test_bernoulli_agrees(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    check(Sample("bernoulli_log_prob", str(shape), {"logits": 3 * draw(*shape), "x": draw(*shape)}), dtype)
+
+
 def test_a_long_sequence_keeps_its_precision() -> None:
     check(gru_sample(200, 3, 20, lengths=torch.tensor([200, 130, 1])), torch.float32)
 

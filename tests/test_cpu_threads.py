@@ -59,6 +59,14 @@ def gaussian_sample() -> Sample:
     return Sample("gaussian_rsample_kl", "gaussian", {name: torch.randn(37, 50, 21) for name in names})
 
 
+def mlp_sample(op: str, rows: int, widths: tuple[int, ...], hidden: int, out: int) -> Sample:
+    tensors = {f"inputs[{number}]": torch.randn(rows, width) for number, width in enumerate(widths)}
+    tensors |= {"weights[0]": torch.randn(hidden, sum(widths)) / sum(widths) ** 0.5, "bias": torch.randn(hidden)}
+    if out:
+        tensors |= {"weight_out": torch.randn(out, hidden) / hidden**0.5, "bias_out": torch.randn(out)}
+    return Sample(op, f"{op} {rows}x{widths}x{hidden}", tensors)
+
+
 def samples() -> list[Sample]:
     """Fewer rows than threads, rows that do not divide, and weights so large that the units are split."""
     lengths = torch.tensor([5, 0, 3, 5, 1, 2, 4])
@@ -72,6 +80,10 @@ def samples() -> list[Sample]:
         posterior_sample(5, 7, 65, 33, True, lengths=lengths),
         posterior_sample(4, 3, 510, 180, False, activation="relu"),
         gaussian_sample(),
+        mlp_sample("mlp", 1001, (33, 8), 64, 20),
+        mlp_sample("gaussian_mlp", 130, (50,), 100, 34),
+        mlp_sample("split_linear", 777, (20, 60), 90, 0),
+        Sample("bernoulli_log_prob", "bernoulli", {"logits": torch.randn(911, 88), "x": torch.rand(911, 88)}),
     ]
 
 

@@ -28,6 +28,7 @@ from vssn_kernels.testing import (
     find_sample,
     gradients,
     poisoned_empty,
+    registered,
     strided,
     targets,
 )
@@ -44,18 +45,30 @@ RICH = {
     "posterior_sequence": "prior_silu",
     "gaussian_rsample_kl": "prior",
     "gaussian_kl": "prior",
+    "mlp": "twins",
+    "gaussian_mlp": "twins",
+    "split_linear": "twins",
+    "bernoulli_log_prob": "plain",
 }
 BARE = {
     "gru_sequence": "plain",
     "posterior_sequence": "tanh",
     "gaussian_rsample_kl": "standard",
     "gaussian_kl": "standard",
+    "mlp": "tanh",
+    "gaussian_mlp": "tanh",
+    "split_linear": "tanh",
+    "bernoulli_log_prob": "plain",
 }
 EMPTY = {
     "gru_sequence": "no_steps",
     "posterior_sequence": "no_steps",
     "gaussian_rsample_kl": "no_rows",
     "gaussian_kl": "no_rows",
+    "mlp": "no_rows",
+    "gaussian_mlp": "no_rows",
+    "split_linear": "no_rows",
+    "bernoulli_log_prob": "no_rows",
 }
 
 
@@ -137,10 +150,19 @@ def small_samples() -> list[Sample]:
         for more in ((), ("prior_mu", "prior_logvar")):
             tensors = {part: torch.randn(2, 2, 3) for part in (*names, *more)}
             samples.append(Sample(op, "prior" if more else "standard", tensors))
+    layers = {"inputs[0]": (2, 2, 3), "inputs[1]": (2, 2, 2), "weights[0]": (3, 3), "weights[1]": (3, 2), "bias": (3,)}
+    second = {"weight_out": (4, 3), "bias_out": (4,)}
+    for activation in ACTIVATIONS:
+        tensors = {part: torch.randn(shape) for part, shape in (layers | second).items()}
+        samples.append(Sample("mlp", activation, tensors, {"activation": activation}))
+    one = {name: shape for name, shape in layers.items() if name != "weights[1]"} | {"weights[0]": (3, 5)}
+    for op, shapes, options in (("gaussian_mlp", one | second, {"min_logvar": -3.0}), ("split_linear", one, {})):
+        samples.append(Sample(op, op, {part: torch.randn(shape) for part, shape in shapes.items()}, options))
+    samples.append(Sample("bernoulli_log_prob", "plain", {part: torch.randn(2, 2, 3) for part in ("logits", "x")}))
     return samples
 
 
-@pytest.mark.parametrize("position", range(16))
+@pytest.mark.parametrize("position", range(23))
 @each_float64
 def test_gradcheck(position: int, target: Target) -> None:
     """Finite differences, of every output by every input."""
@@ -155,10 +177,10 @@ def test_gradcheck(position: int, target: Target) -> None:
 
 
 def test_gradcheck_reaches_every_small_sample() -> None:
-    assert len(small_samples()) == 16
+    assert len(small_samples()) == 23
 
 
-@pytest.mark.parametrize("position", range(16))
+@pytest.mark.parametrize("position", range(23))
 @each_float64
 def test_double_backward_is_right_or_a_clear_error(position: int, target: Target) -> None:
     torch.manual_seed(3)
@@ -186,6 +208,8 @@ def test_second_derivative_reaches_only_what_is_asked(op: str, target: Target) -
     """create_graph with one differentiable input: the others' gradients are not made up."""
     if target.backend != "reference" and op in ("gru_sequence", "posterior_sequence"):
         pytest.skip("no double backward, shown by the test above")
+    if op == "split_linear":
+        pytest.skip("linear in each of its inputs")
     sample = rich(op, target)
     first = next(iter(sample.tensors))
     leaf = sample.tensors[first].clone().requires_grad_()
@@ -251,7 +275,7 @@ def test_gradients_not_needed_are_not_computed(op: str, target: Target) -> None:
             got = gradients(sample, outputs, cotangents(outputs))
         assert_all_close(got, {f"grad of {name}": want[f"grad of {name}"]}, 1e-6)
         ((opname, _, results),) = record.calls
-        assert opname == f"{op}_backward"
+        assert opname == f"{registered(op)}_backward"
         sizes = [result.numel() for result in results]
         assert [position for position, size in enumerate(sizes) if size] == [number]
 
@@ -352,6 +376,10 @@ def test_one_tensor_as_several_inputs(op: str, target: Target) -> None:
         "posterior_sequence": ("context", "prior.context"),
         "gaussian_rsample_kl": ("mu", "prior_mu"),
         "gaussian_kl": ("logvar", "prior_logvar"),
+        "mlp": ("inputs[0]", "inputs[1]"),
+        "gaussian_mlp": ("inputs[0]", "inputs[1]"),
+        "split_linear": ("inputs[0]", "inputs[1]"),
+        "bernoulli_log_prob": ("logits", "x"),
     }
     if pairs[op] is None:
         sample = rich(op, target)
@@ -469,13 +497,31 @@ def test_autocast_leaves_float64(op: str, target: Target) -> None:
 @each_op
 @each_float32
 def test_every_run_gives_the_same_bits(op: str, target: Target) -> None:
-    name = "wide" if op in ("gru_sequence", "posterior_sequence") else "four_dims"
+    name = "four_dims" if "gaussian_" in op and op != "gaussian_mlp" else "wide"
     sample = find_sample(op, name).to(target.device, target.dtype, requires_grad=True)
     outputs, grads = run_with_gradients(sample, target.backend)
     with poisoned_empty():
         again, grads_again = run_with_gradients(sample, target.backend)
     for part, want in (outputs | grads).items():
         assert_equal(part, (again | grads_again)[part].detach(), want.detach())
+
+
+@each_op
+@each_float32
+def test_whoever_looks_at_ops_sees_them(op: str, target: Target) -> None:
+    """Without an observer the dispatcher is left out: the bits are the same, and a profiler finds forward and
+    backward."""
+    sample = rich(op, target, requires_grad=True)
+    outputs, grads = run_with_gradients(sample, target.backend)
+    with RecordCalls() as record:
+        seen, seen_grads = run_with_gradients(sample, target.backend)
+    assert [name for name, _, _ in record.calls] == [registered(op), f"{registered(op)}_backward"]
+    for name, want in (outputs | grads).items():
+        assert_equal(name, (seen | seen_grads)[name].detach(), want.detach())
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run_with_gradients(sample, target.backend)
+    names = {event.key for event in profile.key_averages()}
+    assert {f"vssn::{registered(op)}", f"vssn::{registered(op)}_backward"} <= names
 
 
 # ---- Registration and compilation ----------------------------------------------------------------
@@ -486,7 +532,7 @@ def test_every_run_gives_the_same_bits(op: str, target: Target) -> None:
 @each_float32
 def test_opcheck(op: str, names: dict[str, str], target: Target) -> None:
     sample = find_sample(op, names[op]).to(target.device, target.dtype, requires_grad=True)
-    overload = getattr(torch.ops.vssn, op).default
+    overload = getattr(torch.ops.vssn, registered(op)).default
     torch.library.opcheck(overload, sample.forward_arguments(target.backend))
     with torch.no_grad():
         plain = sample.to(target.device, target.dtype)
@@ -503,9 +549,10 @@ def test_opcheck(op: str, names: dict[str, str], target: Target) -> None:
 @each_float32
 def test_opcheck_of_the_backward_op(op: str, names: dict[str, str], target: Target) -> None:
     sample = find_sample(op, names[op]).to(target.device, target.dtype)
-    overload = getattr(torch.ops.vssn, f"{op}_backward").default
-    torch.library.opcheck(overload, sample.backward_arguments(target.backend))
-    count = len(overload._schema.returns)
+    overload = getattr(torch.ops.vssn, f"{registered(op)}_backward").default
+    arguments = sample.backward_arguments(target.backend)
+    torch.library.opcheck(overload, arguments)
+    count = len(arguments[-2])
     some = [number % 2 == 0 and number < len(sample.tensors) for number in range(count)]
     torch.library.opcheck(
         overload, sample.backward_arguments(target.backend, some), test_utils=("test_schema", "test_faketensor")
@@ -522,15 +569,17 @@ def test_fake_strides_are_the_real_ones(op: str, kind: str, target: Target) -> N
     checks = ("test_schema", "test_faketensor")
     for need_backward in (False, True):
         arguments = viewed.forward_arguments(target.backend, need_backward)
-        torch.library.opcheck(getattr(torch.ops.vssn, op).default, arguments, test_utils=checks)
+        torch.library.opcheck(getattr(torch.ops.vssn, registered(op)).default, arguments, test_utils=checks)
     backward = [
         strided(argument, kind) if isinstance(argument, Tensor) and argument.is_floating_point() else argument
         for argument in viewed.backward_arguments(target.backend)
     ]
-    keep = {"gru_sequence": (2, 3), "posterior_sequence": (3, 4, 5, 6)}.get(op, ())  # made by forward: contiguous
+    made_by_forward = {"gru_sequence": (2, 3), "posterior_sequence": (3, 4, 5, 6), "mlp": (5, 6)}  # contiguous
+    keep = made_by_forward.get(registered(op), ())
     for position in keep:
         backward[position] = viewed.backward_arguments(target.backend)[position]
-    torch.library.opcheck(getattr(torch.ops.vssn, f"{op}_backward").default, tuple(backward), test_utils=checks)
+    overload = getattr(torch.ops.vssn, f"{registered(op)}_backward").default
+    torch.library.opcheck(overload, tuple(backward), test_utils=checks)
 
 
 @each_op
@@ -539,8 +588,8 @@ def test_the_backward_op_refuses_to_be_differentiated(op: str, target: Target) -
     """Never a wrong number: a registered op without an autograd formula would give one."""
     arguments = list(rich(op, target).backward_arguments(target.backend))
     arguments[0] = arguments[0].clone().requires_grad_()
-    with pytest.raises(RuntimeError, match=f"{op}_backward is not differentiable.*backend='reference'"):
-        getattr(torch.ops.vssn, f"{op}_backward")(*arguments)
+    with pytest.raises(RuntimeError, match=f"{registered(op)}_backward is not differentiable.*backend='reference'"):
+        getattr(torch.ops.vssn, f"{registered(op)}_backward")(*arguments)
 
 
 @each_op

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vssn.checks import require_choice, require_number, require_shape, require_size
-from vssn.networks import MLP, LatentNetwork, Recurrence, floor_logvar
+from vssn.networks import MLP, LatentNetwork, Recurrence
 from vssn.sequences import last_valid, swap, valid_steps, with_first, zero_padding
 from vssn_kernels import PriorMean, gaussian_kl, gaussian_rsample_kl, posterior_sequence
 from vssn_kernels.activations import ACTIVATIONS
@@ -267,9 +267,13 @@ class VSSNLayer(nn.Module):
             drivers = self.drivers(d, controls)
             a0 = x.new_zeros(x.shape[1], self.backward_size)
             a, _ = self.backward_recurrence((*drivers, x), a0, lengths=lengths, reverse=True)
-            prior_contexts = self.prior.contexts(drivers, x)
-            z, mu, logvar = self._posterior(a, prior_contexts, z0, eps_z, lengths)
-            prior_mu, prior_logvar = self.prior(with_first(z0, z[:-1]) if len(z) else z, prior_contexts)
+            # Inside the loop the prior's mean is needed, so that its contexts stand before it; else they need not.
+            contexts = self.prior.contexts(drivers, x) if self.residual_posterior else None
+            z, mu, logvar = self._posterior(a, contexts, z0, eps_z, lengths)
+            z_previous = with_first(z0, z[:-1]) if len(z) else z
+            prior_mu, prior_logvar = (
+                self.prior.at_once(z_previous, drivers) if contexts is None else self.prior(z_previous, contexts)
+            )
             kl_z = zero_padding(gaussian_kl(mu, logvar, prior_mu, prior_logvar), valid)
             z_last = last_valid(z, z0, lengths)
         return Inference(d, z, kl_z, kl_w, d_last, z_last)
@@ -281,14 +285,13 @@ class VSSNLayer(nn.Module):
         if self.noise_smoothing:
             start = x.new_zeros(x.shape[1], self.backward_size)
             inputs = (self.noise_backward(inputs, start, lengths=lengths, reverse=True)[0],)
-        mu, raw = self.noise_posterior(*inputs).chunk(2, -1)
-        return mu, floor_logvar(raw, self.min_logvar)
+        return self.noise_posterior.gaussian(inputs, self.min_logvar)
 
     def _posterior(
-        self, a: Tensor, prior_contexts: Tensor, z0: Tensor, eps_z: Tensor, lengths: Tensor | None
+        self, a: Tensor, prior_contexts: Tensor | None, z0: Tensor, eps_z: Tensor, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         prior = None
-        if self.residual_posterior:
+        if self.residual_posterior and prior_contexts is not None:
             weight_mu, _ = self.prior.out.weight.chunk(2)
             bias_mu, _ = self.prior.out.bias.chunk(2)
             prior = PriorMean(prior_contexts, self.prior.weight_z, weight_mu, bias_mu)

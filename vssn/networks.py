@@ -1,5 +1,5 @@
 """The small networks that the layer and the model are made of. Weights over several inputs are one matrix,
-applied input by input: a second product is cheaper than a concatenation.
+applied input by input: nothing is concatenated.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vssn_kernels import gru_sequence
+from vssn_kernels import gaussian_mlp, gru_sequence, mlp, split_linear
 from vssn_kernels.activations import activate
 
 
@@ -33,20 +33,7 @@ class SplitLinear(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Inputs [..., in_sizes[i]] to [..., out]; an input of size 0 adds nothing."""
-        leading = inputs[0].shape[:-1]
-        result: Tensor | None = None
-        for x, weight in zip(inputs, self.weight.split(self.in_sizes, 1), strict=True):
-            if weight.shape[1]:
-                rows = x.reshape(-1, weight.shape[1])
-                if result is None:
-                    result = torch.addmm(self.bias, rows, weight.T)
-                else:
-                    # In place: the sum is this function's own, and no gradient needs what it was before.
-                    # Autocast, which does not reach in-place products, has decided the dtype above.
-                    result.addmm_(rows.to(result.dtype), weight.T.to(result.dtype))
-        if result is None:
-            return self.bias.expand(*leading, -1)
-        return result.view(*leading, result.shape[-1])
+        return split_linear(inputs, self.weight, self.bias)
 
 
 class MLP(nn.Module):
@@ -59,7 +46,15 @@ class MLP(nn.Module):
         self.out = nn.Linear(hidden_size, out_size)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return self.out(activate(self.hidden(*inputs), self.activation, overwrite=True))
+        """Inputs [..., in_sizes[i]] to [..., out]."""
+        return mlp(inputs, *self._parameters_in_order(), activation=self.activation)
+
+    def gaussian(self, inputs: tuple[Tensor, ...], min_logvar: float) -> tuple[Tensor, Tensor]:
+        """The mean and the floored log-variance that the output's halves give, each [..., out / 2]."""
+        return gaussian_mlp(inputs, *self._parameters_in_order(), activation=self.activation, min_logvar=min_logvar)
+
+    def _parameters_in_order(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.hidden.weight, self.hidden.bias, self.out.weight, self.out.bias
 
 
 class Embedding(nn.Module):
@@ -124,6 +119,23 @@ class LatentNetwork(nn.Module):
             return self.context(*inputs)
         assert self.bias is not None
         return self.bias.expand(*like.shape[:2], -1)
+
+    def at_once(self, z_previous: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """mu, logvar [T, B, Z] for every t from z_{t-1} [T, B, Z] and the inputs: forward(., contexts(.)) as one op."""
+        weights, bias = [self.weight_z], self.bias
+        if self.context is not None:
+            own, bias = self.context.weight, self.context.bias
+            weights += [own] if len(inputs) == 1 else own.split(self.context.in_sizes, 1)
+        assert bias is not None
+        return gaussian_mlp(
+            (z_previous, *inputs),
+            weights,
+            bias,
+            self.out.weight,
+            self.out.bias,
+            activation=self.activation,
+            min_logvar=self.min_logvar,
+        )
 
     def forward(self, z_previous: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor]:
         """z_{t-1} [T, B, Z] for every t at once, contexts [T, B, M] to mu, logvar [T, B, Z]."""

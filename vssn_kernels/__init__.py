@@ -4,8 +4,10 @@ The size alphabet and the map from a public function to its kernels stand in REA
 """
 
 from vssn_kernels.backend.table import backends, info, use_backend
+from vssn_kernels.ops.bernoulli import bernoulli_log_prob
 from vssn_kernels.ops.gaussian import gaussian_kl, gaussian_rsample_kl
 from vssn_kernels.ops.gru import gru_sequence
+from vssn_kernels.ops.mlp import gaussian_mlp, mlp, split_linear
 from vssn_kernels.ops.posterior import PriorMean, posterior_sequence
 from vssn_kernels.version import __version__
 
@@ -13,10 +15,14 @@ __all__ = [
     "PriorMean",
     "__version__",
     "backends",
+    "bernoulli_log_prob",
     "gaussian_kl",
+    "gaussian_mlp",
     "gaussian_rsample_kl",
     "gru_sequence",
     "info",
+    "mlp",
     "posterior_sequence",
+    "split_linear",
     "use_backend",
 ]

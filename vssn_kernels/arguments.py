@@ -16,6 +16,7 @@ from torch import Tensor
 from vssn_kernels.activations import ACTIVATIONS
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MLP_INPUTS = 16  # csrc/cpu/kernels.h
 HALF = (torch.float16, torch.bfloat16)
 # Checking lengths on a GPU needs a synchronisation, so it is asked for. Read once.
 CHECK_ON_DEVICE = os.environ.get("VSSN_CHECK", "0") == "1"
@@ -30,6 +31,16 @@ def require_tensors(op: str, **tensors: object) -> None:
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def require_list(op: str, name: str, tensors: object) -> list[Tensor]:
+    """The tensors as a list. Raises TypeError unless it is a list or tuple of some of them."""
+    if not isinstance(tensors, list | tuple) or not tensors:
+        raise TypeError(f"{op}: {name} must be a list of tensors, one at least, got {type(tensors).__name__}")
+    for number, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {name}[{number}] must be a torch.Tensor, got {type(tensor).__name__}")
+    return list(tensors)
 
 
 def require_floating(op: str, name: str, tensor: Tensor) -> None:
@@ -182,3 +193,62 @@ def check_gaussian(
     for name, tensor in given.items():
         _require_shape(op, name, tensor, "[..., Z] of mu", tuple(mu.shape))
     _require_alike(op, "mu", mu, given)
+
+
+def check_mlp(
+    op: str,
+    inputs: list[Tensor],
+    weights: list[Tensor],
+    bias: Tensor,
+    weight_out: Tensor | None,
+    bias_out: Tensor | None,
+    activation: str,
+    min_logvar: float | None,
+) -> None:
+    require_activation(op, activation)
+    if not 1 <= len(inputs) <= MLP_INPUTS or len(weights) not in (1, len(inputs)):
+        raise ValueError(
+            f"{op}: expected 1 to {MLP_INPUTS} inputs, and a weight for each or one for all, got {len(inputs)} inputs "
+            f"and {len(weights)} weights"
+        )
+    if bias.dim() != 1 or bias.shape[0] == 0:
+        raise ValueError(f"{op}: bias must have shape [M], M >= 1, got {shape_text(bias.shape)}")
+    if inputs[0].dim() == 0:
+        raise ValueError(f"{op}: inputs[0] must have shape [..., K], got a scalar")
+    hidden, leading = bias.shape[0], inputs[0].shape[:-1]
+    others: dict[str, Tensor] = {"bias": bias}
+    for number, x in enumerate(inputs):
+        if number:
+            if x.dim() == 0 or x.shape[:-1] != leading:
+                raise ValueError(
+                    f"{op}: inputs[{number}] must have shape [..., K] with the leading sizes {shape_text(leading)} of "
+                    f"inputs[0], got {shape_text(x.shape)}"
+                )
+            others[f"inputs[{number}]"] = x
+    widths = [x.shape[-1] for x in inputs]
+    for number, weight in enumerate(weights):
+        width = widths[number] if len(weights) == len(inputs) else sum(widths)
+        _require_shape(op, f"weights[{number}]", weight, "[M, K]", (hidden, width))
+        others[f"weights[{number}]"] = weight
+    if (weight_out is None) != (bias_out is None):
+        missing = "weight_out" if weight_out is None else "bias_out"
+        raise ValueError(f"{op}: {missing} is missing: give both weight_out and bias_out, or neither")
+    if weight_out is not None and bias_out is not None:
+        if weight_out.dim() != 2 or weight_out.shape[0] == 0:
+            raise ValueError(f"{op}: weight_out must have shape [O, M], O >= 1, got {shape_text(weight_out.shape)}")
+        _require_shape(op, "weight_out", weight_out, "[O, M]", (weight_out.shape[0], hidden))
+        _require_shape(op, "bias_out", bias_out, "[O]", (weight_out.shape[0],))
+        others |= {"weight_out": weight_out, "bias_out": bias_out}
+    if min_logvar is not None:
+        require_finite(op, "min_logvar", min_logvar)
+        if weight_out is None or weight_out.shape[0] % 2:
+            got = "none" if weight_out is None else shape_text(weight_out.shape)
+            raise ValueError(f"{op}: with min_logvar weight_out must have shape [2Z, M], got {got}")
+    _require_alike(op, "inputs[0]", inputs[0], others)
+
+
+def check_bernoulli(op: str, logits: Tensor, x: Tensor) -> None:
+    if logits.dim() == 0:
+        raise ValueError(f"{op}: logits must have shape [..., X], got a scalar")
+    _require_shape(op, "x", x, "[..., X] of logits", tuple(logits.shape))
+    _require_alike(op, "logits", logits, {"x": x})

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import vssn_kernels
 from vssn_kernels.activations import ACTIVATIONS
 from vssn_kernels.backend.table import BACKENDS
-from vssn_kernels.reference import gaussian, gru, posterior
+from vssn_kernels.reference import bernoulli, gaussian, gru, mlp, posterior
 
 HALF = (torch.float16, torch.bfloat16)
 FULL = (torch.float32, torch.float64)
@@ -44,6 +44,10 @@ OUTPUTS = {
     "posterior_sequence": ("z", "mu", "logvar"),
     "gaussian_rsample_kl": ("z", "kl"),
     "gaussian_kl": ("kl",),
+    "mlp": ("out",),
+    "gaussian_mlp": ("mu", "logvar"),
+    "split_linear": ("out",),
+    "bernoulli_log_prob": ("log_prob",),
 }
 OPS = tuple(OUTPUTS)
 PLAIN: dict[str, Callable[..., Any]] = {
@@ -51,7 +55,19 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "posterior_sequence": posterior.posterior_sequence,
     "gaussian_rsample_kl": gaussian.gaussian_rsample_kl,
     "gaussian_kl": gaussian.gaussian_kl,
+    "mlp": lambda *args, **options: mlp.mlp(*args, **options)[0],
+    "gaussian_mlp": lambda *args, **options: mlp.mlp(*args, **{"min_logvar": -12.0, **options}),
+    "split_linear": lambda *args: mlp.mlp(*args)[0],
+    "bernoulli_log_prob": bernoulli.bernoulli_log_prob,
 }
+# The registered op behind a public function, where it has another name, and the start of its backends' functions.
+REGISTERED = {"gaussian_mlp": "mlp", "split_linear": "mlp"}
+MLPS = ("mlp", "gaussian_mlp", "split_linear")
+
+
+def registered(op: str) -> str:
+    """The name of the registered op behind a public function."""
+    return REGISTERED.get(op, op)
 
 
 # ---- Where an op can run -------------------------------------------------------------------------
@@ -93,7 +109,8 @@ def _devices(backend: str) -> list[str]:
 class Sample:
     """One call of a public op: its differentiable tensors by name, in the op's order, and its other arguments.
 
-    A tensor of the prior's mean is named prior.context, prior.weight_z, prior.weight_mu or prior.bias_mu.
+    A tensor of the prior's mean is named prior.context, prior.weight_z, prior.weight_mu or prior.bias_mu; those of a
+    list inputs[0], inputs[1], ... and weights[0], ...
     """
 
     op: str
@@ -126,11 +143,18 @@ class Sample:
         return self._named(self._call(PLAIN[self.op]))
 
     def _call(self, function: Callable[..., Any], **more: Any) -> Any:
+        if self.op in MLPS:
+            return function(*self._lists(), **self.options, **more)
         prior = [tensor for name, tensor in self.tensors.items() if name.startswith("prior.")]
         own = [tensor for name, tensor in self.tensors.items() if not name.startswith("prior.")]
         if prior:
             more["prior"] = vssn_kernels.PriorMean(*prior)
         return function(*own, **self.options, **more)
+
+    def _lists(self) -> tuple[Any, ...]:
+        """(inputs, weights, the other tensors one by one)"""
+        lists = [[t for name, t in self.tensors.items() if name.startswith(part)] for part in ("inputs[", "weights[")]
+        return *lists, *(tensor for name, tensor in self.tensors.items() if "[" not in name)
 
     def _named(self, outputs: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
         several = (outputs,) if isinstance(outputs, Tensor) else outputs
@@ -145,16 +169,32 @@ class Sample:
             padded = given + (None,) * (10 - len(given))
             activation, min_logvar = self.options.get("activation", "tanh"), self.options.get("min_logvar", -12.0)
             return *padded, self.options.get("lengths"), activation, min_logvar, need_backward, backend
+        if self.op in MLPS:
+            inputs, weights, *rest = self._lists()
+            padded_rest = (*rest, *(None,) * (3 - len(rest)))
+            min_logvar = self.options.get("min_logvar", -12.0) if self.op == "gaussian_mlp" else None
+            activation = self.options.get("activation", "tanh")
+            return inputs, weights, *padded_rest, activation, min_logvar, need_backward, backend
+        if self.op == "bernoulli_log_prob":
+            return *given, backend
         full = 5 if self.op == "gaussian_rsample_kl" else 4
         return *given, *(None,) * (full - len(given)), backend
 
     def backward_arguments(self, backend: str, needs: Sequence[bool] | None = None) -> tuple[Any, ...]:
         """The arguments of the registered op vssn::<op>_backward, with random gradients of the outputs."""
-        arguments = [arg.detach() if isinstance(arg, Tensor) else arg for arg in self.forward_arguments(backend, True)]
-        produced: Any = getattr(torch.ops.vssn, self.op)(*arguments)
+        arguments = [_detached(arg) for arg in self.forward_arguments(backend, True)]
+        produced: Any = getattr(torch.ops.vssn, registered(self.op))(*arguments)
         results: tuple[Tensor, ...] = (produced,) if isinstance(produced, Tensor) else produced
         outputs = self._named(results[: len(OUTPUTS[self.op])])
         grads = cotangents(outputs).values()
+        if self.op in MLPS:
+            inputs, weights, bias, weight_out, bias_out, activation, min_logvar, _, _ = arguments
+            asked = [t is not None for t in (*inputs, *weights, bias, weight_out, bias_out)]
+            saved = (inputs, weights, weight_out, *results[1:], activation, min_logvar)
+            needed = asked if needs is None else list(needs)
+            return *(*grads, None)[:2], *saved, needed, backend
+        if self.op == "bernoulli_log_prob":
+            return *grads, *arguments[:-1], [True, True] if needs is None else list(needs), backend
         count = {"gru_sequence": 4, "posterior_sequence": 10, "gaussian_rsample_kl": 5, "gaussian_kl": 4}[self.op]
         asked = [arg is not None for arg in arguments[:count]] if needs is None else list(needs)
         if self.op == "gru_sequence":
@@ -267,6 +307,89 @@ def gaussian_kl_samples(generator: torch.Generator | None = None) -> list[Sample
     ]
 
 
+def _mlp_tensors(
+    normal: Callable[..., Tensor], leading: tuple[int, ...], widths: tuple[int, ...], hidden: int, one: bool
+) -> dict[str, Tensor]:
+    """The tensors of a linear layer; one: one weight for all inputs."""
+    scale = max(sum(widths), 1) ** 0.5
+    tensors = {f"inputs[{number}]": normal(*leading, width) for number, width in enumerate(widths)}
+    own = (sum(widths),) if one else widths
+    tensors |= {f"weights[{number}]": normal(hidden, width) / scale for number, width in enumerate(own)}
+    return tensors | {"bias": normal(hidden) / 2}
+
+
+def mlp_samples(generator: torch.Generator | None = None) -> list[Sample]:
+    """Samples of mlp in float64: every activation, one to three inputs, one weight or several, widths of 0, no rows."""
+    normal = _normal(generator)
+
+    def sample(
+        name: str, leading: tuple[int, ...], widths: tuple[int, ...], hidden: int, out: int, one: bool, **options: Any
+    ) -> Sample:
+        tensors = _mlp_tensors(normal, leading, widths, hidden, one)
+        tensors |= {"weight_out": normal(out, hidden) / hidden**0.5, "bias_out": normal(out) / 2}
+        return Sample("mlp", name, tensors, options)
+
+    return [
+        *(sample(act, (5, 3), (7, 4), 9, 3, act == "relu", activation=act) for act in ACTIVATIONS),
+        sample("twins", (4, 3), (5, 5), 6, 3, False, activation="silu"),
+        sample("single", (6,), (5,), 3, 2, True),
+        sample("three", (4, 3), (2, 17, 1), 33, 18, True),
+        sample("empty_input", (4, 3), (0, 3), 5, 2, False),
+        sample("one", (1,), (1,), 1, 1, True),
+        sample("wide", (3, 67), (50, 19), 101, 49, False, activation="silu"),
+        sample("no_rows", (0, 3), (4, 2), 5, 3, False),
+    ]
+
+
+def gaussian_mlp_samples(generator: torch.Generator | None = None) -> list[Sample]:
+    """Samples of gaussian_mlp in float64: those of mlp whose output has an even width, or with it doubled."""
+    return [
+        Sample(
+            "gaussian_mlp",
+            sample.name,
+            sample.tensors
+            | {
+                "weight_out": torch.cat((sample.tensors["weight_out"], sample.tensors["weight_out"].flip(0))),
+                "bias_out": torch.cat((sample.tensors["bias_out"], sample.tensors["bias_out"] - 1)),
+            },
+            sample.options | {"min_logvar": -1.5},
+        )
+        for sample in mlp_samples(generator)
+    ]
+
+
+def split_linear_samples(generator: torch.Generator | None = None) -> list[Sample]:
+    """Samples of split_linear in float64: the first layers of mlp's."""
+    return [
+        Sample("split_linear", sample.name, {n: t for n, t in sample.tensors.items() if not n.endswith("_out")})
+        for sample in mlp_samples(generator)
+    ]
+
+
+def bernoulli_log_prob_samples(generator: torch.Generator | None = None) -> list[Sample]:
+    """Samples of bernoulli_log_prob in float64: one to four dimensions, empty ones."""
+    normal = _normal(generator)
+
+    def sample(name: str, *shape: int) -> Sample:
+        return Sample("bernoulli_log_prob", name, {"logits": 3 * normal(*shape), "x": torch.sigmoid(normal(*shape))})
+
+    return [
+        sample("plain", 5, 3, 7),
+        sample("vector", 5),
+        sample("one", 1, 1),
+        sample("four_dims", 2, 3, 2, 17),
+        sample("wide", 300, 88),
+        sample("no_rows", 0, 3, 5),
+        sample("no_entries", 4, 3, 0),
+    ]
+
+
+def _detached(argument: Any) -> Any:
+    if isinstance(argument, list):
+        return [_detached(part) for part in argument]
+    return argument.detach() if isinstance(argument, Tensor) else argument
+
+
 def _normal(generator: torch.Generator | None) -> Callable[..., Tensor]:
     source = torch.Generator().manual_seed(0) if generator is None else generator
     return lambda *shape: torch.randn(shape, generator=source, dtype=torch.float64)
@@ -277,6 +400,10 @@ SAMPLES = {
     "posterior_sequence": posterior_samples,
     "gaussian_rsample_kl": gaussian_rsample_kl_samples,
     "gaussian_kl": gaussian_kl_samples,
+    "mlp": mlp_samples,
+    "gaussian_mlp": gaussian_mlp_samples,
+    "split_linear": split_linear_samples,
+    "bernoulli_log_prob": bernoulli_log_prob_samples,
 }
 
 

@@ -13,6 +13,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "kernels.h"
 
@@ -158,6 +159,8 @@ void gru_backward(Arguments in) {
     k.grad_gates_x = in.pointer<T>();
     k.grad_a = in.pointer<T>();
     k.grad_h0 = in.pointer<T>();
+    k.grad_weight = in.pointer<T>();
+    k.grad_bias = in.pointer<T>();
     k.workspace = in.pointer<void>();
     run(entries<T>().gru_backward, k, in);
 }
@@ -214,13 +217,129 @@ void posterior_backward(Arguments in) {
     k.weight_out = in.rows<T>();
     k.prior_weight_z = in.rows<T>();
     k.prior_weight_mu = in.rows<T>();
+    k.z = in.pointer<const T>();
+    k.z0 = in.rows<T>();
+    k.active = in.pointer<const T>();
+    k.prior_active = in.pointer<const T>();
     k.grad_context = in.pointer<T>();
     k.grad_prior_context = in.pointer<T>();
     k.grad_out = in.pointer<T>();
     k.grad_eps = in.pointer<T>();
     k.grad_z0 = in.pointer<T>();
+    k.grad_weight_z = in.pointer<T>();
+    k.grad_weight_out = in.pointer<T>();
+    k.grad_bias_out = in.pointer<T>();
+    k.grad_prior_weight_z = in.pointer<T>();
+    k.grad_prior_weight_mu = in.pointer<T>();
+    k.grad_prior_bias_mu = in.pointer<T>();
     k.workspace = in.pointer<void>();
     run(entries<T>().posterior_backward, k, in);
+}
+
+// The inputs of a linear map: each K, x, weight, grad_x, grad_weight and its stride.
+template <class T>
+std::vector<MlpInput<T>> read_inputs(Arguments& in) {
+    const int64_t count = in.size();
+    if (count < 0 || count > kMlpInputs) throw std::logic_error("vssn_kernels._cpu: too many inputs");
+    std::vector<MlpInput<T>> inputs(static_cast<size_t>(count));
+    for (MlpInput<T>& input : inputs) {
+        input.K = in.size();
+        input.x = in.rows<T>();
+        input.weight = in.rows<T>();
+        input.grad_x = in.pointer<T>();
+        input.grad_weight = in.pointer<T>();
+        input.grad_weight_stride = in.size();
+    }
+    return inputs;
+}
+
+template <class T>
+struct MlpForwardCall : MlpForward<T> {
+    explicit MlpForwardCall(Arguments& in) : list(read_inputs<T>(in)) {
+        this->inputs = static_cast<int>(list.size());
+        this->input = list.data();
+        this->threads = in.threads();
+        this->N = in.size();
+        this->M = in.size();
+        this->O = in.size();
+        this->activation = static_cast<Activation>(in.size());
+        this->floored = in.flag();
+        this->min_logvar = static_cast<T>(in.real());
+        this->bias = in.pointer<const T>();
+        this->weight_out = in.rows<T>();
+        this->bias_out = in.pointer<const T>();
+        this->out = in.pointer<T>();
+        this->logvar = in.pointer<T>();
+        this->hidden = in.pointer<T>();
+        this->workspace = in.pointer<void>();
+    }
+    std::vector<MlpInput<T>> list;
+};
+
+template <class T>
+struct MlpBackwardCall : MlpBackward<T> {
+    explicit MlpBackwardCall(Arguments& in) : list(read_inputs<T>(in)) {
+        this->inputs = static_cast<int>(list.size());
+        this->input = list.data();
+        this->threads = in.threads();
+        this->N = in.size();
+        this->M = in.size();
+        this->O = in.size();
+        this->activation = static_cast<Activation>(in.size());
+        this->floored = in.flag();
+        this->min_logvar = static_cast<T>(in.real());
+        this->weight_out = in.rows<T>();
+        this->grad_out = in.rows<T>();
+        this->grad_logvar = in.rows<T>();
+        this->logvar = in.pointer<const T>();
+        this->hidden = in.pointer<const T>();
+        this->grad_bias = in.pointer<T>();
+        this->grad_weight_out = in.pointer<T>();
+        this->grad_bias_out = in.pointer<T>();
+        this->workspace = in.pointer<void>();
+    }
+    std::vector<MlpInput<T>> list;
+};
+
+template <class T>
+void mlp_forward(Arguments in) {
+    const MlpForwardCall<T> k(in);
+    run(entries<T>().mlp_forward, k, in);
+}
+
+template <class T>
+void mlp_backward(Arguments in) {
+    const MlpBackwardCall<T> k(in);
+    run(entries<T>().mlp_backward, k, in);
+}
+
+template <class T>
+int64_t mlp_forward_workspace(Arguments in) {
+    return entries<T>().mlp_forward_workspace(MlpForwardCall<T>(in));
+}
+
+template <class T>
+int64_t mlp_backward_workspace(Arguments in) {
+    return entries<T>().mlp_backward_workspace(MlpBackwardCall<T>(in));
+}
+
+template <class T>
+void bernoulli(Arguments in) {
+    const bool backward = in.flag();
+    Bernoulli<T> k{};
+    k.threads = in.threads();
+    k.N = in.size();
+    k.X = in.size();
+    k.logits = in.rows<T>();
+    k.x = in.rows<T>();
+    if (backward) {
+        k.grad = in.rows<T>();
+        k.grad_logits = in.pointer<T>();
+        k.grad_x = in.pointer<T>();
+    } else {
+        k.log_prob = in.pointer<T>();
+    }
+    run(backward ? entries<T>().bernoulli_backward : entries<T>().bernoulli_forward, k, in);
 }
 
 template <class T>
@@ -241,9 +360,10 @@ void keep_freed_memory() {
 #endif
 }
 
-template <void (*single)(Arguments), void (*twice)(Arguments)>
+template <auto single, auto twice>
 void define(py::module_& module, const char* name) {
-    module.def(name, [](bool float64, const py::args& values) { (float64 ? twice : single)(Arguments(values)); });
+    module.def(name,
+               [](bool float64, const py::args& values) { return (float64 ? twice : single)(Arguments(values)); });
 }
 
 }  // namespace
@@ -263,6 +383,11 @@ PYBIND11_MODULE(_cpu, module) {
         return (float64 ? kernels().f64.posterior_workspace : kernels().f32.posterior_workspace)(B, M, Z, prior,
                                                                                                  backward);
     });
+    define<mlp_forward<float>, mlp_forward<double>>(module, "mlp_forward");
+    define<mlp_forward_workspace<float>, mlp_forward_workspace<double>>(module, "mlp_forward_workspace");
+    define<mlp_backward<float>, mlp_backward<double>>(module, "mlp_backward");
+    define<mlp_backward_workspace<float>, mlp_backward_workspace<double>>(module, "mlp_backward_workspace");
+    define<bernoulli<float>, bernoulli<double>>(module, "bernoulli");
     define<evaluate<float>, evaluate<double>>(module, "evaluate");
     module.def("keep_freed_memory", keep_freed_memory);
     module.def("isa", [] { return kernels().isa; });

@@ -6,22 +6,13 @@
 // mu, logvar, eps, prior_* and their gradients [N, Z]; kl [N]. Reads every input once, writes every output once.
 // Threads share the rows; a row's sum runs over the lanes of one vector, so it does not depend on the threads.
 #include "../common/cell.h"
+#include "elementwise.h"
 #include "kernels.h"
-#include "math.h"
 #include "tables.h"
-#include "threads.h"
 
 namespace vssn::VSSN_ISA {
 
 namespace {
-
-// Below this many elements to a thread, waking it costs more than it saves.
-constexpr int64_t kGrain = 8192;
-
-int useful_threads(int threads, int64_t elements) {
-    const int64_t useful = elements / kGrain + 1;
-    return useful < threads ? static_cast<int>(useful) : threads;
-}
 
 template <class T>
 VSSN_INLINE Vec<T> load_or_zero(const Rows<const T>& rows, int64_t i, int64_t j, int64_t count) {

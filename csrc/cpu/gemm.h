@@ -1,9 +1,10 @@
-// The matrix products inside the recurrences: a few rows times packed weights, one register tile at a time.
+// The matrix products of rows with packed weights, one register tile at a time.
 //
 //   C[i, j] = sum_k A[i, k] W[k, j]       A rows of K at any distance; W in panels of `vectors` vectors: [K][vectors L]
 //
-// A tile is up to kTileRows rows by one panel. Every element is one chain of multiply-adds over k = 0..K-1 in every
-// shape of tile, so a row's result does not depend on the rows that share its tile.
+// A may be several matrices side by side, each a Segment of its columns. A tile is up to kTileRows rows by one panel.
+// Every element is one chain of multiply-adds over k = 0..K-1 in every shape of tile, so a row's result does not depend
+// on the rows that share its tile.
 #pragma once
 
 #include "kernels.h"
@@ -71,24 +72,36 @@ VSSN_INLINE void pack_rows(T* panels, int64_t panel_stride, Range blocks, int64_
                 }
 }
 
-// Rows [0, rows) of A times `panels` panels, panel_stride apart; out: a tile for each.
+// [rows, K]: some columns of A.
+template <class T>
+struct Segment {
+    const T* a;
+    int64_t stride, K;
+};
+
+// Rows [first, first + rows) of A times `panels` panels, panel_stride apart; out: a tile for each.
 template <class T, int vectors, int rows, int panels>
-__attribute__((noinline)) void multiply_tile(const T* a, int64_t a_stride, const T* panel, int64_t panel_stride,
-                                             int64_t K, Tile<T, vectors>* out) {
+__attribute__((noinline)) void multiply_tile(const Segment<T>* segments, int count, int64_t first, const T* panel,
+                                             int64_t panel_stride, Tile<T, vectors>* out) {
     Vec<T> sum[panels][rows][vectors] = {};
-    for (int64_t k = 0; k < K; ++k) {
+    for (int s = 0; s < count; ++s) {
+        const int64_t stride = segments[s].stride, K = segments[s].K;
+        const T* a = segments[s].a + first * stride;
+        for (int64_t k = 0; k < K; ++k) {
 #pragma GCC unroll 16
-        for (int p = 0; p < panels; ++p) {
-            Vec<T> w[vectors];
+            for (int p = 0; p < panels; ++p) {
+                Vec<T> w[vectors];
 #pragma GCC unroll 16
-            for (int j = 0; j < vectors; ++j) w[j] = load(panel + p * panel_stride + (k * vectors + j) * kLanes<T>);
+                for (int j = 0; j < vectors; ++j) w[j] = load(panel + p * panel_stride + (k * vectors + j) * kLanes<T>);
 #pragma GCC unroll 16
-            for (int i = 0; i < rows; ++i) {
-                const Vec<T> x = broadcast(a[i * a_stride + k]);
+                for (int i = 0; i < rows; ++i) {
+                    const Vec<T> x = broadcast(a[i * stride + k]);
 #pragma GCC unroll 16
-                for (int j = 0; j < vectors; ++j) sum[p][i][j] += x * w[j];
+                    for (int j = 0; j < vectors; ++j) sum[p][i][j] += x * w[j];
+                }
             }
         }
+        panel += K * vectors * kLanes<T>;
     }
 #pragma GCC unroll 16
     for (int p = 0; p < panels; ++p)
@@ -100,20 +113,20 @@ __attribute__((noinline)) void multiply_tile(const T* a, int64_t a_stride, const
 
 // multiply_tile for 1 .. kTileRows rows and one panel.
 template <class T, int vectors, int... row>
-VSSN_INLINE void multiply_rows(int rows, const T* a, int64_t a_stride, const T* panel, int64_t K, Tile<T, vectors>* out,
-                               std::integer_sequence<int, row...>) {
-    using Multiply = void (*)(const T*, int64_t, const T*, int64_t, int64_t, Tile<T, vectors>*);
+VSSN_INLINE void multiply_rows(int rows, const Segment<T>* segments, int count, int64_t first, const T* panel,
+                               Tile<T, vectors>* out, std::integer_sequence<int, row...>) {
+    using Multiply = void (*)(const Segment<T>*, int, int64_t, const T*, int64_t, Tile<T, vectors>*);
     static constexpr Multiply table[] = {multiply_tile<T, vectors, row + 1, 1>...};
-    table[rows - 1](a, a_stride, panel, 0, K, out);
+    table[rows - 1](segments, count, first, panel, 0, out);
 }
 
 constexpr auto nothing_to_expect = [](int64_t, int64_t, int) {};
 
 // Rows [0, n) of A times the panels of `blocks`, in tiles: calls expect(block, first_row, rows) before a tile, to
 // prefetch what finish(block, first_row, rows, tile) will read and write after it. A single row takes four panels at a
-// time: one would wait for its few chains of additions.
+// time: one would wait for its few chains of additions. K: the columns of all segments.
 template <class T, int vectors, class Expect, class Finish>
-VSSN_INLINE void multiply(const T* a, int64_t a_stride, int64_t n, const T* panels, Range blocks, int64_t K,
+VSSN_INLINE void multiply(const Segment<T>* segments, int count, int64_t n, const T* panels, Range blocks, int64_t K,
                           const Expect& expect, const Finish& finish) {
     constexpr int most = kTileRows<vectors>, together = 4;
     alignas(kAlign) Tile<T, vectors> tiles[together];
@@ -121,7 +134,7 @@ VSSN_INLINE void multiply(const T* a, int64_t a_stride, int64_t n, const T* pane
     int64_t block = blocks.begin;
     for (; n == 1 && block + together <= blocks.end; block += together) {
         for (int p = 0; p < together; ++p) expect(block + p, 0, 1);
-        multiply_tile<T, vectors, 1, together>(a, a_stride, panels + block * panel_stride, panel_stride, K, tiles);
+        multiply_tile<T, vectors, 1, together>(segments, count, 0, panels + block * panel_stride, panel_stride, tiles);
         for (int p = 0; p < together; ++p) finish(block + p, 0, 1, tiles[p]);
     }
     for (; block < blocks.end; ++block) {
@@ -130,12 +143,20 @@ VSSN_INLINE void multiply(const T* a, int64_t a_stride, int64_t n, const T* pane
         for (int64_t i = 0; i < n; --left) {
             const int rows = static_cast<int>((n - i + left - 1) / left);
             expect(block, i, rows);
-            multiply_rows<T, vectors>(rows, a + i * a_stride, a_stride, panels + block * panel_stride, K, tiles,
+            multiply_rows<T, vectors>(rows, segments, count, i, panels + block * panel_stride, tiles,
                                       std::make_integer_sequence<int, most>{});
             finish(block, i, rows, tiles[0]);
             i += rows;
         }
     }
+}
+
+// The same for an A in one piece.
+template <class T, int vectors, class Expect, class Finish>
+VSSN_INLINE void multiply(const T* a, int64_t a_stride, int64_t n, const T* panels, Range blocks, int64_t K,
+                          const Expect& expect, const Finish& finish) {
+    const Segment<T> segment{a, a_stride, K};
+    multiply<T, vectors>(&segment, 1, n, panels, blocks, K, expect, finish);
 }
 
 }  // namespace vssn::VSSN_ISA

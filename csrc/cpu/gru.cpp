@@ -6,8 +6,8 @@
 //
 // forward   reads gates_x, h0, weight [3H, H], bias; writes output, h_n and, for backward, gates = (r, z, n, a).
 // backward  reads grad_output, grad_h_n, output, gates, h0, weight; writes grad_gates_x [T, B, 3H], grad_a [T, B, H]
-//           (the gradient of the n part of W_h h, where grad_gates_x has that of x_n) and grad_h0. The weight's
-//           gradient is a GEMM of these for the caller.
+//           (the gradient of the n part of W_h h, where grad_gates_x has that of x_n), grad_h0 and, after the loop,
+//           grad_weight = sum over steps of (grad r, grad z, grad_a)^T h and grad_bias.
 // Steps t >= lengths[b] are padding: never read, written as 0 (in gates too), the state carried past them.
 //
 // Threads take rows of the batch and need no barrier, or, where the rows are too few or the weights too large for a
@@ -16,6 +16,7 @@
 #include "gemm.h"
 #include "kernels.h"
 #include "math.h"
+#include "outer.h"
 #include "rows.h"
 #include "tables.h"
 #include "threads.h"
@@ -149,6 +150,7 @@ struct BackwardBuffers {
     T* panels;                    // [blocks][3 padded][2 L]: W_h's columns; rows of r, z, n, each padded with zeros
     T* grads[2];                  // [B][grad_stride]: gradients of W_h h, as the panels' rows
     T* carry;                     // [B][stride]: the gradient of the state, on its way to the step before
+    T* starts;                    // [B][4 H]: the gates' gradients at each row's first step, where it is not the same t
     int64_t *order, *slices;
     int64_t bytes;
 
@@ -161,6 +163,7 @@ struct BackwardBuffers {
         panels = arena.take<T>(blocks * 3 * padded * 2 * kLanes<T>);
         for (T*& buffer : grads) buffer = arena.take<T>(B * grad_stride);
         carry = arena.take<T>(B * stride);
+        starts = arena.take<T>(B * 4 * H);
         order = arena.take<int64_t>(B);
         slices = arena.take<int64_t>(B);
         bytes = arena.bytes();
@@ -207,6 +210,49 @@ void gate_step(const GruBackward<T>& k, const BackwardBuffers<T>& w, const RowLi
     }
 }
 
+// The gradients of the gates at the last valid step of each row, zeros where there is none, for units [from, to).
+template <class T>
+void gather_starts(const GruBackward<T>& k, const BackwardBuffers<T>& w, const RowList& list, int64_t from,
+                   int64_t to) {
+    for (int64_t i = 0; i < list.count; ++i) {
+        const int64_t b = list.rows[i], at = (k.lengths[b] - 1) * k.B + b;
+        T* starts = w.starts + b * 4 * k.H;
+        for (int64_t unit = from; unit < to; ++unit) {
+            for (int64_t gate = 0; gate < 3; ++gate)
+                starts[gate * k.H + unit] = at < 0 ? T(0) : k.grad_gates_x[(at * 3 + gate) * k.H + unit];
+            starts[3 * k.H + unit] = at < 0 ? T(0) : k.grad_a[at * k.H + unit];
+        }
+    }
+}
+
+// This thread's part of grad_weight and grad_bias: every step's gradients with the state before the step.
+template <class T>
+void weight_grads(const GruBackward<T>& k, const BackwardBuffers<T>& w, Team team) {
+    const int64_t H = k.H, all = k.steps * k.B, later = k.steps > 0 ? all - k.B : 0;
+    const bool gather = k.reverse && k.lengths;
+    // [rows, .] of r and z, and of a: at each row's first step; at the others, and the states before these.
+    const Rows<const T> first_rz = gather ? Rows<const T>{w.starts, 4 * H}
+                                          : Rows<const T>{k.grad_gates_x + (k.reverse ? later : 0) * 3 * H, 3 * H};
+    const Rows<const T> first_a =
+        gather ? Rows<const T>{w.starts + 3 * H, 4 * H} : Rows<const T>{k.grad_a + (k.reverse ? later : 0) * H, H};
+    // Reverse with lengths: what meets a row's first step here is the padding behind it, zeros.
+    const Rows<const T> later_rz = {k.grad_gates_x + (k.reverse || !later ? 0 : k.B) * 3 * H, 3 * H};
+    const Rows<const T> later_a = {k.grad_a + (k.reverse || !later ? 0 : k.B) * H, H};
+    const Rows<const T> states = {k.output + (k.reverse && later ? k.B : 0) * H, H};
+    const int64_t first = k.steps > 0 ? k.B : 0;
+    if (k.grad_weight) {
+        T* grad_n = k.grad_weight + 2 * H * H;
+        outer(Outer<T>{later_rz, states, later, 2 * H, H, k.grad_weight, H, false}, team, 0);
+        outer(Outer<T>{first_rz, k.h0, first, 2 * H, H, k.grad_weight, H, true}, team, 0);
+        outer(Outer<T>{later_a, states, later, H, H, grad_n, H, false}, team, 1);
+        outer(Outer<T>{first_a, k.h0, first, H, H, grad_n, H, true}, team, 1);
+    }
+    if (k.grad_bias) {
+        sum_rows(Rows<const T>{k.grad_gates_x, 3 * H}, all, 2 * H, k.grad_bias, team, 0);
+        sum_rows(Rows<const T>{k.grad_a, H}, all, H, k.grad_bias + 2 * H, team, 1);
+    }
+}
+
 template <class T>
 void backward(const GruBackward<T>& k) {
     constexpr int64_t L = kLanes<T>, width = 2 * L;
@@ -241,10 +287,13 @@ void backward(const GruBackward<T>& k) {
             };
             multiply<T, 2>(grads, w.grad_stride, list.active, w.panels, blocks, 3 * w.padded, nothing_to_expect, add);
         }
-        if (!k.grad_h0) return;
-        for (int64_t i = 0; i < list.count; ++i)
+        for (int64_t i = 0; k.grad_h0 && i < list.count; ++i)
             for (int64_t unit = from; unit < to; ++unit)
                 k.grad_h0[list.rows[i] * k.H + unit] = carry[i * w.stride + unit];
+        if (!k.grad_weight && !k.grad_bias) return;
+        if (k.grad_weight && k.reverse && k.lengths) gather_starts(k, w, list, from, to);
+        team.wait();
+        weight_grads(k, w, team);
     };
     parallel(plan.threads, body);
 }

@@ -79,6 +79,8 @@ struct GruBackward {
     T* grad_gates_x;  // [T, B, 3H]
     T* grad_a;        // [T, B, H]: of W_hn h + b_hn
     T* grad_h0;       // [B, H]
+    T* grad_weight;   // [3H, H]
+    T* grad_bias;     // [3H]
     void* workspace;
 };
 
@@ -116,11 +118,80 @@ struct PosteriorBackward {
     const T *hidden, *prior_hidden;               // [T, B, M]
     Steps<const T> eps;                           // [T, B, Z]
     Rows<const T> weight_z, weight_out, prior_weight_z, prior_weight_mu;
-    T *grad_context, *grad_prior_context;  // [T, B, M]
-    T* grad_out;                           // [T, B, 2Z]: of the output layer (mu, raw)
-    T* grad_eps;                           // [T, B, Z]
-    T* grad_z0;                            // [B, Z]
+    const T* z;                                                          // [T, B, Z]
+    Rows<const T> z0;                                                    // [B, Z]
+    const T *active, *prior_active;                                      // [T, B, M]: after the activation
+    T *grad_context, *grad_prior_context;                                // [T, B, M]
+    T* grad_out;                                                         // [T, B, 2Z]: of the output layer (mu, raw)
+    T* grad_eps;                                                         // [T, B, Z]
+    T* grad_z0;                                                          // [B, Z]
+    T *grad_weight_z, *grad_weight_out, *grad_bias_out;                  // [M, Z], [2Z, M], [2Z]
+    T *grad_prior_weight_z, *grad_prior_weight_mu, *grad_prior_bias_mu;  // [M, Z], [Z, M], [Z]
     void* workspace;
+};
+
+// ---- mlp.cpp ---------------------------------------------------------------------------------------------
+
+constexpr int kMlpInputs = 16;  // at most
+
+// One input of a linear map, with the columns of the weight that meet it.
+template <class T>
+struct MlpInput {
+    int64_t K;
+    Rows<const T> x;       // [N, K]
+    Rows<const T> weight;  // [M, K]
+    T* grad_x;             // [N, K]        backward only; null: not needed
+    T* grad_weight;        // [M, K]
+    int64_t grad_weight_stride;
+};
+
+template <class T>
+struct MlpForward {
+    int threads;
+    int64_t N, M, O;  // O: columns of each output
+    Activation activation;
+    bool floored;  // a second output, the log-variance with its floor
+    T min_logvar;
+    int inputs;
+    const MlpInput<T>* input;
+    const T* bias;             // [M]
+    Rows<const T> weight_out;  // [O, M], floored [2 O, M]; null: one layer, out is the hidden layer's input [N, M]
+    const T* bias_out;         // [O], [2 O]
+    T* out;                    // [N, O]
+    T* logvar;                 // [N, O], where floored
+    T* hidden;                 // [N, M] as cell.h's keeps_input says; null: not kept
+    void* workspace;
+};
+
+template <class T>
+struct MlpBackward {
+    int threads;
+    int64_t N, M, O;
+    Activation activation;
+    bool floored;
+    T min_logvar;
+    int inputs;
+    const MlpInput<T>* input;
+    Rows<const T> weight_out;
+    Rows<const T> grad_out, grad_logvar;  // [N, O], one layer: grad_out [N, M]; null: zeros
+    const T* logvar;                      // [N, O], where floored
+    const T* hidden;                      // [N, M] as forward kept it
+    T* grad_bias;                         // [M]
+    T* grad_weight_out;                   // [O, M], [2 O, M]
+    T* grad_bias_out;                     // [O], [2 O]
+    void* workspace;
+};
+
+// ---- bernoulli.cpp ---------------------------------------------------------------------------------------
+
+template <class T>
+struct Bernoulli {
+    int threads;
+    int64_t N, X;
+    Rows<const T> logits, x;  // [N, X]
+    T* log_prob;              // [N]            forward
+    Rows<const T> grad;       // [N, 1]         backward
+    T *grad_logits, *grad_x;  // [N, X]; null: not needed
 };
 
 // ---- The table -------------------------------------------------------------------------------------------
@@ -137,6 +208,12 @@ struct Kernels {
     void (*posterior_forward)(const PosteriorForward<T>&);
     void (*posterior_backward)(const PosteriorBackward<T>&);
     int64_t (*posterior_workspace)(int64_t B, int64_t M, int64_t Z, bool prior, bool backward);  // bytes
+    void (*mlp_forward)(const MlpForward<T>&);
+    void (*mlp_backward)(const MlpBackward<T>&);
+    int64_t (*mlp_forward_workspace)(const MlpForward<T>&);    // bytes; reads sizes, inputs' K, what is null
+    int64_t (*mlp_backward_workspace)(const MlpBackward<T>&);  // bytes
+    void (*bernoulli_forward)(const Bernoulli<T>&);
+    void (*bernoulli_backward)(const Bernoulli<T>&);
     void (*evaluate)(Function function, const T* x, T* y, int64_t count);  // for the tests of math.h
 };
 

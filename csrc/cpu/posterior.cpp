@@ -10,15 +10,18 @@
 // backward  with dz the gradient that reaches z_t, g = (grad_mu + dz, (grad_logvar + dz sigma eps / 2) slope):
 //             grad_context       = act'(hidden) * g W_out,    grad_prior_context = act'(prior_hidden) * g_mu W_mu
 //             dz of step t - 1   = grad_context W_z + grad_prior_context W_pz
-//           writes grad_context, grad_prior_context, grad_out = g [T, B, 2Z], grad_eps = dz sigma and grad_z0. The
-//           gradients of the weights are GEMMs of these for the caller.
+//           writes grad_context, grad_prior_context, grad_out = g [T, B, 2Z], grad_eps = dz sigma, grad_z0 and, after
+//           the loop, grad_weight_z = sum of grad_context^T z_{t-1}, grad_weight_out = sum of g^T hidden,
+//           grad_bias_out = sum of g; likewise with the prior.
 // Steps t >= lengths[b] are padding: never read, written as 0.
 //
 // Threads take rows of the batch, or blocks of M and of Z with a barrier after each product (rows.h).
 #include "../common/cell.h"
+#include "activation.h"
 #include "gemm.h"
 #include "kernels.h"
 #include "math.h"
+#include "outer.h"
 #include "rows.h"
 #include "tables.h"
 #include "threads.h"
@@ -33,36 +36,6 @@ constexpr int64_t kWide = 2 * kLanes<T>;  // units in a block of two vectors
 
 VSSN_INLINE int64_t count_blocks(int64_t units, int64_t width) { return (units + width - 1) / width; }
 VSSN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-template <class T>
-VSSN_INLINE Vec<T> activate_by(Activation act, Vec<T> x) {
-    using Math = VectorMath<T>;
-    switch (act) {
-        case Activation::tanh:
-            return activate<Activation::tanh, Math>(x);
-        case Activation::relu:
-            return activate<Activation::relu, Math>(x);
-        case Activation::leaky_relu:
-            return activate<Activation::leaky_relu, Math>(x);
-        default:
-            return activate<Activation::silu, Math>(x);
-    }
-}
-
-template <class T>
-VSSN_INLINE Vec<T> slope_by(Activation act, Vec<T> kept) {
-    using Math = VectorMath<T>;
-    switch (act) {
-        case Activation::tanh:
-            return activation_slope<Activation::tanh, Math>(kept);
-        case Activation::relu:
-            return activation_slope<Activation::relu, Math>(kept);
-        case Activation::leaky_relu:
-            return activation_slope<Activation::leaky_relu, Math>(kept);
-        default:
-            return activation_slope<Activation::silu, Math>(kept);
-    }
-}
 
 Partition plan_threads(int threads, int64_t steps, int64_t B, int64_t M, int64_t Z, bool prior, int64_t blocks,
                        size_t scalar_bytes) {
@@ -364,6 +337,29 @@ VSSN_INLINE void fill_zeros(T* buffer, int64_t rows, int64_t stride) {
     for (int64_t i = 0; i < rows * stride; ++i) buffer[i] = 0;
 }
 
+// This thread's part of sum over steps of grad[t]^T z_{t-1}, for grad [T, B, M].
+template <class T>
+void weight_z_grad(const PosteriorBackward<T>& k, const T* grad, T* out, Team team, int turn) {
+    if (!out) return;
+    const int64_t first = k.steps > 0 ? k.B : 0, later = k.steps * k.B - first;
+    outer(Outer<T>{{grad + first * k.M, k.M}, {k.z, k.Z}, later, k.M, k.Z, out, k.Z, false}, team, turn);
+    outer(Outer<T>{{grad, k.M}, k.z0, first, k.M, k.Z, out, k.Z, true}, team, turn);
+}
+
+template <class T>
+void weight_grads(const PosteriorBackward<T>& k, Team team) {
+    const int64_t all = k.steps * k.B;
+    const Rows<const T> grad_out = {k.grad_out, 2 * k.Z};
+    weight_z_grad(k, k.grad_context, k.grad_weight_z, team, 0);
+    if (k.grad_weight_out)
+        outer(Outer<T>{grad_out, {k.active, k.M}, all, 2 * k.Z, k.M, k.grad_weight_out, k.M, false}, team, 1);
+    if (k.grad_bias_out) sum_rows(grad_out, all, 2 * k.Z, k.grad_bias_out, team, 0);
+    weight_z_grad(k, k.grad_prior_context, k.grad_prior_weight_z, team, 0);
+    if (k.grad_prior_weight_mu)
+        outer(Outer<T>{grad_out, {k.prior_active, k.M}, all, k.Z, k.M, k.grad_prior_weight_mu, k.M, false}, team, 1);
+    if (k.grad_prior_bias_mu) sum_rows(grad_out, all, k.Z, k.grad_prior_bias_mu, team, 1);
+}
+
 template <class T>
 void backward(const PosteriorBackward<T>& k) {
     const bool prior = k.prior_weight_z.data != nullptr;
@@ -374,6 +370,8 @@ void backward(const PosteriorBackward<T>& k) {
     fill_zeros(w.grad_out, k.B, w.out_stride);
     fill_zeros(w.grad_hidden, k.B, w.hidden_stride);
     fill_zeros(w.carry, k.B, w.latent_stride);
+    const bool asked = k.grad_weight_z || k.grad_weight_out || k.grad_bias_out || k.grad_prior_weight_z ||
+                       k.grad_prior_weight_mu || k.grad_prior_bias_mu;
     auto body = [&](Team team) {
         RowList list = take_rows(plan, team, w.order, w.slices, k.lengths, k.B);
         const Range hidden_blocks = plan.blocks(w.hidden_blocks, team);
@@ -392,10 +390,12 @@ void backward(const PosteriorBackward<T>& k) {
             if (plan.split_units) team.wait();
             carry_step(w, list, latent_blocks, (prior ? 2 : 1) * w.hidden);
         }
-        if (!k.grad_z0) return;
-        for (int64_t i = 0; i < list.count; ++i)
+        for (int64_t i = 0; k.grad_z0 && i < list.count; ++i)
             for (int64_t unit = from; unit < smaller(to, k.Z); ++unit)
                 k.grad_z0[list.rows[i] * k.Z + unit] = w.carry[(list.first + i) * w.latent_stride + unit];
+        if (!asked) return;
+        team.wait();
+        weight_grads(k, team);
     };
     parallel(plan.threads, body);
 }

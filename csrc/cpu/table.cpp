@@ -39,8 +39,11 @@ void evaluate(Function function, const T* x, T* y, int64_t count) {
 
 template <class T>
 constexpr Kernels<T> entries() {
-    return {gaussian_forward,   gaussian_backward,      gru_forward, gru_backward, gru_workspace<T>, posterior_forward,
-            posterior_backward, posterior_workspace<T>, evaluate<T>};
+    return {gaussian_forward,   gaussian_backward,      gru_forward,
+            gru_backward,       gru_workspace<T>,       posterior_forward,
+            posterior_backward, posterior_workspace<T>, mlp_forward,
+            mlp_backward,       mlp_forward_workspace,  mlp_backward_workspace,
+            bernoulli_forward,  bernoulli_backward,     evaluate<T>};
 }
 
 }  // namespace

@@ -21,5 +21,17 @@ void posterior_backward(const PosteriorBackward<float>&);
 void posterior_backward(const PosteriorBackward<double>&);
 template <class T>
 int64_t posterior_workspace(int64_t B, int64_t M, int64_t Z, bool prior, bool backward);
+void mlp_forward(const MlpForward<float>&);
+void mlp_forward(const MlpForward<double>&);
+void mlp_backward(const MlpBackward<float>&);
+void mlp_backward(const MlpBackward<double>&);
+int64_t mlp_forward_workspace(const MlpForward<float>&);
+int64_t mlp_forward_workspace(const MlpForward<double>&);
+int64_t mlp_backward_workspace(const MlpBackward<float>&);
+int64_t mlp_backward_workspace(const MlpBackward<double>&);
+void bernoulli_forward(const Bernoulli<float>&);
+void bernoulli_forward(const Bernoulli<double>&);
+void bernoulli_backward(const Bernoulli<float>&);
+void bernoulli_backward(const Bernoulli<double>&);
 
 }  // namespace vssn::VSSN_ISA

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import overload
 
 import torch  # before _cpu, so that the extension uses the OpenMP runtime that PyTorch has loaded
 from torch import Tensor
@@ -54,10 +55,16 @@ def _like(tensor: Tensor, need: bool = True) -> Tensor | None:
     return torch.empty(tensor.shape, dtype=tensor.dtype) if need else None
 
 
+@overload
+def _rows(tensor: Tensor) -> Tensor: ...
+@overload
+def _rows(tensor: None) -> None: ...
+@overload
+def _rows(tensor: Tensor | None) -> Tensor | None: ...
 def _rows(tensor: Tensor | None) -> Tensor | None:
     """The tensor as [rows, last dimension]: a view where strides allow it, else a copy."""
-    if tensor is None:
-        return None
+    if tensor is None or (tensor.dim() == 2 and tensor.stride(1) == 1):
+        return tensor
     width = tensor.shape[-1]
     rows = tensor.reshape(tensor.numel() // width if width else 0, width)
     return rows if width <= 1 or rows.stride(1) == 1 else rows.contiguous()
@@ -140,7 +147,8 @@ def gru_backward(
     need_gates_x, need_h0, need_weight, need_bias = needs
     grad_gates_x = torch.empty((steps, batch, 3 * hidden), dtype=output.dtype)
     grad_a = torch.empty((steps, batch, hidden), dtype=output.dtype)
-    grad_h0 = _like(h0, need_h0)
+    grad_h0, grad_weight = _like(h0, need_h0), _like(weight_hh, need_weight)
+    grad_bias = torch.empty(3 * hidden, dtype=output.dtype) if need_bias else None
     grad_output_, grad_h_n_, h0_, weight = _steps(grad_output), _rows(grad_h_n), _rows(h0), _rows(weight_hh)
     float64 = _float64(output)
     workspace = _workspace(_cpu.gru_workspace(float64, batch, hidden, True))
@@ -161,43 +169,11 @@ def gru_backward(
         grad_gates_x.data_ptr(),
         grad_a.data_ptr(),
         _pointer(grad_h0),
+        _pointer(grad_weight),
+        _pointer(grad_bias),
         workspace.data_ptr(),
     )
-    grad_weight = grad_bias = None
-    if need_weight:
-        grad_weight = torch.empty((3 * hidden, hidden), dtype=output.dtype)
-        for grad, rows in ((grad_gates_x[..., : 2 * hidden], slice(2 * hidden)), (grad_a, slice(2 * hidden, None))):
-            _sum_outer(grad, output, h0, lengths, reverse, grad_weight[rows])
-    if need_bias:
-        grad_bias = torch.empty(3 * hidden, dtype=output.dtype)
-        torch.sum(grad_gates_x[..., : 2 * hidden], (0, 1), out=grad_bias[: 2 * hidden])
-        torch.sum(grad_a, (0, 1), out=grad_bias[2 * hidden :])
     return grad_gates_x if need_gates_x else None, grad_h0, grad_weight, grad_bias
-
-
-def _sum_outer(
-    grads: Tensor,  # [T, B, ·], zeros at padding
-    states: Tensor,  # [T, B, ·], the state after each step
-    first: Tensor,  # [B, ·], the state before each row's first step
-    lengths: Tensor | None,
-    reverse: bool,
-    out: Tensor,
-) -> Tensor:
-    """out = sum over steps of grads^T times the state before the step, as GEMMs over views."""
-    steps, batch = grads.shape[:2]
-    if steps == 0 or batch == 0:
-        return out.zero_()
-    if reverse and lengths is not None:
-        # What the product below pairs with a row's first step is the zero padding behind it.
-        rows = torch.arange(batch)
-        starts = grads[(lengths - 1).clamp(min=0), rows] * (lengths > 0)[:, None]
-    else:
-        starts = grads[-1 if reverse else 0]
-    torch.mm(starts.t(), first, out=out)
-    later, before = (grads[:-1], states[1:]) if reverse else (grads[1:], states[:-1])
-    if steps > 1:
-        out.addmm_(later.flatten(0, 1).t(), before.flatten(0, 1))
-    return out
 
 
 # ---- Posterior -------------------------------------------------------------------------------------------
@@ -298,6 +274,12 @@ def posterior_backward(
     grad_z_, grad_mu_, grad_logvar_, eps_ = _steps(grad_z), _steps(grad_mu), _steps(grad_logvar), _steps(eps)
     weight_z_, weight_out_ = _rows(weight_z), _rows(weight_out)
     prior_weight_z_, prior_weight_mu_ = _rows(prior_weight_z), _rows(prior_weight_mu)
+    z0_, active, prior_active = _rows(z0), _activated(hidden, activation), _activated(prior_hidden, activation)
+    shapes = ((width, latent), (2 * latent, width), (2 * latent,), (width, latent), (latent, width), (latent,))
+    weight_grads = [
+        torch.empty(shape, dtype=z.dtype) if need else None
+        for shape, need in zip(shapes, (*needs[3:6], *needs[7:]), strict=True)
+    ]
     float64 = _float64(z)
     workspace = _workspace(_cpu.posterior_workspace(float64, batch, width, latent, prior, True))
     _cpu.posterior_backward(
@@ -321,46 +303,194 @@ def posterior_backward(
         *_row_arguments(weight_out_),
         *_row_arguments(prior_weight_z_),
         *_row_arguments(prior_weight_mu_),
+        z.data_ptr(),
+        *_row_arguments(z0_),
+        active.data_ptr(),
+        prior_active.data_ptr() if prior else 0,
         grad_context.data_ptr(),
         _pointer(grad_prior_context),
         grad_out.data_ptr(),
         _pointer(grad_eps),
         _pointer(grad_z0),
+        *(_pointer(grad) for grad in weight_grads),
         workspace.data_ptr(),
     )
-    grad_weight_z = grad_weight_out = grad_bias = grad_prior_weight_z = grad_prior_weight_mu = grad_prior_bias = None
-    if needs[3]:
-        grad_weight_z = _sum_outer(grad_context, z, z0, None, False, torch.empty((width, latent), dtype=z.dtype))
-    if needs[4]:
-        grad_weight_out = torch.mm(grad_out.flatten(0, 1).t(), _activated(hidden, activation))
-    if needs[5]:
-        grad_bias = grad_out.sum((0, 1))
-    if grad_prior_context is not None and needs[7]:
-        out = torch.empty((width, latent), dtype=z.dtype)
-        grad_prior_weight_z = _sum_outer(grad_prior_context, z, z0, None, False, out)
-    if needs[8]:
-        grad_prior_mu = grad_out[..., :latent].flatten(0, 1)
-        grad_prior_weight_mu = torch.mm(grad_prior_mu.t(), _activated(prior_hidden, activation))
-    if needs[9]:
-        grad_prior_bias = grad_out[..., :latent].sum((0, 1))
     return (
         grad_context if needs[0] else None,
         grad_z0,
         grad_eps,
-        grad_weight_z,
-        grad_weight_out,
-        grad_bias,
+        *weight_grads[:3],
         grad_prior_context if needs[6] else None,
-        grad_prior_weight_z,
-        grad_prior_weight_mu,
-        grad_prior_bias,
+        *weight_grads[3:],
     )
 
 
 def _activated(hidden: Tensor, activation: str) -> Tensor:
-    """[T B, M] after the activation, from what forward kept."""
-    rows = hidden.flatten(0, 1)
-    return torch.nn.functional.silu(rows) if activation == "silu" else rows
+    """[T, B, M] after the activation, from what forward kept."""
+    return torch.nn.functional.silu(hidden) if activation == "silu" else hidden
+
+
+# ---- MLP -------------------------------------------------------------------------------------------------
+
+
+def _input_arguments(
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    grad_inputs: Sequence[Tensor | None],
+    grad_weights: Sequence[Tensor | None],
+) -> list[int]:
+    """For each input K, x, its columns of the weight, and where the gradients of both go. [rows, ·] tensors."""
+    arguments, size, column = [len(inputs)], inputs[0].element_size(), 0
+    for number, (x, grad_x) in enumerate(zip(inputs, grad_inputs, strict=True)):
+        if len(weights) == len(inputs):
+            weight, grad_weight, column = weights[number], grad_weights[number], 0
+        else:
+            weight, grad_weight = weights[0], grad_weights[0]
+        width, offset = x.shape[1], column * size
+        arguments += (
+            width,
+            x.data_ptr(),
+            x.stride(0),
+            weight.data_ptr() + offset,
+            weight.stride(0),
+            0 if grad_x is None else grad_x.data_ptr(),
+            *((0, 0) if grad_weight is None else (grad_weight.data_ptr() + offset, grad_weight.stride(0))),
+        )
+        column += width
+    return arguments
+
+
+def mlp_forward(
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bias: Tensor,
+    weight_out: Tensor | None,
+    bias_out: Tensor | None,
+    activation: str,
+    min_logvar: float | None,
+    need_backward: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(out or mu [..., O], logvar [..., O], hidden [..., M]: after the activation, for "silu" before it; empty where
+    there is none, or not needed)"""
+    dtype, leading, width = bias.dtype, inputs[0].shape[:-1], bias.shape[0]
+    two, floored = weight_out is not None, min_logvar is not None
+    columns = (weight_out.shape[0] // (2 if floored else 1)) if weight_out is not None else width
+    out = torch.empty((*leading, columns), dtype=dtype)
+    logvar = torch.empty((*leading, columns) if floored else 0, dtype=dtype)
+    hidden = torch.empty((*leading, width) if two and need_backward else 0, dtype=dtype)
+    rows = [_rows(x) for x in inputs]
+    weights_, nothing = [_rows(weight) for weight in weights], [None] * len(inputs)
+    bias_, weight_out_ = bias.contiguous(), _rows(weight_out)
+    bias_out_ = None if bias_out is None else bias_out.contiguous()
+    float64 = _float64(bias)
+    arguments = (
+        *_input_arguments(rows, weights_, nothing, nothing),
+        torch.get_num_threads(),
+        leading.numel(),
+        width,
+        columns,
+        _ACTIVATIONS[activation],
+        min_logvar is not None,
+        0.0 if min_logvar is None else min_logvar,
+        bias_.data_ptr(),
+        *_row_arguments(weight_out_),
+        _pointer(bias_out_),
+        out.data_ptr(),
+        logvar.data_ptr(),
+        hidden.data_ptr() if two and need_backward else 0,
+    )
+    workspace = _workspace(_cpu.mlp_forward_workspace(float64, *arguments, 0))
+    _cpu.mlp_forward(float64, *arguments, workspace.data_ptr())
+    return out, logvar, hidden
+
+
+def mlp_backward(
+    grad_out: Tensor | None,
+    grad_logvar: Tensor | None,
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    weight_out: Tensor | None,
+    logvar: Tensor,
+    hidden: Tensor,
+    activation: str,
+    min_logvar: float | None,
+    needs: Sequence[bool],
+) -> Grads:
+    """Gradients of (*inputs, *weights, bias, weight_out, bias_out)."""
+    width = weights[0].shape[0]
+    columns = (weight_out.shape[0] // (1 if min_logvar is None else 2)) if weight_out is not None else width
+    rows, weights_, weight_out_ = [_rows(x) for x in inputs], [_rows(w) for w in weights], _rows(weight_out)
+    grads = [
+        torch.empty(tensor.shape, dtype=tensor.dtype) if need else None
+        for tensor, need in zip((*inputs, *weights), needs, strict=False)
+    ]
+    dtype, (need_bias, need_weight_out, need_bias_out) = weights[0].dtype, needs[len(grads) :]
+    grad_bias = torch.empty(width, dtype=dtype) if need_bias else None
+    grad_weight_out = grad_bias_out = None
+    if weight_out is not None:
+        grad_weight_out = _like(weight_out, need_weight_out)
+        grad_bias_out = torch.empty(weight_out.shape[0], dtype=dtype) if need_bias_out else None
+    grad_out_, grad_logvar_ = _rows(grad_out), _rows(grad_logvar)
+    float64 = dtype is torch.float64
+    arguments = (
+        *_input_arguments(rows, weights_, grads[: len(inputs)], grads[len(inputs) :]),
+        torch.get_num_threads(),
+        inputs[0].shape[:-1].numel(),
+        width,
+        columns,
+        _ACTIVATIONS[activation],
+        min_logvar is not None,
+        0.0 if min_logvar is None else min_logvar,
+        *_row_arguments(weight_out_),
+        *_row_arguments(grad_out_),
+        *_row_arguments(grad_logvar_),
+        logvar.data_ptr(),
+        hidden.data_ptr(),
+        _pointer(grad_bias),
+        _pointer(grad_weight_out),
+        _pointer(grad_bias_out),
+    )
+    workspace = _workspace(_cpu.mlp_backward_workspace(float64, *arguments, 0))
+    _cpu.mlp_backward(float64, *arguments, workspace.data_ptr())
+    return *grads, grad_bias, grad_weight_out, grad_bias_out
+
+
+# ---- Bernoulli -------------------------------------------------------------------------------------------
+
+
+def bernoulli_log_prob_forward(logits: Tensor, x: Tensor) -> Tensor:
+    """[...]"""
+    result = torch.empty(logits.shape[:-1], dtype=logits.dtype)
+    logits_, x_ = _rows(logits), _rows(x)
+    sizes = (result.numel(), logits.shape[-1])
+    _cpu.bernoulli(
+        _float64(logits),
+        False,
+        torch.get_num_threads(),
+        *sizes,
+        *_row_arguments(logits_),
+        *_row_arguments(x_),
+        result.data_ptr(),
+    )
+    return result
+
+
+def bernoulli_log_prob_backward(grad: Tensor, logits: Tensor, x: Tensor, needs: Sequence[bool]) -> Grads:
+    """Gradients of (logits, x)."""
+    logits_, x_, grad_ = _rows(logits), _rows(x), grad.reshape(-1, 1)
+    grads = tuple(_like(logits, need) for need in needs)
+    _cpu.bernoulli(
+        _float64(logits),
+        True,
+        torch.get_num_threads(),
+        grad.numel(),
+        logits.shape[-1],
+        *_row_arguments(logits_),
+        *_row_arguments(x_),
+        *_row_arguments(grad_),
+        *(_pointer(part) for part in grads),
+    )
+    return grads
 
 
 # ---- Gaussians -------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The `reference` backend: pure PyTorch on any device, with the hand-written backward."""
 
+from vssn_kernels.reference.bernoulli import bernoulli_log_prob_backward, bernoulli_log_prob_forward
 from vssn_kernels.reference.gaussian import (
     gaussian_kl_backward,
     gaussian_kl_forward,
@@ -7,15 +8,20 @@ from vssn_kernels.reference.gaussian import (
     gaussian_rsample_kl_forward,
 )
 from vssn_kernels.reference.gru import gru_backward, gru_forward
+from vssn_kernels.reference.mlp import mlp_backward, mlp_forward
 from vssn_kernels.reference.posterior import posterior_backward, posterior_forward
 
 __all__ = [
+    "bernoulli_log_prob_backward",
+    "bernoulli_log_prob_forward",
     "gaussian_kl_backward",
     "gaussian_kl_forward",
     "gaussian_rsample_kl_backward",
     "gaussian_rsample_kl_forward",
     "gru_backward",
     "gru_forward",
+    "mlp_backward",
+    "mlp_forward",
     "posterior_backward",
     "posterior_forward",
 ]

@@ -1,11 +1,13 @@
 """Which backend runs an op: the table of backends, their availability and the choice between them.
 
-A backend is a module of this package with one function for each entry of `FUNCTIONS`; tensors reach it checked.
+A backend is a module of this package with one function for each entry of `FUNCTIONS` (those of LEFT_TO_PYTORCH it may
+lack); tensors reach it checked.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import platform
 import sys
@@ -29,7 +31,15 @@ FUNCTIONS = (
     "gaussian_rsample_kl_backward",
     "gaussian_kl_forward",
     "gaussian_kl_backward",
+    "mlp_forward",
+    "mlp_backward",
+    "bernoulli_log_prob_forward",
+    "bernoulli_log_prob_backward",
 )
+# Products and pointwise maths without a recurrence: PyTorch's own ops are a fair implementation on every device, so a
+# backend may leave these to the reference's hand-written rung. That is part of what the backend is, not a fallback: it
+# depends on nothing but the backend.
+LEFT_TO_PYTORCH = FUNCTIONS[-4:]
 
 
 class Backend(NamedTuple):
@@ -48,14 +58,62 @@ def _cpu_status() -> str:
     return "available"
 
 
-_ABSENT = "this version has no {} kernels; use backend='reference'"
+def _cuda_status() -> str:
+    if not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device here; use backend='cpu' or 'reference'"
+    try:
+        module = importlib.import_module("vssn_kernels._cuda")
+    except ImportError as error:
+        return (
+            f"vssn_kernels._cuda could not be imported ({error}); build it with: pip install -e . (it needs nvcc, the "
+            "compiler of the CUDA toolkit), or use backend='triton' or 'reference'"
+        )
+    try:
+        found = module.capabilities()
+    except RuntimeError as error:
+        return f"no CUDA device could be used ({error}): the driver may be older than the toolkit that built _cuda"
+    built_for = module.architectures.split("+")
+    if not any(_runs_on(architecture, device) for architecture in built_for for device in found):
+        names = ", ".join(f"{device // 10}.{device % 10}" for device in found)
+        return (
+            f"vssn_kernels._cuda was built for {', '.join(built_for)}, the devices have compute capability {names}; "
+            "build it here with: pip install -e . (VSSN_CUDA_ARCHS names architectures)"
+        )
+    return "available"
+
+
+def _runs_on(architecture: str, capability: int) -> bool:
+    """Whether code for sm_80, sm_90a, ... runs on a device: one of its major number; with an "a", of its number."""
+    number = architecture.removeprefix("sm_")
+    if number.endswith("a"):
+        return int(number[:-1]) == capability
+    return int(number) // 10 == capability // 10 and int(number) <= capability
+
+
+def _triton_status() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed; install it with: pip install triton"
+    if not (_INTERPRETED or torch.cuda.is_available() or torch.xpu.is_available()):
+        return (
+            "PyTorch sees no GPU here; use backend='cpu' or 'reference' (for tests, TRITON_INTERPRET=1 set before "
+            "import runs the kernels on CPU tensors, slowly)"
+        )
+    return "available"
+
+
+# Triton reads it when a kernel is defined, and then runs all kernels in its interpreter.
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 BACKENDS: dict[str, Backend] = {
     "reference": Backend(None, (*HALF, torch.float32, torch.float64), "available"),
     "cpu": Backend(("cpu",), (torch.float32, torch.float64), _cpu_status()),
-    "cuda": Backend(("cuda",), (*HALF, torch.float32), _ABSENT.format("CUDA")),
-    "triton": Backend(("cuda",), (*HALF, torch.float32), _ABSENT.format("Triton")),
+    "cuda": Backend(("cuda",), (*HALF, torch.float32), _cuda_status()),
+    "triton": Backend(("cuda", "xpu", *(("cpu",) if _INTERPRETED else ())), (*HALF, torch.float32), _triton_status()),
 }
-ORDER = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
+ORDER = {
+    "cuda": ("cuda", "triton", "reference"),
+    "xpu": ("triton", "reference"),
+    "cpu": ("cpu", "reference"),
+}
 
 
 class _Named(threading.local):
@@ -113,7 +171,10 @@ def choose(op: str, backend: str | None, device: torch.device, dtype: torch.dtyp
 def implementation(backend: str, function: str) -> Callable:
     """The callable of (backend, function); `function` is one of FUNCTIONS."""
     _require_available(backend, function)
-    return getattr(importlib.import_module(f"vssn_kernels.backend.{backend}"), function)
+    module = importlib.import_module(f"vssn_kernels.backend.{backend}")
+    if function in LEFT_TO_PYTORCH and not hasattr(module, function):
+        module = importlib.import_module("vssn_kernels.backend.reference")
+    return getattr(module, function)
 
 
 @contextmanager

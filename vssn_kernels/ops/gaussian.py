@@ -39,7 +39,7 @@ def gaussian_rsample_kl(
     """
     arguments.require_tensors(_RSAMPLE, mu=mu, logvar=logvar, eps=eps)
     tensors, chosen = _prepare(_RSAMPLE, backend, mu, logvar, eps, prior_mu, prior_logvar)
-    return torch.ops.vssn.gaussian_rsample_kl(*tensors, chosen)
+    return _rsample_op(*tensors, chosen)
 
 
 def gaussian_kl(
@@ -56,7 +56,7 @@ def gaussian_kl(
     """
     arguments.require_tensors(_KL, mu=mu, logvar=logvar)
     tensors, chosen = _prepare(_KL, backend, mu, logvar, prior_mu, prior_logvar)
-    return torch.ops.vssn.gaussian_kl(*tensors, chosen)
+    return _kl_op(*tensors, chosen)
 
 
 def _prepare(op: str, backend: str | None, *tensors: Tensor | None) -> tuple[list[Tensor | None], str]:
@@ -137,6 +137,8 @@ registration.define(
     _kl_backward_kernel,
     _kl_backward_fake,
 )
+_rsample_op, _rsample_backward_op = registration.caller(_RSAMPLE), registration.caller(f"{_RSAMPLE}_backward")
+_kl_op, _kl_backward_op = registration.caller(_KL), registration.caller(f"{_KL}_backward")
 _rsample_forward = registration.below_autograd(_RSAMPLE)
 _kl_forward = registration.below_autograd(_KL)
 
@@ -155,8 +157,7 @@ class _GaussianRsampleKl(torch.autograd.Function):
         if torch.is_grad_enabled():
             grads = registration.differentiate_again(reference.gaussian_rsample_kl, inputs, (grad_z, grad_kl), needs)
         else:
-            op = torch.ops.vssn.gaussian_rsample_kl_backward
-            grads = registration.asked(op(grad_z, grad_kl, *inputs, needs, ctx.backend), needs)
+            grads = registration.asked(_rsample_backward_op(grad_z, grad_kl, *inputs, needs, ctx.backend), needs)
         return *grads, None
 
 
@@ -178,12 +179,11 @@ class _GaussianKl(torch.autograd.Function):
 
             grads = registration.differentiate_again(plain, inputs, (grad_kl,), needs)
         else:
-            op = torch.ops.vssn.gaussian_kl_backward
-            grads = registration.asked(op(grad_kl, *inputs, needs, ctx.backend), needs)
+            grads = registration.asked(_kl_backward_op(grad_kl, *inputs, needs, ctx.backend), needs)
         return *grads, None
 
 
-registration.define_autograd(_RSAMPLE, _GaussianRsampleKl)
+registration.define_autograd(_RSAMPLE, _GaussianRsampleKl.apply)
 registration.define_not_differentiable(f"{_RSAMPLE}_backward", _RSAMPLE)
-registration.define_autograd(_KL, _GaussianKl)
+registration.define_autograd(_KL, _GaussianKl.apply)
 registration.define_not_differentiable(f"{_KL}_backward", _KL)

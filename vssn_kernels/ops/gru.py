@@ -55,7 +55,7 @@ def gru_sequence(
         gates_x, weight_hh, bias_hh = (registration.cast(t, dtype) for t in (gates_x, weight_hh, bias_hh))
         h0 = registration.cast_state(h0, dtype)
     chosen = choose(_OP, backend, gates_x.device, gates_x.dtype)
-    output, h_n, _ = torch.ops.vssn.gru_sequence(gates_x, h0, weight_hh, bias_hh, lengths, reverse, False, chosen)
+    output, h_n, _ = _op(gates_x, h0, weight_hh, bias_hh, lengths, reverse, False, chosen)
     return output, h_n
 
 
@@ -102,6 +102,7 @@ registration.define(
     _backward_kernel,
     _backward_fake,
 )
+_op, _backward_op = registration.caller(_OP), registration.caller(f"{_OP}_backward")
 _forward = registration.below_autograd(_OP)
 
 
@@ -131,7 +132,7 @@ class _GruSequence(torch.autograd.Function):
             grads = registration.differentiate_again(plain, inputs, (grad_output, grad_h_n), needs)
         else:
             grads = registration.asked(
-                torch.ops.vssn.gru_sequence_backward(
+                _backward_op(
                     grad_output, grad_h_n, output, gates, h0, weight_hh, lengths, ctx.reverse, needs, ctx.backend
                 ),
                 needs,
@@ -139,5 +140,5 @@ class _GruSequence(torch.autograd.Function):
         return *grads, None, None, None, None
 
 
-registration.define_autograd(_OP, _GruSequence)
+registration.define_autograd(_OP, _GruSequence.apply)
 registration.define_not_differentiable(f"{_OP}_backward", _OP)

@@ -86,7 +86,7 @@ def posterior_sequence(
         parts = tuple(part if part is None else registration.cast(part, dtype) for part in parts)
         z0 = registration.cast_state(z0, dtype)
     chosen = choose(_OP, backend, context.device, context.dtype)
-    z, mu, logvar, _, _ = torch.ops.vssn.posterior_sequence(
+    z, mu, logvar, _, _ = _op(
         context, z0, eps, weight_z, weight_out, bias_out, *parts, lengths, activation, float(min_logvar), False, chosen
     )
     return z, mu, logvar
@@ -170,6 +170,7 @@ registration.define(
     _backward_kernel,
     _backward_fake,
 )
+_op, _backward_op = registration.caller(_OP), registration.caller(f"{_OP}_backward")
 _forward = registration.below_autograd(_OP)
 
 
@@ -208,7 +209,7 @@ class _PosteriorSequence(torch.autograd.Function):
             grads = registration.differentiate_again(plain, inputs, (grad_z, grad_mu, grad_logvar), needs)
         else:
             grads = registration.asked(
-                torch.ops.vssn.posterior_sequence_backward(
+                _backward_op(
                     grad_z, grad_mu, grad_logvar, *saved, lengths, ctx.activation, ctx.min_logvar, needs, ctx.backend
                 ),
                 needs,
@@ -216,5 +217,5 @@ class _PosteriorSequence(torch.autograd.Function):
         return *grads, None, None, None, None, None
 
 
-registration.define_autograd(_OP, _PosteriorSequence)
+registration.define_autograd(_OP, _PosteriorSequence.apply)
 registration.define_not_differentiable(f"{_OP}_backward", _OP)

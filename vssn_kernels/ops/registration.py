@@ -1,7 +1,9 @@
 """How an op and its backward are registered with torch.library: the schema, one kernel for every device (it looks
 the backend up in the table), the fake, and the autograd formula.
 
-`Library.define` and `Library.impl` are used rather than `torch.library.custom_op`: a call costs a third.
+`Library.define` and `Library.impl` are used rather than `torch.library.custom_op`: a call costs a third. And where
+nothing is there that looks at the calls of ops (`_unobserved`), the same functions are called without the dispatcher
+between them, which would cost more than a small op itself.
 """
 
 from __future__ import annotations
@@ -15,23 +17,30 @@ NAMESPACE = "vssn"
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
+# By name: the kernel as registered, and what its autograd kernel does.
+_kernels: dict[str, Callable] = {}
+_autograd: dict[str, Callable] = {}
+
+
 def define(schema: str, kernel: Callable, fake: Callable) -> None:
     """Registers `vssn::<schema>` with its kernel for every device and its fake."""
     name = schema.split("(", 1)[0]
     _library.define(schema)
-    _library.impl(name, _as_declared(kernel), "CompositeExplicitAutograd")
+    _kernels[name] = _as_declared(kernel)
+    _library.impl(name, _kernels[name], "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
 
 
-def define_autograd(name: str, function: type[torch.autograd.Function]) -> None:
-    """Gives the op its autograd formula. `function.forward` calls the op through `below_autograd`."""
+def define_autograd(name: str, apply: Callable) -> None:
+    """Gives the op its autograd formula: `apply` of an autograd.Function that calls the op through `below_autograd`."""
     plain_call = below_autograd(name)
 
     def autograd_kernel(*args):
         if torch.is_grad_enabled() and _any_requires_grad(args):
-            return function.apply(*args)
+            return apply(*args)
         return plain_call(*args)
 
+    _autograd[name] = autograd_kernel
     _library.impl(name, autograd_kernel, "Autograd")
 
 
@@ -44,7 +53,21 @@ def define_not_differentiable(name: str, public: str) -> None:
             raise RuntimeError(f"{name} is not differentiable; {double_backward_hint(public)}")
         return plain_call(*args)
 
+    _autograd[name] = autograd_kernel
     _library.impl(name, autograd_kernel, "Autograd")
+
+
+def caller(name: str) -> Callable:
+    """The op as a function."""
+    op = getattr(getattr(torch.ops, NAMESPACE), name)
+
+    def call(*args):
+        # Compiled code takes the first way: dynamo must find an op.
+        if torch.compiler.is_compiling() or not _unobserved(args):
+            return op(*args)
+        return _autograd[name](*args)
+
+    return call
 
 
 def below_autograd(name: str) -> Callable:
@@ -52,10 +75,38 @@ def below_autograd(name: str) -> Callable:
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
 
     def call(*args):
+        if _unobserved(args):
+            return _kernels[name](*args)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 
     return call
+
+
+def _unobserved(args: Sequence[object]) -> bool:
+    """Whether the dispatcher would do no more with the op than call the kernels above: plain tensors with data, and no
+    mode, transform, tracer or profiler that is to see the op."""
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+        and not torch.autograd._profiler_enabled()
+        and _all_plain(args)
+    )
+
+
+def _all_plain(args: Sequence[object]) -> bool:
+    for arg in args:
+        if isinstance(arg, Tensor):
+            if type(arg) not in _PLAIN or arg.is_meta:
+                return False
+        elif isinstance(arg, list | tuple) and not _all_plain(arg):
+            return False
+    return True
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def double_backward_hint(op: str) -> str:
@@ -143,7 +194,13 @@ def cast_state(state: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _any_requires_grad(args: Sequence[object]) -> bool:
-    return any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+    for arg in args:
+        if isinstance(arg, Tensor):
+            if arg.requires_grad:
+                return True
+        elif isinstance(arg, list | tuple) and _any_requires_grad(arg):
+            return True
+    return False
 
 
 def _as_declared(kernel: Callable) -> Callable:
@@ -157,6 +214,8 @@ def _as_declared(kernel: Callable) -> Callable:
                 result = kernel(*args)
         else:
             result = kernel(*args)
-        return result.contiguous() if isinstance(result, Tensor) else tuple(part.contiguous() for part in result)
+        if isinstance(result, Tensor):
+            return result.contiguous()
+        return type(result)(part.contiguous() for part in result)
 
     return run

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include <array>
 #include <functional>
 #include <random>
 #include <stdexcept>
@@ -93,7 +94,7 @@ const Kernels<T>& entries() {
 
 // ---- GRU -------------------------------------------------------------------------------------------------
 
-// cotangent: of plain's result. Returns the gradients of gates_x, then of h0.
+// cotangent: of plain's result. Returns the gradients of gates_x, h0, weight and bias.
 template <class T>
 Array run(const Gru& p, int threads, const Array& cotangent, const std::string& name, double tolerance) {
     const int64_t rows = p.steps * p.B;
@@ -122,6 +123,7 @@ Array run(const Gru& p, int threads, const Array& cotangent, const std::string& 
     const Sequence<T> grad_output(cotangent, p.steps, p.B, p.H, p.lengths_pointer(), 1);
     const std::vector<T> grad_h_n(cotangent.begin() + rows * p.H, cotangent.end());
     std::vector<T> grad_x = fresh<T>(rows * 3 * p.H), grad_a = fresh<T>(rows * p.H), grad_h0 = fresh<T>(p.B * p.H);
+    std::vector<T> grad_weight = fresh<T>(3 * p.H * p.H), grad_bias = fresh<T>(3 * p.H);
     std::vector<char> more(entries<T>().gru_workspace(p.B, p.H, true), char(-1));
     entries<T>().gru_backward({threads,
                                p.steps,
@@ -138,9 +140,12 @@ Array run(const Gru& p, int threads, const Array& cotangent, const std::string& 
                                grad_x.data(),
                                grad_a.data(),
                                grad_h0.data(),
+                               grad_weight.data(),
+                               grad_bias.data(),
                                more.data()});
-    Array grads(grad_x.begin(), grad_x.end());
-    grads.insert(grads.end(), grad_h0.begin(), grad_h0.end());
+    Array grads;
+    for (const auto* part : {&grad_x, &grad_h0, &grad_weight, &grad_bias})
+        grads.insert(grads.end(), part->begin(), part->end());
     return grads;
 }
 
@@ -164,12 +169,16 @@ void test_gru(int64_t steps, int64_t B, int64_t H, bool reverse, std::vector<int
     const Array grads = run<double>(p, threads, cotangent, name, 1e-12);
     check_close(name + " float backward", run<float>(p, threads, cotangent, name, 1e-5), grads, 1e-4);
     const Array x_way = normal(p.gates_x.size()), h_way = normal(p.h0.size());
-    Array way(x_way);
-    way.insert(way.end(), h_way.begin(), h_way.end());
+    const Array weight_way = normal(p.weight.size()), bias_way = normal(p.bias.size());
+    Array way;
+    for (const Array* part : {&x_way, &h_way, &weight_way, &bias_way})
+        way.insert(way.end(), part->begin(), part->end());
     const double difference = slope([&](double step) {
         Gru moved(p);
         moved.gates_x = plus(p.gates_x, x_way, step);
         moved.h0 = plus(p.h0, h_way, step);
+        moved.weight = plus(p.weight, weight_way, step);
+        moved.bias = plus(p.bias, bias_way, step);
         return dot(plain(moved), cotangent);
     });
     check_close(name + " backward", dot(grads, way), difference, 1e-6);
@@ -177,7 +186,8 @@ void test_gru(int64_t steps, int64_t B, int64_t H, bool reverse, std::vector<int
 
 // ---- Posterior -------------------------------------------------------------------------------------------
 
-// Returns the gradients of context, prior_context (with a prior), eps and z0.
+// Returns the gradients of context, prior_context (with a prior), eps and z0, then of the weights and biases in the
+// order of Posterior.
 template <class T>
 Array run(const Posterior& p, int threads, const Array& cotangent, const std::string& name, double tolerance) {
     const int64_t rows = p.steps * p.B, size = rows * p.Z, hidden_size = rows * p.M,
@@ -229,6 +239,14 @@ Array run(const Posterior& p, int threads, const Array& cotangent, const std::st
     }
     std::vector<T> grad_context = fresh<T>(hidden_size), grad_prior_context = fresh<T>(prior_size);
     std::vector<T> grad_out = fresh<T>(2 * size), grad_eps = fresh<T>(size), grad_z0 = fresh<T>(p.B * p.Z);
+    const int64_t sizes[] = {p.M * p.Z, 2 * p.Z * p.M, 2 * p.Z, p.M * p.Z, p.Z * p.M, p.Z};
+    std::vector<std::vector<T>> grad_weights;
+    for (int i = 0; i < (p.prior ? 6 : 3); ++i) grad_weights.push_back(fresh<T>(sizes[i]));
+    grad_weights.resize(6);
+    std::vector<T> active[2] = {hidden, prior_hidden};
+    for (std::vector<T>& values : active)
+        for (T& value : values)
+            if (keeps_input(p.activation)) value = T(act(p.activation, double(value)));
     std::vector<char> more(entries<T>().posterior_workspace(p.B, p.M, p.Z, p.prior, true), char(-1));
     entries<T>().posterior_backward({threads,
                                      p.steps,
@@ -249,15 +267,26 @@ Array run(const Posterior& p, int threads, const Array& cotangent, const std::st
                                      {weight_out.data(), p.M},
                                      {p.prior ? prior_weight_z.data() : nullptr, p.Z},
                                      {p.prior ? prior_weight_mu.data() : nullptr, p.M},
+                                     z.data(),
+                                     {z0.data(), p.Z},
+                                     active[0].data(),
+                                     p.prior ? active[1].data() : nullptr,
                                      grad_context.data(),
                                      p.prior ? grad_prior_context.data() : nullptr,
                                      grad_out.data(),
                                      grad_eps.data(),
                                      grad_z0.data(),
+                                     grad_weights[0].data(),
+                                     grad_weights[1].data(),
+                                     grad_weights[2].data(),
+                                     p.prior ? grad_weights[3].data() : nullptr,
+                                     p.prior ? grad_weights[4].data() : nullptr,
+                                     p.prior ? grad_weights[5].data() : nullptr,
                                      more.data()});
     Array grads;
     for (const auto* part : {&grad_context, &grad_prior_context, &grad_eps, &grad_z0})
         grads.insert(grads.end(), part->begin(), part->end());
+    for (const auto& part : grad_weights) grads.insert(grads.end(), part.begin(), part.end());
     return grads;
 }
 
@@ -302,12 +331,21 @@ void test_posterior(int64_t steps, int64_t B, int64_t M, int64_t Z, Activation a
     Array way;
     for (const Array* part : {&context_way, &prior_way, &eps_way, &z0_way})
         way.insert(way.end(), part->begin(), part->end());
+    Array Posterior::* const weights[] = {&Posterior::weight_z,        &Posterior::weight_out,
+                                          &Posterior::bias_out,        &Posterior::prior_weight_z,
+                                          &Posterior::prior_weight_mu, &Posterior::prior_bias_mu};
+    std::vector<Array> weight_ways;
+    for (const auto& weight : weights) {
+        weight_ways.push_back(normal((p.*weight).size()));
+        way.insert(way.end(), weight_ways.back().begin(), weight_ways.back().end());
+    }
     const double difference = slope([&](double step) {
         Posterior moved(p);
         moved.context = plus(p.context, context_way, step);
         moved.prior_context = plus(p.prior_context, prior_way, step);
         moved.eps = plus(p.eps, eps_way, step);
         moved.z0 = plus(p.z0, z0_way, step);
+        for (size_t i = 0; i < weight_ways.size(); ++i) moved.*weights[i] = plus(p.*weights[i], weight_ways[i], step);
         return dot(plain(moved), cotangent);
     });
     check_close(name + " backward", dot(grads, way), difference, 1e-6);
@@ -371,6 +409,153 @@ void test_gaussian(int64_t N, int64_t Z, int threads) {
     check_close(name + " backward", dot(grads, way), difference, 1e-6);
 }
 
+// ---- MLP -------------------------------------------------------------------------------------------------
+
+// Returns the gradients of the inputs, their weights, bias, weight_out and bias_out.
+template <class T>
+Array run(const Mlp& p, int threads, const Array& cotangent, const std::string& name, double tolerance) {
+    const int64_t outputs = p.N * (p.two ? p.O : p.M), floors = p.floored ? p.N * p.O : 0;
+    std::vector<Sequence<T>> x;
+    std::vector<std::vector<T>> w, grad_x, grad_w;
+    std::vector<MlpInput<T>> inputs;
+    for (size_t i = 0; i < p.x.size(); ++i) {
+        x.emplace_back(p.x[i], p.N, 1, p.widths[i], nullptr, int64_t(i));
+        w.push_back(cast<T>(p.w[i]));
+        grad_x.push_back(fresh<T>(p.x[i].size()));
+        grad_w.push_back(fresh<T>(p.w[i].size()));
+    }
+    for (size_t i = 0; i < p.x.size(); ++i) {
+        const int64_t K = p.widths[i];
+        inputs.push_back({K, {x[i].data.data(), x[i].stride}, {w[i].data(), K}, grad_x[i].data(), grad_w[i].data(), K});
+    }
+    const int count = int(inputs.size());
+    const std::vector<T> bias = cast<T>(p.bias), weight_out = cast<T>(p.weight_out), bias_out = cast<T>(p.bias_out);
+    const Rows<const T> second{p.two ? weight_out.data() : nullptr, p.M};
+    std::vector<T> out = fresh<T>(outputs), logvar = fresh<T>(floors), hidden = fresh<T>(p.two ? p.N * p.M : 0);
+    MlpForward<T> forward{threads,       p.N,           p.M,           p.O,         p.activation, p.floored,
+                          T(kMinLogvar), count,         inputs.data(), bias.data(), second,       bias_out.data(),
+                          out.data(),    logvar.data(), hidden.data(), nullptr};
+    std::vector<char> workspace(entries<T>().mlp_forward_workspace(forward), char(-1));
+    forward.workspace = workspace.data();
+    entries<T>().mlp_forward(forward);
+    std::vector<T> results(out);
+    results.insert(results.end(), logvar.begin(), logvar.end());
+    check_close(name + " forward", results, plain(p), tolerance);
+
+    const std::vector<T> grad = cast<T>(cotangent);
+    std::vector<T> grad_bias = fresh<T>(p.M), grad_weight_out = fresh<T>(weight_out.size());
+    std::vector<T> grad_bias_out = fresh<T>(bias_out.size());
+    MlpBackward<T> backward{threads,
+                            p.N,
+                            p.M,
+                            p.O,
+                            p.activation,
+                            p.floored,
+                            T(kMinLogvar),
+                            count,
+                            inputs.data(),
+                            second,
+                            {grad.data(), p.two ? p.O : p.M},
+                            {p.floored ? grad.data() + outputs : nullptr, p.O},
+                            logvar.data(),
+                            hidden.data(),
+                            grad_bias.data(),
+                            p.two ? grad_weight_out.data() : nullptr,
+                            p.two ? grad_bias_out.data() : nullptr,
+                            nullptr};
+    std::vector<char> more(entries<T>().mlp_backward_workspace(backward), char(-1));
+    backward.workspace = more.data();
+    entries<T>().mlp_backward(backward);
+    Array grads;
+    for (const auto* parts : {&grad_x, &grad_w})
+        for (const auto& part : *parts) grads.insert(grads.end(), part.begin(), part.end());
+    for (const auto* part : {&grad_bias, &grad_weight_out, &grad_bias_out})
+        grads.insert(grads.end(), part->begin(), part->end());
+    return grads;
+}
+
+void test_mlp(int64_t N, std::vector<int64_t> widths, int64_t M, int64_t O, Activation activation, bool floored,
+              int threads) {
+    const bool two = O > 0;
+    std::string name = "mlp " + std::to_string(N) + "x" + std::to_string(M) + "x" + std::to_string(O) + " activation " +
+                       std::to_string(int(activation)) + (floored ? " floored" : "") + " on " + std::to_string(threads);
+    Mlp p{N, M, O, widths, activation, two, floored, {}, {}, normal(M), {}, {}};
+    for (double& x : p.bias) x += x < 0 ? -6 : 6;  // away from the kink of relu and leaky_relu
+    for (int64_t K : widths) {
+        p.x.push_back(normal(N * K));
+        p.w.push_back(normal(M * K, 0.3 / sqrt(double(K + 1))));
+    }
+    const int64_t rows = (floored ? 2 : 1) * O;
+    if (two) {
+        p.weight_out = normal(rows * M, 1 / sqrt(double(M)));
+        p.bias_out = normal(rows);
+    }
+    const Array cotangent = normal(N * (two ? rows : M));
+    const Array grads = run<double>(p, threads, cotangent, name, 1e-12);
+    check_close(name + " float backward", run<float>(p, threads, cotangent, name, 1e-5), grads, 1e-4);
+    Mlp way(p);
+    Array flat;
+    const auto draw = [&](Array& part) {
+        part = normal(part.size());
+        flat.insert(flat.end(), part.begin(), part.end());
+    };
+    for (auto* parts : {&way.x, &way.w})
+        for (Array& part : *parts) draw(part);
+    for (Array* part : {&way.bias, &way.weight_out, &way.bias_out}) draw(*part);
+    const double difference = slope([&](double step) {
+        Mlp moved(p);
+        for (size_t i = 0; i < p.x.size(); ++i) {
+            moved.x[i] = plus(p.x[i], way.x[i], step);
+            moved.w[i] = plus(p.w[i], way.w[i], step);
+        }
+        moved.bias = plus(p.bias, way.bias, step);
+        moved.weight_out = plus(p.weight_out, way.weight_out, step);
+        moved.bias_out = plus(p.bias_out, way.bias_out, step);
+        return dot(plain(moved), cotangent);
+    });
+    check_close(name + " backward", dot(grads, flat), difference, 1e-6);
+}
+
+// ---- Bernoulli -------------------------------------------------------------------------------------------
+
+// Returns the gradients of logits and x.
+template <class T>
+Array run(const BernoulliCase& p, int threads, const Array& cotangent, const std::string& name, double tolerance) {
+    const Sequence<T> logits(p.logits, p.N, 1, p.X, nullptr, 3), x(p.x, p.N, 1, p.X, nullptr, 1);
+    const std::vector<T> grad = cast<T>(cotangent);
+    std::vector<T> log_prob = fresh<T>(p.N), grad_logits = fresh<T>(p.N * p.X), grad_x = fresh<T>(p.N * p.X);
+    const Bernoulli<T> k{threads,
+                         p.N,
+                         p.X,
+                         {logits.data.data(), logits.stride},
+                         {x.data.data(), x.stride},
+                         log_prob.data(),
+                         {grad.data(), 1},
+                         grad_logits.data(),
+                         grad_x.data()};
+    entries<T>().bernoulli_forward(k);
+    check_close(name + " forward", log_prob, plain(p), tolerance);
+    entries<T>().bernoulli_backward(k);
+    Array grads(grad_logits.begin(), grad_logits.end());
+    grads.insert(grads.end(), grad_x.begin(), grad_x.end());
+    return grads;
+}
+
+void test_bernoulli(int64_t N, int64_t X, int threads) {
+    const std::string name =
+        "bernoulli " + std::to_string(N) + "x" + std::to_string(X) + " on " + std::to_string(threads);
+    const BernoulliCase p{N, X, normal(N * X, 3), normal(N * X)};
+    const Array cotangent = normal(N), logits_way = normal(N * X), x_way = normal(N * X);
+    const Array grads = run<double>(p, threads, cotangent, name, 1e-12);
+    check_close(name + " float backward", run<float>(p, threads, cotangent, name, 1e-5), grads, 1e-4);
+    Array way(logits_way);
+    way.insert(way.end(), x_way.begin(), x_way.end());
+    const double difference = slope([&](double step) {
+        return dot(plain(BernoulliCase{N, X, plus(p.logits, logits_way, step), plus(p.x, x_way, step)}), cotangent);
+    });
+    check_close(name + " backward", dot(grads, way), difference, 1e-6);
+}
+
 void test_all() {
     const int64_t gru_sizes[][3] = {{3, 1, 1},  {4, 2, 7}, {3, 5, 17}, {2, 13, 33}, {2, 29, 16},
                                     {3, 3, 97}, {0, 2, 3}, {2, 0, 3},  {3, 2, 150}};
@@ -396,6 +581,17 @@ void test_all() {
         test_gaussian(5, 17, threads);
         test_gaussian(700, 40, threads);
         test_gaussian(0, 4, threads);
+        for (const auto& [N, M, O] :
+             {std::array<int64_t, 3>{1, 1, 1}, {5, 7, 3}, {300, 33, 17}, {40, 100, 50}, {0, 3, 2}})
+            for (const std::vector<int64_t>& widths :
+                 {std::vector<int64_t>{3}, std::vector<int64_t>{17, 8}, std::vector<int64_t>{0, 50, 1}}) {
+                test_mlp(N, widths, M, 0, Activation::tanh, false, threads);
+                test_mlp(N, widths, M, O, Activation(next++ % 4), false, threads);
+                test_mlp(N, widths, M, O, Activation(next++ % 4), true, threads);
+            }
+        test_bernoulli(3, 1, threads);
+        test_bernoulli(300, 88, threads);
+        test_bernoulli(0, 4, threads);
     }
 }
 

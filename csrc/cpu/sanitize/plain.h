@@ -133,4 +133,59 @@ inline Array plain(const Gaussian& p) {
     return result;
 }
 
+// ---- MLP -------------------------------------------------------------------------------------------------
+
+struct Mlp {
+    int64_t N, M, O;
+    std::vector<int64_t> widths;  // of the inputs
+    Activation activation;
+    bool two, floored;        // whether there is a second layer, and a floored half of its output
+    std::vector<Array> x, w;  // of each input [N, K], [M, K]
+    Array bias, weight_out, bias_out;
+    int64_t heads() const { return floored ? 2 : 1; }
+};
+
+// out [N, O] (one layer: [N, M]), then with a floor logvar [N, O].
+inline Array plain(const Mlp& p) {
+    Array out, logvar;
+    for (int64_t n = 0; n < p.N; ++n) {
+        Array hidden(p.bias);
+        for (int64_t m = 0; m < p.M; ++m) {
+            for (size_t i = 0; i < p.x.size(); ++i)
+                for (int64_t k = 0; k < p.widths[i]; ++k)
+                    hidden[m] += p.w[i][m * p.widths[i] + k] * p.x[i][n * p.widths[i] + k];
+            if (p.two) hidden[m] = act(p.activation, hidden[m]);
+        }
+        if (!p.two) {
+            out.insert(out.end(), hidden.begin(), hidden.end());
+            continue;
+        }
+        for (int64_t o = 0; o < p.heads() * p.O; ++o) {
+            double value = p.bias_out[o];
+            for (int64_t m = 0; m < p.M; ++m) value += p.weight_out[o * p.M + m] * hidden[m];
+            if (o < p.O)
+                out.push_back(value);
+            else
+                logvar.push_back(kMinLogvar + log1p(exp(value - kMinLogvar)));
+        }
+    }
+    out.insert(out.end(), logvar.begin(), logvar.end());
+    return out;
+}
+
+// ---- Bernoulli -------------------------------------------------------------------------------------------
+
+struct BernoulliCase {
+    int64_t N, X;
+    Array logits, x;  // [N, X]
+};
+
+// log_prob [N]
+inline Array plain(const BernoulliCase& p) {
+    Array result(p.N, 0.0);
+    for (int64_t i = 0; i < p.N * p.X; ++i)
+        result[i / p.X] += p.x[i] * p.logits[i] - (fmax(p.logits[i], 0) + log1p(exp(-fabs(p.logits[i]))));
+    return result;
+}
+
 }  // namespace vssn

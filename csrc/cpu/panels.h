@@ -1,0 +1,88 @@
+// Products with a weight of any width: its columns cut into panels of 3, 2 or 1 vectors, so that little of a tile is
+// padding.
+#pragma once
+
+#include "gemm.h"
+
+namespace vssn::VSSN_ISA {
+
+// Panels of 3 vectors, then at most two of 2; one of 1 alone.
+template <class T>
+struct PanelPlan {
+    int64_t columns, threes, twos, ones;
+
+    VSSN_INLINE explicit PanelPlan(int64_t columns) : columns(columns), ones(0) {
+        const int64_t vectors = (columns + kLanes<T> - 1) / kLanes<T>;
+        twos = vectors % 3 == 0 ? 0 : 3 - vectors % 3;
+        if (vectors == 1) {
+            twos = 0;
+            ones = 1;
+        }
+        threes = (vectors - 2 * twos - ones) / 3;
+    }
+    VSSN_INLINE int64_t count() const { return threes + twos + ones; }
+    VSSN_INLINE int vectors(int64_t panel) const { return panel < threes ? 3 : panel < threes + twos ? 2 : 1; }
+    VSSN_INLINE int64_t first_column(int64_t panel) const {
+        return (panel < threes ? 3 * panel : threes + 2 * panel) * kLanes<T>;
+    }
+    // Of all panels over K rows.
+    VSSN_INLINE int64_t size(int64_t K) const { return (3 * threes + 2 * twos + ones) * kLanes<T> * K; }
+};
+
+// Where rows [row, ...) of a panel begin, in the memory of all panels over K rows.
+template <class T>
+VSSN_INLINE T* panel_rows(T* packed, const PanelPlan<T>& plan, int64_t panel, int64_t K, int64_t row) {
+    return packed + plan.first_column(panel) * K + row * plan.vectors(panel) * kLanes<T>;
+}
+
+// Rows [row, row + inputs) of the panels get W^T: [k][j] = W[first + j][k], for W [columns, inputs] from row `first`
+// on.
+template <class T>
+void pack_panels_transposed(T* packed, const PanelPlan<T>& plan, Range panels, int64_t K, int64_t row,
+                            const Rows<const T>& weight, int64_t first, int64_t inputs) {
+    for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+        const int64_t column = plan.first_column(panel), width = plan.vectors(panel) * kLanes<T>;
+        pack_transposed(panel_rows(packed, plan, panel, K, row), inputs, width, width, weight, first + column,
+                        plan.columns - column);
+    }
+}
+
+// Rows [row, row + rows) of the panels get W: [k][j] = W[first + k][j], for W [., columns].
+template <class T>
+void pack_panels(T* packed, const PanelPlan<T>& plan, Range panels, int64_t K, int64_t row, const Rows<const T>& weight,
+                 int64_t first, int64_t rows) {
+    for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+        const int64_t column = plan.first_column(panel);
+        const int vectors = plan.vectors(panel);
+        T* target = panel_rows(packed, plan, panel, K, row);
+        for (int64_t k = 0; k < rows; ++k)
+            for (int j = 0; j < vectors; ++j, target += kLanes<T>)
+                store(target,
+                      load(weight.row(first + k) + column + j * kLanes<T>, plan.columns - column - j * kLanes<T>));
+    }
+}
+
+// Rows [0, n) of A times all panels over K rows: calls finish(column, first_row, rows, tile) for every tile.
+template <class T, class Finish>
+VSSN_INLINE void multiply_panels(const Segment<T>* segments, int count, int64_t n, const T* packed,
+                                 const PanelPlan<T>& plan, int64_t K, const Finish& finish) {
+    constexpr int64_t L = kLanes<T>;
+    multiply<T, 3>(segments, count, n, packed, {0, plan.threes}, K, nothing_to_expect,
+                   [&](int64_t block, int64_t first, int rows, const Tile<T, 3>& tile)
+                       VSSN_INLINED { finish(block * 3 * L, first, rows, tile); });
+    packed += 3 * L * K * plan.threes;
+    const int64_t column = 3 * L * plan.threes;
+    multiply<T, 2>(segments, count, n, packed, {0, plan.twos}, K, nothing_to_expect,
+                   [&](int64_t block, int64_t first, int rows, const Tile<T, 2>& tile)
+                       VSSN_INLINED { finish(column + block * 2 * L, first, rows, tile); });
+    multiply<T, 1>(segments, count, n, packed, {0, plan.ones}, K, nothing_to_expect,
+                   [&](int64_t, int64_t first, int rows, const Tile<T, 1>& tile)
+                       VSSN_INLINED { finish(0, first, rows, tile); });
+}
+
+template <class T, int vectors>
+constexpr int tile_vectors(const Tile<T, vectors>&) {
+    return vectors;
+}
+
+}  // namespace vssn::VSSN_ISA

@@ -1,0 +1,89 @@
+"""bernoulli_log_prob: the log-density of independent Bernoulli entries, summed, as one op."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vssn_kernels import arguments
+from vssn_kernels.backend.table import choose, implementation
+from vssn_kernels.ops import registration
+from vssn_kernels.reference import bernoulli as reference
+
+_OP = "bernoulli_log_prob"
+
+
+def bernoulli_log_prob(logits: Tensor, x: Tensor, *, backend: str | None = None) -> Tensor:
+    """sum_X (x l - softplus(l)), the log-density of x in {0, 1} with logits l; the cross-entropy for x in between.
+
+    Args:
+        logits, x: [..., X].
+        backend: "reference", "cpu", "cuda" or "triton"; None: `use_backend`, VSSN_BACKEND, else the fastest.
+
+    Returns:
+        [...] in nats.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came; or a backend that is not there.
+
+    A second derivative goes through the reference, whatever the backend.
+    """
+    arguments.require_tensors(_OP, logits=logits, x=x)
+    arguments.require_floating(_OP, "logits", logits)
+    if registration.autocast_is_on(logits.device):
+        logits, x = (registration.cast(tensor, torch.float32) for tensor in (logits, x))
+    return _op(logits, x, choose(_OP, backend, logits.device, logits.dtype))
+
+
+def _kernel(logits, x, backend):
+    arguments.check_bernoulli(_OP, logits, x)
+    return implementation(backend, "bernoulli_log_prob_forward")(logits, x)
+
+
+def _fake(logits, x, backend):
+    arguments.check_bernoulli(_OP, logits, x)
+    return logits.new_empty(logits.shape[:-1])
+
+
+def _backward_kernel(grad, logits, x, needs, backend):
+    return registration.present(implementation(backend, "bernoulli_log_prob_backward")(grad, logits, x, needs), logits)
+
+
+def _backward_fake(grad, logits, x, needs, backend):
+    return registration.empty_gradients((logits, x), needs, logits)
+
+
+registration.define(f"{_OP}(Tensor logits, Tensor x, str backend) -> Tensor", _kernel, _fake)
+registration.define(
+    f"{_OP}_backward(Tensor grad, Tensor logits, Tensor x, bool[] needs, str backend) -> "
+    "(Tensor grad_logits, Tensor grad_x)",
+    _backward_kernel,
+    _backward_fake,
+)
+_op, _backward_op = registration.caller(_OP), registration.caller(f"{_OP}_backward")
+_forward = registration.below_autograd(_OP)
+
+
+class _BernoulliLogProb(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *args):
+        ctx.save_for_backward(*args[:2])
+        ctx.backend = args[2]
+        return _forward(*args)
+
+    @staticmethod
+    def backward(ctx, grad):
+        inputs, needs = ctx.saved_tensors, list(ctx.needs_input_grad[:2])
+        if torch.is_grad_enabled():
+
+            def plain(*inputs):
+                return (reference.bernoulli_log_prob(*inputs),)
+
+            grads = registration.differentiate_again(plain, inputs, (grad,), needs)
+        else:
+            grads = registration.asked(_backward_op(grad, *inputs, needs, ctx.backend), needs)
+        return *grads, None
+
+
+registration.define_autograd(_OP, _BernoulliLogProb.apply)
+registration.define_not_differentiable(f"{_OP}_backward", _OP)

@@ -1,0 +1,223 @@
+"""mlp, gaussian_mlp and split_linear: one or two linear layers over several inputs as one op.
+
+No step depends on another here, so that any library of matrix products could do it; one op instead of eight saves the
+passes over memory between the products, and their calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vssn_kernels import arguments
+from vssn_kernels.backend.table import choose, implementation
+from vssn_kernels.ops import registration
+from vssn_kernels.reference import mlp as reference
+
+_OP = "mlp"
+
+
+def _public(weight_out: Tensor | None, min_logvar: float | None) -> str:
+    """The public function that was called: errors name it."""
+    if weight_out is None:
+        return "split_linear"
+    return _OP if min_logvar is None else "gaussian_mlp"
+
+
+def mlp(
+    inputs: Sequence[Tensor],
+    weights: Tensor | Sequence[Tensor],
+    bias: Tensor,
+    weight_out: Tensor,
+    bias_out: Tensor,
+    *,
+    activation: str = "tanh",
+    backend: str | None = None,
+) -> Tensor:
+    """act(bias + sum_i x_i W_i^T) weight_out^T + bias_out.
+
+    Args:
+        inputs: x_i [..., K_i], at most 16.
+        weights: W_i [M, K_i] for each input, or one [M, sum of K_i]: their columns side by side.
+        bias: [M].
+        weight_out: [O, M].
+        bias_out: [O].
+        activation: "tanh", "relu", "leaky_relu" (slope 1/3) or "silu".
+        backend: "reference", "cpu", "cuda" or "triton"; None: `use_backend`, VSSN_BACKEND, else the fastest.
+
+    Returns:
+        [..., O]
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came; or a backend that is not there.
+
+    A second derivative goes through the reference, whatever the backend.
+    """
+    arguments.require_tensors(_OP, weight_out=weight_out, bias_out=bias_out)
+    arguments.require_activation(_OP, activation)
+    return _call(inputs, weights, bias, weight_out, bias_out, activation, None, backend)[0]
+
+
+def gaussian_mlp(
+    inputs: Sequence[Tensor],
+    weights: Tensor | Sequence[Tensor],
+    bias: Tensor,
+    weight_out: Tensor,
+    bias_out: Tensor,
+    *,
+    activation: str = "tanh",
+    min_logvar: float = -12.0,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The mean and the floored log-variance that an mlp gives: (mu, raw) = mlp(...),
+    logvar = min_logvar + softplus(raw - min_logvar).
+
+    Args:
+        inputs, weights, bias, weight_out, bias_out, activation, backend: as in `mlp`, with O = 2 Z: mean, then raw.
+        min_logvar: the floor, in nats.
+
+    Returns:
+        mu, logvar: each [..., Z].
+
+    Raises as `mlp`.
+    """
+    arguments.require_tensors("gaussian_mlp", weight_out=weight_out, bias_out=bias_out)
+    arguments.require_activation("gaussian_mlp", activation)
+    arguments.require_finite("gaussian_mlp", "min_logvar", min_logvar)
+    mu, logvar, _ = _call(inputs, weights, bias, weight_out, bias_out, activation, float(min_logvar), backend)
+    return mu, logvar
+
+
+def split_linear(
+    inputs: Sequence[Tensor], weights: Tensor | Sequence[Tensor], bias: Tensor, *, backend: str | None = None
+) -> Tensor:
+    """bias + sum_i x_i W_i^T: [..., M]. Arguments and errors as in `mlp`, without the second layer."""
+    return _call(inputs, weights, bias, None, None, "tanh", None, backend)[0]
+
+
+def _call(
+    inputs: Sequence[Tensor],
+    weights: Tensor | Sequence[Tensor],
+    bias: Tensor,
+    weight_out: Tensor | None,
+    bias_out: Tensor | None,
+    activation: str,
+    min_logvar: float | None,
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    op = _public(weight_out, min_logvar)
+    several = [weights] if isinstance(weights, Tensor) else arguments.require_list(op, "weights", weights)
+    given = arguments.require_list(op, "inputs", inputs)
+    arguments.require_tensors(op, bias=bias)
+    first = given[0]
+    arguments.require_floating(op, "inputs[0]", first)
+    if registration.autocast_is_on(first.device):
+        dtype = registration.autocast_dtype(first.device)
+        given, several = ([registration.cast(t, dtype) for t in tensors] for tensors in (given, several))
+        bias = registration.cast(bias, dtype)
+        weight_out, bias_out = (None if t is None else registration.cast(t, dtype) for t in (weight_out, bias_out))
+    chosen = choose(op, backend, given[0].device, given[0].dtype)
+    return _op(given, several, bias, weight_out, bias_out, activation, min_logvar, False, chosen)
+
+
+def _kernel(*args):
+    *given, need_backward, backend = args
+    arguments.check_mlp(_public(given[3], given[6]), *given)
+    return implementation(backend, "mlp_forward")(*given, need_backward)
+
+
+def _fake(inputs, weights, bias, weight_out, bias_out, activation, min_logvar, need_backward, backend):
+    op = _public(weight_out, min_logvar)
+    arguments.check_mlp(op, inputs, weights, bias, weight_out, bias_out, activation, min_logvar)
+    first, empty = inputs[0], bias.new_empty(0)
+    leading, width = first.shape[:-1], bias.shape[0]
+    if weight_out is None:
+        return first.new_empty(*leading, width), empty, bias.new_empty(0)
+    out = first.new_empty(*leading, weight_out.shape[0] if min_logvar is None else weight_out.shape[0] // 2)
+    logvar = empty if min_logvar is None else out.new_empty(out.shape)
+    return out, logvar, first.new_empty(*leading, width) if need_backward else bias.new_empty(0)
+
+
+def _backward_kernel(*args):
+    *given, needs, backend = args
+    if given[0] is None and given[1] is None:
+        return [grad.zero_() for grad in _backward_fake(*args)]
+    grads = implementation(backend, "mlp_backward")(*given, needs)
+    return list(registration.present(grads, args[5]))
+
+
+def _backward_fake(
+    grad_out, grad_logvar, inputs, weights, weight_out, logvar, hidden, activation, min_logvar, needs, backend
+):
+    bias = weights[0].new_empty(weights[0].shape[0])
+    bias_out = None if weight_out is None else weight_out.new_empty(weight_out.shape[0])
+    return list(registration.empty_gradients((*inputs, *weights, bias, weight_out, bias_out), needs, logvar))
+
+
+registration.define(
+    f"{_OP}(Tensor[] inputs, Tensor[] weights, Tensor bias, Tensor? weight_out, Tensor? bias_out, str activation, "
+    "float? min_logvar, bool need_backward, str backend) -> (Tensor out, Tensor logvar, Tensor hidden)",
+    _kernel,
+    _fake,
+)
+registration.define(
+    f"{_OP}_backward(Tensor? grad_out, Tensor? grad_logvar, Tensor[] inputs, Tensor[] weights, Tensor? weight_out, "
+    "Tensor logvar, Tensor hidden, str activation, float? min_logvar, bool[] needs, str backend) -> Tensor[]",
+    _backward_kernel,
+    _backward_fake,
+)
+_op, _backward_op = registration.caller(_OP), registration.caller(f"{_OP}_backward")
+_forward = registration.below_autograd(_OP)
+
+
+class _Mlp(torch.autograd.Function):
+    """Over flat tensors (*inputs, *weights, bias, weight_out, bias_out): autograd does not look into lists."""
+
+    @staticmethod
+    def forward(ctx, inputs, weights, activation, min_logvar, backend, *tensors):
+        given, rest = tensors[:inputs], tensors[inputs + weights :]
+        out, logvar, hidden = _forward(
+            given, tensors[inputs : inputs + weights], *rest, activation, min_logvar, True, backend
+        )
+        ctx.save_for_backward(logvar, hidden, *tensors)
+        ctx.inputs, ctx.weights, ctx.activation = inputs, weights, activation
+        ctx.min_logvar, ctx.backend = min_logvar, backend
+        ctx.mark_non_differentiable(*([hidden] if min_logvar is not None else [logvar, hidden]))
+        ctx.set_materialize_grads(False)
+        return out, logvar, hidden
+
+    @staticmethod
+    def backward(ctx, grad_out, grad_logvar, _):
+        logvar, hidden, *tensors = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[5:])
+        inputs, weights = tensors[: ctx.inputs], tensors[ctx.inputs : ctx.inputs + ctx.weights]
+        options = {"activation": ctx.activation, "min_logvar": ctx.min_logvar}
+        if torch.is_grad_enabled():
+
+            def plain(*flat):
+                several = flat[: ctx.inputs], flat[ctx.inputs : ctx.inputs + ctx.weights]
+                outputs = reference.mlp(*several, *flat[ctx.inputs + ctx.weights :], **options)
+                return outputs if ctx.min_logvar is not None else outputs[:1]
+
+            used = (grad_out, grad_logvar) if ctx.min_logvar is not None else (grad_out,)
+            grads = registration.differentiate_again(plain, tensors, used, needs)
+        else:
+            grads = registration.asked(
+                _backward_op(
+                    grad_out, grad_logvar, inputs, weights, tensors[-2], logvar, hidden, *options.values(), needs,
+                    ctx.backend,
+                ),
+                needs,
+            )  # fmt: skip
+        return None, None, None, None, None, *grads
+
+
+def _apply(inputs, weights, bias, weight_out, bias_out, activation, min_logvar, need_backward, backend):
+    tensors = (*inputs, *weights, bias, weight_out, bias_out)
+    return _Mlp.apply(len(inputs), len(weights), activation, min_logvar, backend, *tensors)
+
+
+registration.define_autograd(_OP, _apply)
+registration.define_not_differentiable(f"{_OP}_backward", _OP)
