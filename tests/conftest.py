@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -16,3 +17,12 @@ def seeded() -> Iterator[None]:
     yield
     if "torch._dynamo" in sys.modules:  # else nothing was compiled, and asking would import it
         torch.compiler.reset()
+
+
+@pytest.fixture(scope="module")
+def cuda_host() -> Iterator[ModuleType]:
+    """The CUDA kernels built for the host, in the place of the extension: the backend "cuda" takes CPU tensors."""
+    from cuda_host import installed
+
+    with installed() as module:
+        yield module

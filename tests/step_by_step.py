@@ -165,6 +165,8 @@ class PlainModel:
         if kind == "Gaussian":
             logvar = floored(parameters[..., size:], likelihood.min_logvar)
             return (Normal(parameters[..., :size], torch.exp(logvar / 2)).log_prob(x) * observed).sum(-1)
+        if kind == "NADE":
+            return self.nade_log_prob(parameters, x) * observed.all(-1)
         count = likelihood.mixture_size
         logits, rest = parameters[..., :count], parameters[..., count:]
         mu = rest[..., : count * size].unflatten(-1, (count, size))
@@ -174,6 +176,17 @@ class PlainModel:
             return MixtureSameFamily(Categorical(logits=logits), parts).log_prob(x)
         inside = (Normal(mu, torch.exp(logvar / 2)).log_prob(x[..., None, :]) * observed[..., None, :]).sum(-1)
         return torch.logsumexp(torch.log_softmax(logits, -1) + inside, -1)
+
+    def nade_log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        """Entry by entry, of frames [N, X]."""
+        weight_in, weight_out = self.weights["likelihood.weight_in"], self.weights["likelihood.weight_out"]
+        bias, inside = parameters[..., : x.shape[-1]], parameters[..., x.shape[-1] :]
+        total = x.new_zeros(len(x))
+        for i in range(x.shape[-1]):
+            logit = bias[:, i] + torch.sigmoid(inside) @ weight_out[i]
+            total = total + Bernoulli(logits=logit).log_prob(x[:, i])
+            inside = inside + x[:, i : i + 1] * weight_in[i]
+        return total
 
     def controls(self, frame: Tensor, u: Tensor | None) -> list[Tensor]:
         """The tensors of u_t, from the frame before (embedded) and the external control."""

@@ -67,15 +67,40 @@ def test_evaluate_prints_the_scores_of_fit(run: Path, tmp_path: Path, capsys: py
     out = capsys.readouterr().out
     scores = json.loads(target.read_text())
     assert scores["split"] == "test"
-    assert scores["samples"] == 1
+    assert (scores["bound"], scores["particles"], scores["seed"]) == ("elbo", 1, 0)
     assert (scores["sequences"], scores["frames"]) == (3, 12)
     assert out.splitlines()[2].split() == ["micro", f"{scores['micro']:.4f}", f"{scores['micro_without_first']:.4f}"]
     assert out.splitlines()[3].split() == ["macro", f"{scores['macro']:.4f}", f"{scores['macro_without_first']:.4f}"]
     assert out.splitlines()[5].split() == [f"{scores['kl_z']:.4f}", f"{scores['kl_w']:.4f}"]
 
 
+@pytest.mark.parametrize("bound", ["iwae", "fivo"])
+def test_evaluate_an_importance_weighted_bound(
+    bound: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "scores.json"
+    evaluate = ["evaluate", str(run / "best.ckpt"), "--bound", bound, "--particles", "7", "--json", str(target)]
+    tables = []
+    for more in (["--memory", "64"], ["--memory", "2", "--batch-size", "1"], ["--seed", "3"]):
+        assert main([*evaluate, *more]) == 0
+        tables.append(capsys.readouterr().out.splitlines())
+        scores = json.loads(target.read_text())
+        assert (scores["bound"], scores["particles"], scores["frames"], scores["sequences"]) == (bound, 7, 12, 3)
+        row = ["micro", f"{scores['micro']:.4f}", f"{scores['micro_without_first']:.4f}"]
+        assert tables[-1][1].startswith(f"{bound.upper()}-7, nats per frame")
+        assert tables[-1][2].split() == row
+        assert tables[-1][-1] == "3 sequences, 12 frames"
+    assert tables[0] == tables[1]
+    assert tables[0] != tables[2]
+
+
+def test_a_memory_limit_that_does_not_suffice_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate = ("evaluate", str(run / "best.ckpt"), "--bound", "fivo", "--particles", "100000", "--memory", "1")
+    assert "memory must be at least" in error_of(capsys, *evaluate)
+
+
 def test_evaluate_another_split_with_samples(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", str(run / "last.ckpt"), "--split", "train", "--samples", "2"]) == 0
+    assert main(["evaluate", str(run / "last.ckpt"), "--split", "train", "--particles", "2"]) == 0
     assert "pendulum, train\n" in (out := capsys.readouterr().out)
     assert "6 sequences, 24 frames" in out
 
@@ -107,12 +132,13 @@ def test_truncated_music_is_one_line_and_leaves_nothing(tmp_path: Path, capsys: 
     assert not output.exists()
 
 
-@pytest.mark.parametrize("samples", ["0", "-1", "many"])
-def test_samples_must_be_a_whole_number(samples: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("value", ["0", "-1", "many"])
+@pytest.mark.parametrize("option", ["particles", "memory", "batch-size"])
+def test_counts_must_be_whole_numbers(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["evaluate", "best.ckpt", f"--samples={samples}"])
+        main(["evaluate", "best.ckpt", f"--{option}={value}"])
     assert caught.value.code == 2
-    assert f"expected a whole number of at least 1, got '{samples}'" in capsys.readouterr().err
+    assert f"expected a whole number of at least 1, got '{value}'" in capsys.readouterr().err
 
 
 def test_interrupt_says_what_is_kept(

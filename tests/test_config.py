@@ -37,11 +37,36 @@ def test_packaged_configuration_builds_its_model(name: str) -> None:
     model = config.build_model(num_sequences=7)
     assert model.x_size == config.data.sizes[0]
     assert model.layer.latent_size == config.model.latent_size
-    assert config.training.output == f"runs/{name}"
+    assert config.training.output == f"runs/{name}" + (
+        f"-{config.data.set}" if name.startswith(("music-", "speech-")) else ""
+    )
 
 
 def test_the_sets_of_the_design_are_packaged() -> None:
     assert {"jsb", "nottingham", "musedata", "piano_midi", "pendulum", "balls"} <= set(packaged_configs())
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),  # what is left of D, Z, W
+    [
+        *(("vssn", "DZW"), ("vssn-nade", "DZW"), ("srnn", "DZ"), ("dkf", "Z")),
+        *(("storn", "DW"), ("rnn", "D"), ("rnn-nade", "D")),
+    ],
+)
+def test_one_configuration_for_each_peer_serves_all_four_sets(name: str, sizes: str) -> None:
+    for data in ("jsb", "nottingham", "musedata", "piano_midi"):
+        config = load_config(f"music-{name}", [f"data.set={data}"])
+        assert config.data.set == data
+        assert config.training.output == f"runs/music-{name}-{data}"
+        model = config.model
+        parts = {"D": model.hidden_size, "Z": model.latent_size, "W": model.noise_size}
+        assert "".join(letter for letter, size in parts.items() if size) == sizes
+        assert (model.likelihood == "nade") == name.endswith("nade")
+
+
+def test_nade_needs_a_set_of_0_and_1() -> None:
+    message = message_of("balls", "model.likelihood=nade")
+    assert message.startswith("balls: model.likelihood: expected one for real values with the set 'balls', got 'nade'")
 
 
 def test_model_section_has_the_arguments_and_defaults_of_the_model() -> None:
@@ -91,7 +116,11 @@ def test_overrides_win_and_are_typed(tmp_path: Path) -> None:
         ("model.masked=3", "model.masked: expected a valid boolean"),
         ("model.activation=gelu", "model.activation: expected 'tanh', 'relu', 'leaky_relu' or 'silu', got 'gelu'"),
         ("model.hidden_size=-1", "model.hidden_size: expected a number greater than or equal to 0, got -1"),
-        ("data.set=jbs", "data.set: expected one of jsb, nottingham, musedata, piano_midi, pendulum, balls, got 'jbs'"),
+        (
+            "data.set=jbs",
+            "data.set: expected one of jsb, nottingham, musedata, piano_midi, pendulum, balls, timit, blizzard, "
+            "got 'jbs'",
+        ),
         ("data=5", "data: expected a section with keys of its own, got 5"),
         ("model=", "model: expected a section with keys of its own, got None"),
         ("training.output=[a", "line 1: invalid YAML: expected ',' or ']'"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vssn.bounds import sequence_bounds
 from vssn.config import Config, check_config
 from vssn.data.batching import SequenceDataset, sequence_loader
 from vssn.evaluation import (
@@ -16,6 +17,7 @@ from vssn.evaluation import (
     CheckpointError,
     draw_noise,
     evaluate,
+    evaluate_bound,
     load_model,
     read_checkpoint,
     sequence_sums,
@@ -121,6 +123,33 @@ def test_table_is_aligned() -> None:
 def test_samples_must_be_positive() -> None:
     with pytest.raises(ValueError, match="samples must be 1 or more, got 0"):
         evaluate(make_model(), [], samples=0)
+
+
+@pytest.mark.parametrize("bound", ["iwae", "fivo"])
+def test_micro_and_macro_of_a_bound(bound: str) -> None:
+    model = make_model()
+    order = sorted(range(5), key=lambda i: -LENGTHS[i])  # of the loader
+    rows = [
+        sequence_bounds(model, sequences()[i][:, None], bound=bound, particles=6, seed=9, first_index=place)
+        for place, i in enumerate(order)
+    ]
+    lengths = [LENGTHS[i] for i in order]
+    totals, firsts = [float(row.total) for row in rows], [float(row.first) for row in rows]
+    rests = [(a - b, n - 1) for a, b, n in zip(totals, firsts, lengths, strict=True) if n > 1]
+    for batch_size in (2, 5):
+        loader = sequence_loader(SequenceDataset(sequences()), batch_size)
+        scores = evaluate_bound(model, loader, bound=bound, particles=6, seed=9)
+        assert scores.micro == pytest.approx(sum(totals) / sum(LENGTHS), rel=1e-10)
+        assert scores.macro == pytest.approx(sum(a / n for a, n in zip(totals, lengths, strict=True)) / 5, rel=1e-10)
+        assert scores.micro_without_first == pytest.approx(sum(a for a, _ in rests) / (sum(LENGTHS) - 5), rel=1e-10)
+        assert scores.macro_without_first == pytest.approx(sum(a / n for a, n in rests) / 4, rel=1e-10)
+        assert (scores.bound, scores.particles, scores.frames, scores.sequences) == (bound, 6, sum(LENGTHS), 5)
+        resamplings = sum(int(row.resamplings) for row in rows)
+        expected = sum(LENGTHS) / resamplings if resamplings else None
+        assert scores.frames_per_resampling == (None if expected is None else pytest.approx(expected))
+    lines = scores.table().splitlines()
+    assert lines[0].split() == [f"{bound.upper()}-6,", "nats", "per", "frame", "all", "frames", "without", "first"]
+    assert len({len(line) for line in lines[:3]}) == 1
 
 
 # Checkpoints

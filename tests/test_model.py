@@ -45,6 +45,7 @@ MODELS: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
     "smoothing": ((D, Z, W), {"noise_smoothing": True, "control": "both", "control_size": U, "backward_size": 7}),
     "gaussian": ((D, Z, W), {"likelihood": "gaussian", "min_logvar_x": -2.0}),
     "mixture": ((D, Z, W), {"likelihood": "mixture", "mixture_size": 3}),
+    "nade": ((D, Z, W), {"likelihood": "nade", "nade_size": 6}),
     "masked": ((D, Z, W), {"masked": True}),
     "masked_mixture_embedded": (
         (D, Z, W),
@@ -75,7 +76,7 @@ def batch(model: VSSN, steps: int = T, rows: int = B) -> dict[str, Any]:
         return torch.randn(shape, generator=source, dtype=torch.float64).to(dtype)
 
     x = normal(steps, rows, X)
-    x = (x > 0).to(dtype) if type(model.likelihood).__name__ == "Bernoulli" else x
+    x = (x > 0).to(dtype) if type(model.likelihood).__name__ in ("Bernoulli", "NADE") else x
     u = normal(steps, rows, model.control_size) if model.control_size else None
     noise = (normal(steps, rows, model.layer.noise_size), normal(steps, rows, model.layer.latent_size))
     return {"x": x, "u": u, "noise": noise}
@@ -829,7 +830,10 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"backward_size": 0}, "backward_size must be an int of at least 1, got 0"),
     ({"embed_size": 0}, "embed_size must be an int of at least 1, got 0"),
     ({"mixture_size": 0, "likelihood": "mixture"}, "mixture_size must be an int of at least 1, got 0"),
-    ({"likelihood": "poisson"}, "likelihood must be one of bernoulli, gaussian, mixture, got 'poisson'"),
+    (
+        {"likelihood": "poisson"},
+        "likelihood must be one of bernoulli, gaussian, mixture, nade, ar_gaussian, got 'poisson'",
+    ),
     ({"control": "next"}, "control must be one of previous, external, both, none, got 'next'"),
     ({"control": None}, "control must be one of previous, external, both, none, got None"),
     ({"control": "external"}, "control_size must be an int of at least 1, got 0"),

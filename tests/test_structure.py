@@ -22,7 +22,10 @@ LAYERS = (
     ("vssn_kernels.backend",),
     ("vssn_kernels.ops",),
     ("vssn_kernels",),
-    ("vssn.checks", "vssn.sequences", "vssn.networks", "vssn.likelihoods", "vssn.data"),
+    (
+        *("vssn.checks", "vssn.evaluation_mode", "vssn.sequences", "vssn.networks"),
+        *("vssn.nade", "vssn.ar_gaussian", "vssn.likelihoods", "vssn.data"),
+    ),
     ("vssn.layer", "vssn.gru"),
     ("vssn.model",),
     ("vssn",),
@@ -152,7 +155,13 @@ def test_what_is_public_is_documented(package: object) -> None:
                 assert thing.forward.__doc__, f"{name}.forward has no docstring"
 
 
-@pytest.mark.parametrize("name", ["gru_sequence", "posterior_sequence", "gaussian_rsample_kl", "gaussian_kl"])
+OPS = (
+    *("gru_sequence", "posterior_sequence", "gaussian_rsample_kl", "gaussian_kl"),
+    *("mlp", "gaussian_mlp", "split_linear", "bernoulli_log_prob"),
+)
+
+
+@pytest.mark.parametrize("name", OPS)
 def test_every_op_names_its_arguments_and_is_typed(name: str) -> None:
     function = getattr(vssn_kernels, name)
     signature = inspect.signature(function)

@@ -19,6 +19,7 @@ from vssn.config import Config, ConfigError, TrainingSection, check_config
 from vssn.data.batching import SequenceBatch
 from vssn.data.errors import DataError
 from vssn.evaluation import evaluate, load_model, read_checkpoint
+from vssn.layer import State, VSSNLayer
 from vssn.model import VSSN
 from vssn.run_folder import TrainingError
 from vssn.training import SequenceData, TrainingModule, cut, fit, kl_weight, learning_rate
@@ -137,6 +138,81 @@ def test_chunks_carry_the_state_on(music: Path, tmp_path: Path) -> None:
         assert column(tmp_path / "chunks", name) == pytest.approx(column(tmp_path / "whole", name), rel=1e-6), name
     assert column(tmp_path / "whole", "updates") == [4]
     assert column(tmp_path / "chunks", "updates")[0] > 4
+
+
+def test_chunks_are_each_sequence_alone_with_its_state_detached(
+    music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bound and gradient of every update, batched and padded, against one sequence at a time through `VSSN` itself."""
+    chunk_length = 3
+    forward, updates = VSSN.forward, []
+
+    def noiseless(layer: VSSNLayer, like: Tensor) -> tuple[Tensor, Tensor]:
+        sizes = (layer.noise_size, layer.latent_size)
+        return like.new_zeros(*like.shape[:2], sizes[0]), like.new_zeros(*like.shape[:2], sizes[1])
+
+    def watched(model: VSSN, x: Tensor, u: Any, lengths: Tensor, *, state: Any = None, **kwargs: Any) -> Any:
+        output = forward(model, x, u, lengths, state=state, **kwargs)
+        if model.training:
+            updates.append((x, lengths, state, output))
+        return output
+
+    monkeypatch.setattr(VSSNLayer, "draw_noise", noiseless)
+    monkeypatch.setattr(VSSN, "forward", watched)
+    config = music_config(music, tmp_path / "run", chunk_length=chunk_length, learning_rate=1e-30, max_epochs=1)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"batch_size": 7, "transpose": 0})})
+    fit(config)
+    model, _ = load_model(tmp_path / "run" / "best.ckpt")
+    model.train()
+
+    sequences = sorted((x.float() for x, _ in config.load_data().train), key=len, reverse=True)
+    assert [len(x) for x in sequences] == [12, 9, 7, 6, 4, 3, 1]
+    states: list[Any] = [None] * len(sequences)
+    for number, (_, lengths, given, output) in enumerate(updates):
+        alive = [index for index, x in enumerate(sequences) if len(x) > number * chunk_length]
+        assert lengths.tolist() == [min(chunk_length, len(sequences[i]) - number * chunk_length) for i in alive]
+        assert given is None or not any(part.requires_grad for part in given)
+        total = torch.zeros(())
+        for column, index in enumerate(alive):
+            chunk = sequences[index][number * chunk_length :][:chunk_length, None]
+            alone = forward(model, chunk, state=states[index])  # a starts from 0 behind the chunk's last frame
+            torch.testing.assert_close(output.elbo[column : column + 1], alone.elbo)
+            states[index] = State(*(part.detach() for part in alone.state))
+            total = total - alone.elbo.sum() / lengths.sum()
+        torch.testing.assert_close(output.loss, total)
+    assert len(updates) == 4
+
+
+def test_a_gradient_ends_where_its_chunk_begins(music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last chunk's gradient is that of its own frames from a constant state."""
+    captured: list[dict[str, Tensor]] = []
+
+    def on_train_batch_end(module: TrainingModule, *_: Any) -> None:
+        named = module.model.named_parameters()
+        captured.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+
+    monkeypatch.setattr(TrainingModule, "on_train_batch_end", on_train_batch_end)
+    model = {"latent_size": 0, "noise_size": 0}
+    config = music_config(
+        music, tmp_path / "run", model=model, chunk_length=9, learning_rate=1e-30, max_epochs=1, gradient_clip_norm=None
+    )
+    config = config.model_copy(update={"data": config.data.model_copy(update={"batch_size": 7, "transpose": 0})})
+    fit(config)
+    trained, _ = load_model(tmp_path / "run" / "best.ckpt")
+    trained.train()
+    longest = max((x.float() for x, _ in config.load_data().train), key=len)[:, None]
+    frames = sum(config.load_data().train.lengths)
+    gradients = {}
+    for name, truncate in (("truncated", True), ("whole", False)):
+        trained.zero_grad()
+        state = trained(longest[:9]).state
+        output = trained(longest[9:], state=State(*(part.detach() for part in state)) if truncate else state)
+        (-output.elbo.sum() * 2 / frames).backward()  # two chunks: each frame weighs 2 / frames
+        gradients[name] = {key: p.grad.clone() for key, p in trained.named_parameters() if p.grad is not None}
+    for key, gradient in captured[0].items():
+        torch.testing.assert_close(gradient, gradients["truncated"][key], msg=lambda text, key=key: f"{key}: {text}")
+    weight = "layer.duration.weight_hh"
+    assert not torch.allclose(captured[0][weight], gradients["whole"][weight])
 
 
 # A run

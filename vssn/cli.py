@@ -1,4 +1,4 @@
-"""The command `vssn`: fit, evaluate, info. A mistake of the user is one line on stderr and exit code 2."""
+"""The command `vssn`: fit, evaluate, reproduce, info. A mistake of the user is one line on stderr and exit code 2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from pathlib import Path
 from vssn_kernels.version import __version__
 
 INTERRUPTED = 130
-USER_ERRORS = ("ConfigError", "DataError", "CheckpointError", "TrainingError")  # by name: their modules load late
+USER_ERRORS = (
+    "ConfigError",
+    "DataError",
+    "CheckpointError",
+    "TrainingError",
+    "MemoryLimitError",
+)  # by name: their modules load late
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,9 +62,41 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="a best.ckpt or last.ckpt")
     evaluate.add_argument("--data", metavar="FOLDER", help="folder of the music sets (else the run's, else VSSN_DATA)")
     evaluate.add_argument("--split", choices=("train", "valid", "test"), default="test")
-    evaluate.add_argument("--samples", metavar="K", type=_positive, default=1, help="draws whose ELBO is averaged")
+    evaluate.add_argument("--bound", choices=("elbo", "iwae", "fivo"), default="elbo", help="default: elbo")
+    evaluate.add_argument(
+        "--particles", metavar="K", type=_positive, help="of iwae and fivo (100); of elbo: draws that are averaged (1)"
+    )
+    evaluate.add_argument("--seed", metavar="N", type=_seed, default=0, help="of the draws (0)")
+    evaluate.add_argument("--batch-size", metavar="B", type=_positive, help="sequences read at once (else the run's)")
+    evaluate.add_argument(
+        "--memory", metavar="MIB", type=_positive, default=1024, help="that iwae and fivo may use (1024)"
+    )
     evaluate.add_argument("--json", metavar="FILE", type=Path, help="write the scores there too")
     evaluate.set_defaults(run=_evaluate)
+
+    reproduce = commands.add_parser(
+        "reproduce",
+        help="train and score what a table of the paper holds",
+        description="Train and score what a table of the paper holds. The same command again goes on where it stopped.",
+    )
+    reproduce.add_argument(
+        "tables",
+        metavar="TABLE",
+        nargs="*",
+        help="music, objectives, speech, balls, pendulum, demo; several run in turn",
+    )
+    reproduce.add_argument("--budget", choices=("quick", "full"), default="full", help="quick: tiny models, one epoch")
+    reproduce.add_argument("--data", metavar="FOLDER", help="folder of music sets and recordings (else VSSN_DATA)")
+    reproduce.add_argument("--output", metavar="DIR", type=Path, default=Path("runs/reproduce"), help="of all runs")
+    reproduce.add_argument(
+        "--seeds", metavar="N", type=_positive, default=1, help="runs of each model, seeds 0 to N-1 (1)"
+    )
+    reproduce.add_argument("--only", metavar="TEXT", action="append", default=[], help="runs named so, e.g. jsb-vssn-0")
+    reproduce.add_argument("--threads", metavar="N", type=_positive, help="of PyTorch (else as it is set)")
+    reproduce.add_argument(
+        "--report", metavar="FILE", type=Path, nargs="?", const=Path("RESULTS.md"), help="write the page (RESULTS.md)"
+    )
+    reproduce.set_defaults(run=_reproduce)
 
     info = commands.add_parser("info", help="versions, devices and backends, for bug reports")
     info.set_defaults(run=_info)
@@ -66,12 +104,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
+    return _whole(text, 1)
+
+
+def _seed(text: str) -> int:
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
     return value
 
 
@@ -103,7 +149,8 @@ def _fit(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from vssn.config import ConfigError
     from vssn.data.batching import sequence_loader
-    from vssn.evaluation import evaluate, load_model
+    from vssn.data.speech import scale_of, speech_scores
+    from vssn.evaluation import BoundScores, Scores, evaluate, evaluate_bound, load_model
 
     model, config = load_model(options.checkpoint)
     if options.data is not None:
@@ -113,16 +160,61 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.json is not None and not options.json.absolute().parent.is_dir():
         raise ConfigError(f"--json: there is no folder {options.json.absolute().parent}; make it first")
     dataset = getattr(config.load_data(), options.split)
-    loader = sequence_loader(dataset, config.data.batch_size, num_workers=config.data.workers)
-    scores = evaluate(model, loader, samples=options.samples)
+    batch_size = options.batch_size or config.data.batch_size
+    loader = sequence_loader(dataset, batch_size, num_workers=config.data.workers)
+    particles = options.particles or (1 if options.bound == "elbo" else 100)
+    scores: Scores | BoundScores
+    if options.bound == "elbo":
+        scores = evaluate(model, loader, samples=particles, seed=options.seed)
+    else:
+        scores = evaluate_bound(
+            model,
+            loader,
+            bound=options.bound,
+            particles=particles,
+            seed=options.seed,
+            memory=options.memory * 2**20,
+        )
     print(f"{options.checkpoint}, {config.data.set}, {options.split}\n{scores.table()}")
+    scale = scale_of(dataset)
+    speech = speech_scores(scores.micro, scores.frames, scores.sequences, scale) if scale else None
+    if speech is not None:
+        print(speech.table())
     if options.json is not None:
-        settings = {"checkpoint": str(options.checkpoint), "split": options.split, "samples": options.samples}
+        settings = {
+            "checkpoint": str(options.checkpoint),
+            "split": options.split,
+            "bound": options.bound,
+            "particles": particles,
+            "seed": options.seed,
+        }
+        content = settings | scores._asdict() | (speech._asdict() if speech else {})
         try:
-            options.json.write_text(json.dumps(settings | scores._asdict(), indent=2) + "\n", encoding="utf-8")
+            options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"--json: cannot write {options.json} ({error.strerror}); name another file") from None
     return 0
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    import torch
+
+    from vssn.config import ConfigError
+    from vssn.reproduce import TABLES, Settings, reproduce
+    from vssn.results import write_report
+
+    unknown = [table for table in options.tables if table not in TABLES]
+    if unknown or not (options.tables or options.report):
+        came = f"got {unknown[0]!r}" if unknown else "got none"
+        raise ConfigError(f"TABLE: expected one of {', '.join(TABLES)}, {came}; name one, or give --report")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    settings = Settings(options.output, options.budget, options.seeds, options.data, tuple(options.only))
+    failed = reproduce(options.tables, settings) if options.tables else 0
+    if options.report is not None:
+        absent = write_report(options.report, settings)
+        print(f"{options.report}" + (f"; no runs of {', '.join(absent)}" if absent else ""))
+    return 2 if failed else 0
 
 
 def _info(options: argparse.Namespace) -> int:

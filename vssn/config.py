@@ -19,6 +19,7 @@ from vssn.data.balls import RESOLUTION, balls_splits
 from vssn.data.batching import SequenceDataset
 from vssn.data.music import NUM_NOTES, Transpose, load_music
 from vssn.data.pendulum import IMAGE_SIZE, pendulum_splits
+from vssn.data.speech import FRAME_SIZE, SPEECH_SETS, load_speech, scale_of
 from vssn.model import VSSN
 
 MUSIC_NAMES = {"jsb": "JSB_Chorales", "nottingham": "Nottingham", "musedata": "MuseData", "piano_midi": "Piano_midi"}
@@ -114,14 +115,45 @@ class SimulatedSection(DataSection):
         return {names.get(name, name): size for name, size in sizes.items()}
 
 
+class SpeechSection(DataSection):
+    set: Literal["timit", "blizzard"]
+    folder: str | None = None  # None: the folder that VSSN_DATA names
+    mean: Real | None = None  # of the training samples, in steps of 16 bits; None: measured, and kept with the run
+    std: Positive | None = None
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """X and U."""
+        return FRAME_SIZE, 0
+
+    def load(self, controls: bool) -> Splits:
+        """Finds the recordings. Raises DataError."""
+        parts = load_speech(self.set, self.folder, mean=self.mean, std=self.std)
+        return Splits(*(SequenceDataset(part, lengths=part.lengths, seed=self.seed) for part in parts))
+
+    @model_validator(mode="after")
+    def _mean_and_std_go_together(self) -> SpeechSection:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together: give both, or neither to have them measured")
+        return self
+
+
+DATA_SECTIONS: dict[str, type[DataSection]] = {
+    **dict.fromkeys(MUSIC_NAMES, MusicSection),
+    **dict.fromkeys(SIMULATED_NAMES, SimulatedSection),
+    **dict.fromkeys(SPEECH_SETS, SpeechSection),
+}
+
+
 class ModelSection(Section):
     """The arguments of `vssn.VSSN`, except those that the data decides."""
 
     hidden_size: Size
     latent_size: Size
     noise_size: Size = 0
-    likelihood: Literal["bernoulli", "gaussian", "mixture"] = "bernoulli"
+    likelihood: Literal["bernoulli", "gaussian", "mixture", "nade", "ar_gaussian"] = "bernoulli"
     mixture_size: Count = 20
+    nade_size: Count = 128
     control: Literal["previous", "external", "both", "none"] = "previous"
     mlp_size: Count | None = None
     embed_size: Count | None = None
@@ -144,7 +176,7 @@ class ModelSection(Section):
 
 
 class TrainingSection(Section):
-    output: str = "runs/vssn"  # folder of the run
+    output: str = "runs/vssn"  # folder of the run; {set} in it stands for data.set
     seed: Seed = 0  # of the weights and of the noise
     max_epochs: Count = 50
     report_every: Count = 1  # epochs from one printed line to the next
@@ -173,13 +205,26 @@ class TrainingSection(Section):
 
 
 class Config(Section):
-    data: Annotated[MusicSection | SimulatedSection, Field(discriminator="set")]
+    data: Annotated[MusicSection | SimulatedSection | SpeechSection, Field(discriminator="set")]
     model: ModelSection
     training: TrainingSection = TrainingSection()
 
     def load_data(self) -> Splits:
         """The training, validation and test sequences. Raises DataError."""
         return self.data.load(controls=self.model.takes_controls)
+
+    def with_scale(self, splits: Splits) -> Config:
+        """This configuration with the normalisation that a speech set was loaded with: a run is scored in its units."""
+        scale = scale_of(splits.train)
+        if scale is None:
+            return self
+        return self.model_copy(update={"data": self.data.model_copy(update={"mean": scale.mean, "std": scale.std})})
+
+    def with_folder(self, folder: str | None) -> Config:
+        """This configuration with another folder of the data; None, or a simulated set: as it is."""
+        if folder is None or "folder" not in type(self.data).model_fields:
+            return self
+        return self.model_copy(update={"data": self.data.model_copy(update={"folder": folder})})
 
     def build_model(self, num_sequences: int | None = None) -> VSSN:
         """A model with fresh weights. Raises ConfigError where its sizes are not possible.
@@ -192,6 +237,11 @@ class Config(Section):
             raise ConfigError(
                 f"model.control: expected 'previous' or 'none' with the set {self.data.set!r}, which has no external "
                 f"control, got {self.model.control!r}; change it"
+            )
+        if self.model.likelihood == "nade" and not isinstance(self.data, MusicSection):
+            raise ConfigError(
+                f"model.likelihood: expected one for real values with the set {self.data.set!r}, got 'nade', which "
+                "takes 0 and 1 alone; choose another"
             )
         settings = self.model.model_dump()
         settings["control_size"] = control_size if self.model.takes_controls else 0
@@ -239,6 +289,8 @@ def check_config(settings: object, origin: str, overrides: Sequence[str] = ()) -
         config = Config.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(_explain(error, origin, overrides)) from None
+    output = config.training.output.replace("{set}", config.data.set)
+    config = config.model_copy(update={"training": config.training.model_copy(update={"output": output})})
     try:
         with torch.device("meta"):  # sizes are checked, nothing is allocated
             config.build_model(num_sequences=1)
@@ -297,7 +349,7 @@ def _explain(error: ValidationError, origin: str, overrides: Sequence[str]) -> s
     location = [str(name) for name in first["loc"]]
     if first["type"].startswith("union_tag"):
         location.append("set")
-    if len(location) > 1 and location[0] == "data" and location[1] in (*MUSIC_NAMES, *SIMULATED_NAMES):
+    if len(location) > 1 and location[0] == "data" and location[1] in DATA_SECTIONS:
         del location[1]  # pydantic names the kind of set here
     key = ".".join(location)
     unknown = first["type"] == "extra_forbidden"  # then an override may also stand below the key
@@ -318,7 +370,7 @@ def _expectation(detail: Any, location: list[str]) -> str:
     if kind == "missing":
         return "missing; this key must be given, add it"
     if kind in ("union_tag_not_found", "union_tag_invalid"):
-        names = ", ".join((*MUSIC_NAMES, *SIMULATED_NAMES))
+        names = ", ".join(DATA_SECTIONS)
         came = f"got {_quote(context['tag'])}" if "tag" in context else "it is missing"
         return f"expected one of {names}, {came}; correct it"
     if kind == "value_error":
@@ -336,7 +388,7 @@ def _known_keys(section: list[str], location: tuple[Any, ...]) -> list[str]:
     if not section:
         return list(Config.model_fields)
     if section[0] == "data":
-        known = (MusicSection if location[1] in MUSIC_NAMES else SimulatedSection).model_fields
+        known = DATA_SECTIONS[location[1]].model_fields
         return ["set", *(name for name in known if name != "set")]
     return list((ModelSection if section[0] == "model" else TrainingSection).model_fields)
 

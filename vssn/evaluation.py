@@ -1,4 +1,4 @@
-"""Scores of a model on a data set, from the strict ELBO, in nats per frame.
+"""Scores of a model on a data set, from the strict ELBO or a tighter bound, in nats per frame.
 
     F_t = log p(x_t | z_t, d_t) - KL_w,t - KL_z,t
 
@@ -7,6 +7,9 @@
 
 both also with the first frame of every sequence left out; a sequence of one frame has no part in those.
 Annealing, free bits and the `paper` objective play no role here.
+
+The importance-weighted bounds of `vssn.bounds` are averaged the same way. They are bounds for a whole sequence; without
+the first frame stands the bound on log p(x_{1:T}) less that on log p(x_1), an estimate and no bound.
 """
 
 from __future__ import annotations
@@ -20,8 +23,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vssn.bounds import DEFAULT_MEMORY, sequence_bounds
 from vssn.config import Config, ConfigError, check_config
 from vssn.data.batching import SequenceBatch
+from vssn.evaluation_mode import evaluating
 from vssn.model import VSSN, VSSNOutput
 
 FORMAT = 1  # of what a checkpoint holds under "vssn"
@@ -41,14 +46,41 @@ class Scores(NamedTuple):
         """A few aligned lines to print."""
         return "\n".join(
             (
-                f"{'ELBO, nats per frame':<24}{'all frames':>14}{'without first':>16}",
-                f"{'  micro':<24}{self.micro:>14.4f}{self.micro_without_first:>16.4f}",
-                f"{'  macro':<24}{self.macro:>14.4f}{self.macro_without_first:>16.4f}",
+                *_averages_table("ELBO", self),
                 f"{'KL, nats per frame':<24}{'z':>14}{'w':>16}",
                 f"{'':<24}{self.kl_z:>14.4f}{self.kl_w:>16.4f}",
                 f"{self.sequences} sequences, {self.frames} frames",
             )
         )
+
+
+class BoundScores(NamedTuple):
+    """Of an importance-weighted bound, in nats per frame."""
+
+    bound: str  # "iwae" or "fivo"
+    particles: int
+    micro: float
+    macro: float
+    micro_without_first: float
+    macro_without_first: float
+    frames_per_resampling: float | None  # None where the bound never resamples
+    frames: int
+    sequences: int
+
+    def table(self) -> str:
+        """A few aligned lines to print."""
+        lines = _averages_table(f"{self.bound.upper()}-{self.particles}", self)
+        if self.frames_per_resampling is not None:
+            lines += (f"resampled every {self.frames_per_resampling:.1f} frames",)
+        return "\n".join((*lines, f"{self.sequences} sequences, {self.frames} frames"))
+
+
+def _averages_table(name: str, scores: Scores | BoundScores) -> tuple[str, ...]:
+    return (
+        f"{f'{name}, nats per frame':<24}{'all frames':>14}{'without first':>16}",
+        f"{'  micro':<24}{scores.micro:>14.4f}{scores.micro_without_first:>16.4f}",
+        f"{'  macro':<24}{scores.macro:>14.4f}{scores.macro_without_first:>16.4f}",
+    )
 
 
 class CheckpointError(ValueError):
@@ -67,18 +99,25 @@ def summarize(sums: Tensor) -> Scores:
     """Scores from the rows [N, 5] of `sequence_sums`; sequences without a frame are left out."""
     sums = sums[sums[:, 0] > 0]
     length, total, first, kl_z, kl_w = sums.unbind(-1)
-    rest = length > 1
     frames = length.sum()
     return Scores(
-        micro=float(total.sum() / frames),
-        macro=float((total / length).mean()),
-        micro_without_first=float((total - first)[rest].sum() / (length - 1)[rest].sum()),
-        macro_without_first=float(((total - first)[rest] / (length - 1)[rest]).mean()),
+        **_averages(length, total, first),
         kl_z=float(kl_z.sum() / frames),
         kl_w=float(kl_w.sum() / frames),
         frames=int(frames),
         sequences=len(sums),
     )
+
+
+def _averages(length: Tensor, total: Tensor, first: Tensor) -> dict[str, float]:
+    """Of sequences [N] that have a frame."""
+    rest = length > 1
+    return {
+        "micro": float(total.sum() / length.sum()),
+        "macro": float((total / length).mean()),
+        "micro_without_first": float((total - first)[rest].sum() / (length - 1)[rest].sum()),
+        "macro_without_first": float(((total - first)[rest] / (length - 1)[rest]).mean()),
+    }
 
 
 @torch.no_grad()
@@ -95,11 +134,9 @@ def evaluate(model: VSSN, loader: Iterable[SequenceBatch], *, samples: int = 1, 
     if samples < 1:
         raise ValueError(f"samples must be 1 or more, got {samples}")
     like = next(model.parameters())
-    training = model.training
-    model.eval()
     generator = torch.Generator(like.device).manual_seed(seed)
     rows = []
-    try:
+    with evaluating(model):
         for batch in loader:
             x, lengths = batch.x.to(like), batch.lengths.to(like.device)
             u = batch.u.to(like) if batch.u is not None and model.control_size else None
@@ -108,9 +145,52 @@ def evaluate(model: VSSN, loader: Iterable[SequenceBatch], *, samples: int = 1, 
                 for _ in range(samples)
             ]
             rows.append(torch.stack(draws).mean(0).cpu())
-    finally:
-        model.train(training)
     return summarize(torch.cat(rows))
+
+
+def evaluate_bound(
+    model: VSSN,
+    loader: Iterable[SequenceBatch],
+    *,
+    bound: str = "iwae",
+    particles: int = 100,
+    seed: int = 0,
+    memory: int = DEFAULT_MEMORY,
+) -> BoundScores:
+    """Scores `model` by an importance-weighted bound on time-major batches, whole sequences at a time.
+
+    Args:
+        model: on the device and in the dtype that it is to run; set to evaluation mode meanwhile.
+        loader: of `SequenceBatch`es; sequence n of it draws from the stream (seed, n), whatever its batches.
+        bound: "iwae" or "fivo".
+        particles: K.
+        memory: bytes, as in `vssn.bounds.sequence_bounds`.
+
+    Raises:
+        ValueError: no such bound.
+        MemoryLimitError: `memory` does not suffice for one sequence.
+    """
+    like = next(model.parameters())
+    parts, count = [], 0
+    for batch in loader:
+        x, lengths = batch.x.to(like), batch.lengths.to(like.device)
+        u = batch.u.to(like) if batch.u is not None and model.control_size else None
+        result = sequence_bounds(
+            model, x, u, lengths, bound=bound, particles=particles, seed=seed, first_index=count, memory=memory
+        )
+        parts.append(torch.stack((lengths.double(), *(part.double() for part in result)), -1).cpu())
+        count += len(lengths)
+    rows = torch.cat(parts)
+    length, total, first, resamplings = rows[rows[:, 0] > 0].unbind(-1)
+    resampled = float(resamplings.sum())
+    return BoundScores(
+        bound=bound,
+        particles=particles,
+        **_averages(length, total, first),
+        frames_per_resampling=float(length.sum()) / resampled if resampled else None,
+        frames=int(length.sum()),
+        sequences=len(length),
+    )
 
 
 def draw_noise(model: VSSN, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vssn.ar_gaussian import ArGaussian
+from vssn.nade import NADE
 from vssn.networks import floor_logvar
+from vssn_kernels import bernoulli_log_prob
 
-LIKELIHOODS = ("bernoulli", "gaussian", "mixture")
+LIKELIHOODS = ("bernoulli", "gaussian", "mixture", "nade", "ar_gaussian")
 _LOG_2PI = math.log(2 * math.pi)
 
 
@@ -22,8 +25,9 @@ class Bernoulli:
 
     def log_prob(self, parameters: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
         """Logits [T, B, X], x [T, B, X], observed [T, B, X] bool or None to nats [T, B]."""
-        terms = x * parameters - F.softplus(parameters)
-        return _sum_observed(terms, observed)
+        if observed is None:
+            return bernoulli_log_prob(parameters, x)
+        return _sum_observed(x * parameters - F.softplus(parameters), observed)
 
     def mean(self, parameters: Tensor) -> Tensor:
         return torch.sigmoid(parameters)
@@ -88,16 +92,20 @@ class Mixture:
         return mu + torch.exp(logvar / 2) * torch.randn_like(mu)
 
 
-Likelihood = Bernoulli | Gaussian | Mixture
+Likelihood = Bernoulli | Gaussian | Mixture | NADE | ArGaussian
 
 
-def make_likelihood(name: str, x_size: int, mixture_size: int, min_logvar_x: float) -> Likelihood:
+def make_likelihood(name: str, x_size: int, mixture_size: int, min_logvar_x: float, nade_size: int) -> Likelihood:
     if name == "bernoulli":
         return Bernoulli(x_size)
     if name == "gaussian":
         return Gaussian(x_size, min_logvar_x)
     if name == "mixture":
         return Mixture(x_size, mixture_size, min_logvar_x)
+    if name == "nade":
+        return NADE(x_size, nade_size)
+    if name == "ar_gaussian":
+        return ArGaussian(x_size, min_logvar_x)
     raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}, got {name!r}")
 
 

@@ -29,6 +29,18 @@ class VSSNOutput(NamedTuple):
     state: State
 
 
+class Prepared(NamedTuple):
+    """What the recurrences take, time-major, with zeros at padding and where x is not observed."""
+
+    x: Tensor  # [T, B, X]
+    observed: Tensor | None  # [T, B, X] bool
+    valid: Tensor | None  # [T, B] bool
+    frames: Tensor  # [1+T, B, F] what the networks see, behind the frame before the first
+    embedded: Tensor  # [T, B, E] of x_t
+    controls: tuple[Tensor, ...]  # u_t: each [T, B, ·]
+    start: State
+
+
 class Generation(NamedTuple):
     x: Tensor  # [T, B, X] what was fed back: samples, or means
     mean: Tensor  # [T, B, X] E[x_t | z_t, d_t]
@@ -43,8 +55,10 @@ class VSSN(nn.Module):
         hidden_size: D, units of the deterministic state (0: none, the DKF-like ablation).
         latent_size: Z, units of the latent (0: none, the STORN-like ablation).
         noise_size: W, units of the process noise (0: none, SRNN).
-        likelihood: "bernoulli", "gaussian" or "mixture" (of mixture_size diagonal Gaussians).
-        mixture_size: components of the mixture.
+        likelihood: "bernoulli", "gaussian", "mixture" (of mixture_size diagonal Gaussians), "nade" (Bernoulli
+            entries, each given those before it: an autoregressive estimator of nade_size hidden units) or
+            "ar_gaussian" (Gaussian entries, each with a linear prediction from those before it).
+        mixture_size, nade_size: components of the mixture; hidden units of the estimator.
         control, control_size: u_t: "previous" (x_{t-1}), "external" (u of that size), "both" or "none".
         mlp_size: M, hidden units of every MLP (None: hidden_size).
         embed_size: features of the embeddings e_x and e_u (None: no embedding, unless `encoder` is given).
@@ -77,6 +91,7 @@ class VSSN(nn.Module):
         *,
         likelihood: str = "bernoulli",
         mixture_size: int = 20,
+        nade_size: int = 128,
         control: str = "previous",
         control_size: int = 0,
         mlp_size: int | None = None,
@@ -102,6 +117,7 @@ class VSSN(nn.Module):
         require_size("x_size", x_size, 1)
         require_choice("likelihood", likelihood, LIKELIHOODS)
         require_size("mixture_size", mixture_size, 1)
+        require_size("nade_size", nade_size, 1)
         require_choice("objective", objective, OBJECTIVES)
         if embed_size is not None:
             require_size("embed_size", embed_size, 1)
@@ -139,7 +155,7 @@ class VSSN(nn.Module):
         if encoder is None and embed_size is not None:
             self.encoder = Embedding(self.frame_size, embed_size, activation)
         self.control_encoder = Embedding(control_size, embed_size, activation) if embed_size and control_size else None
-        self.likelihood = make_likelihood(likelihood, x_size, mixture_size, min_logvar_x)
+        self.likelihood = make_likelihood(likelihood, x_size, mixture_size, min_logvar_x, nade_size)
         self.decoder = decoder
         if decoder is None:
             sizes = (latent_size, hidden_size)
@@ -174,26 +190,28 @@ class VSSN(nn.Module):
         Raises:
             ValueError, TypeError: naming the argument, what was expected and what came.
         """
-        x, u, observed, valid = self._prepare(x, u, lengths, mask)
-        start = self.layer.start_state(state, x.shape[1], self.frame_size, x)
+        given = self.prepare(x, u, lengths, state, mask)
+        x, valid, start = given.x, given.valid, given.start
         noise = self.layer.draw_noise(x) if noise is None else self.layer.check_noise(noise, x)
-        frames = with_first(start.x_last, self._frames(x, observed))  # [1+T, B, F]
-        embedded = self._encode(frames)  # once: e_u(x_{t-1}) is e_x one step before
-        controls = self.layer.select_controls(embedded[:-1], self._encode_control(u))
-        result = self.layer.infer(embedded[1:], controls, start.d, start.z, noise, lengths)
+        result = self.layer.infer(given.embedded, given.controls, start.d, start.z, noise, lengths)
 
         parameters = self.decode(result.z, result.d)
-        reconstruction = zero_padding(self.likelihood.log_prob(parameters, x, observed), valid)
+        reconstruction = zero_padding(self.likelihood.log_prob(parameters, x, given.observed), valid)
         elbo = (reconstruction - result.kl_z - result.kl_w).sum(0)
         loss = self._loss(reconstruction, result.kl_z, result.kl_w, kl_weight, valid)
-        next_state = State(result.d_last, result.z_last, last_valid(frames[1:], start.x_last, lengths))
+        next_state = State(result.d_last, result.z_last, last_valid(given.frames[1:], start.x_last, lengths))
         per_frame = [swap(part, self.batch_first) for part in (reconstruction, result.kl_z, result.kl_w)]
         return VSSNOutput(loss, elbo, per_frame[0], per_frame[1], per_frame[2], next_state)
 
-    def _prepare(
-        self, x: Tensor, u: Tensor | None, lengths: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """x and u time-major, x zero where it is not observed; observed [T, B, X] or None, valid [T, B] or None."""
+    def prepare(
+        self,
+        x: Tensor,
+        u: Tensor | None = None,
+        lengths: Tensor | None = None,
+        state: State | tuple[Tensor, Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+    ) -> Prepared:
+        """What inference starts from: the arguments of `forward`, checked, and the embeddings of every frame."""
         x, u = check_sequences(x, u, self.x_size, self.control_size, self.batch_first, self.layer.d_0.dtype)
         valid = valid_steps(lengths, x)
         observed = None
@@ -208,9 +226,14 @@ class VSSN(nn.Module):
                 )
             observed = (mask if mask.dim() == 3 else mask[..., None]).expand_as(x)
             x = torch.where(observed, x, x.new_zeros(()))
-        return zero_padding(x, valid), zero_padding(u, valid), observed, valid
+        x, u = zero_padding(x, valid), zero_padding(u, valid)
+        start = self.layer.start_state(state, x.shape[1], self.frame_size, x)
+        frames = with_first(start.x_last, self.frames(x, observed))
+        embedded = self._encode(frames)  # once: e_u(x_{t-1}) is e_x one step before
+        controls = self.layer.select_controls(embedded[:-1], self._encode_control(u))
+        return Prepared(x, observed, valid, frames, embedded[1:], controls, start)
 
-    def _frames(self, x: Tensor, observed: Tensor | None) -> Tensor:
+    def frames(self, x: Tensor, observed: Tensor | None) -> Tensor:
         """What the networks see: x [T, B, X], with masked the mask beside it [T, B, 2X]."""
         if not self.masked:
             return x
@@ -226,6 +249,10 @@ class VSSN(nn.Module):
 
     def _encode_control(self, u: Tensor | None) -> Tensor | None:
         return u if u is None or self.control_encoder is None else self.control_encoder(u)
+
+    def control(self, x_last: Tensor, u: Tensor | None) -> tuple[Tensor, ...]:
+        """What makes u_t of one step, each [1, B, ·], from the frame before it [B, F] and the external [1, B, U]."""
+        return self.layer.select_controls(self._encode(x_last[None]), self._encode_control(u))
 
     def decode(self, z: Tensor, d: Tensor) -> Tensor:
         """The likelihood's parameters [T, B, P] from z [T, B, Z], d [T, B, D]."""
@@ -289,13 +316,12 @@ class VSSN(nn.Module):
         xs, means = [], []
         for t in range(steps):
             here = None if u is None else u[t : t + 1]
-            previous = self._encode(current.x_last[None])
-            controls = self.layer.select_controls(previous, self._encode_control(here))
+            controls = self.control(current.x_last, here)
             d, z = self.layer.step_from_prior(controls, current.d, current.z, weight_hh)
             parameters = self.decode(z[None], d[None])
             mean = self.likelihood.mean(parameters)
             x = self.likelihood.sample(parameters) if sample else mean
-            current = State(d, z, self._frames(x, None)[0])
+            current = State(d, z, self.frames(x, None)[0])
             xs.append(x)
             means.append(mean)
         stacked = [swap(torch.cat(part) if part else frame, self.batch_first) for part in (xs, means)]

@@ -45,7 +45,7 @@ def check_folder(folder: Path, config: Config, resume: bool) -> int:
             f"{name}: {folder} holds no last.ckpt to resume; start without --resume or name another folder"
         )
     own = read_checkpoint(folder / "last.ckpt")["vssn"]
-    for section, free in (("data", {"folder", "workers"}), ("model", set())):
+    for section, free in (("data", {"folder", "workers", "mean", "std"}), ("model", set())):
         now, before = config.model_dump(mode="json")[section], own["config"][section]
         for key in sorted((now.keys() | before.keys()) - free):
             if now.get(key) != before.get(key):

@@ -2,6 +2,12 @@
 
     config.yaml  metrics.csv (a row per epoch)  best.ckpt  last.ckpt  tensorboard/
 
+Long sequences may be cut into chunks of `training.chunk_length` frames (truncated back-propagation). An update is one
+chunk of a batch. Each sequence hands its state (d, z, x_last) on to its next chunk, without a gradient, and starts
+anew where it starts; what looks ahead, the backward recurrence a and that of `noise_smoothing`, starts from 0 at the
+end of every chunk: q(z_t | z_{t-1}, d, x_{t..end of the chunk}). That is a posterior like another, so the sum over
+the chunks is a strict bound too. Validation and the scores take whole sequences.
+
 A run continues from last.ckpt exactly as if it had not stopped: the order and the learning rate of an epoch
 follow from its number and the seeds, the noise and the KL weight of an update likewise.
 """
@@ -29,6 +35,7 @@ from torch.utils.data import DataLoader
 
 from vssn.config import Config, ConfigError, Splits, TrainingSection
 from vssn.data.batching import LengthBucketSampler, SequenceBatch, sequence_loader
+from vssn.data.speech import scale_of
 from vssn.evaluation import FORMAT, Scores, draw_noise, evaluate, load_model, read_checkpoint, sequence_sums, summarize
 from vssn.layer import State
 from vssn.model import VSSN
@@ -221,6 +228,7 @@ def fit(config: Config, resume: bool = False) -> FitResult:
     device = _device(config.training)
     pl.seed_everything(config.training.seed, workers=True, verbose=False)
     splits = config.load_data()
+    config = config.with_scale(splits)
     model = config.build_model(_count_chunks(splits, config.training.chunk_length))
     data, module = SequenceData(splits, config), TrainingModule(model, config)
     run = RunFolder(folder, done, config.training.report_every)
@@ -232,7 +240,9 @@ def fit(config: Config, resume: bool = False) -> FitResult:
             f"{len(part)} {name}" for name, part in zip(("training", "validation", "test"), splits, strict=True)
         )
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        print(f"{config.data.set}: {counts} sequences; {parameters:,} parameters; on {device.type}", flush=True)
+        scale = scale_of(splits.train)
+        audio = "" if scale is None else f" at {scale.sample_rate} Hz"
+        print(f"{config.data.set}: {counts} sequences{audio}; {parameters:,} parameters; on {device.type}", flush=True)
         _run(trainer, module, data, folder / "last.ckpt" if resume else None)
     best = folder / "best.ckpt"
     epoch = read_checkpoint(best)["vssn"]["epoch"]

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 
 from vssn.data.errors import DataError
+from vssn.data.folder import FOLDER_VARIABLE, data_folder
 
 MUSIC_SETS = ("JSB_Chorales", "Nottingham", "MuseData", "Piano_midi")
 NUM_NOTES = 88
 LOWEST_NOTE = 21
 HIGHEST_NOTE = LOWEST_NOTE + NUM_NOTES - 1
-FOLDER_VARIABLE = "VSSN_DATA"
 SPLITS = ("train", "valid", "test")
 
 # File stems in lower case, letters and digits only.
@@ -86,7 +86,7 @@ def load_music(name: str, folder: str | os.PathLike[str] | None = None) -> Music
 def find_music_file(name: str, folder: str | os.PathLike[str] | None = None) -> Path:
     """The file of the set `name` in the folder or in its `music` subfolder; `.mat` wins over a pickle."""
     name = _canonical_name(name)
-    root, origin = _data_folder(folder)
+    root, origin = data_folder(folder, "the music sets")
     places = (root, root / "music")
     found = [place for place in places if os.path.isdir(place)]
     if not found:
@@ -119,18 +119,6 @@ def _canonical_name(name: str) -> str:
 
 def _plain(text: str) -> str:
     return "".join(character for character in text.lower() if character.isalnum())
-
-
-def _data_folder(folder: str | os.PathLike[str] | None) -> tuple[Path, str]:
-    """The folder to look in, and where its name comes from."""
-    if folder is not None and os.fspath(folder):
-        return Path(os.path.expanduser(folder)), "from the data folder option"
-    if value := os.environ.get(FOLDER_VARIABLE):
-        return Path(os.path.expanduser(value)), f"from {FOLDER_VARIABLE}"
-    raise DataError(
-        f"no data folder is given and {FOLDER_VARIABLE} is not set: "
-        f"set the data folder option or {FOLDER_VARIABLE} to the folder that holds the music sets"
-    )
 
 
 def _list_files(place: Path) -> list[Path]:

@@ -1,0 +1,279 @@
+"""Reproduction: runs that are skipped, resumed and tried again; what a table measures; a report of what is on disk."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.io
+import yaml
+
+from vssn import reproduce as module
+from vssn.cli import main
+from vssn.config import ConfigError, check_config, load_config, packaged_configs
+from vssn.protocols import PROTOCOLS, Effort, draw_pendulum
+from vssn.published import BALLS, MUSIC, PENDULUM, SPEECH
+from vssn.reproduce import TABLES, Entry, Settings, reproduce
+from vssn.results import SECTIONS, write_report
+from vssn.training import TrainingModule, fit
+
+MODEL = {"hidden_size": 4, "latent_size": 2, "noise_size": 1, "mlp_size": 4}
+PENDULUM_DATA = {"set": "pendulum", "batch_size": 20}
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The pendulum's table with two small models of two epochs."""
+    entries = []
+    for label, noise in (("VSSN", 1), ("SRNN", 0)):
+        path = tmp_path / f"{label}.yaml"
+        model = MODEL | {"noise_size": noise, "control": "external"}
+        path.write_text(yaml.safe_dump({"data": PENDULUM_DATA, "model": model, "training": {"accelerator": "cpu"}}))
+        entries.append(Entry("pendulum", label, str(path)))
+    monkeypatch.setitem(module.TABLES, "pendulum", tuple(entries))
+    monkeypatch.setitem(PROTOCOLS, "pendulum", PROTOCOLS["pendulum"]._replace(draw=lambda *_: []))
+    return "pendulum"
+
+
+def settings_of(tmp_path: Path, **changes: Any) -> Settings:
+    return Settings(**({"output": tmp_path / "runs", "budget": "quick"} | changes))
+
+
+def scores(settings: Settings, table: str) -> dict[str, Any]:
+    """By run, without what differs from call to call."""
+    found = {}
+    for path in sorted((settings.output / settings.budget / table).glob("*/score.json")):
+        record = json.loads(path.read_text())
+        found[path.parent.name] = {
+            key: record[key] for key in ("metrics", "seed", "model", "set", "best_epoch", "epochs", "config")
+        }
+    return found
+
+
+def test_a_table_from_nothing_to_its_report(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROTOCOLS, table, PROTOCOLS[table]._replace(draw=draw_pendulum))
+    settings, lines = settings_of(tmp_path, seeds=2), []
+    assert reproduce([table], settings, lines.append) == 0
+    assert list(scores(settings, table)) == [
+        "pendulum-srnn-0",
+        "pendulum-srnn-1",
+        "pendulum-vssn-0",
+        "pendulum-vssn-1",
+    ]
+    starts = [line for line in lines if re.match(r"\[\d/4\] ", line)]
+    assert starts[0].startswith("[1/4] pendulum: VSSN on pendulum, seed 0: ")
+    assert starts[-1].startswith("[4/4] pendulum: SRNN on pendulum, seed 1: filtering_sin ")
+    figures = [Path(line.removeprefix("figure: ")) for line in lines if line.startswith("figure: ")]
+    assert [path.name for path in figures] == [
+        "pendulum-training.png",
+        "pendulum-filtering.png",
+        "pendulum-smoothing.png",
+    ]
+    assert all(path.is_file() for path in figures)
+
+    page = tmp_path / "RESULTS.md"
+    absent = write_report(page, settings)
+    assert absent == [section.table for section in SECTIONS if section.table != "pendulum"]
+    text = page.read_text()
+    values = [scores(settings, table)[f"pendulum-vssn-{seed}"]["metrics"]["smoothing_sin"] for seed in (0, 1)]
+    cell = f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+    row = next(line for line in text.splitlines() if line.startswith("| **VSSN** |"))
+    assert cell in row
+    gap = np.mean(values) - 0.973
+    row = next(line for line in text.splitlines() if line.startswith("| VSSN against VSSN as published |"))
+    assert f"| {gap:+.3f} ({'better' if gap > 0 else 'worse'}) |" in row
+    assert "| *DKF* (Karl et al. 2016) | — | — | — | .929 | .979 | .035 |" in text
+    assert "`vssn reproduce pendulum --budget quick --seeds 2`" in text
+    assert "- VSSN on JSB chorales" in text  # among what was not run
+    assert (tmp_path / "results" / "pendulum-filtering.png").is_file()
+    assert "(results/pendulum-filtering.png)" in text
+    write_report(page, settings)
+    assert page.read_text() == text
+
+
+def test_what_is_done_is_skipped(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, lines = settings_of(tmp_path, only=("vssn",)), []
+    reproduce([table], settings, lines.append)
+    before = scores(settings, table)
+    monkeypatch.setattr(module, "fit", lambda *_, **__: pytest.fail("trained again"))
+    lines.clear()
+    assert reproduce([table], settings, lines.append) == 0
+    assert lines[0] == "[1/1] pendulum: VSSN on pendulum, seed 0: done before"
+    assert scores(settings, table) == before
+
+
+def test_interrupted_and_run_again_equals_straight(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped within the second model's second epoch, and once more while the second model is scored."""
+    configure = module._configure
+
+    def two_epochs(*arguments: Any) -> Any:
+        config = configure(*arguments)
+        training = config.training.model_copy(update={"max_epochs": 2, "max_minutes": None})
+        return config.model_copy(update={"training": training})
+
+    monkeypatch.setattr(module, "_configure", two_epochs)
+    straight, parts = settings_of(tmp_path / "straight"), settings_of(tmp_path / "parts")
+    reproduce([table], straight, lambda _: None)
+
+    step, steps = TrainingModule.training_step, []
+
+    def interrupted(training: TrainingModule, *arguments: Any) -> None:
+        steps.append(training.global_step)
+        if len(steps) == 8:
+            raise KeyboardInterrupt
+        step(training, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            reproduce([table], parts, lambda _: None)
+    assert list(scores(parts, table)) == ["pendulum-vssn-0"]
+    assert steps == [0, 1, 2, 3, 0, 1, 2, 3]
+
+    def interrupted_score(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    resumed = []
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "fit", lambda config, resume: (resumed.append(resume), fit(config, resume=resume)))
+        patch.setitem(module.PROTOCOLS, table, PROTOCOLS[table]._replace(score=interrupted_score))
+        with pytest.raises(KeyboardInterrupt):
+            reproduce([table], parts, lambda _: None)
+    assert resumed == [True]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "fit", lambda *_, **__: pytest.fail("trained again"))
+        assert reproduce([table], parts, lambda _: None) == 0
+    assert scores(parts, table) == scores(straight, table)
+
+
+def test_what_cannot_be_run_is_said_and_tried_again(table: str, tmp_path: Path) -> None:
+    config = Path(module.TABLES[table][1].config)
+    content = config.read_text()
+    config.write_text(content.replace("noise_size: 0", "noise_size: lots"))
+    settings, lines = settings_of(tmp_path), []
+    assert reproduce([table], settings, lines.append) == 1
+    assert any("SRNN on pendulum, seed 0: failed: " in line for line in lines)
+    page = tmp_path / "RESULTS.md"
+    write_report(page, settings)
+    assert re.search(r"Not run:\n- SRNN on pendulum: .*noise_size: expected a valid integer", page.read_text())
+    config.write_text(content)
+    assert reproduce([table], settings, lambda _: None) == 0
+    write_report(page, settings)
+    assert "SRNN on pendulum" not in page.read_text()
+
+
+def test_a_run_made_with_other_settings_is_not_taken_for_this_one(table: str, tmp_path: Path) -> None:
+    settings, lines = settings_of(tmp_path, only=("vssn",)), []
+    reproduce([table], settings, lambda _: None)
+    config = Path(module.TABLES[table][0].config)
+    config.write_text(config.read_text().replace("latent_size: 2", "latent_size: 3"))
+    assert reproduce([table], settings, lines.append) == 1
+    assert "model.latent_size is 3, but " in lines[0]
+    assert "was made with 2; remove that folder" in lines[0]
+
+
+def test_names_that_are_unknown(table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match=r"--only: no run's name has dkf in it; runs: pendulum-vssn-0, "):
+        reproduce([table], settings_of(tmp_path, only=("dkf",)))
+    for arguments, expected in ((["tables"], "got 'tables'"), ([], "got none")):
+        assert main(["reproduce", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("vssn: error: TABLE: expected one of music, ")
+        assert expected in error
+        assert error.count("\n") == 1
+
+
+def test_the_command(table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "RESULTS.md"
+    arguments = ["reproduce", table, "--budget", "quick", "--output", str(tmp_path / "runs"), "--only", "vssn"]
+    assert main([*arguments, "--threads", "1", "--report", str(page)]) == 0
+    out = capsys.readouterr().out
+    assert "[1/1] pendulum: VSSN on pendulum, seed 0: " in out
+    assert out.splitlines()[-1].startswith(f"{page}; no runs of music, ")
+    assert page.is_file()
+
+
+# What the tables measure
+
+
+def music_data(folder: Path) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    content = {}
+    for key, lengths in (("traindata", (9, 4)), ("validdata", (5,)), ("testdata", (6, 3, 2))):
+        cells = np.empty((1, len(lengths)), dtype=object)
+        for index, length in enumerate(lengths):
+            cells[0, index] = (rng.random((length, 88)) < 0.1).astype(float)
+        content[key] = cells
+    scipy.io.savemat(folder / "JSB_Chorales.mat", content)
+    return {"set": "jsb", "folder": str(folder)}
+
+
+def speech_data(folder: Path) -> dict[str, Any]:
+    soundfile = pytest.importorskip("soundfile", reason="reading speech needs soundfile")
+    for number in range(10):
+        noise = np.random.default_rng(number).normal(0, 900, 8000).astype(np.int16)
+        soundfile.write(folder / f"{number}.wav", noise, 16000)
+    return {"set": "blizzard", "folder": str(folder)}
+
+
+DATA = {
+    "music": music_data,
+    "objectives": music_data,
+    "speech": speech_data,
+    "balls": lambda _: {"set": "balls", "num_train": 3, "num_valid": 2, "num_test": 3, "num_frames": 40},
+    "pendulum": lambda _: {"set": "pendulum", "num_train": 20, "num_valid": 2, "num_test": 5},
+    "demo": lambda _: {"set": "pendulum", "num_train": 3, "num_valid": 2, "num_test": 4},
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_protocol_measures_what_its_section_shows(name: str, tmp_path: Path) -> None:
+    data = DATA[name](tmp_path)
+    real_valued = name in ("speech", "pendulum")
+    model = MODEL | {
+        "likelihood": "gaussian" if real_valued else "bernoulli",
+        "control": "both" if name in ("pendulum", "demo") else "previous",
+    }
+    training = {"output": str(tmp_path / "run"), "max_epochs": 1, "accelerator": "cpu"}
+    config = check_config({"data": data, "model": model, "training": training}, "")
+    fit(config)
+    network = config.build_model()
+    metrics = PROTOCOLS[name].score(network, config, Effort(music_particles=2, speech_particles=2, sequences=2))
+    section = next(section for section in SECTIONS if section.table == name)
+    shown = [column.metric for column in section.columns] + [metric for _, metric, _ in section.details]
+    assert set(shown) <= set(metrics)
+    assert all(np.isfinite(metrics[metric]) for metric in shown)
+    entry = TABLES[name][0]
+    figures = PROTOCOLS[name].draw({(entry.set, entry.model): tmp_path / "run"}, tmp_path, None)
+    assert figures
+    assert all(path.stat().st_size > 5000 for path in figures)
+    if name == "balls":
+        assert metrics["rollout_mean"] == pytest.approx(np.mean(metrics["rollout"]))
+        assert 5 < metrics["copy_error"] < 25  # a fact of the videos: near 11.8 over many
+
+
+def test_every_entry_has_its_configuration() -> None:
+    for table, entries in TABLES.items():
+        assert len({(entry.set, entry.model) for entry in entries}) == len(entries)
+        for entry in entries:
+            assert entry.config in packaged_configs(), (table, entry)
+            config = load_config(entry.config, entry.overrides)
+            assert config.data.set == entry.set
+
+
+def test_published_figures_are_those_of_the_tables() -> None:
+    """A few of each table, typed from the sources a second time."""
+    by_name = {row.model: row.values for row in MUSIC}
+    assert by_name["DMM"] == {"nottingham": "~-2.770", "jsb": "~-6.388", "musedata": "~-6.831", "piano_midi": "~-7.835"}
+    assert by_name["HMSBN"]["jsb"] == ">=-7.98"
+    assert by_name["RNN-NADE"]["jsb"] == "~-5.19"
+    assert {row.model: row.values["timit"] for row in SPEECH}["RNN-Gauss"] == "-1900"
+    assert {row.model: row.values["error"] for row in BALLS}["PGN (MSE)"] == "0.65 ± 0.11"
+    assert {row.model: row.values["velocity"] for row in PENDULUM} == {"VSSN": ".930", "DVBF-LL": ".916", "DKF": ".035"}
+    keys = {column.published for section in SECTIONS for column in section.columns if column.published}
+    known = {key for rows in (MUSIC, SPEECH, BALLS, PENDULUM) for row in rows for key in row.values}
+    assert keys <= known

@@ -1,0 +1,73 @@
+"""Gaussian entries that are autoregressive within the frame, the emission density of a plain speech baseline: Lai et
+al. (2019) find that a deterministic RNN with an output of this kind closes the gap to models with latents.
+
+    x_i ~ N(mu_i + sum_{j < i} weight[i, j] x_j, exp logvar_i),    i = 1..X in the order of the features
+
+mu and the raw log-variance come from the decoder, frame by frame; the weight, strictly lower triangular, is the
+density's own: a linear predictor of a sample from all samples before it in the frame. With L the weight,
+
+    (I - L) x = mu + noise        E[x] = (I - L)^-1 mu        log-determinant of (I - L) = 0
+
+so that mean and samples are one triangular solve. With weight 0, where training starts, it is `gaussian`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vssn.networks import floor_logvar
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+class ArGaussian(nn.Module):
+    """Linear-Gaussian entries, each given those before it.
+
+    Args:
+        x_size: X.
+        min_logvar: floor of the log-variances.
+    """
+
+    def __init__(self, x_size: int, min_logvar: float) -> None:
+        super().__init__()
+        self.x_size, self.min_logvar = x_size, min_logvar
+        self.parameter_size = 2 * x_size
+        self.weight = nn.Parameter(torch.zeros(x_size, x_size))  # only what is below the diagonal counts
+
+    def log_prob(self, parameters: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
+        """[T, B, 2X], x [T, B, X], observed [T, B, X] bool or None to nats [T, B].
+
+        Raises:
+            ValueError: a frame is observed in part: what stands before an entry must be known.
+        """
+        mu, logvar = self._split(parameters)
+        mu = mu + x @ self.weight.tril(-1).T
+        terms = (-0.5 * (_LOG_2PI + logvar + (x - mu) ** 2 * torch.exp(-logvar))).sum(-1)
+        if observed is None:
+            return terms
+        whole = observed.all(-1)
+        if bool((whole != observed.any(-1)).any()):
+            raise ValueError(
+                "mask must leave out whole frames with likelihood='ar_gaussian', got a frame observed in part"
+            )
+        return torch.where(whole, terms, terms.new_zeros(()))
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        return self._solve(self._split(parameters)[0])
+
+    def sample(self, parameters: Tensor) -> Tensor:
+        mu, logvar = self._split(parameters)
+        return self._solve(mu + torch.exp(logvar / 2) * torch.randn_like(mu))
+
+    def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        mu, raw = parameters.chunk(2, -1)
+        return mu, floor_logvar(raw, self.min_logvar)
+
+    def _solve(self, right: Tensor) -> Tensor:
+        """(I - L)^-1 right, for each of [..., X]."""
+        system = -self.weight.tril(-1)  # the diagonal of ones is implied
+        columns = right.reshape(-1, self.x_size).T
+        return torch.linalg.solve_triangular(system, columns, upper=False, unitriangular=True).T.reshape(right.shape)

@@ -1,0 +1,219 @@
+"""Figures of trained models. Each function writes one PNG, and takes plain tensors, so that anything can be drawn.
+
+Colours: the Okabe-Ito palette for lines and classes, viridis for what grows, twilight for angles: told apart in every
+common form of colour blindness, and in grey.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from torch import Tensor
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+BLUE, ORANGE, GREEN, PINK, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7f7f7f"
+LINES = (BLUE, ORANGE, GREEN, PINK, "#e69f00", "#56b4e9", "black", GREY)
+MARKERS = "osD^vP*X"
+_DPI = 130
+
+
+def draw_film(truth: Tensor, predicted: Tensor, path: str | Path, *, seen: int, size: int, title: str) -> None:
+    """Truth over prediction, a column per frame; frames from `seen` on were predicted without being seen.
+
+    Args:
+        truth, predicted: [T, size * size] in [0, 1]; a NaN frame of the prediction is left empty.
+        seen: frames that the model had seen.
+        size: pixels along a side.
+        title: of the figure.
+    """
+    steps = len(truth)
+    figure, axes = plt.subplots(
+        2, steps, figsize=(0.62 * steps + 0.9, 2.05), gridspec_kw={"wspace": 0.08, "hspace": 0.08}, squeeze=False
+    )
+    for row, frames in zip(axes, (truth, predicted), strict=True):
+        for t, axis in enumerate(row):
+            axis.set(xticks=[], yticks=[])
+            if not bool(torch.isnan(frames[t]).any()):
+                axis.imshow(frames[t].view(size, size).numpy(), cmap="gray", vmin=0, vmax=1)
+            for spine in axis.spines.values():
+                spine.set(color=BLUE if t < seen else ORANGE, linewidth=1.5)
+    for t in range(steps):
+        axes[1][t].set_xlabel(t + 1, fontsize=8, labelpad=2)
+    axes[0][0].set_ylabel("truth", rotation=0, ha="right", va="center", fontsize=9)
+    axes[1][0].set_ylabel("model", rotation=0, ha="right", va="center", fontsize=9)
+    figure.subplots_adjust(left=0.9 / figure.get_figwidth() * 0.75, right=0.995, top=0.72, bottom=0.17)
+    figure.suptitle(title, fontsize=10, y=0.97)
+    # Each part's name stands above its middle column.
+    parts = (("one-step predictions of frames then seen", BLUE, 0, seen), ("predicted unseen", ORANGE, seen, steps))
+    for text, colour, first, end in parts:
+        if end > first:
+            left, right = (axes[0][t].get_position() for t in (first, end - 1))
+            figure.text((left.x0 + right.x1) / 2, 0.75, text, color=colour, ha="center", va="bottom", fontsize=9)
+    _save(figure, path)
+
+
+def draw_error_ahead(errors: Mapping[str, Sequence[float]], path: str | Path, *, title: str, unit: str) -> None:
+    """A curve per name: the error 1, 2, ... frames ahead."""
+    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for (name, curve), colour, marker in zip(errors.items(), LINES, MARKERS, strict=False):
+        axis.plot(range(1, len(curve) + 1), curve, color=colour, marker=marker, markersize=4, label=name)
+    axis.set(xlabel="frames ahead", ylabel=unit, ylim=(0, None), title=title)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.legend(frameon=False)
+    _plain(axis)
+    _save(figure, path)
+
+
+def draw_rolls(rolls: Mapping[str, Tensor], path: str | Path, *, title: str, lowest_note: int = 21) -> None:
+    """Piano rolls one above the other, on common axes.
+
+    Args:
+        rolls: by name, [T, X] in [0, 1]: notes, or the probabilities of notes.
+        lowest_note: the MIDI number of column 0.
+    """
+    sounding = torch.stack([roll.ne(0).any(0) if _binary(roll) else (roll > 0.05).any(0) for roll in rolls.values()])
+    keys = sounding.any(0).nonzero().flatten()
+    low, high = (int(keys[0]) - 2, int(keys[-1]) + 3) if len(keys) else (0, next(iter(rolls.values())).shape[1])
+    low, high = max(low, 0), min(high, next(iter(rolls.values())).shape[1])
+    steps = max(len(roll) for roll in rolls.values())
+    figure, axes = plt.subplots(
+        len(rolls), 1, figsize=(9, 0.6 + 2.1 * len(rolls)), sharex=True, squeeze=False, layout="constrained"
+    )
+    shown = None
+    for axis, (name, roll) in zip(axes[:, 0], rolls.items(), strict=True):
+        extent = (0.5, len(roll) + 0.5, lowest_note + low - 0.5, lowest_note + high - 0.5)
+        image = axis.imshow(
+            roll[:, low:high].T.float().numpy(),
+            aspect="auto",
+            origin="lower",
+            extent=extent,
+            cmap="Greys" if _binary(roll) else "viridis",
+            vmin=0,
+            vmax=1,
+            interpolation="nearest",
+        )
+        shown = image if not _binary(roll) else shown
+        axis.set_title(name, fontsize=10, loc="left")
+        axis.set(ylabel="MIDI note", xlim=(0.5, steps + 0.5))
+        octaves = [note for note in range(lowest_note + low, lowest_note + high) if note % 12 == 0]
+        axis.set_yticks(octaves)
+        for note in octaves:  # between B and C, where no note is crossed
+            axis.axhline(note - 0.5, color="0.8" if _binary(roll) else "0.4", linewidth=0.5)
+    axes[-1, 0].set_xlabel("time step")
+    if shown is not None:
+        figure.colorbar(shown, ax=axes, label="probability of the note", pad=0.01, aspect=30)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def draw_latents(latents: Tensor, angle: Tensor, velocity: Tensor, path: str | Path, *, title: str) -> None:
+    """The two largest principal components of latent states, coloured by the angle and by the velocity.
+
+    Args:
+        latents: [N, Z].
+        angle, velocity: [N], radians and radians per second.
+    """
+    centred = (latents - latents.mean(0)).double()
+    _, scales, directions = torch.linalg.svd(centred, full_matrices=False)
+    flat = centred @ directions[:2].T
+    if flat.shape[1] == 1:  # a latent of one unit is drawn as a line
+        flat = torch.cat((flat, torch.zeros_like(flat)), 1)
+    shares = [*(scales**2 / (scales**2).sum().clamp(min=1e-300))[:2].tolist(), 0.0]
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
+    limit = float(velocity.abs().max())
+    angle = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
+    # Darkened: its lightest colour would not show on white.
+    cyclic = ListedColormap(matplotlib.colormaps["twilight"](np.linspace(0, 1, 256)) * (0.82, 0.82, 0.82, 1))
+    panels = (
+        ("angle (radians, 0 is upright)", angle, cyclic, math.pi),
+        ("angular velocity (radians per second)", velocity, matplotlib.colormaps["cividis"], limit),
+    )
+    for axis, (name, values, colours, bound) in zip(axes, panels, strict=True):
+        points = axis.scatter(
+            *flat.numpy().T, c=values.numpy(), s=4, cmap=colours, vmin=-bound, vmax=bound, linewidths=0
+        )
+        bar = figure.colorbar(points, ax=axis, label=name)
+        if bound == math.pi:
+            bar.set_ticks([-math.pi, -math.pi / 2, 0, math.pi / 2, math.pi])
+            bar.set_ticklabels(["-π", "-π/2", "0", "π/2", "π"])
+        axis.set_xlabel(f"first component ({shares[0]:.0%} of the variance)")
+        _plain(axis)
+    axes[0].set_ylabel(f"second component ({shares[1]:.0%})")
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def draw_training(runs: Mapping[str, str | Path], path: str | Path, *, title: str) -> None:
+    """Curves of runs from their folders' metrics.csv: the bound on training and validation data, and the KLs.
+
+    Raises:
+        FileNotFoundError: a folder without metrics.csv.
+    """
+    logs = {name: read_metrics(folder) for name, folder in runs.items()}
+    kl_names = (("valid/kl_z_per_frame", "-", "of z"), ("valid/kl_w_per_frame", "--", "of w"))
+    with_kls = any(log[name].any() for log in logs.values() for name, *_ in kl_names)
+    figure, axes = plt.subplots(
+        1, 1 + with_kls, figsize=(5.5 + 4.5 * with_kls, 3.9), layout="constrained", squeeze=False
+    )
+    bounds = axes[0, 0]
+    for index, (name, log) in enumerate(logs.items()):
+        colour, valid = LINES[index % len(LINES)], log["valid/elbo_per_frame"]
+        best = int(np.argmax(valid))
+        bounds.plot(log["epoch"], log["train/elbo_per_frame"], color=colour, linestyle=":", linewidth=1.3)
+        bounds.plot(log["epoch"], valid, color=colour, label=name)
+        bounds.plot(log["epoch"][best], valid[best], "o", color=colour, markersize=5)
+        if with_kls:
+            for column, style, _ in kl_names:
+                axes[0, 1].plot(log["epoch"], log[column], color=colour, linestyle=style)
+    # The first epochs are so far below that they would flatten the rest.
+    low = min(float(np.quantile(log["valid/elbo_per_frame"], 0.15)) for log in logs.values())
+    high = max(float(log[f"{split}/elbo_per_frame"].max()) for log in logs.values() for split in ("train", "valid"))
+    if high > low:
+        margin = 0.08 * (high - low)
+        bounds.set_ylim(low - margin, high + margin)
+    bounds.set(xlabel="epoch", ylabel="ELBO (nats per frame)", title="Strict bound")
+    bounds.legend(frameon=False, fontsize=8, loc="lower right")
+    if with_kls:
+        axes[0, 1].set(xlabel="epoch", ylabel="KL (nats per frame)", title="Validation KL", ylim=(0, None))
+        for _, style, label in kl_names:
+            axes[0, 1].plot([], [], color="0.3", linestyle=style, label=label)
+        axes[0, 1].legend(frameon=False, fontsize=8)
+    for axis in axes[0]:
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _plain(axis)
+    figure.suptitle(f"{title}\nsolid: validation, the best epoch marked; dotted: training", fontsize=10)
+    _save(figure, path)
+
+
+def read_metrics(folder: str | Path) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+    """The columns of a run's metrics.csv."""
+    with open(Path(folder) / "metrics.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {name: np.array([float(row[name]) for row in rows]) for name in (rows[0] if rows else ())}
+
+
+def _binary(roll: Tensor) -> bool:
+    return bool(((roll == 0) | (roll == 1)).all())
+
+
+def _plain(axis: Any) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.3, linewidth=0.5)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    figure.savefig(path, dpi=_DPI)
+    plt.close(figure)

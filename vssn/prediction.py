@@ -1,0 +1,235 @@
+"""States inferred from the past alone, one-step predictions from the prior, and free-running rollouts.
+
+    smoothing   (d_t, z_t) from x_{1:T}: the model's own inference, whose a_t has seen the frames to come
+    filtering   (d_t, z_t) from x_{1:t}: inference on the prefix that ends at t, of which the last state is kept. One
+                run for every t, T^2 / 2 frames in all.
+    prediction  of x_t: (d_{t-1}, z_{t-1}) filtered, then one step of the generative model: w_t and z_t from their
+                priors, E[x_t | z_t, d_t]. No frame from t on has a part in it. From smoothed states it would:
+                z_{t-1} has seen x_t.
+    rollout     the state filtered after the frames seen, then the generative model alone, its mean frame fed back
+
+Each comes in two kinds. `samples=None`: no noise, every latent at its conditional mean, one deterministic path.
+`samples=S`: the mean over S paths with all their latents drawn: of a prediction, an estimate of E[x_t | x_{<t}].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vssn.checks import require_choice, require_size
+from vssn.evaluation_mode import evaluating
+from vssn.layer import State
+from vssn.model import VSSN
+
+INFERENCES = ("filtering", "smoothing")
+
+
+class LatentStates(NamedTuple):
+    d: Tensor  # [T, B, D]
+    z: Tensor  # [T, B, Z]
+
+
+@torch.no_grad()
+def latent_states(
+    model: VSSN,
+    x: Tensor,
+    u: Tensor | None = None,
+    lengths: Tensor | None = None,
+    *,
+    inference: str = "smoothing",
+    samples: int | None = None,
+    seed: int = 0,
+) -> LatentStates:
+    """The states of every frame, zeros at padding.
+
+    Args:
+        model: set to evaluation mode meanwhile; time-major.
+        x, u, lengths: as in `VSSN.forward`, time-major.
+        inference: "filtering" or "smoothing".
+        samples: None: at the mean of every latent; S: the mean of S draws.
+        seed: of the draws.
+
+    Raises:
+        ValueError: another inference, samples below 1, or a model that is batch_first.
+    """
+    require_choice("inference", inference, INFERENCES)
+    with evaluating(model):
+        runs = _Runs(model, x, u, lengths)
+        d, z = runs.mean(samples, seed, lambda noise: runs.states(noise, inference))
+    return LatentStates(d, z)
+
+
+@torch.no_grad()
+def one_step_predictions(
+    model: VSSN,
+    x: Tensor,
+    u: Tensor | None = None,
+    lengths: Tensor | None = None,
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Predictions of x_2..x_T, each from the prior given the frames before it: [T-1, B, X], zeros at padding.
+
+    Arguments and errors as in `latent_states`.
+    """
+    with evaluating(model):
+        runs = _Runs(model, x, u, lengths)
+        return runs.mean(samples, seed, lambda noise: (runs.predict(noise),))[0]
+
+
+@torch.no_grad()
+def rollouts(
+    model: VSSN,
+    x: Tensor,
+    steps: int,
+    u: Tensor | None = None,
+    u_future: Tensor | None = None,
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """The `steps` frames after x, free-running: [steps, B, X].
+
+    Args:
+        x, u: the frames seen, [T, B, X] and [T, B, U].
+        u_future: [steps, B, U] external control of the frames to come.
+        samples, seed: as in `latent_states`.
+
+    Raises:
+        ValueError: as in `latent_states`; u_future is missing, or there without an external control.
+    """
+    require_size("steps", steps, 1)
+    if (u_future is not None) != bool(model.control_size) or (u_future is not None and len(u_future) != steps):
+        expected = f"[steps, B, U] = [{steps}, {x.shape[1]}, {model.control_size}]" if model.control_size else "None"
+        came = None if u_future is None else list(u_future.shape)
+        raise ValueError(f"u_future must be {expected}, got {came}")
+    with evaluating(model):
+        runs = _Runs(model, x, u, None, steps)
+        return runs.mean(samples, seed, lambda noise: (runs.roll(noise, u_future),))[0]
+
+
+def squared_errors(predicted: Tensor, truth: Tensor) -> Tensor:
+    """Squared error summed over the features, mean over the sequences: [T, B, X] twice to [T]."""
+    return (predicted - truth).square().sum(-1).mean(1)
+
+
+def prediction_error(predicted: Tensor, x: Tensor, lengths: Tensor | None = None) -> float:
+    """Of `one_step_predictions`: squared error summed over the features, mean over t = 2..T of each sequence, then over
+    the sequences that have a second frame. Compare with `vssn.data.baselines.copy_last_frame_error`."""
+    errors = (predicted - x[1:]).square().sum(-1)  # [T-1, B]
+    if lengths is None:
+        return float(errors.double().mean())
+    rest = lengths - 1
+    valid = torch.arange(len(errors), device=x.device)[:, None] < rest
+    sums = torch.where(valid, errors.double(), 0.0).sum(0)
+    return float((sums / rest)[rest > 0].mean())
+
+
+Noise = tuple[Tensor, Tensor]
+
+
+class _Runs:
+    """A batch, its embeddings, and the runs of the model over it. Noise holds one more step than the frames need."""
+
+    def __init__(self, model: VSSN, x: Tensor, u: Tensor | None, lengths: Tensor | None, ahead: int = 1) -> None:
+        if model.batch_first:
+            raise ValueError(
+                "model must be time-major here, got one that is batch_first; make it with batch_first=False"
+            )
+        self.model, self.layer, self.ahead = model, model.layer, ahead
+        self.given, self.lengths = model.prepare(x, u, lengths), lengths
+
+    def mean(self, samples: int | None, seed: int, run: Callable[[Noise], tuple[Tensor, ...]]) -> list[Tensor]:
+        """The mean of what `run` returns over the samples."""
+        if samples is None:
+            return list(run(self.noise(None)))
+        require_size("samples", samples, 1)
+        generator = torch.Generator().manual_seed(seed)
+        total = list(run(self.noise(generator)))
+        for _ in range(samples - 1):
+            total = [part.add_(more) for part, more in zip(total, run(self.noise(generator)), strict=True)]
+        return [part.div_(samples) for part in total]
+
+    def noise(self, generator: torch.Generator | None) -> Noise:
+        """(eps_w, eps_z), each [T + ahead, B, ·]: zeros, the conditional means, without a generator."""
+        steps, batch = self.given.x.shape[0] + self.ahead, self.given.x.shape[1]
+        like, layer = self.given.x, self.layer
+        eps = torch.zeros(steps, batch, layer.noise_size + layer.latent_size, dtype=like.dtype)
+        if generator is not None:
+            eps.normal_(generator=generator)
+        eps_w, eps_z = eps.to(like.device).split((layer.noise_size, layer.latent_size), -1)
+        return eps_w, eps_z
+
+    def states(self, noise: Noise, inference: str) -> LatentStates:
+        """[T, B, ·] each, zeros at padding."""
+        steps = len(self.given.x)
+        if inference == "smoothing":
+            return self._infer(noise, steps, self.lengths)[0]
+        ds, zs = [], []
+        for stop in range(1, steps + 1):
+            last = self._infer(noise, stop, None)[1]
+            ds.append(last.d)
+            zs.append(last.z)
+        d, z = torch.stack(ds), torch.stack(zs)
+        if self.given.valid is None:
+            return LatentStates(d, z)
+        valid = self.given.valid[..., None]
+        return LatentStates(torch.where(valid, d, 0.0), torch.where(valid, z, 0.0))
+
+    def predict(self, noise: Noise) -> Tensor:
+        """[T-1, B, X]: one step from the filtered state of every frame but the last."""
+        d, z = (part[:-1] for part in self.states(noise, "filtering"))
+        steps, batch = d.shape[:2]
+        # Of frame t: its control, which holds frames before it, and noise that no filtered state before it has used.
+        controls = tuple(part[1:].flatten(0, 1)[None] for part in self.given.controls)
+        fresh = tuple(part[1 : steps + 1].flatten(0, 1)[None] for part in noise)
+        d, z = self._step(controls, d.flatten(0, 1), z.flatten(0, 1), (fresh[0], fresh[1]))
+        mean = self.model.likelihood.mean(self.model.decode(z[None], d[None]))
+        predicted = mean.view(steps, batch, -1)
+        if self.given.valid is None:
+            return predicted
+        return torch.where(self.given.valid[1:, :, None], predicted, 0.0)
+
+    def roll(self, noise: Noise, u_future: Tensor | None) -> Tensor:
+        """[ahead, B, X]."""
+        seen = len(self.given.x)
+        current = self._infer(noise, seen, None)[1]
+        frames = []
+        for step in range(self.ahead):
+            here = slice(seen + step, seen + step + 1)
+            external = None if u_future is None else u_future[step : step + 1]
+            controls = self.model.control(current.x_last, external)
+            d, z = self._step(controls, current.d, current.z, (noise[0][here], noise[1][here]))
+            frame = self.model.likelihood.mean(self.model.decode(z[None], d[None]))
+            current = State(d, z, self.model.frames(frame, None)[0])
+            frames.append(frame)
+        return torch.cat(frames)
+
+    def _infer(self, noise: Noise, stop: int, lengths: Tensor | None) -> tuple[LatentStates, State]:
+        """The states of the frames before `stop`, given those frames, and the last one."""
+        given, start = self.given, self.given.start
+        result = self.layer.infer(
+            given.embedded[:stop],
+            tuple(part[:stop] for part in given.controls),
+            start.d,
+            start.z,
+            (noise[0][:stop], noise[1][:stop]),
+            lengths,
+        )
+        return LatentStates(result.d, result.z), State(result.d_last, result.z_last, given.frames[stop])
+
+    def _step(self, controls: tuple[Tensor, ...], d: Tensor, z: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """d_t [N, D] and z_t [N, Z] of the generative model from d_{t-1}, z_{t-1}; controls and noise [1, N, ·]."""
+        layer = self.layer
+        states = d[None]
+        if layer.hidden_size:
+            states, d = layer.duration((*controls, noise[0]), d, weight_hh=layer.duration_weight())
+        if layer.latent_size:
+            mu, logvar = layer.prior(z[None], layer.prior.contexts(layer.drivers(states, controls), z[None]))
+            z = (mu + torch.exp(logvar / 2) * noise[1])[0]
+        return d, z

@@ -1,0 +1,294 @@
+"""`vssn reproduce TABLE`: trains and scores every (set, model, seed) of a table of the paper, each in its own folder.
+
+    OUTPUT/BUDGET/TABLE/SET-MODEL-SEED/   a run's files, and score.json: what it scored, of what, how, in what time
+    OUTPUT/BUDGET/TABLE/figures/
+
+A run that has its score.json is skipped, one that was interrupted goes on from its last epoch. One that cannot be run
+(data that is absent, training that diverges) leaves failed.json with the reason, and is tried again the next time.
+`vssn.results` makes the report of what is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from vssn.config import Config, ConfigError, load_config
+from vssn.data.errors import DataError
+from vssn.evaluation import CheckpointError, load_model, read_checkpoint
+from vssn.plots import read_metrics
+from vssn.protocols import PROTOCOLS, Effort, Runs
+from vssn.run_folder import TrainingError, replacing
+from vssn.training import fit
+from vssn_kernels.version import __version__
+
+BUDGETS = ("quick", "full")
+SCORE, FAILED, TRAINED = "score.json", "failed.json", "trained.json"
+_QUICK = Effort(music_particles=3, speech_particles=2, sequences=4)
+_SMALL = 8  # units of every part of a model, quick
+_FREE = {"data": {"folder", "workers", "mean", "std"}, "training": {"output", "accelerator", "report_every"}}
+
+
+class Entry(NamedTuple):
+    """A row and column of a table: a model on a set."""
+
+    set: str
+    model: str  # as the report names it
+    config: str  # a packaged one, or a path
+    overrides: tuple[str, ...] = ()
+
+
+class Job(NamedTuple):
+    table: str
+    entry: Entry
+    seed: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of one call."""
+
+    output: Path
+    budget: str = "full"
+    seeds: int = 1
+    data: str | None = None  # folder of the music sets and of the recordings; None: VSSN_DATA
+    only: tuple[str, ...] = ()  # parts of the names of runs; none: all
+
+
+def _peers(kind: str, sets: Sequence[str], models: Mapping[str, str]) -> tuple[Entry, ...]:
+    """Every model on every set, from one configuration for each model: music-vssn, music-srnn, ..."""
+    return tuple(
+        Entry(name, label, f"{kind}-{suffix}", (f"data.set={name}",))
+        for name in sets
+        for label, suffix in models.items()
+    )
+
+
+_MUSIC_SETS = ("jsb", "nottingham", "piano_midi", "musedata")
+_MUSIC_MODELS = {
+    "VSSN": "vssn",
+    "VSSN-NADE": "vssn-nade",
+    "SRNN": "srnn",
+    "DKF": "dkf",
+    "STORN-like": "storn",
+    "RNN": "rnn",
+    "RNN-NADE": "rnn-nade",
+}
+_SPEECH_MODELS = {"VSSN": "vssn", "SRNN": "srnn", "RNN": "rnn", "RNN-AR": "ar"}
+
+TABLES: dict[str, tuple[Entry, ...]] = {
+    "music": (
+        *(Entry(name, "VSSN, sizes of its own", name) for name in _MUSIC_SETS),
+        *_peers("music", _MUSIC_SETS, _MUSIC_MODELS),
+    ),
+    "objectives": tuple(
+        Entry("jsb", f"VSSN, {objective}", "music-vssn", (f"model.objective={objective}",))
+        for objective in ("elbo", "paper")
+    ),
+    "speech": _peers("speech", ("timit", "blizzard"), _SPEECH_MODELS),
+    "balls": (
+        Entry("balls", "VSSN", "balls"),
+        Entry("balls", "SRNN", "balls-srnn"),
+        Entry("balls", "RNN", "balls-rnn"),
+    ),
+    "pendulum": (
+        Entry("pendulum", "VSSN", "pendulum"),
+        Entry("pendulum", "SRNN", "pendulum-srnn"),
+        Entry("pendulum", "DKF", "pendulum-dkf"),
+    ),
+    "demo": (Entry("pendulum", "VSSN", "demo"),),
+}
+
+
+def jobs_of(table: str, settings: Settings) -> list[Job]:
+    """In the order of running: the first seed of every entry, then the second one."""
+    root = settings.output / settings.budget / table
+    jobs = []
+    for seed in range(settings.seeds):
+        for entry in TABLES[table]:
+            name = f"{entry.set}-{_plain(entry.model)}-{seed}"
+            if not settings.only or any(part in name for part in settings.only):
+                jobs.append(Job(table, entry, seed, root / name))
+    return jobs
+
+
+def reproduce(tables: Sequence[str], settings: Settings, say: Callable[[str], None] = print) -> int:
+    """Runs what has not been run and draws the figures; the number of runs that failed.
+
+    Args:
+        tables: names from TABLES.
+        say: takes the lines of progress.
+
+    Raises:
+        ConfigError: nothing goes by a name in `only`.
+        KeyboardInterrupt: after Ctrl-C; the same call goes on.
+    """
+    jobs = [job for table in tables for job in jobs_of(table, settings)]
+    if not jobs:
+        names = [job.folder.name for table in tables for job in jobs_of(table, Settings(settings.output))]
+        raise ConfigError(f"--only: no run's name has {' or '.join(settings.only)} in it; runs: {', '.join(names)}")
+    failed = 0
+    for number, job in enumerate(jobs, 1):
+        head = f"[{number}/{len(jobs)}] {job.table}: {job.entry.model} on {job.entry.set}, seed {job.seed}"
+        try:
+            config = _configure(job, settings)
+            if (job.folder / SCORE).is_file():
+                _require_same(job, config)
+                say(f"{head}: done before")
+                continue
+            say(f"{head}: {job.folder}")
+            record = _run(job, config, settings)
+        except (ConfigError, DataError, TrainingError, CheckpointError) as error:
+            failed += 1
+            say(f"{head}: failed: {error}")
+            if not (job.folder / SCORE).is_file():
+                job.folder.mkdir(parents=True, exist_ok=True)
+                _write(job.folder / FAILED, _identity(job) | {"reason": str(error)})
+            continue
+        minutes = (record["train_seconds"] + record["score_seconds"]) / 60
+        numbers = (f"{name} {record['metrics'][name]:.4g}" for name in PROTOCOLS[job.table].headline)
+        say(f"{head}: {', '.join(numbers)}  ({minutes:.1f} minutes)")
+    for table in tables:
+        for figure in draw(table, settings):
+            say(f"figure: {figure}")
+    return failed
+
+
+def draw(table: str, settings: Settings) -> list[Path]:
+    """The figures of a table, of the first seed's runs that are done."""
+    everything = Settings(settings.output, settings.budget, 1)
+    runs: Runs = {
+        (job.entry.set, job.entry.model): job.folder
+        for job in jobs_of(table, everything)
+        if (job.folder / SCORE).is_file()
+    }
+    if not runs:
+        return []
+    folder = settings.output / settings.budget / table / "figures"
+    folder.mkdir(exist_ok=True)
+    return PROTOCOLS[table].draw(runs, folder, settings.data)
+
+
+def read_records(table: str, settings: Settings) -> Iterator[dict[str, Any]]:
+    """What score.json and failed.json of a table's runs hold; of any number of seeds."""
+    root = settings.output / settings.budget / table
+    for name in (SCORE, FAILED):
+        for path in sorted(root.glob(f"*/{name}")):
+            if name == SCORE or not (path.parent / SCORE).is_file():
+                yield json.loads(path.read_text(encoding="utf-8"))
+
+
+def _configure(job: Job, settings: Settings) -> Config:
+    config = load_config(job.entry.config, job.entry.overrides).with_folder(settings.data)
+    training: dict[str, Any] = {"output": str(job.folder), "seed": job.seed}
+    update: dict[str, Any] = {}
+    if settings.budget == "quick":
+        sizes = config.model.model_dump(include=_SIZES)
+        small = {name: min(size, _SMALL) for name, size in sizes.items() if size is not None}
+        update["model"] = config.model.model_copy(update=small)
+        training |= {"max_epochs": 1, "max_minutes": 0.5}
+        if "num_train" in type(config.data).model_fields:
+            count = {"num_train": 40, "num_valid": 10, "num_test": 10}
+            frames = {"num_frames": 40} if config.data.set == "balls" else {}
+            update["data"] = config.data.model_copy(update=count | frames)
+    update["training"] = config.training.model_copy(update=training)
+    return config.model_copy(update=update)
+
+
+_SIZES = {
+    *("hidden_size", "latent_size", "noise_size", "mlp_size", "embed_size", "backward_size"),
+    *("mixture_size", "nade_size"),
+}
+
+
+def _run(job: Job, config: Config, settings: Settings) -> dict[str, Any]:
+    """Trains, scores, and writes score.json."""
+    _train(job, config)
+    started = time.monotonic()
+    model, trained = load_model(job.folder / "best.ckpt")
+    effort = _QUICK if settings.budget == "quick" else Effort()
+    metrics = PROTOCOLS[job.table].score(model, trained.with_folder(settings.data), effort)
+    log = read_metrics(job.folder)
+    record = _identity(job) | {
+        "budget": settings.budget,
+        "metrics": metrics,
+        "config": _comparable(config),
+        "config_name": job.entry.config,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "best_epoch": read_checkpoint(job.folder / "best.ckpt")["vssn"]["epoch"],
+        "epochs": int(log["epoch"][-1]),
+        "train_seconds": float(log["seconds"][-1]),
+        "score_seconds": time.monotonic() - started,
+        "machine": describe_machine(),
+        "threads": torch.get_num_threads(),
+        "versions": f"vssn {__version__}, torch {torch.__version__}",
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    _write(job.folder / SCORE, record)
+    (job.folder / FAILED).unlink(missing_ok=True)
+    return record
+
+
+def _train(job: Job, config: Config) -> None:
+    """Trains, or goes on training, unless that is done; trained.json says so."""
+    if (job.folder / TRAINED).is_file():
+        return
+    last = job.folder / "last.ckpt"
+    epochs = read_checkpoint(last)["vssn"]["epoch"] if last.is_file() else 0
+    if epochs < config.training.max_epochs:
+        fit(config, resume=epochs > 0)
+    _write(job.folder / TRAINED, _identity(job))
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    return {"table": job.table, "set": job.entry.set, "model": job.entry.model, "seed": job.seed}
+
+
+def _comparable(config: Config) -> dict[str, Any]:
+    """The configuration without what may differ between two runs of the same experiment."""
+    settings: dict[str, Any] = config.model_dump(mode="json")
+    return {
+        section: {name: value for name, value in values.items() if name not in _FREE.get(section, ())}
+        for section, values in settings.items()
+    }
+
+
+def _require_same(job: Job, config: Config) -> None:
+    before = json.loads((job.folder / SCORE).read_text(encoding="utf-8"))["config"]
+    for section, values in _comparable(config).items():
+        for name in sorted(values.keys() | before[section].keys()):
+            if values.get(name) != before[section].get(name):
+                raise ConfigError(
+                    f"{section}.{name} is {values.get(name)!r}, but {job.folder} was made with "
+                    f"{before[section].get(name)!r}; remove that folder to run it anew, or name another --output"
+                )
+
+
+def describe_machine() -> str:
+    """Processor and cores, and the CUDA device where there is one."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    device = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
+    return f"{name}, {os.cpu_count()} cores{device}"
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _plain(text: str) -> str:
+    return "_".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
