@@ -1,0 +1,305 @@
+"""Compiles the triton backend's kernels ahead of time, as its launchers would, for GPUs that need not be there, and
+reads their registers, spills, shared memory and matrix instructions.
+
+    python tests/triton_resources.py                           prints the table
+    python tests/triton_resources.py vssn_kernels/README.md    writes it between the markers of that file
+
+In a process without TRITON_INTERPRET.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from vssn_kernels.backend import triton as backend
+from vssn_kernels.backend.triton_kernels import gaussian, gru, posterior
+
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+BEGIN, END = "<!-- triton resources -->", "<!-- end of triton resources -->"
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+
+class Chip(NamedTuple):
+    """A GPU to compile for."""
+
+    target: GPUTarget
+    device: backend.Device
+
+
+CHIPS = {
+    "sm_80": Chip(GPUTarget("cuda", 80, 32), backend.Device(108, 166912, True, tf32=True, float32=False)),
+    "sm_90": Chip(GPUTarget("cuda", 90, 32), backend.Device(132, 232448, True, tf32=True, float32=False)),
+    "sm_120": Chip(GPUTarget("cuda", 120, 32), backend.Device(170, 101376, True, tf32=True, float32=False)),
+    "gfx942": Chip(GPUTarget("hip", "gfx942", 64), backend.Device(304, 65536, True, tf32=True, float32=True)),
+}
+
+
+class Launch(NamedTuple):
+    """One kernel as a launcher calls it."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+
+class Resources(NamedTuple):
+    """What a compiled kernel takes; bytes of shared memory of a program, spilled bytes of a thread."""
+
+    registers: int
+    spilled: int
+    shared: int
+    matrix_instructions: int
+
+
+# ---- What is launched ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def recorded(chip: Chip, precision: str) -> Iterator[list[Launch]]:
+    """Inside the block the backend's functions launch nothing on CPU tensors, but record what `chip` would get."""
+    launches: list[Launch] = []
+
+    class Recorder:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda *arguments, **keywords: launches.append(Launch(self.kernel, grid, arguments, keywords))
+
+    def recorders(module: Any, prefix: str) -> Any:
+        kernels = {name: kernel for name, kernel in vars(module).items() if name.startswith(prefix)}
+        return mock.patch.multiple(module, **{name: Recorder(kernel) for name, kernel in kernels.items()})
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    with (
+        mock.patch.object(backend, "device_of", return_value=chip.device),
+        mock.patch.object(backend, "_emulated", return_value=False),
+        recorders(gru, "gru_"),
+        recorders(posterior, "posterior_"),
+        recorders(gaussian, "gaussian_"),
+    ):
+        yield launches
+    torch.set_float32_matmul_precision(before)
+
+
+def gru_launches(chip: Chip, precision: str, hidden: int) -> list[Launch]:
+    """Forward and backward of 32 sequences with lengths."""
+    new = {"dtype": DTYPES[precision]}
+    lengths = torch.zeros(32, dtype=torch.int64)
+    with recorded(chip, precision) as launches:
+        x, h0, weight = torch.zeros(2, 32, 3 * hidden, **new), torch.zeros(32, hidden, **new), None
+        weight, bias = torch.zeros(3 * hidden, hidden, **new), torch.zeros(3 * hidden, **new)
+        output, h_n, gates = backend.gru_forward(x, h0, weight, bias, lengths, False, True)
+        needs = (True, True, False, False)
+        backend.gru_backward(output, h_n, output, gates, h0, weight, lengths, False, needs)
+    return launches
+
+
+def posterior_launches(chip: Chip, precision: str, width: int, latent: int, prior: bool) -> list[Launch]:
+    """Forward and backward of 32 sequences with lengths."""
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=DTYPES[precision])
+
+    lengths = torch.zeros(32, dtype=torch.int64)
+    weights = (zeros(width, latent), zeros(2 * latent, width))
+    more = (zeros(width, latent), zeros(latent, width)) if prior else (None, None)
+    with recorded(chip, precision) as launches:
+        context, z0, eps = zeros(2, 32, width), zeros(32, latent), zeros(2, 32, latent)
+        bias, prior_bias = zeros(2 * latent), zeros(latent) if prior else None
+        z, _, logvar, hidden, prior_hidden = backend.posterior_forward(
+            context,
+            z0,
+            eps,
+            *weights,
+            bias,
+            context if prior else None,
+            *more,
+            prior_bias,
+            lengths,
+            "silu",
+            -12.0,
+            True,
+        )
+        needs = (True, True, True, False, False, False, prior, False, False, False)
+        backend.posterior_backward(
+            z, z, z, z, logvar, hidden, prior_hidden, z0, eps, *weights, *more, lengths, "silu", -12.0, needs
+        )
+    return launches
+
+
+def gaussian_launches(chip: Chip, precision: str, latent: int) -> list[Launch]:
+    """Forward and backward of gaussian_rsample_kl with a prior."""
+    full = torch.zeros(32, latent, dtype=DTYPES[precision])
+    with recorded(chip, precision) as launches:
+        z, kl = backend.gaussian_rsample_kl_forward(full, full, full, full, full)
+        backend.gaussian_rsample_kl_backward(z, kl, full, full, full, full, full, [True] * 5)
+    return launches
+
+
+# ---- Compilation -----------------------------------------------------------------------------------------
+
+
+def compile_for(chip: Chip, launch: Launch) -> Any:
+    """The kernel compiled with the types and constants that Triton's launcher would give it."""
+    bound = launch.kernel.signature.bind_partial(*launch.arguments)
+    names = set(launch.kernel.signature.parameters)
+    values = bound.arguments | {name: value for name, value in launch.keywords.items() if name in names}
+    options = {name: value for name, value in launch.keywords.items() if name not in names}
+    signature, constants, attributes = {}, {}, {}
+    for number, parameter in enumerate(launch.kernel.params):
+        value = values[parameter.name]
+        special = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (special and type(value) is int and value == 1):
+            signature[parameter.name], constants[(number,)] = "constexpr", value
+            continue
+        if isinstance(value, Tensor):
+            signature[parameter.name] = POINTERS[value.dtype]
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+            continue
+        else:
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+        if special and (isinstance(value, Tensor) or value % 16 == 0):
+            attributes[(number,)] = [["tt.divisibility", 16]]
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    return triton.compile(source, target=chip.target, options=options)
+
+
+def resources(chip: Chip, compiled: Any) -> Resources:
+    """Read from the machine code: cuobjdump's listing, or the metadata in AMD's assembly."""
+    shared = compiled.metadata.shared
+    if chip.target.backend == "hip":
+        text = compiled.asm["amdgcn"]
+
+        def field(name: str) -> int:
+            return int(re.search(rf"\.{name}:\s+(\d+)", text)[1])
+
+        return Resources(
+            field("vgpr_count"), field("private_segment_fixed_size"), shared, len(re.findall(r"\bv_mfma_", text))
+        )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
+        code = _tool("cuobjdump", "-sass", file.name)
+    registers, stack = (int(re.search(rf"\b{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
+    return Resources(registers, stack, shared, len(re.findall(r"\b(?:HMMA|HGMMA)\.", code)))
+
+
+def _tool(name: str, *arguments: str) -> str:
+    return subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+# ---- The table -------------------------------------------------------------------------------------------
+
+
+class Case(NamedTuple):
+    """Sizes and precision of a recurrence, or Z of the Gaussians."""
+
+    op: str
+    sizes: tuple[int, ...]  # H; M, Z, whether there is a prior's mean; Z
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.op}-{'x'.join(str(size) for size in self.sizes)}-{self.precision}"
+
+    def launches(self, chip: Chip) -> list[Launch]:
+        """Forward and backward, as the launchers call them for `chip`."""
+        if self.op == "gru":
+            return gru_launches(chip, self.precision, *self.sizes)
+        if self.op == "posterior":
+            width, latent, prior = self.sizes
+            return posterior_launches(chip, self.precision, width, latent, bool(prior))
+        return gaussian_launches(chip, self.precision, *self.sizes)
+
+    def label(self) -> str:
+        if self.op == "posterior":
+            width, latent, prior = self.sizes
+            return f"posterior M={width} Z={latent}{' prior' if prior else ''}, {self.precision}"
+        return f"{self.op} {'H' if self.op == 'gru' else 'Z'}={self.sizes[0]}, {self.precision}"
+
+
+CASES = [
+    *(Case("gru", (64,), precision) for precision in ("float32", "tf32", "bfloat16")),
+    *(Case("gru", (128,), precision) for precision in ("float32", "tf32", "bfloat16")),
+    *(Case("gru", (512,), precision) for precision in ("float32", "tf32", "bfloat16", "float16")),
+    *(Case("posterior", (64, 16, 0), precision) for precision in ("float32", "tf32", "bfloat16")),
+    *(Case("posterior", (256, 64, 1), precision) for precision in ("float32", "tf32", "bfloat16")),
+    *(Case("posterior", (512, 100, 1), precision) for precision in ("float32", "tf32", "bfloat16")),
+    *(Case("gaussian", (64,), precision) for precision in ("float32", "bfloat16")),
+]
+
+
+def form(launch: Launch) -> str:
+    """Where the programs of a launch meet."""
+    sync = launch.keywords.get("SYNC")
+    if sync is None:
+        return "resident" if "UNITS" in launch.keywords or "HIDDEN" in launch.keywords else "one pass"
+    return {"block": "alone", "grid": "shared"}[sync]
+
+
+def heading() -> str:
+    return (
+        f"Compiled by Triton {triton.__version__}: form, registers / bytes spilled, of a thread / KB of shared memory."
+    )
+
+
+def table() -> str:
+    """Markdown: for each case, direction and chip the form, registers, spilled bytes and KB of shared memory."""
+    chips = ("sm_80", "sm_90", "gfx942")
+    lines = [
+        heading(),
+        "",
+        "| kernel | " + " | ".join(chips) + " |",
+        "|---|" + "---|" * len(chips),
+    ]
+    for case in CASES:
+        launches = {name: case.launches(CHIPS[name]) for name in chips}
+        for number, direction in enumerate(("forward", "backward")):
+            cells = []
+            for name in chips:
+                launch = launches[name][number]
+                found = resources(CHIPS[name], compile_for(CHIPS[name], launch))
+                size = f"{found.registers} / {found.spilled} / {found.shared / 1024:.0f}"
+                cells.append(f"{form(launch)}, {size}")
+            lines.append(f"| {case.label()}, {direction} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the table, or writes it into the file that is named."""
+    text = table()
+    if not arguments:
+        print(text)
+        return
+    path = Path(arguments[0])
+    before, rest = path.read_text().split(BEGIN)
+    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

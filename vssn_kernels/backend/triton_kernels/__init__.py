@@ -1,0 +1,1 @@
+"""Kernels of the `triton` backend; ../triton.py launches them."""
