@@ -4,8 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest
+FORMATTED := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
+# The tests that run the CUDA kernels on the host.
+HOST_TESTS := $(filter-out %_compile.py %_device.py,$(wildcard tests/test_cuda_*.py))
 
-.PHONY: demo test test-slow lint sanitize bench bench-quick bench-report bench-store bench-compare format clean
+.PHONY: demo test test-slow lint sanitize cuda-compile gpu bench bench-quick bench-report bench-store bench-compare format clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/python -m vssn.demo --output demo_output
@@ -21,10 +24,23 @@ lint: $(VENV)/dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 
-sanitize:
+# Python itself is not built with the sanitizers: their runtime, and what it must find beside it, are loaded before.
+sanitize: $(VENV)/test-installed
 	$(MAKE) -C csrc/cpu/sanitize -j2
+	$(MAKE) -C csrc/cuda/host -j2 sanitized PYTHON=$(abspath $(BIN))/python
+	VSSN_CUDA_HOST=sanitized ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 OMP_NUM_THREADS=1 \
+	    LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	    $(PYTEST) -q -p no:cacheprovider $(HOST_TESTS)
+
+# Every .cu for every architecture; without nvcc all of it is skipped, and says so.
+cuda-compile: $(VENV)/test-installed
+	$(PYTEST) -n 2 tests/test_cuda_compile.py
+
+# All that needs a GPU, on the Python, PyTorch and Triton that are installed: no network, no pins, under ten minutes.
+gpu:
+	$(PYTHON) -m benchmarks.gpu
 
 # Close other programs first: two that want all cores make each other's threads wait at every barrier.
 bench: $(VENV)/bench-installed
@@ -45,13 +61,14 @@ bench-compare: $(VENV)/test-installed
 format: $(VENV)/dev-installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
+	$(BIN)/clang-format -i $(FORMATTED)
 
 clean:
 	rm -rf $(VENV) build demo_output vssn_kernels/*.so *.egg-info
 
 # One stamp for each set of extras; a change of the sources of the extension or of the pins installs again.
-SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
+SOURCES := pyproject.toml setup.py constraints.txt \
+    $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

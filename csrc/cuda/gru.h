@@ -1,0 +1,96 @@
+// gru_sequence on the GPU: what the launchers take, and how a call is laid out on the device.
+//
+// All memory belongs to the caller. Strides count elements; the last dimension of every tensor is contiguous. A null
+// pointer means: not given, or not needed. Launchers throw std::runtime_error with the kernel's name and the sizes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "storage.h"
+
+namespace vssn {
+
+// How the blocks of a team, which share the hidden units of a batch tile, hand each other what a step produced.
+enum class Exchange : int {
+    block = 1,    // a team is one block: shared memory
+    cluster = 2,  // a thread-block cluster: writes into each other's shared memory
+    grid = 3,     // blocks of a cooperative launch: global memory and a counter
+};
+
+// What tests, and nobody else, choose themselves; 0: the plan chooses.
+struct GruWish {
+    int exchange = 0, blocks = 0, row_tiles = 0;
+};
+
+struct GruProblem {
+    Storage storage;        // of every tensor but the states
+    Storage state_storage;  // of h0, h_n and their gradients: storage, or float32
+    bool tf32;              // float32 products may round their factors to tf32
+    int64_t steps, B, H;
+    bool reverse;
+    const int64_t* lengths;  // [B], clamped to [0, T] by the kernels
+    const void* h0;          // [B, H]
+    int64_t h0_row;
+    const void* weight;  // [3H, H]
+    int64_t weight_row;
+    void* counters;   // of plan.counter_bytes, zeroed
+    void* workspace;  // of plan.workspace_bytes
+    void* stream;
+    GruWish wish;
+};
+
+struct GruForward : GruProblem {
+    const void* gates_x;  // [T, B, 3H]
+    int64_t gates_x_step, gates_x_row;
+    const void* bias;  // [3H]
+    void* output;      // [T, B, H]
+    void* h_n;         // [B, H]
+    void* gates;       // [T, B, H, 4]: r, z, n, W_hn h + b_n of each unit
+};
+
+struct GruBackward : GruProblem {
+    const void* grad_output;  // [T, B, H]
+    int64_t grad_output_step, grad_output_row;
+    const void* grad_h_n;  // [B, H]
+    int64_t grad_h_n_row;
+    const void* output;  // [T, B, H]
+    const void* gates;   // as forward wrote them
+    void* grad_gates_x;  // [T, B, 3H]
+    void* grad_a;        // [T, B, H]: of W_hn h + b_n
+    void* grad_h0;       // [B, H]
+};
+
+// A batch tile is 8 row_tiles rows, a unit tile 16 hidden units. The warps of a block are groups x slices: a group has
+// weights' tiles of its own, and a slice of it `depth` of their k tiles. Of a warp's weights the first register_depth k
+// tiles lie in registers, then shared_tiles in shared memory, the last streamed_tiles in the workspace, packed.
+struct GruPlan {
+    Exchange exchange;
+    int blocks;  // of a team
+    int64_t teams, batch_tiles;
+    int row_tiles;
+    int unit_tiles;  // of a block
+    int groups, slices, depth, rounds;
+    int register_depth, shared_tiles, streamed_tiles;
+    // Shared memory, in bytes from its start, behind gru_common.cuh's header.
+    int operand;   // the product's right side: forward the states, backward the gradients of this block's gates
+    int stride;    // of its rows, in elements
+    int partials;  // forward: sums of the slices; backward: the sums that the sources send
+    int carry;     // backward: what stays of the state's gradient in this block
+    int tiles;     // weights
+    int shared_bytes;
+    // The workspace: what blocks of a grid exchange, then the streamed tiles.
+    int64_t exchange_bytes, workspace_bytes, counter_bytes;
+
+    int threads() const { return 32 * groups * slices; }
+};
+
+// Throws std::runtime_error where no plan fits the device.
+GruPlan gru_plan(Storage storage, bool tf32, bool backward, int64_t B, int64_t H, const GruWish& wish);
+std::string describe(const GruPlan& plan);
+
+void gru_forward(const GruForward& problem);
+void gru_backward(const GruBackward& problem);
+
+}  // namespace vssn

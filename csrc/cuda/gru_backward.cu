@@ -1,0 +1,383 @@
+// The gradient of the GRU recurrence; one launch per sequence, from the last step taken to the first.
+//
+//   grad_z = dh (h - n) z (1 - z),   grad_n = dh (1 - z) (1 - n^2),   grad_r = grad_n a r (1 - r),   grad_a = grad_n r
+//   dh    <- dh z + [grad_r, grad_z, grad_a] W_hh + grad_output
+//
+// reads   grad_output, grad_h_n, output, gates (as forward wrote them), h0, weight, lengths
+// writes  grad_gates_x [T, B, 3H], grad_a [T, B, H] (the gradient of the n part of W_h h, where grad_gates_x has that
+// of
+//         x_n) and grad_h0; zeros at padding. The weight's gradient is a GEMM of these for the caller.
+//
+// A team of blocks runs a batch tile through all its steps. A block computes the gates' gradients of its own hidden
+// units, and multiplies them with the weights' rows of these units: its part of the gradient of every unit of the state
+// before. It sends each part to the block that owns the unit, which adds what came from all blocks in a fixed order. So
+// a step sends one float for each unit, row and block, and the gates' gradients never leave their block.
+#include "../common/cell.h"
+#include "gru_common.cuh"
+
+namespace vssn::gpu {
+
+namespace {
+
+struct BackwardParams {
+    GruBackward k;
+    GruPlan plan;
+    bool paired;  // H is even and every row of the sequences starts at a pair's alignment
+};
+
+// Two units of a row of the batch: what their gradients are computed from.
+template <class S>
+struct Inputs {
+    Vector<S, 4> gates[2];
+    Vector<S, 2> before;  // the state that the step started from
+    Vector<S, 2> grad_output;
+};
+
+template <class C, int kDepth, int kRowTiles>
+VSSN_BOUNDED_KERNEL(kGruThreads, 1)
+gru_backward_kernel(BackwardParams params) {
+    using P = Product<C>;
+    using S = typename P::Stored;
+    constexpr int kAhead = 2 * kRowTiles;  // items of a thread whose inputs are read a step ahead
+    constexpr int kTileRows = kRows * kRowTiles;
+    constexpr int kTiles = kBackwardTiles;
+    const GruBackward& k = params.k;
+    const GruPlan& plan = params.plan;
+    const bool paired = params.paired, float_state = k.state_storage == Storage::float32;
+    const int H = static_cast<int>(k.H), T = static_cast<int>(k.steps);
+    const int units = plan.unit_tiles * kUnits, all_units = plan.blocks * units;  // of the block, of the team
+    const int first_own = block_x() * units;
+    const int sources = plan.blocks * plan.slices;
+    const bool grid = plan.exchange == Exchange::grid;
+
+    unsigned char* shared = dynamic_shared();
+    int* lengths = reinterpret_cast<int*>(shared + kMailboxBytes);  // [rows]
+    // [2][rows][stride]: r, z, a of the own units. Two, in turn: what this block waits for tells it that all blocks
+    // have sent, not that all its own warps have: some of these send to other blocks alone, and may still read.
+    S* grads = reinterpret_cast<S*>(shared + plan.operand);
+    const int grads_size = kTileRows * plan.stride;
+    float* carry = reinterpret_cast<float*>(shared + plan.carry);  // [rows][units]
+    const int sum_stride = grid ? units : units + 4;               // 16 modulo 128 bytes between shared rows
+    const int sums_size = sources * kTileRows * sum_stride;        // what a block receives in a step
+    // [2][sources][rows][sum_stride], in the grid [2][blocks][sources][rows][sum_stride]
+    float* sums = reinterpret_cast<float*>(shared + plan.partials);
+    float* global_sums =
+        static_cast<float*>(k.workspace) + static_cast<int64_t>(block_y()) * 2 * plan.blocks * sums_size;
+
+    Team team{plan.exchange,
+              plan.blocks,
+              static_cast<unsigned*>(k.counters) + block_y(),
+              reinterpret_cast<Mailbox*>(shared),
+              sources * kTileRows * units * static_cast<int>(sizeof(float)),
+              0};
+
+    const int group = warp_id() / plan.slices, slice = warp_id() % plan.slices;
+    const int first_depth = slice * plan.depth;
+    const int source = block_x() * plan.slices + slice;
+    const int row_tiles = all_units / kUnits;  // tiles of 16 units of the state before
+    const auto row_tile = [&](int round, int i) { return (round * plan.groups + group) * kTiles + i; };
+
+    // ---- Weights, once: row `unit` of the state before, k = a gate of an own unit ----------------------------------
+    const auto weights = [&](int round, int i, int tile) {
+        const int deep = (first_depth + tile) * P::kDepth, gate = deep / units, own = first_own + deep % units;
+        const int unit = row_tile(round, i) * kUnits;
+        return P::load_rows(
+            static_cast<const S*>(k.weight) + (static_cast<int64_t>(gate) * H + own) * k.weight_row + unit, 1,
+            k.weight_row, H - unit, gate < 3 && tile < plan.depth ? H - own : 0);
+    };
+    typename P::A resident[kDepth][kTiles];
+#pragma unroll
+    for (int tile = 0; tile < kDepth; ++tile) {
+#pragma unroll
+        for (int i = 0; i < kTiles; ++i) resident[tile][i] = weights(0, i, tile);
+        sync_warp();  // holds the compiler back from more loads at once than there are registers
+    }
+    unsigned char* shared_tiles = shared + plan.tiles + warp_id() * plan.shared_tiles * P::kTileBytes;
+    unsigned char* streamed_tiles =
+        static_cast<unsigned char*>(k.workspace) + plan.exchange_bytes +
+        static_cast<int64_t>(block_x() * warps() + warp_id()) * plan.streamed_tiles * P::kTileBytes;
+#pragma unroll 1
+    for (int i = 0; i < plan.shared_tiles + plan.streamed_tiles; ++i) {
+        const int deep = i / kTiles + kDepth;
+        unsigned char* to = i < plan.shared_tiles
+                                ? shared_tiles + i * P::kTileBytes
+                                : streamed_tiles + static_cast<int64_t>(i - plan.shared_tiles) * P::kTileBytes;
+        P::store(weights(deep / plan.depth, i % kTiles, deep % plan.depth), to);
+    }
+    for (int i = thread_id(); i < 2 * grads_size; i += block_threads()) grads[i] = from_float<S>(0.0f);
+    team.start();
+
+    // An item: two units of a row.
+    const int pairs = units / 2, items = kTileRows * pairs;
+
+    for (int64_t tile = block_y(); tile < plan.batch_tiles; tile += grid_y()) {
+        const int64_t first_row = tile * kTileRows;
+        const int longest = tile_steps(k, first_row, kTileRows, lengths);
+        const auto step_time = [&](int s) { return k.reverse ? s : longest - 1 - s; };
+
+        const auto load_inputs = [&](int item, int t) {
+            const int unit = first_own + item % pairs * 2, own_units = H - unit;
+            const int64_t row = first_row + item / pairs, at = (t * k.B + row) * H + unit;
+            const int length = lengths[item / pairs];
+            Inputs<S> in;
+            const int count = t < length ? own_units : 0;
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                const S zero = from_float<S>(0.0f);
+                in.gates[j] = {{zero, zero, zero, zero}};
+                if (j < count) in.gates[j] = static_cast<const Vector<S, 4>*>(k.gates)[at + j];
+            }
+            const bool first = t == (k.reverse ? length - 1 : 0);
+            const int64_t before = at + (k.reverse ? k.B : -k.B) * H;
+            in.before = load_pair(static_cast<const S*>(k.output) + before, first ? 0 : count, paired);
+            const S* grad =
+                static_cast<const S*>(k.grad_output) + t * k.grad_output_step + row * k.grad_output_row + unit;
+            in.grad_output = load_pair(grad, k.grad_output ? count : 0, paired);
+            return in;
+        };
+
+        // The gradient of the state, at two units of a row.
+        const auto collect = [&](int item, bool any) {
+            const int b = item / pairs, j = item % pairs * 2;
+            Vector<float, 2> sum = *reinterpret_cast<const Vector<float, 2>*>(carry + b * units + j);
+            if (any) {
+                const int slot = b * sum_stride + j, source_size = kTileRows * sum_stride;
+                if (grid) {
+                    const float* from = global_sums +
+                                        (static_cast<int64_t>(team.buffer()) * plan.blocks + block_x()) * sums_size +
+                                        slot;
+#pragma unroll 8
+                    for (int i = 0; i < sources; ++i) {
+                        const auto part = load_l2(reinterpret_cast<const Vector<float, 2>*>(from + i * source_size));
+                        sum.v[0] += part.v[0];
+                        sum.v[1] += part.v[1];
+                    }
+                } else {
+                    const float* from = sums + team.buffer() * sums_size + slot;
+#pragma unroll 4
+                    for (int i = 0; i < sources; ++i) {
+                        const auto part = *reinterpret_cast<const Vector<float, 2>*>(from + i * source_size);
+                        sum.v[0] += part.v[0];
+                        sum.v[1] += part.v[1];
+                    }
+                }
+            }
+            return sum;
+        };
+
+        const auto gate_gradients = [&](int item, int t, const Inputs<S>& in, bool any) {
+            const int b = item / pairs, j = item % pairs * 2, unit = first_own + j, own_units = H - unit;
+            const int64_t row = first_row + b, at = t * k.B + row;
+            const int length = lengths[b];
+            const bool active = t < length, first = t == (k.reverse ? length - 1 : 0);
+            Vector<float, 2> dh = collect(item, any);
+            GruGates<float> grad[2];
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                float before = to_float(in.before.v[i]);
+                if (active && first && i < own_units)
+                    before = load_state<S>(k.h0, float_state, row * k.h0_row + unit + i);
+                const GruGates<float> g = {to_float(in.gates[i].v[0]), to_float(in.gates[i].v[1]),
+                                           to_float(in.gates[i].v[2]), to_float(in.gates[i].v[3])};
+                grad[i] = gru_gate_grads(g, before, dh.v[i] + to_float(in.grad_output.v[i]));
+                if (active)
+                    dh.v[i] = (dh.v[i] + to_float(in.grad_output.v[i])) * g.z;
+                else
+                    grad[i] = {0, 0, 0, 0};
+            }
+            *reinterpret_cast<Vector<float, 2>*>(carry + b * units + j) = dh;
+            S* operand = grads + team.buffer() * grads_size + b * plan.stride + j;
+            const auto rounded = [](float first, float second) {
+                return Vector<S, 2>{{P::rounded(first), P::rounded(second)}};
+            };
+            *reinterpret_cast<Vector<S, 2>*>(operand) = rounded(grad[0].r, grad[1].r);
+            *reinterpret_cast<Vector<S, 2>*>(operand + units) = rounded(grad[0].z, grad[1].z);
+            *reinterpret_cast<Vector<S, 2>*>(operand + 2 * units) = rounded(grad[0].a, grad[1].a);
+            if (row < k.B) {
+                S* grad_x = static_cast<S*>(k.grad_gates_x) + 3 * at * H + unit;
+                store_pair(grad_x, make_pair<S>(grad[0].r, grad[1].r), own_units, paired);
+                store_pair(grad_x + H, make_pair<S>(grad[0].z, grad[1].z), own_units, paired);
+                store_pair(grad_x + 2 * H, make_pair<S>(grad[0].n, grad[1].n), own_units, paired);
+                if (k.grad_a)
+                    store_pair(static_cast<S*>(k.grad_a) + at * H + unit, make_pair<S>(grad[0].a, grad[1].a), own_units,
+                               paired);
+            }
+        };
+
+        for (int item = thread_id(); item < items; item += block_threads()) {
+            const int b = item / pairs, j = item % pairs * 2, unit = first_own + j;
+            for (int i = 0; i < 2; ++i)
+                carry[b * units + j + i] =
+                    k.grad_h_n && first_row + b < k.B && unit + i < H
+                        ? load_state<S>(k.grad_h_n, float_state, (first_row + b) * k.grad_h_n_row + unit + i)
+                        : 0.0f;
+        }
+        Inputs<S> ahead[kAhead];
+        const auto load_ahead = [&](int t) {
+#pragma unroll
+            for (int i = 0; i < kAhead; ++i) {
+                const int item = thread_id() + i * block_threads();
+                if (item < items) ahead[i] = load_inputs(item, t);
+            }
+        };
+        if (longest > 0) load_ahead(step_time(0));
+
+#pragma unroll 1
+        for (int s = 0; s < longest; ++s) {
+            const int t = step_time(s);
+            // What the first step sends on reaches nobody but grad_h0.
+            const bool sends = s + 1 < longest || k.grad_h0;
+            if (sends) team.expect_next();
+
+            // ---- Gates -------------------------------------------------------------------------------------------
+#pragma unroll
+            for (int i = 0; i < kAhead; ++i) {
+                const int item = thread_id() + i * block_threads();
+                if (item < items) gate_gradients(item, t, ahead[i], s > 0);
+            }
+#pragma unroll 1
+            for (int item = thread_id() + kAhead * block_threads(); item < items; item += block_threads())
+                gate_gradients(item, t, load_inputs(item, t), s > 0);
+            if (!sends) break;
+            if (s + 1 < longest) load_ahead(step_time(s + 1));
+            sync_block();
+
+            // ---- Products, and what they send ----------------------------------------------------------------------
+            const S* operand = grads + team.buffer() * grads_size + first_depth * P::kDepth;
+            const unsigned char *from_shared = shared_tiles, *from_stream = streamed_tiles;
+            int left_in_shared = plan.shared_tiles;
+#pragma unroll 1
+            for (int round = 0; round < plan.rounds && row_tile(round, 0) < row_tiles; ++round) {
+                Accumulator sum[kTiles][kRowTiles] = {};
+                const auto multiply = [&](const typename P::A(&a)[kTiles], int depth) {
+#pragma unroll
+                    for (int n = 0; n < kRowTiles; ++n) {
+                        const auto b = P::load_b(operand + n * kRows * plan.stride + depth * P::kDepth, plan.stride);
+#pragma unroll
+                        for (int i = 0; i < kTiles; ++i) P::multiply(sum[i][n], a[i], b);
+                    }
+                };
+                int depth = 0;
+                if (round == 0) {
+#pragma unroll
+                    for (int i = 0; i < kDepth; ++i) multiply(resident[i], i);
+                    depth = kDepth;
+                }
+#pragma unroll 2
+                for (; depth < plan.depth && left_in_shared > 0; ++depth, left_in_shared -= kTiles) {
+                    typename P::A a[kTiles];
+#pragma unroll
+                    for (int i = 0; i < kTiles; ++i, from_shared += P::kTileBytes) a[i] = P::load(from_shared);
+                    multiply(a, depth);
+                }
+#pragma unroll 2
+                for (; depth < plan.depth; ++depth) {
+                    typename P::A a[kTiles];
+#pragma unroll
+                    for (int i = 0; i < kTiles; ++i, from_stream += P::kTileBytes) a[i] = P::load(from_stream);
+                    multiply(a, depth);
+                }
+                // Neighbouring lanes put their pairs of two rows together: 16 bytes of one row each.
+                const bool odd = lane_id() / 4 % 2 == 1;
+                const int column = accumulator_column(odd ? 1 : 0), first = accumulator_row(0) - (odd ? 2 : 0);
+#pragma unroll
+                for (int i = 0; i < kTiles; ++i) {
+                    const int to = row_tile(round, i), owner = to / plan.unit_tiles;
+                    const int unit = to % plan.unit_tiles * kUnits + first;
+                    if (to < row_tiles)
+#pragma unroll
+                        for (int n = 0; n < kRowTiles; ++n) {
+                            const float* v = sum[i][n].v;
+                            const float other[2] = {shuffle_xor(odd ? v[0] : v[1], 4),
+                                                    shuffle_xor(odd ? v[2] : v[3], 4)};
+                            const Vector<float, 4> part = odd ? Vector<float, 4>{{other[0], other[1], v[1], v[3]}}
+                                                              : Vector<float, 4>{{v[0], v[2], other[0], other[1]}};
+                            const int slot = (source * kTileRows + n * kRows + column) * sum_stride + unit;
+                            if (grid) {
+                                float* base =
+                                    global_sums +
+                                    (static_cast<int64_t>(team.next_buffer()) * plan.blocks + owner) * sums_size;
+                                store_l2(reinterpret_cast<Vector<float, 4>*>(base + slot), part);
+                            } else {
+                                auto* at =
+                                    reinterpret_cast<Vector<float, 4>*>(sums + team.next_buffer() * sums_size + slot);
+                                if (plan.exchange == Exchange::cluster)
+                                    send(at, part, team.mailboxes + team.next_buffer(), owner);
+                                else
+                                    *at = part;
+                            }
+                        }
+                }
+            }
+            team.sent();
+            team.receive();
+        }
+
+        // ---- Steps past the tile's longest row, and the gradient of the first state
+        // ----------------------------------
+#pragma unroll 1
+        for (int item = thread_id(); item < items; item += block_threads()) {
+            const int unit = first_own + item % pairs * 2, own_units = H - unit;
+            const int64_t row = first_row + item / pairs;
+            if (row >= k.B) continue;
+            const Vector<S, 2> zero = make_pair<S>(0, 0);
+#pragma unroll 1
+            for (int t = longest; t < T; ++t) {
+                const int64_t at = t * k.B + row;
+#pragma unroll
+                for (int gate = 0; gate < 3; ++gate)
+                    store_pair(static_cast<S*>(k.grad_gates_x) + (3 * at + gate) * H + unit, zero, own_units, paired);
+                if (k.grad_a) store_pair(static_cast<S*>(k.grad_a) + at * H + unit, zero, own_units, paired);
+            }
+            if (k.grad_h0) {
+                const Vector<float, 2> dh = collect(item, longest > 0);
+#pragma unroll
+                for (int j = 0; j < 2; ++j)
+                    if (j < own_units) store_state<S>(k.grad_h0, float_state, row * H + unit + j, dh.v[j]);
+            }
+        }
+    }
+}
+
+// ---- Launchers --------------------------------------------------------------------------------------------------
+
+template <class C, int kDepth>
+const char* launch_backward(const Launch& shape, const BackwardParams& params) {
+    return params.plan.row_tiles == 1 ? launch(&gru_backward_kernel<C, kDepth, 1>, shape, params)
+                                      : launch(&gru_backward_kernel<C, kDepth, 2>, shape, params);
+}
+
+template <class C>
+const char* launch_backward(const Launch& shape, const BackwardParams& params) {
+    return params.plan.register_depth == 6 ? launch_backward<C, 6>(shape, params)
+                                           : launch_backward<C, 3>(shape, params);
+}
+
+template <>
+const char* launch_backward<float>(const Launch& shape, const BackwardParams& params) {
+    return launch(&gru_backward_kernel<float, 3, 1>, shape, params);
+}
+
+}  // namespace
+
+}  // namespace vssn::gpu
+
+namespace vssn {
+
+void gru_backward(const GruBackward& k) {
+    using namespace gpu;
+    if (k.B == 0) return;
+    require_countable("gru_backward", k);
+    const GruPlan plan = gru_plan(k.storage, k.tf32, true, k.B, k.H, k.wish);
+    const bool paired = all_paired(k.H, k.storage, {k.output, k.grad_output, k.grad_gates_x, k.grad_a},
+                                   {k.grad_output_step, k.grad_output_row});
+    const BackwardParams params{k, plan, paired};
+    const Launch shape = launch_shape(plan, k.stream);
+    const char* error = k.storage == Storage::bfloat16  ? launch_backward<bfloat16>(shape, params)
+                        : k.storage == Storage::float16 ? launch_backward<float16>(shape, params)
+                        : k.tf32                        ? launch_backward<tf32>(shape, params)
+                                                        : launch_backward<float>(shape, params);
+    if (error) fail_to_launch("gru_backward", k, plan, error);
+}
+
+}  // namespace vssn

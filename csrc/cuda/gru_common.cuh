@@ -1,0 +1,141 @@
+// What the GRU's forward and backward kernels share: sizes, pairs of elements, the exchange between blocks.
+#pragma once
+
+#include <initializer_list>
+
+#include "gru.h"
+#include "primitives.cuh"
+
+namespace vssn::gpu {
+
+constexpr int kUnits = 16;                   // hidden units of a tile: the rows of a product
+constexpr int kRows = 8;                     // batch rows of a tile: its columns
+constexpr int kGruThreads = 256;             // of a block, at most: so a thread may have 255 registers
+constexpr int kBackwardTiles = 4;            // tiles of rows that a warp of the backward kernel has side by side
+constexpr int kMailboxBytes = 16;            // at the start of shared memory, then:
+constexpr int kLengthBytes = 4 * 2 * kRows;  // steps of each row of the batch tile
+constexpr int kHeaderBytes = kMailboxBytes + kLengthBytes;
+
+// Two neighbouring elements, of which `count` lie within the tensor (<= 0: none). `paired`: such pairs are aligned, and
+// lie within the tensor together.
+template <class S>
+VSSN_DEVICE Vector<S, 2> load_pair(const S* p, int count, bool paired) {
+    Vector<S, 2> pair{{from_float<S>(0.0f), from_float<S>(0.0f)}};
+    if (paired) {
+        if (count > 0) pair = *reinterpret_cast<const Vector<S, 2>*>(p);
+    } else {
+        if (count > 0) pair.v[0] = p[0];
+        if (count > 1) pair.v[1] = p[1];
+    }
+    return pair;
+}
+
+template <class S>
+VSSN_DEVICE void store_pair(S* p, const Vector<S, 2>& pair, int count, bool paired) {
+    if (paired) {
+        if (count > 0) *reinterpret_cast<Vector<S, 2>*>(p) = pair;
+    } else {
+        if (count > 0) p[0] = pair.v[0];
+        if (count > 1) p[1] = pair.v[1];
+    }
+}
+
+template <class S>
+VSSN_DEVICE Vector<S, 2> make_pair(float first, float second) {
+    return {{from_float<S>(first), from_float<S>(second)}};
+}
+
+// An element of h0 or grad_h_n: of the storage type S, or float32 beside it.
+template <class S>
+VSSN_DEVICE float load_state(const void* p, bool is_float, int64_t i) {
+    return is_float ? static_cast<const float*>(p)[i] : to_float(static_cast<const S*>(p)[i]);
+}
+
+template <class S>
+VSSN_DEVICE void store_state(void* p, bool is_float, int64_t i, float value) {
+    if (is_float)
+        static_cast<float*>(p)[i] = value;
+    else
+        static_cast<S*>(p)[i] = from_float<S>(value);
+}
+
+// Steps of a row: lengths[b] within [0, T]; 0 for a row past the batch.
+VSSN_DEVICE int row_steps(const GruProblem& k, int64_t b) {
+    if (b >= k.B) return 0;
+    if (!k.lengths) return static_cast<int>(k.steps);
+    const int64_t n = k.lengths[b];
+    return static_cast<int>(n < 0 ? 0 : n > k.steps ? k.steps : n);
+}
+
+// Writes the steps of the tile's rows to shared memory, and gives those of the longest: the recurrence runs over these
+// alone. Called by all threads.
+VSSN_DEVICE int tile_steps(const GruProblem& k, int64_t first_row, int rows, int* lengths) {
+    sync_block();  // nobody still reads what belongs to the tile before
+    if (thread_id() < rows) lengths[thread_id()] = row_steps(k, first_row + thread_id());
+    sync_block();
+    int longest = 0;
+    for (int i = 0; i < rows; ++i) longest = lengths[i] > longest ? lengths[i] : longest;
+    return longest;
+}
+
+// A block's view of the exchange in which every block of its team sends to all of them, and all receive, once a step.
+// Two buffers are written in turn, so that one exchange a step is enough: nobody can send into a buffer before every
+// block has sent what it computed from that buffer's last contents.
+struct Team {
+    Exchange exchange;
+    int blocks;
+    unsigned* counter;   // of the grid
+    Mailbox* mailboxes;  // of the cluster
+    int expected_bytes;  // that come to this block's mailbox in an exchange
+    unsigned done;       // exchanges so far
+
+    VSSN_DEVICE int buffer() const { return static_cast<int>(done % 2); }
+    VSSN_DEVICE int next_buffer() const { return static_cast<int>((done + 1) % 2); }
+
+    // Once, by all threads, before anything is sent.
+    VSSN_DEVICE void start() const {
+        if (exchange == Exchange::cluster) {
+            if (thread_id() == 0) {
+                open(mailboxes);
+                open(mailboxes + 1);
+            }
+            sync_cluster();
+        }
+    }
+
+    // Before this block computes what it sends.
+    VSSN_DEVICE void expect_next() const {
+        if (exchange == Exchange::cluster && thread_id() == 0) expect(mailboxes + next_buffer(), expected_bytes);
+    }
+
+    // This block has sent. What the kernel writes between sent() and receive() delays nobody.
+    VSSN_DEVICE void sent() const {
+        if (exchange != Exchange::cluster) sync_block();
+        if (exchange == Exchange::grid && thread_id() == 0) add_release(counter, 1);
+    }
+
+    // All blocks have sent, and this thread may read it (from the grid: by load_l2).
+    VSSN_DEVICE void receive() {
+        if (exchange == Exchange::cluster) await(mailboxes + next_buffer(), done / 2);
+        if (exchange == Exchange::grid) {
+            if (thread_id() == 0) wait_acquire(counter, static_cast<unsigned>(blocks) * (done + 1));
+            sync_block();
+        }
+        ++done;
+    }
+};
+
+// ---- For the launchers (host code, gru_plan.cu) -----------------------------------------------------------------
+
+// Whether neighbours at even units form aligned pairs in all of these tensors: even H, strides and addresses.
+bool all_paired(int64_t H, Storage storage, std::initializer_list<const void*> tensors,
+                std::initializer_list<int64_t> strides);
+
+Launch launch_shape(const GruPlan& plan, void* stream);
+
+// Throws std::runtime_error for sizes that the kernels do not count in an int.
+void require_countable(const char* kernel, const GruProblem& problem);
+
+[[noreturn]] void fail_to_launch(const char* kernel, const GruProblem& problem, const GruPlan& plan, const char* error);
+
+}  // namespace vssn::gpu

@@ -1,0 +1,389 @@
+// The GRU recurrence over given input gates; one launch per sequence.
+//
+//   r, z = sigmoid(x_r + W_hr h + b_r), sigmoid(x_z + W_hz h + b_z)      x = gates_x[t]  [B, 3H]
+//   a    = W_hn h + b_n,   n = tanh(x_n + r a)
+//   h'   = (1 - z) n + z h = output[t]                                   [B, H]
+//
+// reads   gates_x, h0, weight [3H, H], bias, lengths
+// writes  output, h_n and, for backward, gates = (r, z, n, a) of each unit; zeros at padding, which is never read
+//
+// A team of blocks runs a batch tile through all its steps. A warp owns a tile of 16 hidden units, and keeps the rows
+// of r, z and n of these units in three accumulators, so that the gates need no other lane. Where a block has few
+// unit tiles, slices of warps share the sum over the hidden units of the step before. Each step: products of the
+// weights, on chip, with the state in shared memory; gates; the new state goes to every block of the team.
+#include "../common/cell.h"
+#include "gru_common.cuh"
+
+namespace vssn::gpu {
+
+namespace {
+
+struct ForwardParams {
+    GruForward k;
+    GruPlan plan;
+    bool paired;  // H is even and every row of gates_x and of the outputs starts at a pair's alignment
+};
+
+// What a lane writes of a step for one row of the batch and its two units.
+template <class S>
+struct StepResult {
+    Vector<S, 2> h;
+    Vector<S, 4> gates[2];
+};
+
+// The state of two units of a row, to every block of the team. `next`: the state that the next step reads in shared
+// memory, `global`: the same for the grid.
+template <class S>
+VSSN_DEVICE void send_state(const Team& team, const Vector<S, 2>& pair, S* next, S* global, int stride,
+                            int global_stride, int row, int first_unit) {
+    constexpr int kMembers = 8 / sizeof(S);  // lanes whose pairs make 16 bytes: 4 or 2, 8 units or 4
+    if (team.exchange == Exchange::block) {
+        *reinterpret_cast<Vector<S, 2>*>(next + row * stride + first_unit) = pair;
+        return;
+    }
+    const int member = lane_id() / 4 % kMembers;
+    Vector<S, 8 / sizeof(S) * 2> together;
+    if constexpr (sizeof(S) == 2) {
+        union Word {
+            Vector<S, 2> pair;
+            unsigned bits;
+        };
+        Word own, words[4];
+        own.pair = pair;
+        const unsigned next_one = shuffle_xor(own.bits, 4);
+        const unsigned low = member & 1 ? next_one : own.bits, high = member & 1 ? own.bits : next_one;
+        const unsigned other_low = shuffle_xor(low, 8), other_high = shuffle_xor(high, 8);
+        words[0].bits = member & 2 ? other_low : low;
+        words[1].bits = member & 2 ? other_high : high;
+        words[2].bits = member & 2 ? low : other_low;
+        words[3].bits = member & 2 ? high : other_high;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            together.v[2 * i] = words[i].pair.v[0];
+            together.v[2 * i + 1] = words[i].pair.v[1];
+        }
+    } else {
+        const float first = shuffle_xor(pair.v[0], 4), second = shuffle_xor(pair.v[1], 4);
+        together.v[0] = member ? first : pair.v[0];
+        together.v[1] = member ? second : pair.v[1];
+        together.v[2] = member ? pair.v[0] : first;
+        together.v[3] = member ? pair.v[1] : second;
+    }
+    const int unit = first_unit - 2 * member;
+    if (team.exchange == Exchange::cluster) {
+        auto* to = reinterpret_cast<decltype(together)*>(next + row * stride + unit);
+        for (int rank = member; rank < team.blocks; rank += kMembers)
+            send(to, together, team.mailboxes + team.next_buffer(), rank);
+    } else if (member == 0) {
+        store_l2(reinterpret_cast<decltype(together)*>(global + row * global_stride + unit), together);
+    }
+}
+
+template <class C, int kDepth, int kRowTiles>
+VSSN_BOUNDED_KERNEL(kGruThreads, 1)
+gru_forward_kernel(ForwardParams params) {
+    using P = Product<C>;
+    using S = typename P::Stored;
+    constexpr int kItems = 2 * kRowTiles;  // an item: two units of a row; a lane has them of kItems rows
+    constexpr int kChains = P::kTensorCores && kRowTiles == 1 ? 2 : 1;  // sums that do not wait for each other
+    constexpr int kTileRows = kRows * kRowTiles;
+    const GruForward& k = params.k;
+    const GruPlan& plan = params.plan;
+    const bool paired = params.paired, float_state = k.state_storage == Storage::float32;
+    const int H = static_cast<int>(k.H), T = static_cast<int>(k.steps);
+
+    unsigned char* shared = dynamic_shared();
+    int* lengths = reinterpret_cast<int*>(shared + kMailboxBytes);  // [rows]
+    S* states = reinterpret_cast<S*>(shared + plan.operand);
+    const int stride = plan.stride, state_size = kTileRows * stride;
+    auto* partials = reinterpret_cast<Vector<float, 2>*>(shared + plan.partials);
+    const int global_stride = plan.blocks * plan.unit_tiles * kUnits, global_size = kTileRows * global_stride;
+    S* global = static_cast<S*>(k.workspace) + static_cast<int64_t>(block_y()) * 2 * global_size;
+
+    Team team{plan.exchange,
+              plan.blocks,
+              static_cast<unsigned*>(k.counters) + block_y(),
+              reinterpret_cast<Mailbox*>(shared),
+              global_size * static_cast<int>(sizeof(S)),
+              0};
+
+    const int group = warp_id() / plan.slices, slice = warp_id() % plan.slices;
+    const int first_unit = (block_x() * plan.unit_tiles + group) * kUnits;   // of the warp
+    const int unit = first_unit + accumulator_row(0), own_units = H - unit;  // of the lane: `unit` and the next one
+    const auto row_of = [](int item) { return item / 2 * kRows + accumulator_column(item % 2); };  // in the batch tile
+    bool mine[kItems];  // of the lane's items, those whose gates this slice computes
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) mine[i] = i % plan.slices == slice;
+    const int first_k = slice * plan.depth * P::kDepth;
+
+    // ---- Weights, once -----------------------------------------------------------------------------------------
+    const auto weights = [&](int gate, int tile) {
+        const int at = first_k + tile * P::kDepth;
+        return P::load_rows(
+            static_cast<const S*>(k.weight) + (static_cast<int64_t>(gate) * H + first_unit) * k.weight_row + at,
+            k.weight_row, 1, H - first_unit, tile < plan.depth ? H - at : 0);
+    };
+    typename P::A resident[kDepth][3];
+#pragma unroll
+    for (int tile = 0; tile < kDepth; ++tile) {
+#pragma unroll
+        for (int gate = 0; gate < 3; ++gate) resident[tile][gate] = weights(gate, tile);
+        sync_warp();  // holds the compiler back from more loads at once than there are registers
+    }
+    unsigned char* shared_tiles = shared + plan.tiles + warp_id() * plan.shared_tiles * P::kTileBytes;
+    unsigned char* streamed_tiles =
+        static_cast<unsigned char*>(k.workspace) + plan.exchange_bytes +
+        static_cast<int64_t>(block_x() * warps() + warp_id()) * plan.streamed_tiles * P::kTileBytes;
+#pragma unroll 1
+    for (int i = 0; i < plan.shared_tiles + plan.streamed_tiles; ++i) {
+        unsigned char* to = i < plan.shared_tiles
+                                ? shared_tiles + i * P::kTileBytes
+                                : streamed_tiles + static_cast<int64_t>(i - plan.shared_tiles) * P::kTileBytes;
+        P::store(weights(i % 3, kDepth + i / 3), to);
+    }
+    Vector<float, 2> bias[3];
+#pragma unroll
+    for (int gate = 0; gate < 3; ++gate) {
+        const auto pair = load_pair(static_cast<const S*>(k.bias) + gate * H + unit, own_units, false);
+        bias[gate] = {{to_float(pair.v[0]), to_float(pair.v[1])}};
+    }
+    for (int i = thread_id(); i < (plan.exchange == Exchange::grid ? 1 : 2) * state_size; i += block_threads())
+        states[i] = from_float<S>(0.0f);
+    team.start();
+
+    for (int64_t tile = block_y(); tile < plan.batch_tiles; tile += grid_y()) {
+        const int64_t first_row = tile * kTileRows;
+        const int longest = tile_steps(k, first_row, kTileRows, lengths);
+        const auto step_time = [&](int s) { return k.reverse ? longest - 1 - s : s; };
+
+        // ---- The first state: its units in registers, all of it in shared memory ---------------------------------
+        float h[kItems][2];
+        Vector<S, 2> x[kItems][3];
+#pragma unroll
+        for (int i = 0; i < kItems; ++i) {
+            const int64_t row = first_row + row_of(i);
+#pragma unroll
+            for (int j = 0; j < 2; ++j)
+                h[i][j] =
+                    row < k.B && j < own_units ? load_state<S>(k.h0, float_state, row * k.h0_row + unit + j) : 0.0f;
+        }
+        S* first_state = states + (plan.exchange == Exchange::grid ? 0 : team.buffer() * state_size);
+        for (int i = thread_id(); i < kTileRows * H; i += block_threads()) {
+            const int b = i / H, j = i % H;
+            const bool inside = first_row + b < k.B;
+            first_state[b * stride + j] =
+                P::rounded(inside ? load_state<S>(k.h0, float_state, (first_row + b) * k.h0_row + j) : 0.0f);
+        }
+        const auto load_x = [&](int t) {
+#pragma unroll
+            for (int i = 0; i < kItems; ++i)
+                if (mine[i]) {
+                    const S* from = static_cast<const S*>(k.gates_x) + t * k.gates_x_step +
+                                    (first_row + row_of(i)) * k.gates_x_row + unit;
+                    const int count = t < lengths[row_of(i)] ? own_units : 0;
+#pragma unroll
+                    for (int gate = 0; gate < 3; ++gate) x[i][gate] = load_pair(from + gate * H, count, paired);
+                }
+        };
+        if (longest > 0) load_x(step_time(0));
+        sync_block();
+
+#pragma unroll 1
+        for (int s = 0; s < longest; ++s) {
+            const int t = step_time(s);
+            const bool last = s + 1 == longest;
+            if (!last) team.expect_next();
+            if (s + 4 < longest && slice == plan.slices - 1 && lane_id() < 24 && first_unit < H) {
+                const S* later = static_cast<const S*>(k.gates_x) + step_time(s + 4) * k.gates_x_step + first_unit;
+#pragma unroll
+                for (int n = 0; n < kRowTiles; ++n) {
+                    const int64_t b = first_row + n * kRows + lane_id() % 8;
+                    if (b < k.B) prefetch_l2(later + b * k.gates_x_row + lane_id() / 8 * H);
+                }
+            }
+
+            // ---- Products ----------------------------------------------------------------------------------------
+            Accumulator sum[3][kRowTiles][kChains] = {};
+            const S* state = states + (plan.exchange == Exchange::grid ? 0 : team.buffer() * state_size) + first_k;
+#pragma unroll
+            for (int depth = 0; depth < kDepth; ++depth)
+#pragma unroll
+                for (int n = 0; n < kRowTiles; ++n) {
+                    const auto b = P::load_b(state + n * kRows * stride + depth * P::kDepth, stride);
+#pragma unroll
+                    for (int gate = 0; gate < 3; ++gate)
+                        P::multiply(sum[gate][n][depth % kChains], resident[depth][gate], b);
+                }
+            const auto multiply_rest = [&](const unsigned char* tiles, int depth, int count) {
+#pragma unroll 2
+                for (int i = 0; i < count; ++i, tiles += 3 * P::kTileBytes) {
+                    const typename P::A a[3] = {P::load(tiles), P::load(tiles + P::kTileBytes),
+                                                P::load(tiles + 2 * P::kTileBytes)};
+#pragma unroll
+                    for (int n = 0; n < kRowTiles; ++n) {
+                        const auto b = P::load_b(state + n * kRows * stride + (depth + i) * P::kDepth, stride);
+#pragma unroll
+                        for (int gate = 0; gate < 3; ++gate) P::multiply(sum[gate][n][0], a[gate], b);
+                    }
+                }
+            };
+            multiply_rest(shared_tiles, kDepth, plan.shared_tiles / 3);
+            multiply_rest(streamed_tiles, kDepth + plan.shared_tiles / 3, plan.streamed_tiles / 3);
+
+            // ---- Sums over the slices; slice i takes the items i, i + slices, ...
+            // ------------------------------------
+            Vector<float, 2> total[kItems][3];
+#pragma unroll
+            for (int i = 0; i < kItems; ++i)
+#pragma unroll
+                for (int gate = 0; gate < 3; ++gate) {
+                    const Accumulator* part = sum[gate][i / 2];
+                    total[i][gate] = {{part[0].v[i % 2], part[0].v[2 + i % 2]}};
+                    if constexpr (kChains == 2) {
+                        total[i][gate].v[0] += part[1].v[i % 2];
+                        total[i][gate].v[1] += part[1].v[2 + i % 2];
+                    }
+                }
+            if (plan.slices > 1) {
+                const auto at = [&](int from, int i, int gate) {
+                    return partials + ((((group * plan.slices + from) * kItems + i) * 3 + gate) * kWarp + lane_id());
+                };
+#pragma unroll
+                for (int i = 0; i < kItems; ++i)
+                    if (!mine[i])
+#pragma unroll
+                        for (int gate = 0; gate < 3; ++gate) *at(slice, i, gate) = total[i][gate];
+                sync_block();
+#pragma unroll
+                for (int i = 0; i < kItems; ++i)
+                    if (mine[i])
+#pragma unroll 2
+                        for (int step = 1; step < plan.slices; ++step) {
+                            const int from = slice + step < plan.slices ? slice + step : slice + step - plan.slices;
+#pragma unroll
+                            for (int gate = 0; gate < 3; ++gate) {
+                                const Vector<float, 2> part = *at(from, i, gate);
+                                total[i][gate].v[0] += part.v[0];
+                                total[i][gate].v[1] += part.v[1];
+                            }
+                        }
+            }
+
+            // ---- Gates
+            // -----------------------------------------------------------------------------------------------
+            S* next = states + team.next_buffer() * state_size;
+            S* global_next = global + team.next_buffer() * global_size;
+            StepResult<S> result[kItems] = {};  // set in every step: their registers are free in between
+#pragma unroll
+            for (int i = 0; i < kItems; ++i)
+                if (mine[i]) {
+                    const bool active = t < lengths[row_of(i)];
+#pragma unroll
+                    for (int j = 0; j < 2; ++j) {
+                        const GruGates<float> g =
+                            gru_gates<Math>(to_float(x[i][0].v[j]) + (total[i][0].v[j] + bias[0].v[j]),
+                                            to_float(x[i][1].v[j]) + (total[i][1].v[j] + bias[1].v[j]),
+                                            to_float(x[i][2].v[j]), total[i][2].v[j] + bias[2].v[j]);
+                        const float after = gru_next(g, h[i][j]);
+                        if (active && j < own_units) h[i][j] = after;
+                        result[i].h.v[j] = from_float<S>(active ? h[i][j] : 0.0f);
+                        result[i].gates[j] = {{from_float<S>(active ? g.r : 0.0f), from_float<S>(active ? g.z : 0.0f),
+                                               from_float<S>(active ? g.n : 0.0f), from_float<S>(active ? g.a : 0.0f)}};
+                    }
+                    if (!last)
+                        send_state(team, Vector<S, 2>{{P::rounded(h[i][0]), P::rounded(h[i][1])}}, next, global_next,
+                                   stride, global_stride, row_of(i), unit);
+                }
+            if (!last) team.sent();
+
+            // ---- What others do not wait for ---------------------------------------------------------------------
+            if (!last) load_x(step_time(s + 1));
+#pragma unroll
+            for (int i = 0; i < kItems; ++i)
+                if (mine[i] && first_row + row_of(i) < k.B) {
+                    const int64_t at = (t * k.B + first_row + row_of(i)) * H + unit;
+                    store_pair(static_cast<S*>(k.output) + at, result[i].h, own_units, paired);
+                    if (k.gates) {
+                        auto* gates = reinterpret_cast<Vector<S, 4>*>(k.gates) + at;
+#pragma unroll
+                        for (int j = 0; j < 2; ++j)
+                            if (j < own_units) gates[j] = result[i].gates[j];
+                    }
+                }
+            if (last) break;
+
+            // ---- The next state ------------------------------------------------------------------------------------
+            team.receive();
+            if (plan.exchange == Exchange::grid) {
+                using Piece = Vector<S, 16 / sizeof(S)>;
+                constexpr int kPiece = 16 / sizeof(S);
+                const S* from = global + team.buffer() * global_size;
+                for (int i = thread_id() * kPiece; i < global_size; i += block_threads() * kPiece)
+                    *reinterpret_cast<Piece*>(states + i / global_stride * stride + i % global_stride) =
+                        load_l2(reinterpret_cast<const Piece*>(from + i));
+                sync_block();
+            }
+        }
+
+        // ---- Steps past the tile's longest row, and the last state
+        // ---------------------------------------------------
+#pragma unroll
+        for (int i = 0; i < kItems; ++i)
+            if (mine[i] && first_row + row_of(i) < k.B) {
+#pragma unroll 1
+                for (int t = longest; t < T; ++t) {
+                    const int64_t at = (t * k.B + first_row + row_of(i)) * H + unit;
+                    store_pair(static_cast<S*>(k.output) + at, make_pair<S>(0, 0), own_units, paired);
+                    const S zero = from_float<S>(0.0f);
+                    if (k.gates)
+                        for (int j = 0; j < 2 && j < own_units; ++j)
+                            reinterpret_cast<Vector<S, 4>*>(k.gates)[at + j] = {{zero, zero, zero, zero}};
+                }
+#pragma unroll
+                for (int j = 0; j < 2; ++j)
+                    if (j < own_units)
+                        store_state<S>(k.h_n, float_state, (first_row + row_of(i)) * H + unit + j, h[i][j]);
+            }
+    }
+}
+
+// ---- Launchers --------------------------------------------------------------------------------------------------
+
+template <class C, int kDepth>
+const char* launch_forward(const Launch& shape, const ForwardParams& params) {
+    return params.plan.row_tiles == 1 ? launch(&gru_forward_kernel<C, kDepth, 1>, shape, params)
+                                      : launch(&gru_forward_kernel<C, kDepth, 2>, shape, params);
+}
+
+template <class C>
+const char* launch_forward(const Launch& shape, const ForwardParams& params) {
+    return params.plan.register_depth == 8 ? launch_forward<C, 8>(shape, params) : launch_forward<C, 4>(shape, params);
+}
+
+template <>
+const char* launch_forward<float>(const Launch& shape, const ForwardParams& params) {
+    return launch(&gru_forward_kernel<float, 4, 1>, shape, params);
+}
+
+}  // namespace
+
+}  // namespace vssn::gpu
+
+namespace vssn {
+
+void gru_forward(const GruForward& k) {
+    using namespace gpu;
+    if (k.B == 0) return;
+    require_countable("gru_forward", k);
+    const GruPlan plan = gru_plan(k.storage, k.tf32, false, k.B, k.H, k.wish);
+    const bool paired = all_paired(k.H, k.storage, {k.gates_x, k.output}, {k.gates_x_step, k.gates_x_row});
+    const ForwardParams params{k, plan, paired};
+    const Launch shape = launch_shape(plan, k.stream);
+    const char* error = k.storage == Storage::bfloat16  ? launch_forward<bfloat16>(shape, params)
+                        : k.storage == Storage::float16 ? launch_forward<float16>(shape, params)
+                        : k.tf32                        ? launch_forward<tf32>(shape, params)
+                                                        : launch_forward<float>(shape, params);
+    if (error) fail_to_launch("gru_forward", k, plan, error);
+}
+
+}  // namespace vssn

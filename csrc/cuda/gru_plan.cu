@@ -1,0 +1,245 @@
+// How a GRU call is laid out on the device: host code, no kernels.
+//
+// The weights are meant to lie in registers: 8 warps with 24 tiles of 512 bytes each, so the number of blocks in a team
+// grows with H until they do (or, in full precision, until the multiply-adds have spread over a cluster). What
+// registers do not hold lies in shared memory, and what that does not hold either is read from the L2 cache in each
+// step.
+#include <algorithm>
+#include <stdexcept>
+
+#include "gru_common.cuh"
+
+namespace vssn {
+
+namespace {
+
+using gpu::kGruThreads;
+using gpu::kRows;
+using gpu::kUnits;
+
+constexpr int kWarps = kGruThreads / gpu::kWarp;
+constexpr int kResidentTiles = 24;  // of a warp
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+int element_bytes(Storage storage) { return storage == Storage::float32 ? 4 : 2; }
+
+// What a product of this compute type takes.
+struct ComputeType {
+    int depth;       // of a k tile
+    int tile_bytes;  // of 16 rows x depth
+    bool tensor_cores;
+
+    ComputeType(Storage storage, bool tf32)
+        : depth(storage != Storage::float32 ? 16
+                : tf32                      ? 8
+                                            : 4),
+          tile_bytes(storage != Storage::float32 || tf32 ? 512 : 256),
+          tensor_cores(storage != Storage::float32 || tf32) {}
+};
+
+// Distance between rows of a product's right side: 16 modulo 128 bytes, as load_b likes it.
+int operand_stride(int64_t width, int bytes) { return static_cast<int>((round_up(width * bytes, 128) + 16) / bytes); }
+
+// The plan for a given team and batch tile; shared_bytes is 0 where it does not fit.
+GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, bool backward, int64_t B, int64_t H,
+                Exchange exchange, int blocks, int row_tiles) {
+    const ComputeType type(storage, tf32);
+    const int bytes = element_bytes(storage), rows = kRows * row_tiles;
+    const int64_t unit_tiles = ceil_div(ceil_div(H, kUnits), blocks), units = blocks * unit_tiles * kUnits;
+    GruPlan plan{};
+    plan.exchange = exchange;
+    plan.blocks = blocks;
+    plan.row_tiles = row_tiles;
+    plan.batch_tiles = ceil_div(B, rows);
+    plan.unit_tiles = static_cast<int>(unit_tiles);
+    plan.rounds = 1;
+    int64_t tiles;  // of weights, of a warp
+    int across;     // tiles of rows that a k tile of a warp multiplies
+    if (!backward) {
+        if (unit_tiles > kWarps) return plan;  // a warp keeps the state of one unit tile
+        const int64_t deep = ceil_div(H, type.depth);
+        const int most = type.tensor_cores ? 8 : 4;
+        plan.groups = plan.unit_tiles;
+        plan.slices = static_cast<int>(std::min<int64_t>(kWarps / plan.groups, ceil_div(deep, most)));
+        const int64_t depth = ceil_div(deep, plan.slices);
+        plan.register_depth = type.tensor_cores && depth <= 4 ? 4 : most;
+        plan.depth = static_cast<int>(std::max<int64_t>(depth, plan.register_depth));
+        across = 3;
+        tiles = int64_t{3} * plan.depth;
+    } else {
+        const int64_t row_groups = ceil_div(units / kUnits, gpu::kBackwardTiles);
+        const int64_t deep = 3 * unit_tiles * (kUnits / type.depth);
+        plan.groups = static_cast<int>(std::min<int64_t>(row_groups, kWarps));
+        plan.rounds = static_cast<int>(ceil_div(row_groups, plan.groups));
+        const int at_most = kWarps / plan.groups, most = type.tensor_cores ? 6 : 3;
+        const auto slices = [&](int depth) {
+            return static_cast<int>(std::min<int64_t>(at_most, ceil_div(deep, depth)));
+        };
+        // All four of the multiprocessor's schedulers should have a warp.
+        plan.slices = slices(plan.groups * slices(most) >= 4 ? most : 3);
+        const int64_t depth = ceil_div(deep, plan.slices);
+        plan.register_depth = type.tensor_cores && depth <= 3 ? 3 : most;
+        plan.depth = static_cast<int>(std::max<int64_t>(depth, plan.register_depth));
+        across = gpu::kBackwardTiles;
+        tiles = int64_t{gpu::kBackwardTiles} * plan.depth * plan.rounds;
+    }
+    tiles -= int64_t{across} * plan.register_depth;
+
+    const int warps = plan.groups * plan.slices;
+    const int64_t deep_width = int64_t{plan.slices} * plan.depth * type.depth;
+    const bool through_shared = exchange != Exchange::grid;
+    int64_t at = gpu::kHeaderBytes;
+    plan.operand = static_cast<int>(at);
+    if (!backward) {
+        plan.stride = operand_stride(std::max(units, deep_width), bytes);
+        at += (through_shared ? 2 : 1) * rows * int64_t{plan.stride} * bytes;
+        plan.partials = static_cast<int>(at);
+        if (plan.slices > 1) at += int64_t{warps} * 2 * row_tiles * 3 * gpu::kWarp * 8;
+    } else {
+        plan.stride = operand_stride(deep_width, bytes);
+        at += 2 * rows * int64_t{plan.stride} * bytes;
+        plan.carry = static_cast<int>(at);
+        at += rows * unit_tiles * kUnits * 4;
+        plan.partials = static_cast<int>(at);
+        if (through_shared) at += 2 * int64_t{blocks} * plan.slices * rows * (unit_tiles * kUnits + 4) * 4;
+    }
+    plan.tiles = static_cast<int>(at);
+    const int64_t room = device.shared_bytes - at;
+    if (room < 0) return plan;
+    const int64_t fit = room / (int64_t{warps} * across * type.tile_bytes) * across;
+    plan.shared_tiles = static_cast<int>(std::min(tiles, fit));
+    plan.streamed_tiles = static_cast<int>(tiles - plan.shared_tiles);
+    plan.shared_bytes = static_cast<int>(at + int64_t{warps} * plan.shared_tiles * type.tile_bytes);
+
+    int64_t teams = std::min<int64_t>(plan.batch_tiles, 65535);
+    if (exchange == Exchange::grid) {
+        teams = std::min(teams, std::max<int64_t>(1, device.multiprocessors / blocks));
+        if (plan.streamed_tiles > 0) teams = 1;  // packed once
+        plan.counter_bytes = 4 * teams;
+        const int64_t sent = backward ? int64_t{blocks} * plan.slices * rows * units * 4 : rows * units * bytes;
+        plan.exchange_bytes = 2 * teams * sent;
+    }
+    plan.teams = teams;
+    plan.workspace_bytes = plan.exchange_bytes + int64_t{blocks} * warps * plan.streamed_tiles * type.tile_bytes;
+    return plan;
+}
+
+// Blocks of the smallest cluster whose registers hold the weights, or, in full precision, of one unit tile a block.
+int wanted_blocks(Storage storage, bool tf32, int64_t H) {
+    const ComputeType type(storage, tf32);
+    const int64_t unit_tiles = ceil_div(H, kUnits);
+    if (!type.tensor_cores) return static_cast<int>(std::min<int64_t>(unit_tiles, 1 << 20));
+    return static_cast<int>(ceil_div(3 * unit_tiles * ceil_div(H, type.depth), kWarps * kResidentTiles));
+}
+
+bool fits(const GruPlan& plan) { return plan.shared_bytes > 0; }
+bool on_chip(const GruPlan& plan) { return fits(plan) && plan.streamed_tiles == 0; }
+
+const char* name(Exchange exchange) {
+    return exchange == Exchange::block ? "block" : exchange == Exchange::cluster ? "cluster" : "grid";
+}
+
+std::string sizes(int64_t B, int64_t H) { return "B = " + std::to_string(B) + ", H = " + std::to_string(H); }
+
+}  // namespace
+
+GruPlan gru_plan(Storage storage, bool tf32, bool backward, int64_t B, int64_t H, const GruWish& wish) {
+    const gpu::DeviceLimits device = gpu::device_limits();
+    const int64_t unit_tiles = ceil_div(H, kUnits);
+    const auto lay = [&](Exchange exchange, int64_t blocks, int row_tiles) {
+        return lay_out(device, storage, tf32, backward, B, H, exchange, static_cast<int>(blocks), row_tiles);
+    };
+    // Wider batch tiles where the narrow ones would not all run at once; in full precision the multiply-adds leave no
+    // time to win.
+    const bool may_widen = ComputeType(storage, tf32).tensor_cores;
+    const auto widened = [&](Exchange exchange, int64_t blocks) {
+        const int64_t at_once = std::max<int64_t>(1, device.multiprocessors / blocks);
+        if (may_widen && wish.row_tiles == 0 && ceil_div(B, kRows) > at_once) {
+            const GruPlan wide = lay(exchange, blocks, 2);
+            if (on_chip(wide)) return wide;
+        }
+        return lay(exchange, blocks, may_widen && wish.row_tiles == 2 ? 2 : 1);
+    };
+    // Backward, two unit tiles a block where they fit: fewer sums to collect.
+    const auto grid = [&] {
+        const auto blocks = [&](int64_t tiles) {
+            return ceil_div(unit_tiles, std::max(tiles, ceil_div(unit_tiles, device.multiprocessors)));
+        };
+        const GruPlan plan = widened(Exchange::grid, blocks(backward ? 2 : 1));
+        return on_chip(plan) ? plan : widened(Exchange::grid, blocks(1));
+    };
+    GruPlan plan{};
+    if (wish.exchange != 0) {
+        const auto exchange = static_cast<Exchange>(wish.exchange);
+        plan = exchange == Exchange::grid && wish.blocks == 0 ? grid() : widened(exchange, std::max(1, wish.blocks));
+    } else {
+        const int wanted = wanted_blocks(storage, tf32, H);
+        if (wanted == 1 || device.max_cluster == 1) {
+            const GruPlan block = widened(Exchange::block, 1);
+            if (H <= 128 && on_chip(block)) plan = block;
+        }
+        for (int blocks = 2; !fits(plan) && blocks <= device.max_cluster && H <= 512; blocks *= 2) {
+            if (blocks < wanted && blocks < device.max_cluster) continue;
+            const GruPlan cluster = widened(Exchange::cluster, blocks);
+            if (on_chip(cluster)) plan = cluster;
+        }
+        if (!fits(plan)) plan = grid();
+    }
+    if (!fits(plan))
+        throw std::runtime_error(std::string("gru_") + (backward ? "backward" : "forward") + ": " + sizes(B, H) +
+                                 " does not fit this device (" + std::to_string(device.multiprocessors) +
+                                 " multiprocessors, " + std::to_string(device.shared_bytes) +
+                                 " bytes of shared memory a block); use backend='reference'");
+    return plan;
+}
+
+std::string describe(const GruPlan& plan) {
+    const auto number = [](int64_t n) { return std::to_string(n); };
+    return std::string(name(plan.exchange)) + ": " + number(plan.teams) + " teams of " + number(plan.blocks) +
+           " blocks of " + number(plan.threads()) + " threads, " + number(kRows * plan.row_tiles) +
+           " rows; of a block " + number(plan.unit_tiles * kUnits) + " units in " + number(plan.groups) +
+           " groups of " + number(plan.slices) + " warps, " + number(plan.shared_bytes) +
+           " bytes of shared memory; of a warp's weights " + number(plan.register_depth) + " of " + number(plan.depth) +
+           " k tiles (" + number(plan.rounds) + " rounds) in registers, " + number(plan.shared_tiles) +
+           " tiles in shared memory, " + number(plan.streamed_tiles) + " streamed";
+}
+
+namespace gpu {
+
+bool all_paired(int64_t H, Storage storage, std::initializer_list<const void*> tensors,
+                std::initializer_list<int64_t> strides) {
+    bool paired = H % 2 == 0;
+    for (const void* tensor : tensors)
+        paired &= reinterpret_cast<uintptr_t>(tensor) % (2 * element_bytes(storage)) == 0;
+    for (const int64_t stride : strides) paired &= stride % 2 == 0;
+    return paired;
+}
+
+Launch launch_shape(const GruPlan& plan, void* stream) {
+    Launch shape;
+    shape.grid_x = plan.blocks;
+    shape.grid_y = plan.teams;
+    shape.threads = plan.threads();
+    shape.cluster = plan.exchange == Exchange::cluster ? plan.blocks : 1;
+    shape.cooperative = plan.exchange == Exchange::grid;
+    shape.shared_bytes = static_cast<size_t>(plan.shared_bytes);
+    shape.stream = stream;
+    return shape;
+}
+
+void require_countable(const char* kernel, const GruProblem& k) {
+    constexpr int64_t most = 1 << 30;
+    if (k.steps > most || k.H > most / 4)
+        throw std::runtime_error(std::string(kernel) + ": T = " + std::to_string(k.steps) + ", " + sizes(k.B, k.H) +
+                                 " is too long a sequence or state");
+}
+
+void fail_to_launch(const char* kernel, const GruProblem& k, const GruPlan& plan, const char* error) {
+    throw std::runtime_error(std::string(kernel) + ": T = " + std::to_string(k.steps) + ", " + sizes(k.B, k.H) + " (" +
+                             describe(plan) + "): " + error);
+}
+
+}  // namespace gpu
+
+}  // namespace vssn

@@ -1,0 +1,244 @@
+// posterior.h's backward: a launch for a sequence, after one that packs the weights where they are streamed.
+//
+// The loop of posterior_common.cuh runs from the last step to the first: step s of it is t = last - s. The latent
+// buffer holds the gradients of (mu, raw) of t, the hidden buffer those of context and prior_context, and the sums of a
+// group of latents are what reaches z_{t-1} through them. Reads the gradients of the outputs, logvar, eps, hidden and
+// prior_hidden once; writes every gradient once.
+#include "posterior_common.cuh"
+
+namespace vssn {
+
+namespace posterior {
+
+namespace {
+
+using BackwardParams = KernelParams<PosteriorBackward>;
+
+template <class C>
+struct BackwardWeights {
+    using P = Product<C>;
+    using Stored = typename P::Stored;
+
+    const PosteriorBackward& k;
+
+    VSSN_DEVICE explicit BackwardWeights(const PosteriorBackward& k) : k(k) {}
+
+    // Rows: hidden units; k-steps: the latents of mu (part 0) or raw (1).
+    VSSN_DEVICE typename P::A weight_in(int net, int tile, int part, int step) const {
+        const void* data = net == 0 ? k.weight_out.data : k.prior_weight_mu.data;
+        const int64_t stride = net == 0 ? k.weight_out.stride : k.prior_weight_mu.stride;
+        const int unit = tile * kUnits, from = step * P::kDepth;
+        return P::load_rows(static_cast<const Stored*>(data) + (part * k.Z + from) * stride + unit, 1, stride,
+                            static_cast<int>(k.M) - unit, static_cast<int>(k.Z) - from);
+    }
+
+    // Rows: latents; k-steps: hidden units from `unit` on.
+    VSSN_DEVICE typename P::A weight_out(int net, int group, int, int unit) const {
+        const void* data = net == 0 ? k.weight_z.data : k.prior_weight_z.data;
+        const int64_t stride = net == 0 ? k.weight_z.stride : k.prior_weight_z.stride;
+        const int latent = group * kUnits;
+        return P::load_rows(static_cast<const Stored*>(data) + unit * stride + latent, 1, stride,
+                            static_cast<int>(k.Z) - latent, static_cast<int>(k.M) - unit);
+    }
+};
+
+template <class C>
+struct Backward : BackwardWeights<C> {
+    using Params = BackwardParams;
+    using Weights = BackwardWeights<C>;
+    using P = Product<C>;
+    using T = typename P::Stored;
+    static constexpr int kParts = 2, kSums = 1;
+
+    struct Loaded {
+        StoredFour<T> grad_z, grad_mu, grad_logvar, logvar, eps;
+    };
+
+    // grad_raw = raw_from_logvar + dz raw_from_z
+    struct Prepared {
+        Four grad_z, grad_mu, raw_from_logvar, raw_from_z, sigma;
+    };
+
+    struct Result {
+        Four latent[kParts];  // the gradients of mu and raw
+        StoredFour<T> grad_mu, grad_raw, grad_eps;
+        Four carry;  // the gradient of z_t that came through step t + 1: behind the last step, z0's
+    };
+
+    using Weights::k;
+    const BatchTile& batch;
+    const bool hidden_pairs, latent_pairs;
+    const Sequence<T> grad_z, grad_mu, grad_logvar, logvar, eps, hidden, prior_hidden;
+    const int M, Z, last;
+
+    VSSN_DEVICE Backward(const Params& params, const BatchTile& batch)
+        : Weights(params.call),
+          batch(batch),
+          hidden_pairs(params.hidden_pairs),
+          latent_pairs(params.latent_pairs),
+          grad_z(k.grad_z),
+          grad_mu(k.grad_mu),
+          grad_logvar(k.grad_logvar),
+          logvar(Sequence<T>::contiguous(k.logvar, k.B, k.Z)),
+          eps(k.eps),
+          hidden(Sequence<T>::contiguous(k.hidden, k.B, k.M)),
+          prior_hidden(Sequence<T>::contiguous(k.prior_hidden, k.B, k.M)),
+          M(static_cast<int>(k.M)),
+          Z(static_cast<int>(k.Z)),
+          last(batch.steps - 1) {}
+
+    VSSN_DEVICE void prepare_block() const {}
+
+    VSSN_DEVICE StoredFour<T> hidden_input(int step, int net, int tile) const {
+        return Sequence<T>::choose(net == 0, hidden, prior_hidden).load(batch, last - step, tile, M, hidden_pairs);
+    }
+
+    template <int n>
+    VSSN_DEVICE void hidden_finish(Four (&products)[n], const StoredFour<T> (&inputs)[n],
+                                   StoredFour<T> (&kept)[n]) const {
+        multiply_slopes_by(k.activation, products, inputs);
+#pragma unroll
+        for (int j = 0; j < n; ++j) kept[j] = StoredFour<T>::of(products[j]);
+    }
+
+    VSSN_DEVICE void store_hidden(int step, int net, int tile, const StoredFour<T>& kept) const {
+        store_four<T>(net == 0 ? k.grad_context : k.grad_prior_context, batch, k.B, last - step, tile, M, M, 0,
+                      hidden_pairs, kept);
+    }
+
+    VSSN_DEVICE Result first_latent(int group) const {
+        const Four nothing[kSums] = {zeros()};
+        return latent_finish(nothing, prepared(-1, group, latent_input(-1, group)), group);
+    }
+
+    VSSN_DEVICE void store_first(int group, const Result& result) const { store_latent(-1, group, result); }
+
+    // Of the step before: what its gradients need beside dz.
+    VSSN_DEVICE Loaded latent_input(int step, int group) const {
+        const int t = last - step - 1;
+        return {grad_z.load(batch, t, group, Z, latent_pairs), grad_mu.load(batch, t, group, Z, latent_pairs),
+                grad_logvar.load(batch, t, group, Z, latent_pairs), logvar.load(batch, t, group, Z, latent_pairs),
+                eps.load(batch, t, group, Z, latent_pairs)};
+    }
+
+    VSSN_DEVICE Prepared prepared(int step, int group, const Loaded& loaded) const {
+        Prepared result;
+        const Four grad_logvar = loaded.grad_logvar.wide(), logvar = loaded.logvar.wide(), eps = loaded.eps.wide();
+        result.grad_z = loaded.grad_z.wide();
+        result.grad_mu = loaded.grad_mu.wide();
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const bool inside = batch.valid(last - step - 1, i % 2) && group * kUnits + accumulator_row(i) < Z;
+            const float sigma = standard_deviation<Math>(logvar.v[i]);
+            const float slope = inside ? floored_logvar_slope<Math>(logvar.v[i], k.min_logvar) : 0.0f;
+            result.sigma.v[i] = sigma;
+            result.raw_from_logvar.v[i] = grad_logvar.v[i] * slope;
+            result.raw_from_z.v[i] = sigma * eps.v[i] * 0.5f * slope;
+        }
+        return result;
+    }
+
+    VSSN_DEVICE Result latent_finish(const Four* sums, const Prepared& prepared, int) const {
+        Result result;
+        Four grad_eps;
+        result.carry = sums[0];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float dz = sums[0].v[i] + prepared.grad_z.v[i];
+            result.latent[0].v[i] = dz + prepared.grad_mu.v[i];
+            result.latent[1].v[i] = prepared.raw_from_logvar.v[i] + dz * prepared.raw_from_z.v[i];
+            grad_eps.v[i] = dz * prepared.sigma.v[i];
+        }
+        result.grad_mu = StoredFour<T>::of(result.latent[0]);
+        result.grad_raw = StoredFour<T>::of(result.latent[1]);
+        result.grad_eps = StoredFour<T>::of(grad_eps);
+        return result;
+    }
+
+    VSSN_DEVICE void store_latent(int step, int group, const Result& result) const {
+        const int t = last - step - 1;
+        if (t < 0) return;
+        store_four<T>(k.grad_out, batch, k.B, t, group, Z, 2 * k.Z, 0, latent_pairs, result.grad_mu);
+        store_four<T>(k.grad_out, batch, k.B, t, group, Z, 2 * k.Z, k.Z, latent_pairs, result.grad_raw);
+        store_four<T>(k.grad_eps, batch, k.B, t, group, Z, Z, 0, latent_pairs, result.grad_eps);
+    }
+
+    VSSN_DEVICE void store_last(int group, const Result& result) const {
+        if (k.grad_z0 == nullptr) return;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int unit = group * kUnits + accumulator_row(i);
+            if (!batch.inside(i % 2) || unit >= Z) continue;
+            const int64_t at = (batch.row + i % 2) * k.Z + unit;
+            if (k.float_state)
+                static_cast<float*>(k.grad_z0)[at] = result.carry.v[i];
+            else
+                static_cast<T*>(k.grad_z0)[at] = from_float<T>(result.carry.v[i]);
+        }
+    }
+
+    VSSN_DEVICE void zero_padding(int rank, int cluster) const {
+        for (void* sequence : {k.grad_context, k.grad_prior_context})
+            zero_steps<T>(k, batch, sequence, k.M, rank, cluster);
+        zero_steps<T>(k, batch, k.grad_out, 2 * k.Z, rank, cluster);
+        zero_steps<T>(k, batch, k.grad_eps, k.Z, rank, cluster);
+    }
+};
+
+template <class C>
+VSSN_BOUNDED_KERNEL(kMaxThreads)
+backward_in_memory(BackwardParams params) {
+    run_in_memory<Backward<C>>(params);
+}
+
+template <class C>
+VSSN_KERNEL backward_pack(BackwardParams params) {
+    pack_weights<Backward<C>>(params);
+}
+
+template <class C, class Shape, bool prior>
+VSSN_BOUNDED_KERNEL(Shape::kWarps* kWarp)
+backward_in_registers(BackwardParams params) {
+    run_in_registers<Backward<C>, Shape, prior>(params);
+}
+
+constexpr const char* kName = "posterior_backward";
+
+template <class C>
+void launch_registers(const BackwardParams& params) {
+    const bool prior = params.call.prior_weight_z.data != nullptr;
+    const auto kernel = params.plan.wide
+                            ? prior ? backward_in_registers<C, Wide, true> : backward_in_registers<C, Wide, false>
+                        : prior ? backward_in_registers<C, Narrow, true>
+                                : backward_in_registers<C, Narrow, false>;
+    launch_or_throw(kName, kernel, launch_shape(params), params);
+}
+
+template <class C>
+void run(const PosteriorBackward& call) {
+    using T = typename Product<C>::Stored;
+    BackwardParams params{};
+    params.call = call;
+    params.plan = posterior_plan(call.storage, call.tf32, call.M, call.Z, call.prior_weight_z.data != nullptr, true,
+                                 call.variant);
+    params.hidden_pairs = call.M % 2 == 0 && in_pairs<T>(call.hidden) && in_pairs<T>(call.prior_hidden);
+    params.latent_pairs = call.Z % 2 == 0 && in_pairs<T>(call.logvar) && in_pairs<T>(call.eps) &&
+                          in_pairs<T>(call.grad_z) && in_pairs<T>(call.grad_mu) && in_pairs<T>(call.grad_logvar);
+    if constexpr (sizeof(T) == 2)
+        if (params.plan.variant == PosteriorVariant::registers) return launch_registers<C>(params);
+    launch_in_memory(kName, backward_in_memory<C>, backward_pack<C>, params);
+}
+
+}  // namespace
+
+}  // namespace posterior
+
+void posterior_backward(const PosteriorBackward& call) {
+    posterior::require_sizes(posterior::kName, call);
+    if (call.storage == Storage::bfloat16) return posterior::run<gpu::bfloat16>(call);
+    if (call.storage == Storage::float16) return posterior::run<gpu::float16>(call);
+    if (call.tf32) return posterior::run<gpu::tf32>(call);
+    posterior::run<float>(call);
+}
+
+}  // namespace vssn

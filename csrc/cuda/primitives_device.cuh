@@ -1,0 +1,514 @@
+// The primitives as CUDA. What each means stands in primitives.cuh; include that.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <type_traits>
+
+#define VSSN_KERNEL __global__ void
+#define VSSN_BOUNDED_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
+#define VSSN_DEVICE __device__ __forceinline__
+
+namespace vssn::gpu {
+
+// ---- Where ------------------------------------------------------------------------------------------------------
+
+VSSN_DEVICE int thread_id() { return static_cast<int>(threadIdx.x); }
+VSSN_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
+VSSN_DEVICE int lane_id() { return static_cast<int>(threadIdx.x) % kWarp; }
+VSSN_DEVICE int warp_id() { return static_cast<int>(threadIdx.x) / kWarp; }
+VSSN_DEVICE int warps() { return static_cast<int>(blockDim.x) / kWarp; }
+VSSN_DEVICE int block_x() { return static_cast<int>(blockIdx.x); }
+VSSN_DEVICE int block_y() { return static_cast<int>(blockIdx.y); }
+VSSN_DEVICE int grid_x() { return static_cast<int>(gridDim.x); }
+VSSN_DEVICE int grid_y() { return static_cast<int>(gridDim.y); }
+
+// ---- Memory -----------------------------------------------------------------------------------------------------
+
+VSSN_DEVICE unsigned char* dynamic_shared() {
+    extern __shared__ __align__(16) unsigned char vssn_dynamic_shared[];
+    return vssn_dynamic_shared;
+}
+
+template <class T, int N>
+struct alignas(sizeof(T) * N) Vector {
+    T v[N];
+};
+
+namespace detail {
+template <size_t bytes>
+struct Word;
+template <>
+struct Word<4> {
+    using type = unsigned int;
+};
+template <>
+struct Word<8> {
+    using type = uint2;
+};
+template <>
+struct Word<16> {
+    using type = uint4;
+};
+
+template <class To, class From>
+VSSN_DEVICE To bits(const From& from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    memcpy(&to, &from, sizeof(To));
+    return to;
+}
+}  // namespace detail
+
+template <class T>
+VSSN_DEVICE T load_l2(const T* p) {
+    using Word = typename detail::Word<sizeof(T)>::type;
+    return detail::bits<T>(__ldcg(reinterpret_cast<const Word*>(p)));
+}
+
+template <class T>
+VSSN_DEVICE void store_l2(T* p, const T& value) {
+    using Word = typename detail::Word<sizeof(T)>::type;
+    __stcg(reinterpret_cast<Word*>(p), detail::bits<Word>(value));
+}
+
+VSSN_DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
+// ---- Barriers, clusters and grids -------------------------------------------------------------------------------
+
+VSSN_DEVICE void sync_block() { __syncthreads(); }
+VSSN_DEVICE void sync_warp() { __syncwarp(); }
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+VSSN_DEVICE void cluster_arrive() { __cluster_barrier_arrive(); }
+VSSN_DEVICE void cluster_wait() { __cluster_barrier_wait(); }
+VSSN_DEVICE int cluster_rank() { return static_cast<int>(__clusterRelativeBlockRank()); }
+VSSN_DEVICE int cluster_size() { return static_cast<int>(__clusterSizeInBlocks()); }
+template <class T>
+VSSN_DEVICE T* cluster_address(T* p, int rank) {
+    return static_cast<T*>(__cluster_map_shared_rank(p, static_cast<unsigned>(rank)));
+}
+
+// An mbarrier: a round ends when its one arrival has come and the bytes that it expects are there.
+struct alignas(8) Mailbox {
+    unsigned long long barrier;
+};
+
+namespace detail {
+VSSN_DEVICE unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
+VSSN_DEVICE unsigned cluster_shared_address(const void* p, int rank) {
+    unsigned address;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(p)), "r"(rank));
+    return address;
+}
+}  // namespace detail
+
+VSSN_DEVICE void open(Mailbox* m) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(detail::shared_address(m)) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+VSSN_DEVICE void expect(Mailbox* m, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(detail::shared_address(m)), "r"(bytes)
+                 : "memory");
+}
+
+template <class T>
+VSSN_DEVICE void send(T* p, const T& value, Mailbox* m, int rank) {
+    using Word = typename detail::Word<sizeof(T)>::type;
+    const Word word = detail::bits<Word>(value);
+    const unsigned to = detail::cluster_shared_address(p, rank), mailbox = detail::cluster_shared_address(m, rank);
+    if constexpr (sizeof(T) == 4)
+        asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to), "r"(word),
+                     "r"(mailbox)
+                     : "memory");
+    else if constexpr (sizeof(T) == 8)
+        asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(to),
+                     "r"(word.x), "r"(word.y), "r"(mailbox)
+                     : "memory");
+    else
+        asm volatile(
+            "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+            "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w), "r"(mailbox)
+            : "memory");
+}
+
+VSSN_DEVICE void await(Mailbox* m, unsigned round) {
+    unsigned done;
+    do {
+        asm volatile(
+            "{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, "
+            "p; }"
+            : "=r"(done)
+            : "r"(detail::shared_address(m)), "r"(round & 1)
+            : "memory");
+    } while (!done);
+}
+#else  // no launcher asks for a cluster here
+struct alignas(8) Mailbox {
+    unsigned long long barrier;
+};
+VSSN_DEVICE void open(Mailbox*) { __trap(); }
+VSSN_DEVICE void expect(Mailbox*, int) { __trap(); }
+template <class T>
+VSSN_DEVICE void send(T*, const T&, Mailbox*, int) {
+    __trap();
+}
+VSSN_DEVICE void await(Mailbox*, unsigned) { __trap(); }
+VSSN_DEVICE void cluster_arrive() { __trap(); }
+VSSN_DEVICE void cluster_wait() { __trap(); }
+VSSN_DEVICE int cluster_rank() { return 0; }
+VSSN_DEVICE int cluster_size() { return 1; }
+template <class T>
+VSSN_DEVICE T* cluster_address(T* p, int) {
+    return p;
+}
+#endif
+
+VSSN_DEVICE void sync_cluster() {
+    cluster_arrive();
+    cluster_wait();
+}
+
+VSSN_DEVICE void add_release(unsigned* flag, unsigned n) {
+    // The fence orders what the whole block wrote before its sync_block, not only this thread's writes.
+    __threadfence();
+    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(flag), "r"(n) : "memory");
+}
+
+VSSN_DEVICE void wait_acquire(const unsigned* flag, unsigned n) {
+    unsigned seen;
+    do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
+    } while (static_cast<int>(seen - n) < 0);
+}
+
+// ---- Warp -------------------------------------------------------------------------------------------------------
+
+template <class T>
+VSSN_DEVICE T shuffle_xor(T value, int mask) {
+    return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+
+template <class T>
+VSSN_DEVICE T shuffle(T value, int lane) {
+    return __shfl_sync(0xffffffffu, value, lane);
+}
+
+// ---- Numbers ----------------------------------------------------------------------------------------------------
+
+using bfloat16 = __nv_bfloat16;
+using float16 = __half;
+
+VSSN_DEVICE float to_float(float x) { return x; }
+VSSN_DEVICE float to_float(bfloat16 x) { return __bfloat162float(x); }
+VSSN_DEVICE float to_float(float16 x) { return __half2float(x); }
+
+template <class T>
+VSSN_DEVICE T from_float(float x) {
+    if constexpr (std::is_same_v<T, float>) return x;
+    if constexpr (std::is_same_v<T, bfloat16>) return __float2bfloat16_rn(x);
+    if constexpr (std::is_same_v<T, float16>) return __float2half_rn(x);
+}
+
+VSSN_DEVICE float exp(float x) { return __expf(x); }
+VSSN_DEVICE float divide(float a, float b) { return __fdividef(a, b); }
+VSSN_DEVICE float expm1(float x) { return ::expm1f(x); }
+VSSN_DEVICE float log1p(float x) { return ::log1pf(x); }
+VSSN_DEVICE float maximum(float a, float b) { return a > b || a != a ? a : b; }  // NaN stays
+
+// ---- Products ---------------------------------------------------------------------------------------------------
+
+struct Accumulator {
+    float v[4];
+};
+
+VSSN_DEVICE int accumulator_row(int i) { return lane_id() / 4 * 2 + i / 2; }
+VSSN_DEVICE int accumulator_column(int i) { return lane_id() % 4 * 2 + i % 2; }
+
+namespace detail {
+
+// The instructions give lane (g, q) = (lane / 4, lane % 4) the rows g and g + 8 of a tile. Here these are called rows
+// 2g and 2g + 1, in A and in the accumulator: so a lane's two rows are neighbours in memory.
+
+// Tensor-core products of 16-bit types: mma.m16n8k16. Lane (g, q) holds of A the pairs (2g, 2q), (2g + 1, 2q),
+// (2g, 2q + 8), (2g + 1, 2q + 8), of B the pairs (g, 2q), (g, 2q + 8).
+template <class T>
+struct HalfProduct {
+    using Stored = T;
+    static constexpr int kDepth = 16;
+    static constexpr int kTileBytes = 16 * kWarp;
+    static constexpr bool kTensorCores = true;
+
+    struct A {
+        unsigned r[4];
+    };
+    struct B {
+        unsigned r[2];
+    };
+
+    static VSSN_DEVICE T rounded(float x) { return from_float<T>(x); }
+
+    static VSSN_DEVICE A load_rows(const T* base, int64_t row_stride, int64_t k_stride, int rows, int depth) {
+        const int g = lane_id() / 4, q = lane_id() % 4;
+        A a;
+        // A whole tile whose neighbours along k, or along the rows, lie side by side is read in pairs.
+        const bool whole = rows >= 16 && depth >= kDepth;
+        const bool aligned = reinterpret_cast<uintptr_t>(base) % sizeof(Vector<T, 2>) == 0;
+        if (whole && aligned && k_stride == 1 && row_stride % 2 == 0) {
+            const T* p = base + 2 * g * row_stride + 2 * q;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) a.r[i] = *reinterpret_cast<const unsigned*>(p + i % 2 * row_stride + i / 2 * 8);
+        } else if (whole && aligned && row_stride == 1 && k_stride % 2 == 0) {
+            const T* p = base + 2 * q * k_stride + 2 * g;
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const unsigned first = *reinterpret_cast<const unsigned*>(p + i * 8 * k_stride);
+                const unsigned second = *reinterpret_cast<const unsigned*>(p + (i * 8 + 1) * k_stride);
+                a.r[2 * i] = __byte_perm(first, second, 0x5410);
+                a.r[2 * i + 1] = __byte_perm(first, second, 0x7632);
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int row = 2 * g + i % 2, k = 2 * q + i / 2 * 8;
+                Vector<T, 2> pair;
+#pragma unroll
+                for (int j = 0; j < 2; ++j)
+                    pair.v[j] =
+                        row < rows && k + j < depth ? base[row * row_stride + (k + j) * k_stride] : from_float<T>(0.0f);
+                a.r[i] = bits<unsigned>(pair);
+            }
+        }
+        return a;
+    }
+
+    static VSSN_DEVICE void store(const A& a, void* tile) {
+        static_cast<uint4*>(tile)[lane_id()] = make_uint4(a.r[0], a.r[1], a.r[2], a.r[3]);
+    }
+
+    static VSSN_DEVICE A load(const void* tile) {
+        const uint4 r = static_cast<const uint4*>(tile)[lane_id()];
+        return {{r.x, r.y, r.z, r.w}};
+    }
+
+    static VSSN_DEVICE B load_b(const T* base, int stride) {
+        const T* p = base + lane_id() / 4 * stride + lane_id() % 4 * 2;
+        return {{*reinterpret_cast<const unsigned*>(p), *reinterpret_cast<const unsigned*>(p + 8)}};
+    }
+
+    static VSSN_DEVICE void multiply(Accumulator& c, const A& a, const B& b) {
+        if constexpr (std::is_same_v<T, bfloat16>)
+            asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                "{%0,%1,%2,%3};"
+                : "+f"(c.v[0]), "+f"(c.v[1]), "+f"(c.v[2]), "+f"(c.v[3])
+                : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
+        else
+            asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                "{%0,%1,%2,%3};"
+                : "+f"(c.v[0]), "+f"(c.v[1]), "+f"(c.v[2]), "+f"(c.v[3])
+                : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
+    }
+};
+
+}  // namespace detail
+
+template <class C>
+struct Product;
+
+template <>
+struct Product<bfloat16> : detail::HalfProduct<bfloat16> {};
+
+template <>
+struct Product<float16> : detail::HalfProduct<float16> {};
+
+// mma.m16n8k8 on float32 rounded to tf32. Lane (g, q) holds of A (2g, q), (2g + 1, q), (2g, q + 4), (2g + 1, q + 4), of
+// B (g, q), (g, q + 4).
+template <>
+struct Product<tf32> {
+    using Stored = float;
+    static constexpr int kDepth = 8;
+    static constexpr int kTileBytes = 16 * kWarp;
+    static constexpr bool kTensorCores = true;
+
+    struct A {
+        unsigned r[4];
+    };
+    struct B {
+        unsigned r[2];
+    };
+
+    static VSSN_DEVICE float rounded(float x) {
+        unsigned r;
+        asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(x));
+        return __uint_as_float(r);
+    }
+
+    static VSSN_DEVICE A load_rows(const float* base, int64_t row_stride, int64_t k_stride, int rows, int depth) {
+        const int g = lane_id() / 4, q = lane_id() % 4;
+        A a;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int row = 2 * g + i % 2, k = q + i / 2 * 4;
+            a.r[i] = __float_as_uint(row < rows && k < depth ? rounded(base[row * row_stride + k * k_stride]) : 0.0f);
+        }
+        return a;
+    }
+
+    static VSSN_DEVICE void store(const A& a, void* tile) {
+        static_cast<uint4*>(tile)[lane_id()] = make_uint4(a.r[0], a.r[1], a.r[2], a.r[3]);
+    }
+
+    static VSSN_DEVICE A load(const void* tile) {
+        const uint4 r = static_cast<const uint4*>(tile)[lane_id()];
+        return {{r.x, r.y, r.z, r.w}};
+    }
+
+    static VSSN_DEVICE B load_b(const float* base, int stride) {
+        const float* p = base + lane_id() / 4 * stride + lane_id() % 4;
+        return {{__float_as_uint(p[0]), __float_as_uint(p[4])}};
+    }
+
+    static VSSN_DEVICE void multiply(Accumulator& c, const A& a, const B& b) {
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+f"(c.v[0]), "+f"(c.v[1]), "+f"(c.v[2]), "+f"(c.v[3])
+            : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
+    }
+};
+
+// Full precision: FMA on the rows 2g, 2g + 1 of A and 2q, 2q + 1 of B, four depths at a time.
+template <>
+struct Product<float> {
+    using Stored = float;
+    static constexpr int kDepth = 4;
+    static constexpr int kTileBytes = 16 * 4 * sizeof(float);
+    static constexpr bool kTensorCores = false;
+
+    struct A {
+        Vector<float, 4> row[2];
+    };
+    struct B {
+        Vector<float, 4> column[2];
+    };
+
+    static VSSN_DEVICE float rounded(float x) { return x; }
+
+    static VSSN_DEVICE A load_rows(const float* base, int64_t row_stride, int64_t k_stride, int rows, int depth) {
+        A a;
+        const int first = lane_id() / 4 * 2;
+        // A whole tile whose neighbours along k, or along the rows, lie side by side is read in vectors.
+        const bool whole = rows >= 16 && depth >= kDepth;
+        const auto address = reinterpret_cast<uintptr_t>(base);
+        if (whole && k_stride == 1 && row_stride % 4 == 0 && address % 16 == 0) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+                a.row[i] = *reinterpret_cast<const Vector<float, 4>*>(base + (first + i) * row_stride);
+        } else if (whole && row_stride == 1 && k_stride % 2 == 0 && address % 8 == 0) {
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                const auto pair = *reinterpret_cast<const Vector<float, 2>*>(base + first + k * k_stride);
+                a.row[0].v[k] = pair.v[0];
+                a.row[1].v[k] = pair.v[1];
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+#pragma unroll
+                for (int k = 0; k < 4; ++k)
+                    a.row[i].v[k] =
+                        first + i < rows && k < depth ? base[(first + i) * row_stride + k * k_stride] : 0.0f;
+        }
+        return a;
+    }
+
+    static VSSN_DEVICE void store(const A& a, void* tile) {
+        auto* rows = static_cast<Vector<float, 4>*>(tile) + lane_id() / 4 * 2;  // four lanes hold the same rows
+        if (lane_id() % 4 == 0) rows[0] = a.row[0];
+        if (lane_id() % 4 == 1) rows[1] = a.row[1];
+    }
+
+    static VSSN_DEVICE A load(const void* tile) {
+        const auto* rows = static_cast<const Vector<float, 4>*>(tile) + lane_id() / 4 * 2;
+        return {{rows[0], rows[1]}};
+    }
+
+    static VSSN_DEVICE B load_b(const float* base, int stride) {
+        const float* p = base + lane_id() % 4 * 2 * stride;
+        return {
+            {*reinterpret_cast<const Vector<float, 4>*>(p), *reinterpret_cast<const Vector<float, 4>*>(p + stride)}};
+    }
+
+    static VSSN_DEVICE void multiply(Accumulator& c, const A& a, const B& b) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) c.v[i] = fmaf(a.row[i / 2].v[k], b.column[i % 2].v[k], c.v[i]);
+    }
+};
+
+// ---- Launching (host code) --------------------------------------------------------------------------------------
+
+// nullptr, or what is wrong; the error is cleared.
+template <class Params>
+const char* launch(void (*kernel)(Params), const Launch& shape, const Params& params) {
+    if (shape.grid_x == 0 || shape.grid_y == 0) return nullptr;
+    const auto failed = [](cudaError_t error) -> const char* {
+        if (error == cudaSuccess) return nullptr;
+        cudaGetLastError();
+        return cudaGetErrorString(error);
+    };
+    const void* function = reinterpret_cast<const void*>(kernel);
+    if (shape.shared_bytes > 48 * 1024)
+        if (const char* error = failed(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                            static_cast<int>(shape.shared_bytes))))
+            return error;
+    if (shape.cluster > 8)
+        if (const char* error =
+                failed(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1)))
+            return error;
+    cudaLaunchAttribute attributes[2];
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(shape.grid_x), static_cast<unsigned>(shape.grid_y));
+    config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+    config.dynamicSmemBytes = shape.shared_bytes;
+    config.stream = static_cast<cudaStream_t>(shape.stream);
+    config.attrs = attributes;
+    if (shape.cluster > 1) {
+        cudaLaunchAttribute& a = attributes[config.numAttrs++];
+        a.id = cudaLaunchAttributeClusterDimension;
+        a.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
+        a.val.clusterDim.y = a.val.clusterDim.z = 1;
+    }
+    if (shape.cooperative) {
+        cudaLaunchAttribute& a = attributes[config.numAttrs++];
+        a.id = cudaLaunchAttributeCooperative;
+        a.val.cooperative = 1;
+    }
+    Params copy = params;
+    void* arguments[] = {&copy};
+    return failed(cudaLaunchKernelExC(&config, function, arguments));
+}
+
+// Of the current device. Cheap: attributes are cached by the runtime; nothing synchronises.
+inline DeviceLimits device_limits() {
+    int device = 0;
+    cudaGetDevice(&device);
+    const auto attribute = [&](cudaDeviceAttr which) {
+        int value = 0;
+        cudaDeviceGetAttribute(&value, which, device);
+        return value;
+    };
+    const int capability =
+        10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
+    const bool large_clusters = capability == 90 || capability == 100;
+    return {capability, attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+            capability < 90  ? 1
+            : large_clusters ? 16
+                             : 8};
+}
+
+}  // namespace vssn::gpu
+
+#include "primitives_common.cuh"

@@ -1,0 +1,60 @@
+"""python tests/cuda_table.py [architecture]: the tables of vssn_kernels/README.md, as Markdown.
+
+How each op is laid out on an H100, from the plans that its launchers make, and the registers of each kernel.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from cuda_compile import SOURCES, kernels
+from cuda_host import installed
+
+HIDDEN = (64, 256, 512, 1024)
+POSTERIOR = ((64, 16), (256, 64), (512, 100), (1024, 256))  # (M, Z)
+BATCH = 32
+H100 = (90, 132, 227 * 1024, 16)
+COMPUTE = (("float32", torch.float32, False), ("tf32", torch.float32, True), ("bfloat16", torch.bfloat16, False))
+
+
+def markdown(header: tuple[str, ...], lines: list[tuple[object, ...]]) -> str:
+    rows = [header, ("---",) * len(header), *lines]
+    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
+
+
+def plans() -> str:
+    """Variants, places of the weights, shared memory and blocks, for both directions."""
+    with installed() as module:
+        module.set_device_limits(*H100)
+        from vssn_kernels.backend.cuda import gru, posterior
+
+        lines: list[tuple[object, ...]] = []
+        for hidden in HIDDEN:
+            for name, dtype, tf32 in COMPUTE:
+                for backward in (False, True):
+                    plan = gru.describe_plan(dtype, BATCH, hidden, backward, tf32)
+                    lines.append((f"gru H={hidden}", name, "backward" if backward else "forward", plan))
+        for width, latent in POSTERIOR:
+            for name, dtype, tf32 in COMPUTE:
+                for backward in (False, True):
+                    plan = posterior.plan(dtype, width, latent, False, backward, tf32)
+                    text = ", ".join(f"{field} {value}" for field, value in plan._asdict().items())
+                    lines.append((f"posterior M={width} Z={latent}", name, "backward" if backward else "forward", text))
+    return markdown(("op", "compute", "pass", f"layout on an H100, B={BATCH}"), lines)
+
+
+def registers(architecture: str) -> str:
+    """Of every kernel."""
+    lines = [
+        (f"`{kernel.name}`", kernel.registers, kernel.spilled, kernel.tensor_core)
+        for source in SOURCES
+        for kernel in sorted(kernels(source, architecture))
+    ]
+    return markdown((f"kernel, {architecture}", "registers", "spilled bytes", "tensor-core instructions"), lines)
+
+
+if __name__ == "__main__":
+    print(plans())
+    print()
+    print(registers(sys.argv[1] if len(sys.argv) > 1 else "sm_90a"))

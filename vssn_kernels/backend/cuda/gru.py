@@ -1,0 +1,153 @@
+"""gru_sequence on the GPU: csrc/cuda/gru_forward.cu and gru_backward.cu, and the weight's gradient as products after
+the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vssn_kernels import _cuda
+from vssn_kernels.backend.cuda.memory import (
+    STORAGE,
+    allows_tf32,
+    launch_on,
+    pointer,
+    row_arguments,
+    rows,
+    step_arguments,
+    steps,
+)
+from vssn_kernels.backend.outer import sum_outer
+
+Grads = tuple[Tensor | None, ...]
+
+
+class Wish(NamedTuple):
+    """How a call is to be laid out on the device, instead of as csrc/cuda/gru_plan.cu would do it; 0: as it would."""
+
+    exchange: int = 0  # 1: a block alone, 2: a cluster, 3: a cooperative grid
+    blocks: int = 0  # of a cluster, or of a batch tile's part of a grid
+    row_tiles: int = 0  # 1 or 2: batch tiles of 8 or, on tensor cores, 16 rows
+
+
+# For the tests, which set it.
+wish = Wish()
+
+
+def describe_plan(dtype: torch.dtype, batch: int, hidden: int, backward: bool = False, tf32: bool = False) -> str:
+    """How such a call would be laid out on the current device: for tables and bug reports."""
+    return _cuda.gru_plan(STORAGE[dtype], tf32, backward, batch, hidden, *wish)
+
+
+def _working_memory(like: Tensor, tf32: bool, backward: bool, batch: int, hidden: int) -> tuple[Tensor | None, ...]:
+    """(counters, zeroed, and workspace) of a call; None where it takes none."""
+    counters, workspace = _cuda.gru_workspace(STORAGE[like.dtype], tf32, backward, batch, hidden, *wish)
+    return (
+        torch.zeros(counters, dtype=torch.uint8, device=like.device) if counters else None,
+        torch.empty(workspace, dtype=torch.uint8, device=like.device) if workspace else None,
+    )
+
+
+def gru_forward(
+    gates_x: Tensor,
+    h0: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor,
+    lengths: Tensor | None,
+    reverse: bool,
+    need_backward: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(output [T, B, H], h_n [B, H], gates [T, B, 4H]: r, z, n, W_hn h + b_n of each unit; empty where not needed)"""
+    count, batch, _ = gates_x.shape
+    hidden = h0.shape[1]
+    output = gates_x.new_empty(count, batch, hidden)
+    h_n = torch.empty((batch, hidden), dtype=h0.dtype, device=h0.device)
+    gates = gates_x.new_empty((count, batch, 4 * hidden) if need_backward else 0)
+    if batch == 0:
+        return output, h_n, gates
+    gates_x_, h0_, weight, bias = steps(gates_x), rows(h0), rows(weight_hh), bias_hh.contiguous()
+    tf32 = gates_x.dtype is torch.float32 and allows_tf32()
+    with launch_on(gates_x) as stream:
+        counters, workspace = _working_memory(gates_x, tf32, False, batch, hidden)
+        _cuda.gru_forward(
+            STORAGE[gates_x.dtype],
+            STORAGE[h0.dtype],
+            tf32,
+            *wish,
+            count,
+            batch,
+            hidden,
+            reverse,
+            pointer(lengths),
+            *row_arguments(h0_),
+            *row_arguments(weight),
+            pointer(counters),
+            pointer(workspace),
+            stream,
+            *step_arguments(gates_x_),
+            bias.data_ptr(),
+            output.data_ptr(),
+            h_n.data_ptr(),
+            gates.data_ptr() if need_backward else 0,
+        )
+    return output, h_n, gates
+
+
+def gru_backward(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    output: Tensor,
+    gates: Tensor,
+    h0: Tensor,
+    weight_hh: Tensor,
+    lengths: Tensor | None,
+    reverse: bool,
+    needs: Sequence[bool],
+) -> Grads:
+    """Gradients of (gates_x, h0, weight_hh, bias_hh)."""
+    count, batch, hidden = output.shape
+    need_gates_x, need_h0, need_weight, need_bias = needs
+    grad_gates_x = output.new_empty(count, batch, 3 * hidden)
+    grad_a = output.new_empty(count, batch, hidden) if need_weight or need_bias else None
+    grad_h0 = torch.empty((batch, hidden), dtype=h0.dtype, device=h0.device) if need_h0 else None
+    if batch > 0:
+        grad_output_, grad_h_n_, h0_, weight = steps(grad_output), rows(grad_h_n), rows(h0), rows(weight_hh)
+        tf32 = output.dtype is torch.float32 and allows_tf32()
+        with launch_on(output) as stream:
+            counters, workspace = _working_memory(output, tf32, True, batch, hidden)
+            _cuda.gru_backward(
+                STORAGE[output.dtype],
+                STORAGE[h0.dtype],
+                tf32,
+                *wish,
+                count,
+                batch,
+                hidden,
+                reverse,
+                pointer(lengths),
+                *row_arguments(h0_),
+                *row_arguments(weight),
+                pointer(counters),
+                pointer(workspace),
+                stream,
+                *step_arguments(grad_output_),
+                *row_arguments(grad_h_n_),
+                output.data_ptr(),
+                gates.data_ptr(),
+                grad_gates_x.data_ptr(),
+                pointer(grad_a),
+                pointer(grad_h0),
+            )
+    grad_weight = grad_bias = None
+    if need_weight and grad_a is not None:
+        grad_weight = torch.empty((3 * hidden, hidden), dtype=weight_hh.dtype, device=weight_hh.device)
+        for grad, part in ((grad_gates_x[..., : 2 * hidden], slice(2 * hidden)), (grad_a, slice(2 * hidden, None))):
+            sum_outer(grad, output, h0, lengths, reverse, grad_weight[part])
+    if need_bias and grad_a is not None:
+        grad_bias = torch.empty(3 * hidden, dtype=output.dtype, device=output.device)
+        torch.sum(grad_gates_x[..., : 2 * hidden], (0, 1), out=grad_bias[: 2 * hidden])
+        torch.sum(grad_a, (0, 1), out=grad_bias[2 * hidden :])
+    return grad_gates_x if need_gates_x else None, grad_h0, grad_weight, grad_bias

@@ -1,0 +1,219 @@
+"""posterior_sequence on the GPU: csrc/cuda/posterior_forward.cu and posterior_backward.cu, and the gradients of the
+weights as products after the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vssn_kernels import _cuda
+from vssn_kernels.backend.cuda.memory import (
+    STORAGE,
+    allows_tf32,
+    launch_on,
+    pointer,
+    row_arguments,
+    rows,
+    step_arguments,
+    steps,
+)
+from vssn_kernels.backend.outer import sum_outer
+
+Grads = tuple[Tensor | None, ...]
+
+_ACTIVATIONS = {"tanh": 0, "relu": 1, "leaky_relu": 2, "silu": 3}  # csrc/common/cell.h
+VARIANTS = ("choice", "registers", "shared", "cluster", "scatter", "streamed")  # csrc/cuda/posterior.h
+
+# Which variant of the kernels runs. For the tests, which set it.
+variant = "choice"
+
+
+class Plan(NamedTuple):
+    """How the kernels are laid out for a size on the current device."""
+
+    variant: str
+    cluster: int  # blocks that share a batch tile
+    warps: int
+    tiles: int  # of weights, in a block
+    kept: int  # of these in shared memory
+    shared_bytes: int  # of a block
+    workspace_bytes: int
+
+
+def plan(dtype: torch.dtype, width: int, latent: int, prior: bool, backward: bool, tf32: bool = False) -> Plan:
+    """The layout for M = width and Z = latent."""
+    chosen, *rest = _cuda.posterior_plan(STORAGE[dtype], tf32, width, latent, prior, backward, VARIANTS.index(variant))
+    return Plan(VARIANTS[chosen], *rest)
+
+
+def _problem(
+    context: Tensor,
+    z0: Tensor,
+    activation: str,
+    min_logvar: float,
+    lengths: Tensor | None,
+    eps: Tensor | None,
+    weights: tuple[Tensor | None, ...],  # weight_z, weight_out, prior_weight_z, prior_weight_mu, as rows
+    workspace: Tensor | None,
+    stream: int,
+    tf32: bool,
+) -> tuple[int | float, ...]:
+    """What both directions take, as csrc/cuda/posterior_bindings.cpp reads it."""
+    count, batch, width = context.shape
+    return (
+        STORAGE[context.dtype],
+        tf32,
+        z0.dtype is torch.float32,
+        VARIANTS.index(variant),
+        count,
+        batch,
+        width,
+        z0.shape[1],
+        _ACTIVATIONS[activation],
+        min_logvar,
+        pointer(lengths),
+        *step_arguments(eps),
+        *(argument for weight in weights for argument in row_arguments(weight)),
+        pointer(workspace),
+        stream,
+    )
+
+
+def _workspace(like: Tensor, latent: int, prior: bool, backward: bool, tf32: bool) -> Tensor | None:
+    size = plan(like.dtype, like.shape[-1], latent, prior, backward, tf32).workspace_bytes
+    return torch.empty(size, dtype=torch.uint8, device=like.device) if size else None
+
+
+def posterior_forward(
+    context: Tensor,
+    z0: Tensor,
+    eps: Tensor,
+    weight_z: Tensor,
+    weight_out: Tensor,
+    bias_out: Tensor,
+    prior_context: Tensor | None,
+    prior_weight_z: Tensor | None,
+    prior_weight_mu: Tensor | None,
+    prior_bias_mu: Tensor | None,
+    lengths: Tensor | None,
+    activation: str,
+    min_logvar: float,
+    need_backward: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(z, mu, logvar [T, B, Z], hidden, prior_hidden [T, B, M]: after the activation, for "silu" before it; empty
+    where not needed)"""
+    count, batch, width = context.shape
+    latent = z0.shape[1]
+    prior = prior_context is not None
+    z, mu, logvar = (context.new_empty(count, batch, latent) for _ in range(3))
+    hidden, prior_hidden = (
+        context.new_empty((count, batch, width) if keep else 0) for keep in (need_backward, need_backward and prior)
+    )
+    if count == 0 or batch == 0:
+        return z, mu, logvar, hidden, prior_hidden
+    context_, prior_context_, eps_, z0_ = steps(context), steps(prior_context), steps(eps), rows(z0)
+    weights = tuple(rows(weight) for weight in (weight_z, weight_out, prior_weight_z, prior_weight_mu))
+    bias, prior_bias = bias_out.contiguous(), None if prior_bias_mu is None else prior_bias_mu.contiguous()
+    tf32 = context.dtype is torch.float32 and allows_tf32()
+    with launch_on(context) as stream:
+        workspace = _workspace(context, latent, prior, False, tf32)
+        _cuda.posterior_forward(
+            *_problem(context, z0, activation, min_logvar, lengths, eps_, weights, workspace, stream, tf32),
+            *step_arguments(context_),
+            *step_arguments(prior_context_),
+            *row_arguments(z0_),
+            bias.data_ptr(),
+            pointer(prior_bias),
+            z.data_ptr(),
+            mu.data_ptr(),
+            logvar.data_ptr(),
+            hidden.data_ptr() if need_backward else 0,
+            prior_hidden.data_ptr() if need_backward and prior else 0,
+        )
+    return z, mu, logvar, hidden, prior_hidden
+
+
+def posterior_backward(
+    grad_z: Tensor | None,
+    grad_mu: Tensor | None,
+    grad_logvar: Tensor | None,
+    z: Tensor,
+    logvar: Tensor,
+    hidden: Tensor,
+    prior_hidden: Tensor,
+    z0: Tensor,
+    eps: Tensor,
+    weight_z: Tensor,
+    weight_out: Tensor,
+    prior_weight_z: Tensor | None,
+    prior_weight_mu: Tensor | None,
+    lengths: Tensor | None,
+    activation: str,
+    min_logvar: float,
+    needs: Sequence[bool],
+) -> Grads:
+    """Gradients of (context, z0, eps, weight_z, weight_out, bias_out, prior_context, prior_weight_z, prior_weight_mu,
+    prior_bias_mu)."""
+    _, batch, latent = z.shape
+    width = hidden.shape[-1]
+    prior = prior_weight_z is not None
+    grad_context = torch.empty_like(hidden) if needs[0] or needs[3] else None
+    grad_prior_context = torch.empty_like(hidden) if prior and (needs[6] or needs[7]) else None
+    grad_out = z.new_empty(*z.shape[:2], 2 * latent)
+    grad_z0 = torch.empty(z0.shape, dtype=z0.dtype, device=z0.device) if needs[1] else None
+    grad_eps = torch.empty_like(z) if needs[2] else None
+    if batch > 0:
+        grad_z_, grad_mu_, grad_logvar_, eps_ = steps(grad_z), steps(grad_mu), steps(grad_logvar), steps(eps)
+        weights = tuple(rows(weight) for weight in (weight_z, weight_out, prior_weight_z, prior_weight_mu))
+        tf32 = z.dtype is torch.float32 and allows_tf32()
+        with launch_on(z) as stream:
+            workspace = _workspace(hidden, latent, prior, True, tf32)
+            _cuda.posterior_backward(
+                *_problem(hidden, z0, activation, min_logvar, lengths, eps_, weights, workspace, stream, tf32),
+                *step_arguments(grad_z_),
+                *step_arguments(grad_mu_),
+                *step_arguments(grad_logvar_),
+                logvar.data_ptr(),
+                hidden.data_ptr(),
+                prior_hidden.data_ptr() if prior else 0,
+                pointer(grad_context),
+                pointer(grad_prior_context),
+                grad_out.data_ptr(),
+                pointer(grad_eps),
+                pointer(grad_z0),
+            )
+    grad_weight_z = grad_weight_out = grad_bias = grad_prior_weight_z = grad_prior_weight_mu = grad_prior_bias = None
+    if grad_context is not None and needs[3]:
+        grad_weight_z = sum_outer(grad_context, z, z0, None, False, z.new_empty(width, latent))
+    if needs[4]:
+        grad_weight_out = torch.mm(grad_out.flatten(0, 1).t(), _activated(hidden, activation))
+    if needs[5]:
+        grad_bias = grad_out.sum((0, 1))
+    if grad_prior_context is not None and needs[7]:
+        grad_prior_weight_z = sum_outer(grad_prior_context, z, z0, None, False, z.new_empty(width, latent))
+    if needs[8]:
+        grad_prior_mu = grad_out[..., :latent].flatten(0, 1)
+        grad_prior_weight_mu = torch.mm(grad_prior_mu.t(), _activated(prior_hidden, activation))
+    if needs[9]:
+        grad_prior_bias = grad_out[..., :latent].sum((0, 1))
+    return (
+        grad_context if needs[0] else None,
+        grad_z0,
+        grad_eps,
+        grad_weight_z,
+        grad_weight_out,
+        grad_bias,
+        grad_prior_context if needs[6] else None,
+        grad_prior_weight_z,
+        grad_prior_weight_mu,
+        grad_prior_bias,
+    )
+
+
+def _activated(hidden: Tensor, activation: str) -> Tensor:
+    """[T B, M] after the activation, from what forward kept."""
+    flat = hidden.flatten(0, 1)
+    return torch.nn.functional.silu(flat) if activation == "silu" else flat
