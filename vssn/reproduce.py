@@ -88,6 +88,7 @@ _SPEECH_MODELS = {"VSSN": "vssn", "SRNN": "srnn", "RNN": "rnn", "RNN-AR": "ar"}
 TABLES: dict[str, tuple[Entry, ...]] = {
     "music": (
         *(Entry(name, "VSSN, sizes of its own", name) for name in _MUSIC_SETS),
+        *(Entry(name, "VSSN-NADE, sizes of its own", name, ("model.likelihood=nade",)) for name in _MUSIC_SETS),
         *_peers("music", _MUSIC_SETS, _MUSIC_MODELS),
     ),
     "objectives": tuple(
