@@ -188,7 +188,7 @@ def test_fivo_is_a_particle_filter_that_copies_whole_paths(name: str, resampling
             steps, reconstruction, _ = plain.sequence(given["x"], given["u"], observed, None, *noise)
             alpha.append(reconstruction[t] + steps.log_weight[t])
         weights = weights * torch.cat(alpha).exp()
-        total += float(weights.sum().log())
+        total += float(weights.sum().log().detach())
         weights = weights / weights.sum()
         if 1 / weights.square().sum() < threshold * particles and t + 1 < STEPS:
             ancestors = resample(weights[:, None], uniforms[t])[:, 0]

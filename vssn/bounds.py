@@ -40,7 +40,7 @@ from vssn.evaluation_mode import evaluating
 from vssn.model import VSSN, Prepared
 from vssn.nade import NADE
 from vssn.sequences import with_first
-from vssn_kernels import PriorMean, gru_sequence, posterior_sequence
+from vssn_kernels import gru_sequence
 
 BOUNDS = ("elbo", "iwae", "fivo")
 RESAMPLINGS = ("systematic", "multinomial")
@@ -212,7 +212,7 @@ class _Particles:
             self.weight_hh = weight_hh
         self.mu_w, self.logvar_w = nothing, nothing
         if layer.noise_size:
-            self.mu_w, self.logvar_w = layer._noise_posterior(x, controls, lengths)
+            self.mu_w, self.logvar_w = layer.infer_noise(x, controls, lengths)
         if layer.latent_size:
             no_d = x.new_zeros(self.steps, self.batch, layer.hidden_size)
             self.backward_gates = layer.backward_recurrence.input(*layer.drivers(no_d, controls), x)  # [T, B, 3A]
@@ -294,22 +294,7 @@ class _Particles:
         z, alpha = eps, log_ratio
         if contexts is not None:
             own, prior_contexts = contexts
-            network, prior = layer.posterior, None
-            if layer.residual_posterior:
-                weight_mu, _ = layer.prior.out.weight.chunk(2)
-                bias_mu, _ = layer.prior.out.bias.chunk(2)
-                prior = PriorMean(prior_contexts, layer.prior.weight_z, weight_mu, bias_mu)
-            z, _, logvar = posterior_sequence(
-                own,
-                z_before,
-                eps,
-                network.weight_z,
-                network.out.weight,
-                network.out.bias,
-                activation=layer.activation,
-                min_logvar=layer.min_logvar,
-                prior=prior,
-            )
+            z, _, logvar = layer.infer_latent(own, prior_contexts, z_before, eps)
             prior_mu, prior_logvar = layer.prior(with_first(z_before, z[:-1]), prior_contexts)
             terms = (z - prior_mu).square_().mul_(torch.exp(-prior_logvar)).add_(prior_logvar)
             log_ratio_z = (eps.square() + logvar - terms).sum(-1) / 2

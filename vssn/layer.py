@@ -258,7 +258,7 @@ class VSSNLayer(nn.Module):
         if self.hidden_size:
             w = eps_w
             if self.noise_size:
-                mu, logvar = self._noise_posterior(x, controls, lengths)
+                mu, logvar = self.infer_noise(x, controls, lengths)
                 w, kl_w = gaussian_rsample_kl(mu, logvar, eps_w)
                 kl_w = zero_padding(kl_w, valid)
             inputs = (*controls, w)
@@ -269,7 +269,7 @@ class VSSNLayer(nn.Module):
             a, _ = self.backward_recurrence((*drivers, x), a0, lengths=lengths, reverse=True)
             # Inside the loop the prior's mean is needed, so that its contexts stand before it; else they need not.
             contexts = self.prior.contexts(drivers, x) if self.residual_posterior else None
-            z, mu, logvar = self._posterior(a, contexts, z0, eps_z, lengths)
+            z, mu, logvar = self.infer_latent(self.posterior.contexts((a,), a), contexts, z0, eps_z, lengths)
             z_previous = with_first(z0, z[:-1]) if len(z) else z
             prior_mu, prior_logvar = (
                 self.prior.at_once(z_previous, drivers) if contexts is None else self.prior(z_previous, contexts)
@@ -278,18 +278,26 @@ class VSSNLayer(nn.Module):
             z_last = last_valid(z, z0, lengths)
         return Inference(d, z, kl_z, kl_w, d_last, z_last)
 
-    def _noise_posterior(
-        self, x: Tensor, controls: tuple[Tensor, ...], lengths: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def infer_noise(self, x: Tensor, controls: tuple[Tensor, ...], lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(w_t | x, u) for all t, each [T, B, W]. Arguments as in `infer`."""
         inputs = (x, *controls)
         if self.noise_smoothing:
             start = x.new_zeros(x.shape[1], self.backward_size)
             inputs = (self.noise_backward(inputs, start, lengths=lengths, reverse=True)[0],)
         return self.noise_posterior.gaussian(inputs, self.min_logvar)
 
-    def _posterior(
-        self, a: Tensor, prior_contexts: Tensor | None, z0: Tensor, eps_z: Tensor, lengths: Tensor | None
+    def infer_latent(
+        self, contexts: Tensor, prior_contexts: Tensor | None, z0: Tensor, eps_z: Tensor, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples z_t ~ q(z_t | z_{t-1}, a_t) in turn: z, and the mean and log-variance of q, each [T, B, Z].
+
+        Args:
+            contexts: [T, B, M] what a_t adds to the posterior's hidden layer.
+            prior_contexts: [T, B, M] what d_t adds to the prior's; used with residual_posterior, None without.
+            z0: [B, Z].
+            eps_z: [T, B, Z] standard normal.
+            lengths: [B] int64 or None.
+        """
         prior = None
         if self.residual_posterior and prior_contexts is not None:
             weight_mu, _ = self.prior.out.weight.chunk(2)
@@ -297,7 +305,7 @@ class VSSNLayer(nn.Module):
             prior = PriorMean(prior_contexts, self.prior.weight_z, weight_mu, bias_mu)
         network = self.posterior
         return posterior_sequence(
-            network.contexts((a,), a),
+            contexts,
             z0,
             eps_z,
             network.weight_z,
@@ -310,15 +318,21 @@ class VSSNLayer(nn.Module):
         )
 
     def step_from_prior(
-        self, controls: tuple[Tensor, ...], d: Tensor, z: Tensor, weight_hh: Tensor | None
+        self,
+        controls: tuple[Tensor, ...],
+        d: Tensor,
+        z: Tensor,
+        weight_hh: Tensor | None,
+        noise: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """d_t [B, D] and z_t [B, Z] with w_t and z_t drawn from their priors, from d_{t-1}, z_{t-1}.
+        """d_t [B, D] and z_t [B, Z] with w_t and z_t from their priors, from d_{t-1}, z_{t-1}.
 
         Args:
             controls: the tensors that make u_t, each [1, B, ·].
             weight_hh: `duration_weight()`, one draw for the whole sequence.
+            noise: (eps_w [1, B, W], eps_z [1, B, Z]) standard normal, zeros for the priors' means; None draws it.
         """
-        eps_w, eps_z = self.draw_noise(d[None])
+        eps_w, eps_z = self.draw_noise(d[None]) if noise is None else noise
         states = d[None]
         if self.hidden_size:
             inputs = (*controls, eps_w)

@@ -143,6 +143,7 @@ class _Runs:
             )
         self.model, self.layer, self.ahead = model, model.layer, ahead
         self.given, self.lengths = model.prepare(x, u, lengths), lengths
+        self.weight_hh = model.layer.duration_weight()
 
     def mean(self, samples: int | None, seed: int, run: Callable[[Noise], tuple[Tensor, ...]]) -> list[Tensor]:
         """The mean of what `run` returns over the samples."""
@@ -187,8 +188,8 @@ class _Runs:
         steps, batch = d.shape[:2]
         # Of frame t: its control, which holds frames before it, and noise that no filtered state before it has used.
         controls = tuple(part[1:].flatten(0, 1)[None] for part in self.given.controls)
-        fresh = tuple(part[1 : steps + 1].flatten(0, 1)[None] for part in noise)
-        d, z = self._step(controls, d.flatten(0, 1), z.flatten(0, 1), (fresh[0], fresh[1]))
+        eps_w, eps_z = (part[1 : steps + 1].flatten(0, 1)[None] for part in noise)
+        d, z = self.layer.step_from_prior(controls, d.flatten(0, 1), z.flatten(0, 1), self.weight_hh, (eps_w, eps_z))
         mean = self.model.likelihood.mean(self.model.decode(z[None], d[None]))
         predicted = mean.view(steps, batch, -1)
         if self.given.valid is None:
@@ -204,7 +205,9 @@ class _Runs:
             here = slice(seen + step, seen + step + 1)
             external = None if u_future is None else u_future[step : step + 1]
             controls = self.model.control(current.x_last, external)
-            d, z = self._step(controls, current.d, current.z, (noise[0][here], noise[1][here]))
+            d, z = self.layer.step_from_prior(
+                controls, current.d, current.z, self.weight_hh, (noise[0][here], noise[1][here])
+            )
             frame = self.model.likelihood.mean(self.model.decode(z[None], d[None]))
             current = State(d, z, self.model.frames(frame, None)[0])
             frames.append(frame)
@@ -222,14 +225,3 @@ class _Runs:
             lengths,
         )
         return LatentStates(result.d, result.z), State(result.d_last, result.z_last, given.frames[stop])
-
-    def _step(self, controls: tuple[Tensor, ...], d: Tensor, z: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """d_t [N, D] and z_t [N, Z] of the generative model from d_{t-1}, z_{t-1}; controls and noise [1, N, ·]."""
-        layer = self.layer
-        states = d[None]
-        if layer.hidden_size:
-            states, d = layer.duration((*controls, noise[0]), d, weight_hh=layer.duration_weight())
-        if layer.latent_size:
-            mu, logvar = layer.prior(z[None], layer.prior.contexts(layer.drivers(states, controls), z[None]))
-            z = (mu + torch.exp(logvar / 2) * noise[1])[0]
-        return d, z
