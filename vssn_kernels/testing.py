@@ -60,7 +60,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "split_linear": lambda *args: mlp.mlp(*args)[0],
     "bernoulli_log_prob": bernoulli.bernoulli_log_prob,
 }
-# The registered op behind a public function, where it has another name, and the start of its backends' functions.
+# The registered op behind a public function, where it has another name.
 REGISTERED = {"gaussian_mlp": "mlp", "split_linear": "mlp"}
 MLPS = ("mlp", "gaussian_mlp", "split_linear")
 

@@ -1,4 +1,4 @@
-// How the elements of a call's tensors are stored, as vssn_kernels/backend/cuda/memory.py numbers them.
+// How the elements of a call's tensors are stored, as vssn_kernels/backend/cuda/launch.py numbers them.
 #pragma once
 
 namespace vssn {

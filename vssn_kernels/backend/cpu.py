@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import overload
 
 import torch  # before _cpu, so that the extension uses the OpenMP runtime that PyTorch has loaded
 from torch import Tensor
 
 from vssn_kernels import _cpu
+from vssn_kernels.backend.addresses import as_rows, as_steps, pointer, row_arguments, step_arguments
 
 Grads = tuple[Tensor | None, ...]
 
@@ -40,11 +40,7 @@ def info() -> str:
     return f"{_cpu.isa()} instructions, {torch.get_num_threads()} threads, built by {_cpu.compiler}"
 
 
-# ---- Tensors as addresses and strides --------------------------------------------------------------------
-
-
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+# ---- Memory ----------------------------------------------------------------------------------------------
 
 
 def _float64(tensor: Tensor) -> bool:
@@ -53,36 +49,6 @@ def _float64(tensor: Tensor) -> bool:
 
 def _like(tensor: Tensor, need: bool = True) -> Tensor | None:
     return torch.empty(tensor.shape, dtype=tensor.dtype) if need else None
-
-
-@overload
-def _rows(tensor: Tensor) -> Tensor: ...
-@overload
-def _rows(tensor: None) -> None: ...
-@overload
-def _rows(tensor: Tensor | None) -> Tensor | None: ...
-def _rows(tensor: Tensor | None) -> Tensor | None:
-    """The tensor as [rows, last dimension]: a view where strides allow it, else a copy."""
-    if tensor is None or (tensor.dim() == 2 and tensor.stride(1) == 1):
-        return tensor
-    width = tensor.shape[-1]
-    rows = tensor.reshape(tensor.numel() // width if width else 0, width)
-    return rows if width <= 1 or rows.stride(1) == 1 else rows.contiguous()
-
-
-def _row_arguments(rows: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if rows is None else (rows.data_ptr(), rows.stride(0))
-
-
-def _steps(tensor: Tensor | None) -> Tensor | None:
-    """[T, B, width] with the last dimension contiguous."""
-    if tensor is None or tensor.stride(-1) == 1 or tensor.shape[-1] <= 1:
-        return tensor
-    return tensor.contiguous()
-
-
-def _step_arguments(steps: Tensor | None) -> tuple[int, int, int]:
-    return (0, 0, 0) if steps is None else (steps.data_ptr(), steps.stride(0), steps.stride(1))
 
 
 def _workspace(size: int) -> Tensor:
@@ -108,7 +74,7 @@ def gru_forward(
     output = torch.empty((steps, batch, hidden), dtype=h0.dtype)
     h_n = torch.empty((batch, hidden), dtype=h0.dtype)
     gates = torch.empty((steps, batch, 4 * hidden) if need_backward else 0, dtype=h0.dtype)
-    gates_x_, h0_, weight, bias = _steps(gates_x), _rows(h0), _rows(weight_hh), bias_hh.contiguous()
+    gates_x_, h0_, weight, bias = as_steps(gates_x), as_rows(h0), as_rows(weight_hh), bias_hh.contiguous()
     float64 = _float64(h0)
     workspace = _workspace(_cpu.gru_workspace(float64, batch, hidden, False))
     _cpu.gru_forward(
@@ -118,10 +84,10 @@ def gru_forward(
         batch,
         hidden,
         reverse,
-        _pointer(lengths),
-        *_step_arguments(gates_x_),
-        *_row_arguments(h0_),
-        *_row_arguments(weight),
+        pointer(lengths),
+        *step_arguments(gates_x_),
+        *row_arguments(h0_),
+        *row_arguments(weight),
         bias.data_ptr(),
         output.data_ptr(),
         h_n.data_ptr(),
@@ -149,7 +115,7 @@ def gru_backward(
     grad_a = torch.empty((steps, batch, hidden), dtype=output.dtype)
     grad_h0, grad_weight = _like(h0, need_h0), _like(weight_hh, need_weight)
     grad_bias = torch.empty(3 * hidden, dtype=output.dtype) if need_bias else None
-    grad_output_, grad_h_n_, h0_, weight = _steps(grad_output), _rows(grad_h_n), _rows(h0), _rows(weight_hh)
+    grad_output_, grad_h_n_, h0_, weight = as_steps(grad_output), as_rows(grad_h_n), as_rows(h0), as_rows(weight_hh)
     float64 = _float64(output)
     workspace = _workspace(_cpu.gru_workspace(float64, batch, hidden, True))
     _cpu.gru_backward(
@@ -159,18 +125,18 @@ def gru_backward(
         batch,
         hidden,
         reverse,
-        _pointer(lengths),
-        *_step_arguments(grad_output_),
-        *_row_arguments(grad_h_n_),
+        pointer(lengths),
+        *step_arguments(grad_output_),
+        *row_arguments(grad_h_n_),
         output.data_ptr(),
         gates.data_ptr(),
-        *_row_arguments(h0_),
-        *_row_arguments(weight),
+        *row_arguments(h0_),
+        *row_arguments(weight),
         grad_gates_x.data_ptr(),
         grad_a.data_ptr(),
-        _pointer(grad_h0),
-        _pointer(grad_weight),
-        _pointer(grad_bias),
+        pointer(grad_h0),
+        pointer(grad_weight),
+        pointer(grad_bias),
         workspace.data_ptr(),
     )
     return grad_gates_x if need_gates_x else None, grad_h0, grad_weight, grad_bias
@@ -207,9 +173,9 @@ def posterior_forward(
         torch.empty((steps, batch, width) if keep else 0, dtype=z0.dtype)
         for keep in (need_backward, need_backward and prior)
     )
-    context_, eps_, prior_context_ = _steps(context), _steps(eps), _steps(prior_context)
-    z0_, weight_z_, weight_out_ = _rows(z0), _rows(weight_z), _rows(weight_out)
-    prior_weight_z_, prior_weight_mu_ = _rows(prior_weight_z), _rows(prior_weight_mu)
+    context_, eps_, prior_context_ = as_steps(context), as_steps(eps), as_steps(prior_context)
+    z0_, weight_z_, weight_out_ = as_rows(z0), as_rows(weight_z), as_rows(weight_out)
+    prior_weight_z_, prior_weight_mu_ = as_rows(prior_weight_z), as_rows(prior_weight_mu)
     bias, prior_bias = bias_out.contiguous(), None if prior_bias_mu is None else prior_bias_mu.contiguous()
     float64 = _float64(z0)
     workspace = _workspace(_cpu.posterior_workspace(float64, batch, width, latent, prior, False))
@@ -222,17 +188,17 @@ def posterior_forward(
         latent,
         _ACTIVATIONS[activation],
         min_logvar,
-        _pointer(lengths),
-        *_step_arguments(context_),
-        *_step_arguments(eps_),
-        *_row_arguments(z0_),
-        *_row_arguments(weight_z_),
-        *_row_arguments(weight_out_),
+        pointer(lengths),
+        *step_arguments(context_),
+        *step_arguments(eps_),
+        *row_arguments(z0_),
+        *row_arguments(weight_z_),
+        *row_arguments(weight_out_),
         bias.data_ptr(),
-        *_step_arguments(prior_context_),
-        *_row_arguments(prior_weight_z_),
-        *_row_arguments(prior_weight_mu_),
-        _pointer(prior_bias),
+        *step_arguments(prior_context_),
+        *row_arguments(prior_weight_z_),
+        *row_arguments(prior_weight_mu_),
+        pointer(prior_bias),
         z.data_ptr(),
         mu.data_ptr(),
         logvar.data_ptr(),
@@ -271,10 +237,10 @@ def posterior_backward(
     grad_prior_context = torch.empty(hidden.shape, dtype=z.dtype) if prior else None
     grad_out = torch.empty((steps, batch, 2 * latent), dtype=z.dtype)
     grad_z0, grad_eps = _like(z0, needs[1]), _like(eps, needs[2])
-    grad_z_, grad_mu_, grad_logvar_, eps_ = _steps(grad_z), _steps(grad_mu), _steps(grad_logvar), _steps(eps)
-    weight_z_, weight_out_ = _rows(weight_z), _rows(weight_out)
-    prior_weight_z_, prior_weight_mu_ = _rows(prior_weight_z), _rows(prior_weight_mu)
-    z0_, active, prior_active = _rows(z0), _activated(hidden, activation), _activated(prior_hidden, activation)
+    grad_z_, grad_mu_, grad_logvar_, eps_ = as_steps(grad_z), as_steps(grad_mu), as_steps(grad_logvar), as_steps(eps)
+    weight_z_, weight_out_ = as_rows(weight_z), as_rows(weight_out)
+    prior_weight_z_, prior_weight_mu_ = as_rows(prior_weight_z), as_rows(prior_weight_mu)
+    z0_, active, prior_active = as_rows(z0), _activated(hidden, activation), _activated(prior_hidden, activation)
     shapes = ((width, latent), (2 * latent, width), (2 * latent,), (width, latent), (latent, width), (latent,))
     weight_grads = [
         torch.empty(shape, dtype=z.dtype) if need else None
@@ -291,28 +257,28 @@ def posterior_backward(
         latent,
         _ACTIVATIONS[activation],
         min_logvar,
-        _pointer(lengths),
-        *_step_arguments(grad_z_),
-        *_step_arguments(grad_mu_),
-        *_step_arguments(grad_logvar_),
+        pointer(lengths),
+        *step_arguments(grad_z_),
+        *step_arguments(grad_mu_),
+        *step_arguments(grad_logvar_),
         logvar.data_ptr(),
         hidden.data_ptr(),
         prior_hidden.data_ptr() if prior else 0,
-        *_step_arguments(eps_),
-        *_row_arguments(weight_z_),
-        *_row_arguments(weight_out_),
-        *_row_arguments(prior_weight_z_),
-        *_row_arguments(prior_weight_mu_),
+        *step_arguments(eps_),
+        *row_arguments(weight_z_),
+        *row_arguments(weight_out_),
+        *row_arguments(prior_weight_z_),
+        *row_arguments(prior_weight_mu_),
         z.data_ptr(),
-        *_row_arguments(z0_),
+        *row_arguments(z0_),
         active.data_ptr(),
         prior_active.data_ptr() if prior else 0,
         grad_context.data_ptr(),
-        _pointer(grad_prior_context),
+        pointer(grad_prior_context),
         grad_out.data_ptr(),
-        _pointer(grad_eps),
-        _pointer(grad_z0),
-        *(_pointer(grad) for grad in weight_grads),
+        pointer(grad_eps),
+        pointer(grad_z0),
+        *(pointer(grad) for grad in weight_grads),
         workspace.data_ptr(),
     )
     return (
@@ -378,9 +344,9 @@ def mlp_forward(
     out = torch.empty((*leading, columns), dtype=dtype)
     logvar = torch.empty((*leading, columns) if floored else 0, dtype=dtype)
     hidden = torch.empty((*leading, width) if two and need_backward else 0, dtype=dtype)
-    rows = [_rows(x) for x in inputs]
-    weights_, nothing = [_rows(weight) for weight in weights], [None] * len(inputs)
-    bias_, weight_out_ = bias.contiguous(), _rows(weight_out)
+    rows = [as_rows(x) for x in inputs]
+    weights_, nothing = [as_rows(weight) for weight in weights], [None] * len(inputs)
+    bias_, weight_out_ = bias.contiguous(), as_rows(weight_out)
     bias_out_ = None if bias_out is None else bias_out.contiguous()
     float64 = _float64(bias)
     arguments = (
@@ -393,8 +359,8 @@ def mlp_forward(
         min_logvar is not None,
         0.0 if min_logvar is None else min_logvar,
         bias_.data_ptr(),
-        *_row_arguments(weight_out_),
-        _pointer(bias_out_),
+        *row_arguments(weight_out_),
+        pointer(bias_out_),
         out.data_ptr(),
         logvar.data_ptr(),
         hidden.data_ptr() if two and need_backward else 0,
@@ -419,7 +385,7 @@ def mlp_backward(
     """Gradients of (*inputs, *weights, bias, weight_out, bias_out)."""
     width = weights[0].shape[0]
     columns = (weight_out.shape[0] // (1 if min_logvar is None else 2)) if weight_out is not None else width
-    rows, weights_, weight_out_ = [_rows(x) for x in inputs], [_rows(w) for w in weights], _rows(weight_out)
+    rows, weights_, weight_out_ = [as_rows(x) for x in inputs], [as_rows(w) for w in weights], as_rows(weight_out)
     grads = [
         torch.empty(tensor.shape, dtype=tensor.dtype) if need else None
         for tensor, need in zip((*inputs, *weights), needs, strict=False)
@@ -430,7 +396,7 @@ def mlp_backward(
     if weight_out is not None:
         grad_weight_out = _like(weight_out, need_weight_out)
         grad_bias_out = torch.empty(weight_out.shape[0], dtype=dtype) if need_bias_out else None
-    grad_out_, grad_logvar_ = _rows(grad_out), _rows(grad_logvar)
+    grad_out_, grad_logvar_ = as_rows(grad_out), as_rows(grad_logvar)
     float64 = dtype is torch.float64
     arguments = (
         *_input_arguments(rows, weights_, grads[: len(inputs)], grads[len(inputs) :]),
@@ -441,14 +407,14 @@ def mlp_backward(
         _ACTIVATIONS[activation],
         min_logvar is not None,
         0.0 if min_logvar is None else min_logvar,
-        *_row_arguments(weight_out_),
-        *_row_arguments(grad_out_),
-        *_row_arguments(grad_logvar_),
+        *row_arguments(weight_out_),
+        *row_arguments(grad_out_),
+        *row_arguments(grad_logvar_),
         logvar.data_ptr(),
         hidden.data_ptr(),
-        _pointer(grad_bias),
-        _pointer(grad_weight_out),
-        _pointer(grad_bias_out),
+        pointer(grad_bias),
+        pointer(grad_weight_out),
+        pointer(grad_bias_out),
     )
     workspace = _workspace(_cpu.mlp_backward_workspace(float64, *arguments, 0))
     _cpu.mlp_backward(float64, *arguments, workspace.data_ptr())
@@ -461,15 +427,15 @@ def mlp_backward(
 def bernoulli_log_prob_forward(logits: Tensor, x: Tensor) -> Tensor:
     """[...]"""
     result = torch.empty(logits.shape[:-1], dtype=logits.dtype)
-    logits_, x_ = _rows(logits), _rows(x)
+    logits_, x_ = as_rows(logits), as_rows(x)
     sizes = (result.numel(), logits.shape[-1])
     _cpu.bernoulli(
         _float64(logits),
         False,
         torch.get_num_threads(),
         *sizes,
-        *_row_arguments(logits_),
-        *_row_arguments(x_),
+        *row_arguments(logits_),
+        *row_arguments(x_),
         result.data_ptr(),
     )
     return result
@@ -477,7 +443,7 @@ def bernoulli_log_prob_forward(logits: Tensor, x: Tensor) -> Tensor:
 
 def bernoulli_log_prob_backward(grad: Tensor, logits: Tensor, x: Tensor, needs: Sequence[bool]) -> Grads:
     """Gradients of (logits, x)."""
-    logits_, x_, grad_ = _rows(logits), _rows(x), grad.reshape(-1, 1)
+    logits_, x_, grad_ = as_rows(logits), as_rows(x), grad.reshape(-1, 1)
     grads = tuple(_like(logits, need) for need in needs)
     _cpu.bernoulli(
         _float64(logits),
@@ -485,10 +451,10 @@ def bernoulli_log_prob_backward(grad: Tensor, logits: Tensor, x: Tensor, needs: 
         torch.get_num_threads(),
         grad.numel(),
         logits.shape[-1],
-        *_row_arguments(logits_),
-        *_row_arguments(x_),
-        *_row_arguments(grad_),
-        *(_pointer(part) for part in grads),
+        *row_arguments(logits_),
+        *row_arguments(x_),
+        *row_arguments(grad_),
+        *(pointer(part) for part in grads),
     )
     return grads
 
@@ -496,65 +462,21 @@ def bernoulli_log_prob_backward(grad: Tensor, logits: Tensor, x: Tensor, needs: 
 # ---- Gaussians -------------------------------------------------------------------------------------------
 
 
-def gaussian_rsample_kl_forward(
-    mu: Tensor, logvar: Tensor, eps: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """(z [..., Z], kl [...])"""
-    z = torch.empty(mu.shape, dtype=mu.dtype)
-    return z, _gaussian_forward(mu, logvar, eps, prior_mu, prior_logvar, z)
-
-
-def gaussian_kl_forward(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None) -> Tensor:
-    """kl [...]"""
-    return _gaussian_forward(mu, logvar, None, prior_mu, prior_logvar, None)
-
-
-def _gaussian_forward(
-    mu: Tensor,
-    logvar: Tensor,
-    eps: Tensor | None,
-    prior_mu: Tensor | None,
-    prior_logvar: Tensor | None,
-    z: Tensor | None,
-) -> Tensor:
+def gaussian_forward(
+    mu: Tensor, logvar: Tensor, eps: Tensor | None, prior_mu: Tensor | None, prior_logvar: Tensor | None
+) -> tuple[Tensor | None, Tensor]:
+    """(z [..., Z], None without eps; kl [...])"""
+    z = None if eps is None else _like(mu)
     kl = torch.empty(mu.shape[:-1], dtype=mu.dtype)
-    inputs = [_rows(tensor) for tensor in (mu, logvar, eps, prior_mu, prior_logvar)]
-    arguments = [argument for rows in inputs for argument in _row_arguments(rows)]
+    inputs = [as_rows(tensor) for tensor in (mu, logvar, eps, prior_mu, prior_logvar)]
+    arguments = [argument for rows in inputs for argument in row_arguments(rows)]
     _cpu.gaussian_forward(
-        _float64(mu), torch.get_num_threads(), kl.numel(), mu.shape[-1], *arguments, _pointer(z), kl.data_ptr()
+        _float64(mu), torch.get_num_threads(), kl.numel(), mu.shape[-1], *arguments, pointer(z), kl.data_ptr()
     )
-    return kl
+    return z, kl
 
 
-def gaussian_rsample_kl_backward(
-    grad_z: Tensor | None,
-    grad_kl: Tensor | None,
-    mu: Tensor,
-    logvar: Tensor,
-    eps: Tensor,
-    prior_mu: Tensor | None,
-    prior_logvar: Tensor | None,
-    needs: Sequence[bool],
-) -> Grads:
-    """Gradients of (mu, logvar, eps, prior_mu, prior_logvar)."""
-    return _gaussian_backward(grad_z, grad_kl, mu, logvar, eps, prior_mu, prior_logvar, needs)
-
-
-def gaussian_kl_backward(
-    grad_kl: Tensor | None,
-    mu: Tensor,
-    logvar: Tensor,
-    prior_mu: Tensor | None,
-    prior_logvar: Tensor | None,
-    needs: Sequence[bool],
-) -> Grads:
-    """Gradients of (mu, logvar, prior_mu, prior_logvar)."""
-    needs = (needs[0], needs[1], False, needs[2], needs[3])
-    grads = _gaussian_backward(None, grad_kl, mu, logvar, None, prior_mu, prior_logvar, needs)
-    return grads[:2] + grads[3:]
-
-
-def _gaussian_backward(
+def gaussian_backward(
     grad_z: Tensor | None,
     grad_kl: Tensor | None,
     mu: Tensor,
@@ -564,9 +486,10 @@ def _gaussian_backward(
     prior_logvar: Tensor | None,
     needs: Sequence[bool],
 ) -> Grads:
-    inputs = [_rows(tensor) for tensor in (mu, logvar, eps, prior_mu, prior_logvar, grad_z)]
+    """Gradients of (mu, logvar, eps, prior_mu, prior_logvar); without eps, grad_z is None."""
+    inputs = [as_rows(tensor) for tensor in (mu, logvar, eps, prior_mu, prior_logvar, grad_z)]
     inputs.append(None if grad_kl is None else grad_kl.reshape(-1, 1))
-    arguments = [argument for rows in inputs for argument in _row_arguments(rows)]
+    arguments = [argument for rows in inputs for argument in row_arguments(rows)]
     grads = tuple(_like(mu, need) for need in needs)
     _cpu.gaussian_backward(
         _float64(mu),
@@ -574,6 +497,6 @@ def _gaussian_backward(
         mu.shape[:-1].numel(),
         mu.shape[-1],
         *arguments,
-        *(_pointer(grad) for grad in grads),
+        *(pointer(grad) for grad in grads),
     )
     return grads

@@ -1,12 +1,7 @@
 """The `reference` backend: pure PyTorch on any device, with the hand-written backward."""
 
 from vssn_kernels.reference.bernoulli import bernoulli_log_prob_backward, bernoulli_log_prob_forward
-from vssn_kernels.reference.gaussian import (
-    gaussian_kl_backward,
-    gaussian_kl_forward,
-    gaussian_rsample_kl_backward,
-    gaussian_rsample_kl_forward,
-)
+from vssn_kernels.reference.gaussian import gaussian_backward, gaussian_forward
 from vssn_kernels.reference.gru import gru_backward, gru_forward
 from vssn_kernels.reference.mlp import mlp_backward, mlp_forward
 from vssn_kernels.reference.posterior import posterior_backward, posterior_forward
@@ -14,10 +9,8 @@ from vssn_kernels.reference.posterior import posterior_backward, posterior_forwa
 __all__ = [
     "bernoulli_log_prob_backward",
     "bernoulli_log_prob_forward",
-    "gaussian_kl_backward",
-    "gaussian_kl_forward",
-    "gaussian_rsample_kl_backward",
-    "gaussian_rsample_kl_forward",
+    "gaussian_backward",
+    "gaussian_forward",
     "gru_backward",
     "gru_forward",
     "mlp_backward",

@@ -22,6 +22,7 @@ import triton
 from torch import Tensor
 
 from vssn_kernels.backend.outer import sum_outer
+from vssn_kernels.backend.precision import allows_tf32
 from vssn_kernels.backend.triton_kernels import gaussian, gru, posterior
 from vssn_kernels.backend.triton_kernels.configurations import (
     Tiles,
@@ -85,9 +86,7 @@ def _precision(tensor: Tensor) -> str:
     """Of products: PyTorch's setting for float32, where the device has tf32."""
     if tensor.dtype != torch.float32 or not device_of(tensor).tf32:
         return "ieee"
-    settings = torch.backends.cuda.matmul
-    tf32 = settings.fp32_precision == "tf32" if hasattr(settings, "fp32_precision") else settings.allow_tf32
-    return "tf32" if tf32 else "ieee"
+    return "tf32" if allows_tf32() else "ieee"
 
 
 def _on_matrix_cores(tensor: Tensor) -> bool:
@@ -413,27 +412,11 @@ def _rows(tensor: Tensor | None) -> Tensor | None:
     return tensor.reshape(tensor.shape[:-1].numel(), width)
 
 
-def gaussian_rsample_kl_forward(
-    mu: Tensor, logvar: Tensor, eps: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """(z [..., Z], kl [...])"""
-    z = _new(mu, *mu.shape)
-    return z, _gaussian_forward(mu, logvar, eps, prior_mu, prior_logvar, z)
-
-
-def gaussian_kl_forward(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None) -> Tensor:
-    """kl [...]"""
-    return _gaussian_forward(mu, logvar, None, prior_mu, prior_logvar, None)
-
-
-def _gaussian_forward(
-    mu: Tensor,
-    logvar: Tensor,
-    eps: Tensor | None,
-    prior_mu: Tensor | None,
-    prior_logvar: Tensor | None,
-    z: Tensor | None,
-) -> Tensor:
+def gaussian_forward(
+    mu: Tensor, logvar: Tensor, eps: Tensor | None, prior_mu: Tensor | None, prior_logvar: Tensor | None
+) -> tuple[Tensor | None, Tensor]:
+    """(z [..., Z], None without eps; kl [...])"""
+    z = None if eps is None else _new(mu, *mu.shape)
     kl = _new(mu, *mu.shape[:-1])
     count, latent = kl.numel(), mu.shape[-1]
     if count:
@@ -443,38 +426,10 @@ def _gaussian_forward(
             gaussian.gaussian_forward[(triton.cdiv(count, rows),)](
                 *inputs, z, kl, count, Z=latent, ROWS=rows, COLUMNS=columns, EMULATED=_emulated(mu), **FUSED
             )
-    return kl
+    return z, kl
 
 
-def gaussian_rsample_kl_backward(
-    grad_z: Tensor | None,
-    grad_kl: Tensor | None,
-    mu: Tensor,
-    logvar: Tensor,
-    eps: Tensor,
-    prior_mu: Tensor | None,
-    prior_logvar: Tensor | None,
-    needs: Sequence[bool],
-) -> Grads:
-    """Gradients of (mu, logvar, eps, prior_mu, prior_logvar)."""
-    return _gaussian_backward(grad_z, grad_kl, mu, logvar, eps, prior_mu, prior_logvar, needs)
-
-
-def gaussian_kl_backward(
-    grad_kl: Tensor | None,
-    mu: Tensor,
-    logvar: Tensor,
-    prior_mu: Tensor | None,
-    prior_logvar: Tensor | None,
-    needs: Sequence[bool],
-) -> Grads:
-    """Gradients of (mu, logvar, prior_mu, prior_logvar)."""
-    needs = (needs[0], needs[1], False, needs[2], needs[3])
-    grads = _gaussian_backward(None, grad_kl, mu, logvar, None, prior_mu, prior_logvar, needs)
-    return grads[:2] + grads[3:]
-
-
-def _gaussian_backward(
+def gaussian_backward(
     grad_z: Tensor | None,
     grad_kl: Tensor | None,
     mu: Tensor,
@@ -484,6 +439,7 @@ def _gaussian_backward(
     prior_logvar: Tensor | None,
     needs: Sequence[bool],
 ) -> Grads:
+    """Gradients of (mu, logvar, eps, prior_mu, prior_logvar); without eps, grad_z is None."""
     grads = tuple(_new(mu, *mu.shape) if need else None for need in needs)
     count, latent = mu.shape[:-1].numel(), mu.shape[-1]
     if mu.numel():

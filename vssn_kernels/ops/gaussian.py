@@ -76,7 +76,7 @@ def _prepare(op: str, backend: str | None, *tensors: Tensor | None) -> tuple[lis
 
 def _rsample_kernel(mu, logvar, eps, prior_mu, prior_logvar, backend):
     arguments.check_gaussian(_RSAMPLE, mu, logvar, eps, prior_mu, prior_logvar)
-    return implementation(backend, "gaussian_rsample_kl_forward")(mu, logvar, eps, prior_mu, prior_logvar)
+    return implementation(backend, "gaussian_forward")(mu, logvar, eps, prior_mu, prior_logvar)
 
 
 def _rsample_fake(mu, logvar, eps, prior_mu, prior_logvar, backend):
@@ -85,7 +85,7 @@ def _rsample_fake(mu, logvar, eps, prior_mu, prior_logvar, backend):
 
 
 def _rsample_backward_kernel(grad_z, grad_kl, mu, logvar, eps, prior_mu, prior_logvar, needs, backend):
-    backward = implementation(backend, "gaussian_rsample_kl_backward")
+    backward = implementation(backend, "gaussian_backward")
     return registration.present(backward(grad_z, grad_kl, mu, logvar, eps, prior_mu, prior_logvar, needs), mu)
 
 
@@ -95,7 +95,7 @@ def _rsample_backward_fake(grad_z, grad_kl, mu, logvar, eps, prior_mu, prior_log
 
 def _kl_kernel(mu, logvar, prior_mu, prior_logvar, backend):
     arguments.check_gaussian(_KL, mu, logvar, None, prior_mu, prior_logvar)
-    return implementation(backend, "gaussian_kl_forward")(mu, logvar, prior_mu, prior_logvar)
+    return implementation(backend, "gaussian_forward")(mu, logvar, None, prior_mu, prior_logvar)[1]
 
 
 def _kl_fake(mu, logvar, prior_mu, prior_logvar, backend):
@@ -104,8 +104,10 @@ def _kl_fake(mu, logvar, prior_mu, prior_logvar, backend):
 
 
 def _kl_backward_kernel(grad_kl, mu, logvar, prior_mu, prior_logvar, needs, backend):
-    backward = implementation(backend, "gaussian_kl_backward")
-    return registration.present(backward(grad_kl, mu, logvar, prior_mu, prior_logvar, needs), mu)
+    backward = implementation(backend, "gaussian_backward")
+    needs = (*needs[:2], False, *needs[2:])
+    grads = backward(None, grad_kl, mu, logvar, None, prior_mu, prior_logvar, needs)
+    return registration.present(grads[:2] + grads[3:], mu)
 
 
 def _kl_backward_fake(grad_kl, mu, logvar, prior_mu, prior_logvar, needs, backend):

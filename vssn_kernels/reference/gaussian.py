@@ -6,6 +6,8 @@ kl = 1/2 sum_Z [lp - lq + exp(lq - lp) + (mu - mp)^2 exp(-lp) - 1]      (prior m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -40,48 +42,38 @@ def gaussian_kl(
     return (terms.sum(-1) / 2).to(mu.dtype)
 
 
-gaussian_rsample_kl_forward = gaussian_rsample_kl
-gaussian_kl_forward = gaussian_kl
+def gaussian_forward(
+    mu: Tensor, logvar: Tensor, eps: Tensor | None, prior_mu: Tensor | None, prior_logvar: Tensor | None
+) -> tuple[Tensor | None, Tensor]:
+    """Both ops: (z [..., Z], None without eps; kl [...])."""
+    if eps is None:
+        return None, gaussian_kl(mu, logvar, prior_mu, prior_logvar)
+    return gaussian_rsample_kl(mu, logvar, eps, prior_mu, prior_logvar)
 
 
-def gaussian_rsample_kl_backward(
+def gaussian_backward(
     grad_z: Tensor | None,  # [..., Z]
     grad_kl: Tensor | None,  # [...]
     mu: Tensor,
     logvar: Tensor,
-    eps: Tensor,
+    eps: Tensor | None,
     prior_mu: Tensor | None,
     prior_logvar: Tensor | None,
-    needs: list[bool],
+    needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of (mu, logvar, eps, prior_mu, prior_logvar), None where not needed.
+    """Gradients of (mu, logvar, eps, prior_mu, prior_logvar), None where not needed; without eps, grad_z is None.
 
     grad_mu += grad_z,  grad_logvar += grad_z eps exp(logvar / 2) / 2,  grad_eps = grad_z exp(logvar / 2)
     """
     dtype = compute_dtype(mu.dtype)
-    sigma = torch.exp(logvar.to(dtype) / 2)
-    dz = torch.zeros_like(sigma) if grad_z is None else grad_z.to(dtype)
-    kl_mu, kl_logvar, kl_prior_mu, kl_prior_logvar = _kl_gradients(grad_kl, mu, logvar, prior_mu, prior_logvar)
-    grads = (
-        dz + kl_mu,
-        dz * eps.to(dtype) * sigma / 2 + kl_logvar,
-        dz * sigma,
-        kl_prior_mu,
-        kl_prior_logvar,
-    )
-    return tuple(grad.to(mu.dtype) if need else None for grad, need in zip(grads, needs, strict=True))
-
-
-def gaussian_kl_backward(
-    grad_kl: Tensor | None,  # [...]
-    mu: Tensor,
-    logvar: Tensor,
-    prior_mu: Tensor | None,
-    prior_logvar: Tensor | None,
-    needs: list[bool],
-) -> tuple[Tensor | None, ...]:
-    """Gradients of (mu, logvar, prior_mu, prior_logvar), None where not needed."""
-    grads = _kl_gradients(grad_kl, mu, logvar, prior_mu, prior_logvar)
+    grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar = _kl_gradients(grad_kl, mu, logvar, prior_mu, prior_logvar)
+    grad_eps = torch.zeros_like(grad_mu)
+    if grad_z is not None and eps is not None:
+        dz, sigma = grad_z.to(dtype), torch.exp(logvar.to(dtype) / 2)
+        grad_eps = dz * sigma
+        grad_mu = dz + grad_mu
+        grad_logvar = grad_eps * eps.to(dtype) / 2 + grad_logvar
+    grads = (grad_mu, grad_logvar, grad_eps, grad_prior_mu, grad_prior_logvar)
     return tuple(grad.to(mu.dtype) if need else None for grad, need in zip(grads, needs, strict=True))
 
 

@@ -4,20 +4,13 @@ Tensors arrive checked (shape, dtype, device); values of lengths are clamped by 
 freshly allocated tensors, written in full, and works on the caller's current stream without synchronising.
 """
 
-from vssn_kernels.backend.cuda.gaussian import (
-    gaussian_kl_backward,
-    gaussian_kl_forward,
-    gaussian_rsample_kl_backward,
-    gaussian_rsample_kl_forward,
-)
+from vssn_kernels.backend.cuda.gaussian import gaussian_backward, gaussian_forward
 from vssn_kernels.backend.cuda.gru import gru_backward, gru_forward
 from vssn_kernels.backend.cuda.posterior import posterior_backward, posterior_forward
 
 __all__ = [
-    "gaussian_kl_backward",
-    "gaussian_kl_forward",
-    "gaussian_rsample_kl_backward",
-    "gaussian_rsample_kl_forward",
+    "gaussian_backward",
+    "gaussian_forward",
     "gru_backward",
     "gru_forward",
     "posterior_backward",

@@ -10,17 +10,10 @@ import torch
 from torch import Tensor
 
 from vssn_kernels import _cuda
-from vssn_kernels.backend.cuda.memory import (
-    STORAGE,
-    allows_tf32,
-    launch_on,
-    pointer,
-    row_arguments,
-    rows,
-    step_arguments,
-    steps,
-)
+from vssn_kernels.backend.addresses import as_rows, as_steps, pointer, row_arguments, step_arguments
+from vssn_kernels.backend.cuda.launch import STORAGE, launch_on
 from vssn_kernels.backend.outer import sum_outer
+from vssn_kernels.backend.precision import allows_tf32
 
 Grads = tuple[Tensor | None, ...]
 
@@ -68,7 +61,7 @@ def gru_forward(
     gates = gates_x.new_empty((count, batch, 4 * hidden) if need_backward else 0)
     if batch == 0:
         return output, h_n, gates
-    gates_x_, h0_, weight, bias = steps(gates_x), rows(h0), rows(weight_hh), bias_hh.contiguous()
+    gates_x_, h0_, weight, bias = as_steps(gates_x), as_rows(h0), as_rows(weight_hh), bias_hh.contiguous()
     tf32 = gates_x.dtype is torch.float32 and allows_tf32()
     with launch_on(gates_x) as stream:
         counters, workspace = _working_memory(gates_x, tf32, False, batch, hidden)
@@ -114,7 +107,7 @@ def gru_backward(
     grad_a = output.new_empty(count, batch, hidden) if need_weight or need_bias else None
     grad_h0 = torch.empty((batch, hidden), dtype=h0.dtype, device=h0.device) if need_h0 else None
     if batch > 0:
-        grad_output_, grad_h_n_, h0_, weight = steps(grad_output), rows(grad_h_n), rows(h0), rows(weight_hh)
+        grad_output_, grad_h_n_, h0_, weight = as_steps(grad_output), as_rows(grad_h_n), as_rows(h0), as_rows(weight_hh)
         tf32 = output.dtype is torch.float32 and allows_tf32()
         with launch_on(output) as stream:
             counters, workspace = _working_memory(output, tf32, True, batch, hidden)

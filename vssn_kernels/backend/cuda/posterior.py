@@ -10,17 +10,10 @@ import torch
 from torch import Tensor
 
 from vssn_kernels import _cuda
-from vssn_kernels.backend.cuda.memory import (
-    STORAGE,
-    allows_tf32,
-    launch_on,
-    pointer,
-    row_arguments,
-    rows,
-    step_arguments,
-    steps,
-)
+from vssn_kernels.backend.addresses import as_rows, as_steps, pointer, row_arguments, step_arguments
+from vssn_kernels.backend.cuda.launch import STORAGE, launch_on
 from vssn_kernels.backend.outer import sum_outer
+from vssn_kernels.backend.precision import allows_tf32
 
 Grads = tuple[Tensor | None, ...]
 
@@ -114,8 +107,8 @@ def posterior_forward(
     )
     if count == 0 or batch == 0:
         return z, mu, logvar, hidden, prior_hidden
-    context_, prior_context_, eps_, z0_ = steps(context), steps(prior_context), steps(eps), rows(z0)
-    weights = tuple(rows(weight) for weight in (weight_z, weight_out, prior_weight_z, prior_weight_mu))
+    context_, prior_context_, eps_, z0_ = as_steps(context), as_steps(prior_context), as_steps(eps), as_rows(z0)
+    weights = tuple(as_rows(weight) for weight in (weight_z, weight_out, prior_weight_z, prior_weight_mu))
     bias, prior_bias = bias_out.contiguous(), None if prior_bias_mu is None else prior_bias_mu.contiguous()
     tf32 = context.dtype is torch.float32 and allows_tf32()
     with launch_on(context) as stream:
@@ -166,8 +159,13 @@ def posterior_backward(
     grad_z0 = torch.empty(z0.shape, dtype=z0.dtype, device=z0.device) if needs[1] else None
     grad_eps = torch.empty_like(z) if needs[2] else None
     if batch > 0:
-        grad_z_, grad_mu_, grad_logvar_, eps_ = steps(grad_z), steps(grad_mu), steps(grad_logvar), steps(eps)
-        weights = tuple(rows(weight) for weight in (weight_z, weight_out, prior_weight_z, prior_weight_mu))
+        grad_z_, grad_mu_, grad_logvar_, eps_ = (
+            as_steps(grad_z),
+            as_steps(grad_mu),
+            as_steps(grad_logvar),
+            as_steps(eps),
+        )
+        weights = tuple(as_rows(weight) for weight in (weight_z, weight_out, prior_weight_z, prior_weight_mu))
         tf32 = z.dtype is torch.float32 and allows_tf32()
         with launch_on(z) as stream:
             workspace = _workspace(hidden, latent, prior, True, tf32)
