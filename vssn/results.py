@@ -303,16 +303,15 @@ def _runs(section: Section, done: list[Record]) -> list[str]:
 
 
 def _not_run(section: Section, records: Sequence[Record]) -> list[str]:
-    """Entries without a score, with the reason where there is one."""
+    """Entries without a score, a line for each model and reason (where there is one)."""
     scored = {(record["set"], record["model"]) for record in records if "metrics" in record}
-    reasons = {(record["set"], record["model"]): record["reason"] for record in records if "reason" in record}
-    lines = []
+    reasons = {(record["set"], record["model"]): f": {record['reason']}" for record in records if "reason" in record}
+    sets: dict[tuple[str, str], list[str]] = {}
     for entry in TABLES[section.table]:
         name = (entry.set, entry.model)
         if name not in scored:
-            reason = f": {reasons[name]}" if name in reasons else ""
-            lines.append(f"{entry.model} on {SET_NAMES.get(entry.set, entry.set)}{reason}")
-    return lines
+            sets.setdefault((entry.model, reasons.get(name, "")), []).append(SET_NAMES.get(entry.set, entry.set))
+    return [f"{model} on {_list(names)}{reason}" for (model, reason), names in sets.items()]
 
 
 def _list(items: Any) -> str:
