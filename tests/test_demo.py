@@ -7,9 +7,8 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
-import torch
 
-from vssn.demo import main, squared_error
+from vssn.demo import main
 
 
 def test_the_demo_ends_with_a_figure_and_a_line_of_numbers(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -24,11 +23,6 @@ def test_the_demo_ends_with_a_figure_and_a_line_of_numbers(tmp_path: Path, capsy
     # The copy's error is a fact of the simulated films; two epochs are enough to leave noise behind.
     assert 7.5 < copy < 8.5
     assert 0 < model < 20
-
-
-def test_squared_error_sums_over_pixels_and_averages_over_films() -> None:
-    predicted = torch.tensor([[[1.0, 2.0], [0.0, 0.0]]])  # [T=1, B=2, X=2]
-    assert squared_error(predicted, torch.zeros(1, 2, 2)).tolist() == [2.5]
 
 
 def test_a_wrong_option_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.io
+import torch
 import yaml
 
 from vssn import reproduce as module
@@ -87,7 +90,7 @@ def test_a_table_from_nothing_to_its_report(table: str, tmp_path: Path, monkeypa
     row = next(line for line in text.splitlines() if line.startswith("| VSSN against VSSN as published |"))
     assert f"| {gap:+.3f} ({'better' if gap > 0 else 'worse'}) |" in row
     assert "| *DKF* (Karl et al. 2016) | — | — | — | .929 | .979 | .035 |" in text
-    assert "`vssn reproduce pendulum --budget quick --seeds 2`" in text
+    assert f"`vssn reproduce pendulum --budget quick --seeds 2 --threads {torch.get_num_threads()}`" in text
     assert "- VSSN on JSB chorales" in text  # among what was not run
     assert (tmp_path / "results" / "pendulum-filtering.png").is_file()
     assert "(results/pendulum-filtering.png)" in text
@@ -174,6 +177,101 @@ def test_a_run_made_with_other_settings_is_not_taken_for_this_one(table: str, tm
     assert reproduce([table], settings, lines.append) == 1
     assert "model.latent_size is 3, but " in lines[0]
     assert "was made with 2; remove that folder" in lines[0]
+
+
+@pytest.mark.parametrize("kept", [("best.ckpt", "last.ckpt", "trained.json"), ("best.ckpt", "last.ckpt")])
+def test_a_model_of_other_settings_is_neither_scored_nor_trained_on(
+    kept: tuple[str, ...], table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, lines = settings_of(tmp_path, only=("vssn",)), []
+    reproduce([table], settings, lambda _: None)
+    folder = settings.output / "quick" / table / "pendulum-vssn-0"
+    for path in folder.iterdir():
+        if path.is_file() and path.name not in kept:
+            path.unlink()
+    config = Path(module.TABLES[table][0].config)
+    config.write_text(config.read_text().replace("accelerator: cpu", "accelerator: cpu\n  weight_decay: 0.25"))
+    monkeypatch.setattr(module, "fit", lambda *_, **__: pytest.fail("trained"))
+    assert reproduce([table], settings, lines.append) == 1
+    assert "training.weight_decay is 0.25, but " in lines[1]
+    assert not (folder / "score.json").exists()
+
+
+def test_the_report_leaves_out_runs_of_other_settings(table: str, tmp_path: Path) -> None:
+    settings, page = settings_of(tmp_path, only=("vssn",)), tmp_path / "RESULTS.md"
+    reproduce([table], settings, lambda _: None)
+    config = Path(module.TABLES[table][0].config)
+    config.write_text(config.read_text().replace("latent_size: 2", "latent_size: 3"))
+    assert table in write_report(page, settings)
+    assert "- VSSN on pendulum: model.latent_size is 3, but pendulum-vssn-0 was made with 2" in page.read_text()
+    assert "| **VSSN** |" not in page.read_text()
+
+
+def test_a_run_that_stopped_before_its_first_last_checkpoint_starts_anew(table: str, tmp_path: Path) -> None:
+    straight, parts = (
+        settings_of(tmp_path / "straight", only=("vssn",)),
+        settings_of(tmp_path / "parts", only=("vssn",)),
+    )
+    for settings in (straight, parts):
+        reproduce([table], settings, lambda _: None)
+    folder = parts.output / "quick" / table / "pendulum-vssn-0"
+    for name in ("last.ckpt", "trained.json", "score.json", "metrics.csv"):
+        (folder / name).unlink()
+    assert reproduce([table], parts, lambda _: None) == 0
+    assert scores(parts, table) == scores(straight, table)
+
+
+def test_a_run_that_another_process_makes_is_left_to_it(table: str, tmp_path: Path) -> None:
+    settings, lines = settings_of(tmp_path), []
+    folder = settings.output / "quick" / table / "pendulum-vssn-0"
+    folder.mkdir(parents=True)
+    code = (
+        f"import filelock; lock = filelock.FileLock({str(folder / 'lock')!r}); lock.acquire()\n"
+        "print('ready', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        assert reproduce([table], settings, lines.append) == 1
+        other.communicate("done\n")
+    assert any("seed 0: " in line and "another process is making this run" in line for line in lines)
+    assert not (folder / "failed.json").exists()
+    assert list(scores(settings, table)) == ["pendulum-srnn-0"]
+    assert reproduce([table], settings, lambda _: None) == 0
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"metrics": {}}'])
+def test_a_damaged_record_is_named(
+    content: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "runs" / "quick" / table / "pendulum-vssn-0" / "score.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(content)
+    arguments = [
+        "reproduce",
+        "--budget",
+        "quick",
+        "--output",
+        str(tmp_path / "runs"),
+        "--report",
+        str(tmp_path / "R.md"),
+    ]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert f"{record}: " in error
+    assert error.count("\n") == 1
+
+
+def test_only_takes_whole_parts_of_names(table: str, tmp_path: Path) -> None:
+    def names(*only: str) -> list[str]:
+        return [job.folder.name for job in module.jobs_of("music", settings_of(tmp_path, only=only, seeds=2))]
+
+    assert names("jsb-vssn-0") == ["jsb-vssn-0"]
+    assert names("jsb-vssn") == ["jsb-vssn-0", "jsb-vssn-1"]
+    assert names("vssn_nade-1") == [f"{name}-vssn_nade-1" for name in ("jsb", "nottingham", "piano_midi", "musedata")]
+    assert names("vss") == []
 
 
 def test_names_that_are_unknown(table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -251,6 +252,28 @@ def test_folders_without_the_set(tmp_path: Path) -> None:
     assert "every validation recording is shorter than a sequence" in message_of("blizzard", tmp_path)
     with pytest.raises(DataError, match="unknown speech set 'vctk': choose one of timit, blizzard"):
         load_speech("vctk", tmp_path)
+
+
+@pytest.mark.parametrize("layout", [official, sample])
+def test_timit_is_not_taken_for_recordings_of_one_reader(layout: Callable[[Path], Path], tmp_path: Path) -> None:
+    root = layout(tmp_path)
+    assert "got TIMIT in " in message_of("blizzard", root)
+    for number in range(10):
+        write(tmp_path / "blizzard" / f"{number}.wav", SEGMENT)
+    assert len(load_speech("blizzard", tmp_path).train) > 0
+
+
+def test_recordings_in_folders_train_and_test_are_no_timit(tmp_path: Path) -> None:
+    for number in range(10):
+        write(tmp_path / ("train" if number < 7 else "test") / f"{number}.wav", SEGMENT)
+    splits = load_speech("blizzard", tmp_path)
+    assert sum(map(len, splits)) == 10
+
+
+def test_names_with_dots_are_different_recordings(tmp_path: Path) -> None:
+    for number in range(10):
+        write(tmp_path / f"chapter.{number}.wav", SEGMENT)
+    assert sum(map(len, load_speech("blizzard", tmp_path))) == 10
 
 
 def test_silence_cannot_be_normalised(tmp_path: Path) -> None:

@@ -13,14 +13,11 @@ so that mean and samples are one triangular solve. With weight 0, where training
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from vssn.networks import floor_logvar
-
-_LOG_2PI = math.log(2 * math.pi)
+from vssn.networks import floor_logvar, gaussian_log_density
+from vssn.sequences import terms_of_whole_frames
 
 
 class ArGaussian(nn.Module):
@@ -45,15 +42,8 @@ class ArGaussian(nn.Module):
         """
         mu, logvar = self._split(parameters)
         mu = mu + x @ self.weight.tril(-1).T
-        terms = (-0.5 * (_LOG_2PI + logvar + (x - mu) ** 2 * torch.exp(-logvar))).sum(-1)
-        if observed is None:
-            return terms
-        whole = observed.all(-1)
-        if bool((whole != observed.any(-1)).any()):
-            raise ValueError(
-                "mask must leave out whole frames with likelihood='ar_gaussian', got a frame observed in part"
-            )
-        return torch.where(whole, terms, terms.new_zeros(()))
+        terms = gaussian_log_density(x, mu, logvar).sum(-1)
+        return terms_of_whole_frames(terms, observed, "ar_gaussian")
 
     def mean(self, parameters: Tensor) -> Tensor:
         return self._solve(self._split(parameters)[0])

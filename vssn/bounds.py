@@ -31,7 +31,6 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +38,7 @@ from vssn.checks import require_choice, require_number, require_size
 from vssn.evaluation_mode import evaluating
 from vssn.model import VSSN, Prepared
 from vssn.nade import NADE
+from vssn.seeds import generator
 from vssn.sequences import with_first
 from vssn_kernels import gru_sequence
 
@@ -218,6 +218,7 @@ class _Particles:
             self.backward_gates = layer.backward_recurrence.input(*layer.drivers(no_d, controls), x)  # [T, B, 3A]
 
     # The three things to know of a group of particles: its noise, its states, the weights of a stretch of frames.
+    # A generator's key is (seed, sequence, particle from 1 on or 0 for resampling, part).
 
     def _noise(self, group: range, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """(eps_w [S, k, B, W], eps_z [S, k, B, Z]) of the frames start..stop-1; start is a multiple of PART."""
@@ -229,7 +230,7 @@ class _Particles:
                 end = min(begin + PART, stop, lengths[column])
                 for row, particle in enumerate(group):
                     draws = torch.randn(
-                        PART, w + z, generator=_generator(*key, 1 + particle, begin // PART), dtype=like.dtype
+                        PART, w + z, generator=generator(*key, 1 + particle, begin // PART), dtype=like.dtype
                     )
                     eps[begin - start : end - start, row, column] = draws[: end - begin]
         eps_w, eps_z = eps.to(like.device).split((w, z), -1)
@@ -418,7 +419,7 @@ class _Particles:
         uniforms = torch.zeros(self.steps, count, self.batch, dtype=torch.float64)
         for column, (key, length) in enumerate(zip(self.keys, self.lengths.tolist(), strict=True)):
             uniforms[:length, :, column] = torch.rand(
-                length, count, generator=_generator(*key, 0, 0), dtype=torch.float64
+                length, count, generator=generator(*key, 0, 0), dtype=torch.float64
             )
         return uniforms.to(self.lengths.device)
 
@@ -438,12 +439,6 @@ def resample(weights: Tensor, uniforms: Tensor) -> Tensor:
     ladder = ladder / ladder[-1]
     drawn = torch.searchsorted(ladder.T.contiguous(), points.T.contiguous(), right=True)
     return drawn.clamp(max=count - 1).T
-
-
-def _generator(*key: int) -> torch.Generator:
-    """Of (seed, sequence, particle from 1 on or 0 for resampling, part): always four, as SeedSequence pads a key."""
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def _columns(part: Tensor, dim: int, columns: Tensor, steps: int) -> Tensor:

@@ -91,7 +91,13 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument(
         "--seeds", metavar="N", type=_positive, default=1, help="runs of each model, seeds 0 to N-1 (1)"
     )
-    reproduce.add_argument("--only", metavar="TEXT", action="append", default=[], help="runs named so, e.g. jsb-vssn-0")
+    reproduce.add_argument(
+        "--only",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="runs whose SET-MODEL-SEED has this part: jsb, jsb-vssn, vssn_nade",
+    )
     reproduce.add_argument("--threads", metavar="N", type=_positive, help="of PyTorch (else as it is set)")
     reproduce.add_argument(
         "--report", metavar="FILE", type=Path, nargs="?", const=Path("RESULTS.md"), help="write the page (RESULTS.md)"
@@ -207,6 +213,8 @@ def _reproduce(options: argparse.Namespace) -> int:
     if unknown or not (options.tables or options.report):
         came = f"got {unknown[0]!r}" if unknown else "got none"
         raise ConfigError(f"TABLE: expected one of {', '.join(TABLES)}, {came}; name one, or give --report")
+    if options.report is not None and not options.report.absolute().parent.is_dir():
+        raise ConfigError(f"--report: there is no folder {options.report.absolute().parent}; make it first")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     settings = Settings(options.output, options.budget, options.seeds, options.data, tuple(options.only))

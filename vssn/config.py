@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from vssn.data.balls import RESOLUTION, balls_splits
 from vssn.data.batching import SequenceDataset
 from vssn.data.music import NUM_NOTES, Transpose, load_music
-from vssn.data.pendulum import IMAGE_SIZE, pendulum_splits
+from vssn.data.pendulum import IMAGE_SIZE, PendulumSplits, pendulum_splits
 from vssn.data.speech import FRAME_SIZE, SPEECH_SETS, load_speech, scale_of
 from vssn.model import VSSN
 
@@ -104,10 +104,16 @@ class SimulatedSection(DataSection):
         if self.set == "balls":
             videos = balls_splits(**self._given(num_frames="num_frames"), seed=self.seed)
             return Splits(*(SequenceDataset(part, lengths=part.lengths, seed=self.seed) for part in videos))
-        swings = pendulum_splits(**self._given(num_frames="num_steps"), seed=self.seed)
         return Splits(
-            *(SequenceDataset(part.images, part.controls if controls else None, seed=self.seed) for part in swings)
+            *(
+                SequenceDataset(part.images, part.controls if controls else None, seed=self.seed)
+                for part in self.swings()
+            )
         )
+
+    def swings(self) -> PendulumSplits:
+        """The films of the pendulum with their torques and true states."""
+        return pendulum_splits(**self._given(num_frames="num_steps"), seed=self.seed)
 
     def _given(self, **names: str) -> dict[str, int]:
         """The sizes that are not None, under the names that the simulator uses."""

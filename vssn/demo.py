@@ -14,23 +14,21 @@ import torch
 from torch import Tensor
 
 from vssn.config import ConfigError, load_config
-from vssn.data.pendulum import IMAGE_SIZE, PendulumSet, pendulum_splits
+from vssn.data.pendulum import IMAGE_SIZE, PendulumSet
+from vssn.evaluation_mode import evaluating
 from vssn.model import VSSN
+from vssn.prediction import squared_errors
+from vssn.seeds import seeded
 
 SEEN = 6
 FILMS_SHOWN = 3
 
 
-def squared_error(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Sum over pixels, mean over films: [T, B, X] twice to [T]."""
-    return ((predicted - truth) ** 2).sum(-1).mean(1)
-
-
 def forecast_films(model: VSSN, films: PendulumSet) -> tuple[Tensor, Tensor]:
-    """The films [T, B, X], and the model's forecast of those frames that it has not seen."""
+    """The films [T, B, X], and the model's forecast of those frames that it has not seen: one path of its latents."""
     x, u = films.images.transpose(0, 1), films.controls.transpose(0, 1)
-    model.eval()
-    forecast = model.forecast(x[:SEEN], len(x) - SEEN, u=u[:SEEN], u_future=u[SEEN:], sample=False)
+    with evaluating(model), seeded(0, x.device):
+        forecast = model.forecast(x[:SEEN], len(x) - SEEN, u=u[:SEEN], u_future=u[SEEN:], sample=False)
     return x, forecast.x
 
 
@@ -92,10 +90,11 @@ def main(arguments: list[str] | None = None) -> int:
     from vssn.evaluation import load_model
 
     model, _ = load_model(result.best_path)
-    x, predicted = forecast_films(model, pendulum_splits(seed=config.data.seed).test)
+    assert config.data.set == "pendulum"
+    x, predicted = forecast_films(model, config.data.swings().test)
     truth = x[SEEN:]
-    model_error = squared_error(predicted, truth)
-    copy_error = squared_error(x[SEEN - 1].expand_as(truth), truth)
+    model_error = squared_errors(predicted, truth)
+    copy_error = squared_errors(x[SEEN - 1].expand_as(truth), truth)
     figure = options.output / "pendulum.png"
     draw(x, predicted, model_error, copy_error, figure)
     print(f"figure: {figure}")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vssn.ar_gaussian import ArGaussian
 from vssn.nade import NADE
-from vssn.networks import floor_logvar
+from vssn.networks import floor_logvar, gaussian_log_density
 from vssn_kernels import bernoulli_log_prob
 
 LIKELIHOODS = ("bernoulli", "gaussian", "mixture", "nade", "ar_gaussian")
-_LOG_2PI = math.log(2 * math.pi)
 
 
 class Bernoulli:
@@ -49,7 +46,7 @@ class Gaussian:
     def log_prob(self, parameters: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
         """[T, B, 2X], x [T, B, X], observed [T, B, X] bool or None to nats [T, B]."""
         mu, logvar = self._split(parameters)
-        terms = -0.5 * (_LOG_2PI + logvar + (x - mu) ** 2 * torch.exp(-logvar))
+        terms = gaussian_log_density(x, mu, logvar)
         return _sum_observed(terms, observed)
 
     def mean(self, parameters: Tensor) -> Tensor:
@@ -76,7 +73,7 @@ class Mixture:
     def log_prob(self, parameters: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
         """[T, B, K(1 + 2X)], x [T, B, X], observed [T, B, X] bool or None to nats [T, B]."""
         log_weights, mu, logvar = self._split(parameters)
-        terms = -0.5 * (_LOG_2PI + logvar + (x[..., None, :] - mu) ** 2 * torch.exp(-logvar))
+        terms = gaussian_log_density(x[..., None, :], mu, logvar)
         inside = _sum_observed(terms, None if observed is None else observed[..., None, :])
         return torch.logsumexp(log_weights + inside, -1)
 

@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vssn.sequences import terms_of_whole_frames
+
 MEAN_SAMPLES = 32
 
 
@@ -54,12 +56,7 @@ class NADE(nn.Module):
         bias, hidden_bias = parameters.reshape(-1, self.parameter_size).split((self.x_size, self.hidden_size), -1)
         logits = nade_logits(rows, bias, hidden_bias, self.weight_in, self.weight_out)
         terms = (rows * logits - F.softplus(logits)).sum(-1).view(x.shape[:-1])
-        if observed is None:
-            return terms
-        whole = observed.all(-1)
-        if bool((whole != observed.any(-1)).any()):
-            raise ValueError("mask must leave out whole frames with likelihood='nade', got a frame observed in part")
-        return torch.where(whole, terms, terms.new_zeros(()))
+        return terms_of_whole_frames(terms, observed, "nade")
 
     def mean(self, parameters: Tensor) -> Tensor:
         """E[x], which has no closed form, from MEAN_SAMPLES draws: the mean of each entry's probability given the

@@ -13,10 +13,17 @@ from torch import Tensor, nn
 from vssn_kernels import gaussian_mlp, gru_sequence, mlp, split_linear
 from vssn_kernels.activations import activate
 
+_LOG_2PI = math.log(2 * math.pi)
+
 
 def floor_logvar(raw: Tensor, min_logvar: float) -> Tensor:
     """min_logvar + softplus(raw - min_logvar): a smooth floor, so that no variance reaches 0."""
     return min_logvar + F.softplus(raw - min_logvar)
+
+
+def gaussian_log_density(x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """log N(x; mu, exp logvar) of every entry, in nats."""
+    return -0.5 * (_LOG_2PI + logvar + (x - mu) ** 2 * torch.exp(-logvar))
 
 
 class SplitLinear(nn.Module):

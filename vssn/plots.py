@@ -171,9 +171,10 @@ def draw_training(runs: Mapping[str, str | Path], path: str | Path, *, title: st
     bounds = axes[0, 0]
     for index, (name, log) in enumerate(logs.items()):
         colour, valid = LINES[index % len(LINES)], log["valid/elbo_per_frame"]
+        dashes = "-" if index < len(LINES) else "-."  # a second round through the colours
         best = int(np.argmax(valid))
         bounds.plot(log["epoch"], log["train/elbo_per_frame"], color=colour, linestyle=":", linewidth=1.3)
-        bounds.plot(log["epoch"], valid, color=colour, label=name)
+        bounds.plot(log["epoch"], valid, color=colour, linestyle=dashes, label=name)
         bounds.plot(log["epoch"][best], valid[best], "o", color=colour, markersize=5)
         if with_kls:
             for column, style, _ in kl_names:

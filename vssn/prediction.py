@@ -8,7 +8,8 @@
                 z_{t-1} has seen x_t.
     rollout     the state filtered after the frames seen, then the generative model alone, its mean frame fed back
 
-Each comes in two kinds. `samples=None`: no noise, every latent at its conditional mean, one deterministic path.
+Each comes in two kinds. `samples=None`: no noise, every latent at its conditional mean, one deterministic path (NADE's
+mean given the latents is an estimate from draws all the same; they follow from `seed`).
 `samples=S`: the mean over S paths with all their latents drawn: of a prediction, an estimate of E[x_t | x_{<t}].
 """
 
@@ -24,6 +25,7 @@ from vssn.checks import require_choice, require_size
 from vssn.evaluation_mode import evaluating
 from vssn.layer import State
 from vssn.model import VSSN
+from vssn.seeds import seeded
 
 INFERENCES = ("filtering", "smoothing")
 
@@ -147,14 +149,15 @@ class _Runs:
 
     def mean(self, samples: int | None, seed: int, run: Callable[[Noise], tuple[Tensor, ...]]) -> list[Tensor]:
         """The mean of what `run` returns over the samples."""
-        if samples is None:
-            return list(run(self.noise(None)))
-        require_size("samples", samples, 1)
-        generator = torch.Generator().manual_seed(seed)
-        total = list(run(self.noise(generator)))
-        for _ in range(samples - 1):
-            total = [part.add_(more) for part, more in zip(total, run(self.noise(generator)), strict=True)]
-        return [part.div_(samples) for part in total]
+        with seeded(seed, self.given.x.device):  # an emission's mean may be estimated by draws: NADE's is
+            if samples is None:
+                return list(run(self.noise(None)))
+            require_size("samples", samples, 1)
+            generator = torch.Generator().manual_seed(seed)
+            total = list(run(self.noise(generator)))
+            for _ in range(samples - 1):
+                total = [part.add_(more) for part, more in zip(total, run(self.noise(generator)), strict=True)]
+            return [part.div_(samples) for part in total]
 
     def noise(self, generator: torch.Generator | None) -> Noise:
         """(eps_w, eps_z), each [T + ahead, B, ·]: zeros, the conditional means, without a generator."""

@@ -23,10 +23,10 @@ from vssn.config import Config
 from vssn.data.balls import RESOLUTION
 from vssn.data.baselines import copy_last_frame_error
 from vssn.data.batching import SequenceBatch, SequenceDataset, collate_sequences, sequence_loader
-from vssn.data.pendulum import PendulumSet, pendulum_splits
+from vssn.data.pendulum import PendulumSet
 from vssn.data.speech import scale_of, speech_scores
 from vssn.demo import SEEN as DEMO_SEEN
-from vssn.demo import forecast_films, squared_error
+from vssn.demo import forecast_films
 from vssn.evaluation import evaluate, evaluate_bound, load_model
 from vssn.model import VSSN
 from vssn.plots import draw_error_ahead, draw_film, draw_latents, draw_rolls, draw_training
@@ -125,7 +125,8 @@ def score_demo(model: VSSN, config: Config, effort: Effort) -> Metrics:
     x, predicted = forecast_films(model, _swings(config)[1])
     truth = x[DEMO_SEEN:]
     copied = x[DEMO_SEEN - 1].expand_as(truth)
-    return {"error": float(squared_error(predicted, truth).mean()), "copy": float(squared_error(copied, truth).mean())}
+    errors, copy_errors = squared_errors(predicted, truth), squared_errors(copied, truth)
+    return {"error": float(errors.mean()), "copy": float(copy_errors.mean())}
 
 
 # Figures
@@ -231,6 +232,5 @@ def _batch(dataset: SequenceDataset, count: int) -> SequenceBatch:
 def _swings(config: Config) -> tuple[PendulumSet, PendulumSet]:
     """The training and the test set with their true states."""
     assert config.data.set == "pendulum"
-    given = config.data.model_dump(include={"num_train", "num_valid", "num_test"}, exclude_none=True)
-    splits = pendulum_splits(**given, seed=config.data.seed)
+    splits = config.data.swings()
     return splits.train, splits.test

@@ -3,13 +3,15 @@
     OUTPUT/BUDGET/TABLE/SET-MODEL-SEED/   a run's files, and score.json: what it scored, of what, how, in what time
     OUTPUT/BUDGET/TABLE/figures/
 
-A run that has its score.json is skipped, one that was interrupted goes on from its last epoch. One that cannot be run
-(data that is absent, training that diverges) leaves failed.json with the reason, and is tried again the next time.
-`vssn.results` makes the report of what is there.
+A run that has its score.json is skipped, one that was interrupted goes on from its last epoch; either only if it was
+made with the settings of now. One that cannot be run (data that is absent, training that diverges) leaves failed.json
+with the reason, and is tried again the next time. A run is locked while it is made, so several processes may share an
+output. `vssn.results` makes the report of what is there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import filelock
 import torch
 
 from vssn.config import Config, ConfigError, load_config
@@ -31,10 +34,14 @@ from vssn.training import fit
 from vssn_kernels.version import __version__
 
 BUDGETS = ("quick", "full")
-SCORE, FAILED, TRAINED = "score.json", "failed.json", "trained.json"
+SCORE, FAILED, TRAINED, LOCK = "score.json", "failed.json", "trained.json", "lock"
 _QUICK = Effort(music_particles=3, speech_particles=2, sequences=4)
 _SMALL = 8  # units of every part of a model, quick
 _FREE = {"data": {"folder", "workers", "mean", "std"}, "training": {"output", "accelerator", "report_every"}}
+
+
+class RunningError(ValueError):
+    """Another process makes the run. The message is one line."""
 
 
 class Entry(NamedTuple):
@@ -61,7 +68,7 @@ class Settings:
     budget: str = "full"
     seeds: int = 1
     data: str | None = None  # folder of the music sets and of the recordings; None: VSSN_DATA
-    only: tuple[str, ...] = ()  # parts of the names of runs; none: all
+    only: tuple[str, ...] = ()  # parts of the names of runs, at their hyphens: jsb, vssn_nade, jsb-srnn-0; none: all
 
 
 def _peers(kind: str, sets: Sequence[str], models: Mapping[str, str]) -> tuple[Entry, ...]:
@@ -117,7 +124,7 @@ def jobs_of(table: str, settings: Settings) -> list[Job]:
     for seed in range(settings.seeds):
         for entry in TABLES[table]:
             name = f"{entry.set}-{_plain(entry.model)}-{seed}"
-            if not settings.only or any(part in name for part in settings.only):
+            if not settings.only or any(f"-{part}-" in f"-{name}-" for part in settings.only):
                 jobs.append(Job(table, entry, seed, root / name))
     return jobs
 
@@ -143,11 +150,16 @@ def reproduce(tables: Sequence[str], settings: Settings, say: Callable[[str], No
         try:
             config = _configure(job, settings)
             if (job.folder / SCORE).is_file():
-                _require_same(job, config)
+                _require_same(job.folder, config, _read_record(job.folder / SCORE)["config"])
                 say(f"{head}: done before")
                 continue
             say(f"{head}: {job.folder}")
-            record = _run(job, config, settings)
+            with _alone(job.folder):
+                record = _run(job, config, settings)
+        except RunningError as error:
+            failed += 1
+            say(f"{head}: {error}")
+            continue
         except (ConfigError, DataError, TrainingError, CheckpointError) as error:
             failed += 1
             say(f"{head}: failed: {error}")
@@ -159,8 +171,12 @@ def reproduce(tables: Sequence[str], settings: Settings, say: Callable[[str], No
         numbers = (f"{name} {record['metrics'][name]:.4g}" for name in PROTOCOLS[job.table].headline)
         say(f"{head}: {', '.join(numbers)}  ({minutes:.1f} minutes)")
     for table in tables:
-        for figure in draw(table, settings):
-            say(f"figure: {figure}")
+        try:
+            for figure in draw(table, settings):
+                say(f"figure: {figure}")
+        except (ConfigError, DataError, CheckpointError) as error:
+            failed += 1
+            say(f"{table}: no figures: {error}")
     return failed
 
 
@@ -180,12 +196,29 @@ def draw(table: str, settings: Settings) -> list[Path]:
 
 
 def read_records(table: str, settings: Settings) -> Iterator[dict[str, Any]]:
-    """What score.json and failed.json of a table's runs hold; of any number of seeds."""
+    """What score.json and failed.json of a table's runs hold; of any number of seeds. A run that was made with other
+    settings than those of now has a reason in the place of its metrics.
+
+    Raises:
+        ConfigError: a file that cannot be read.
+    """
+    entries = {(entry.set, entry.model): entry for entry in TABLES[table]}
     root = settings.output / settings.budget / table
     for name in (SCORE, FAILED):
         for path in sorted(root.glob(f"*/{name}")):
-            if name == SCORE or not (path.parent / SCORE).is_file():
-                yield json.loads(path.read_text(encoding="utf-8"))
+            if name == FAILED and (path.parent / SCORE).is_file():
+                continue
+            record = _read_record(path)
+            entry = entries.get((record["set"], record["model"]))
+            if entry is None:  # of a table that had other entries
+                continue
+            if name == SCORE:
+                job = Job(table, entry, record["seed"], path.parent)
+                try:
+                    _require_same(path.parent.name, _configure(job, settings), record["config"])
+                except ConfigError as error:
+                    record = _identity(job) | {"reason": str(error)}
+            yield record
 
 
 def _configure(job: Job, settings: Settings) -> Config:
@@ -205,6 +238,10 @@ def _configure(job: Job, settings: Settings) -> Config:
     return config.model_copy(update=update)
 
 
+_OF_A_SCORE = {
+    *("table", "set", "model", "seed", "budget", "metrics", "config", "config_name", "parameters", "best_epoch"),
+    *("epochs", "train_seconds", "score_seconds", "machine", "threads", "versions", "date"),
+}
 _SIZES = {
     *("hidden_size", "latent_size", "noise_size", "mlp_size", "embed_size", "backward_size"),
     *("mixture_size", "nade_size"),
@@ -215,6 +252,7 @@ def _run(job: Job, config: Config, settings: Settings) -> dict[str, Any]:
     """Trains, scores, and writes score.json."""
     _train(job, config)
     started = time.monotonic()
+    best_epoch = read_checkpoint(job.folder / "best.ckpt")["vssn"]["epoch"]
     model, trained = load_model(job.folder / "best.ckpt")
     effort = _QUICK if settings.budget == "quick" else Effort()
     metrics = PROTOCOLS[job.table].score(model, trained.with_folder(settings.data), effort)
@@ -222,10 +260,10 @@ def _run(job: Job, config: Config, settings: Settings) -> dict[str, Any]:
     record = _identity(job) | {
         "budget": settings.budget,
         "metrics": metrics,
-        "config": _comparable(config),
+        "config": _comparable(trained.model_dump(mode="json")),
         "config_name": job.entry.config,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "best_epoch": read_checkpoint(job.folder / "best.ckpt")["vssn"]["epoch"],
+        "best_epoch": best_epoch,
         "epochs": int(log["epoch"][-1]),
         "train_seconds": float(log["seconds"][-1]),
         "score_seconds": time.monotonic() - started,
@@ -241,9 +279,14 @@ def _run(job: Job, config: Config, settings: Settings) -> dict[str, Any]:
 
 def _train(job: Job, config: Config) -> None:
     """Trains, or goes on training, unless that is done; trained.json says so."""
+    best, last = job.folder / "best.ckpt", job.folder / "last.ckpt"
+    for checkpoint in (best, last):
+        if checkpoint.is_file():
+            _require_same(job.folder, config, read_checkpoint(checkpoint)["vssn"]["config"])
     if (job.folder / TRAINED).is_file():
         return
-    last = job.folder / "last.ckpt"
+    if best.is_file() and not last.is_file():  # it stopped within its first epoch: nothing to go on from
+        best.unlink()
     epochs = read_checkpoint(last)["vssn"]["epoch"] if last.is_file() else 0
     if epochs < config.training.max_epochs:
         fit(config, resume=epochs > 0)
@@ -254,24 +297,40 @@ def _identity(job: Job) -> dict[str, Any]:
     return {"table": job.table, "set": job.entry.set, "model": job.entry.model, "seed": job.seed}
 
 
-def _comparable(config: Config) -> dict[str, Any]:
-    """The configuration without what may differ between two runs of the same experiment."""
-    settings: dict[str, Any] = config.model_dump(mode="json")
+def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
+    """The sections of a configuration without what may differ between two runs of the same experiment."""
     return {
         section: {name: value for name, value in values.items() if name not in _FREE.get(section, ())}
         for section, values in settings.items()
     }
 
 
-def _require_same(job: Job, config: Config) -> None:
-    before = json.loads((job.folder / SCORE).read_text(encoding="utf-8"))["config"]
-    for section, values in _comparable(config).items():
-        for name in sorted(values.keys() | before[section].keys()):
-            if values.get(name) != before[section].get(name):
+def _require_same(folder: Path | str, config: Config, before: dict[str, Any]) -> None:
+    """Raises ConfigError where what is in the folder was made with other settings than those of `config`."""
+    made = _comparable(before)
+    for section, values in _comparable(config.model_dump(mode="json")).items():
+        then = made.get(section, {})
+        for name in sorted(values.keys() | then.keys()):
+            if values.get(name) != then.get(name):
                 raise ConfigError(
-                    f"{section}.{name} is {values.get(name)!r}, but {job.folder} was made with "
-                    f"{before[section].get(name)!r}; remove that folder to run it anew, or name another --output"
+                    f"{section}.{name} is {values.get(name)!r}, but {folder} was made with "
+                    f"{then.get(name)!r}; remove that folder to run it anew, or name another --output"
                 )
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Locks the folder of a run. Raises RunningError where another process has it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / LOCK, timeout=0):
+            yield
+    except filelock.Timeout:
+        raise RunningError(f"{folder}: another process is making this run; wait, or name another --output") from None
+    except OSError as error:
+        if not isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
+            raise
+        raise ConfigError(f"--output: cannot write {folder} ({error.strerror}); name another folder") from None
 
 
 def describe_machine() -> str:
@@ -284,6 +343,19 @@ def describe_machine() -> str:
         pass
     device = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
     return f"{name}, {os.cpu_count()} cores{device}"
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """What score.json or failed.json holds. Raises ConfigError."""
+    expected = _OF_A_SCORE if path.name == SCORE else {"table", "set", "model", "seed", "reason"}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        missing = sorted(expected - record.keys())
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path}: not the record of a run ({error}); remove that file to score it anew") from None
+    if missing:
+        raise ConfigError(f"{path}: without {', '.join(missing)}, which a record has; remove it to score the run anew")
+    return dict(record)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from vssn.reproduce import TABLES, Settings, read_records
 from vssn.run_folder import replacing
 
 MISSING = "—"
+SIMULATED = ("balls", "pendulum")
 SET_NAMES = {
     "jsb": "JSB chorales",
     "nottingham": "Nottingham",
@@ -55,6 +56,11 @@ class Section(NamedTuple):
     published: tuple[Published, ...] = ()
     targets: tuple[Target, ...] = ()
 
+    @property
+    def reads_data(self) -> bool:
+        """Whether its runs read a folder, rather than simulate."""
+        return any(column.set not in SIMULATED for column in self.columns)
+
 
 def _music_columns(
     metric: str, sets: Sequence[str] = ("nottingham", "jsb", "musedata", "piano_midi")
@@ -77,8 +83,9 @@ SECTIONS = (
         "Polyphonic music",
         "Log-likelihood of the test set in nats per time step: IWAE with 100 particles, sum over all frames of all "
         "sequences divided by their number (micro, the first frame included); standard splits. All models have the "
-        "sizes of one configuration (D = 256, as far as a model has the part) and at most 10 minutes of training, but "
-        "for the rows that say so. Further down the other averages, and the ELBO of one sample.",
+        "sizes of one configuration (D = 256, as far as a model has the part, so those with fewer parts have fewer "
+        "parameters: they are listed) and at most 10 minutes of training, but for the rows that say so. Further down "
+        "the other averages, and the ELBO of one sample.",
         _music_columns("iwae_micro"),
         _MUSIC_DETAILS,
         MUSIC,
@@ -143,8 +150,9 @@ SECTIONS = (
     Section(
         "pendulum",
         "Pendulum",
-        "R^2 of linear regressions from all latent states to sin phi, cos phi and phi', fitted on the 500 training "
-        "films, scored on the 500 test films. Filtering: states from the frames so far; smoothing: from all frames. "
+        "R^2 of linear regressions from all latent states (d and z: 67 for VSSN and SRNN, 3 for DKF) to sin phi, cos "
+        "phi and phi', fitted on the 500 training films, scored on the 500 test films. Filtering: states from the "
+        "frames so far; smoothing: from all frames. "
         "Which of the two the published figures are is not stated; the row of differences takes smoothing.",
         tuple(
             Column(
@@ -253,11 +261,12 @@ def _less(done: list[Record], section: Section, target: Target, column: Column) 
 
 
 def _values(done: list[Record], model: str, column: Column) -> list[float]:
-    return [
-        record["metrics"][column.metric]
-        for record in done
-        if record["model"] == model and record["set"] == column.set and column.metric in record["metrics"]
-    ]
+    own = [record for record in done if record["model"] == model and record["set"] == column.set]
+    return _metric(own, column.metric)
+
+
+def _metric(records: Sequence[Record], name: str) -> list[float]:
+    return [record["metrics"][name] for record in records if name in record["metrics"]]
 
 
 def _cell(values: Sequence[float], digits: int) -> str:
@@ -283,7 +292,7 @@ def _runs(section: Section, done: list[Record]) -> list[str]:
         rows.append(
             [
                 f"{name[0]}, {name[1]}",
-                *(_cell([record["metrics"][key] for record in group], digits) for _, key, digits in details),
+                *(_cell(_metric(group, key), digits) for _, key, digits in details),
                 _list(record["seed"] for record in group),
                 f"{group[0]['parameters']:,}",
                 _list(f"{record['best_epoch']}/{record['epochs']}" for record in group),
@@ -291,8 +300,10 @@ def _runs(section: Section, done: list[Record]) -> list[str]:
                 _list(f"{record['score_seconds'] / 60:.1f}" for record in group),
             ]
         )
-    seeds = 1 + max(record["seed"] for record in done)
-    command = f"vssn reproduce {section.table} --budget {done[0]['budget']} --seeds {seeds}"
+    seeds, threads = 1 + max(record["seed"] for record in done), max(record["threads"] for record in done)
+    command = f"vssn reproduce {section.table} --budget {done[0]['budget']} --seeds {seeds} --threads {threads}"
+    if section.reads_data:
+        command += " --data FOLDER"
     made = dict.fromkeys(
         f"{record['machine']}, {record['threads']} threads; {record['versions']}; {record['date']}" for record in done
     )

@@ -53,3 +53,19 @@ def swap(tensor: Tensor | None, batch_first: bool) -> Tensor | None:
 def with_first(first: Tensor, sequence: Tensor) -> Tensor:
     """[1 + T, B, ·]: what stands before the sequence, then the sequence."""
     return torch.cat((first[None], sequence))
+
+
+def terms_of_whole_frames(terms: Tensor, observed: Tensor | None, likelihood: str) -> Tensor:
+    """The log-densities [T, B] of frames, 0 for those that are not observed, under a mask [T, B, X] or None.
+
+    Raises:
+        ValueError: a frame is observed in part, with an autoregressive likelihood: it would be a sum over the rest.
+    """
+    if observed is None:
+        return terms
+    whole = observed.all(-1)
+    if bool((whole != observed.any(-1)).any()):
+        raise ValueError(
+            f"mask must leave out whole frames with likelihood={likelihood!r}, got a frame observed in part"
+        )
+    return torch.where(whole, terms, terms.new_zeros(()))

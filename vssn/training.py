@@ -25,7 +25,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, Timer, TQDMProgressBar
@@ -40,6 +39,7 @@ from vssn.evaluation import FORMAT, Scores, draw_noise, evaluate, load_model, re
 from vssn.layer import State
 from vssn.model import VSSN
 from vssn.run_folder import MONITOR, SCORES, RunFolder, check_folder, creating, replacing
+from vssn.seeds import mixed_seed
 
 VALIDATION_SEED = 0  # every epoch is validated with the same noise, that of `evaluate`
 
@@ -137,8 +137,7 @@ class TrainingModule(pl.LightningModule):
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> None:
         training, optimizer = self.config.training, self._optimizer()
-        key = np.random.SeedSequence((training.seed, self.global_step))
-        torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        torch.manual_seed(mixed_seed(training.seed, self.global_step))
         chunks = cut(batch, training.chunk_length)
         state = None
         for chunk in chunks:

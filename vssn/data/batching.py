@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vssn.seeds import generator
 
 Item = tuple[Tensor, Tensor | None]
 Transform = Callable[[Tensor, torch.Generator], Tensor]
@@ -66,7 +67,7 @@ class SequenceDataset(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         x = self.sequences[index]
         if self.transform is not None:
-            x = self.transform(x, _generator(self.seed, int(self._epoch), index))
+            x = self.transform(x, generator(self.seed, int(self._epoch), index))
         return x, None if self.controls is None else self.controls[index]
 
 
@@ -140,12 +141,12 @@ class LengthBucketSampler(Sampler[list[int]]):
         if not self.shuffle:
             yield from self._cut(list(range(len(self.dataset))))
             return
-        generator = _generator(self.seed, self.epoch)
-        order = torch.randperm(len(self.dataset), generator=generator).tolist()
+        own = generator(self.seed, self.epoch)
+        order = torch.randperm(len(self.dataset), generator=own).tolist()
         size = self.pool_batches * self.batch_size
         pools = [order[start : start + size] for start in range(0, len(order), size)]
         batches = [batch for pool in pools for batch in self._cut(pool)]
-        for index in torch.randperm(len(batches), generator=generator).tolist():
+        for index in torch.randperm(len(batches), generator=own).tolist():
             yield batches[index]
 
     def _cut(self, pool: list[int]) -> list[list[int]]:
@@ -179,12 +180,6 @@ def sequence_loader(
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
     )
-
-
-def _generator(*key: int) -> torch.Generator:
-    """A generator seeded from all numbers of the key, well mixed."""
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def _check_seed(seed: int) -> None:

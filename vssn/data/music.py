@@ -24,7 +24,7 @@ import scipy.io
 import torch
 from torch import Tensor
 
-from vssn.data.errors import DataError
+from vssn.data.errors import DataError, shorten
 from vssn.data.folder import FOLDER_VARIABLE, data_folder
 
 MUSIC_SETS = ("JSB_Chorales", "Nottingham", "MuseData", "Piano_midi")
@@ -105,7 +105,7 @@ def find_music_file(name: str, folder: str | os.PathLike[str] | None = None) -> 
         looked = " and ".join(str(place) for place in found)
         raise DataError(
             f"no file of {name} in {looked}: expected {name}.mat or the authors' pickle, "
-            f"found {_shorten(seen)}; put the file there, or set the data folder option or {FOLDER_VARIABLE}"
+            f"found {shorten(seen, 'no files')}; put the file there, or set the data folder option or {FOLDER_VARIABLE}"
         )
     return min(matches, key=lambda file: _SUFFIXES.index(file.suffix.lower()))
 
@@ -126,13 +126,6 @@ def _list_files(place: Path) -> list[Path]:
         return sorted(entry for entry in place.iterdir() if entry.is_file())
     except OSError as error:
         raise DataError(f"cannot list the data folder {place}: {error.strerror}; check its permissions") from None
-
-
-def _shorten(names: list[str], limit: int = 8) -> str:
-    if not names:
-        return "no files"
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
 
 
 def _open(path: Path) -> io.BytesIO:
@@ -230,7 +223,7 @@ def _read_pickle(path: Path) -> dict[str, list[Tensor]]:
         raise DataError(f"{path}: expected a dict with {', '.join(SPLITS)}, got {_describe(content)}; {_ADVICE}")
     missing = [split for split in SPLITS if split not in content]
     if missing:
-        got = _shorten([_quote(key) for key in content]) if content else "an empty dict"
+        got = shorten([_quote(key) for key in content], "no files") if content else "an empty dict"
         raise DataError(
             f"{path}: expected the keys {', '.join(SPLITS)}, without {', '.join(missing)} (got {got}); {_ADVICE}"
         )

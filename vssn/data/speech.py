@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vssn.data.batching import SequenceDataset
-from vssn.data.errors import DataError
+from vssn.data.errors import DataError, shorten
 from vssn.data.folder import data_folder
 
 SPEECH_SETS = ("timit", "blizzard")
@@ -178,18 +178,26 @@ def load_speech(
 def _find_timit(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
     """Files of the three splits, from the first folder with one of the two layouts."""
     for place in _places(root, "timit"):
-        below = {entry.name.lower(): entry for entry in _folders(place)}
-        if "train" in below and "test" in below:
-            train, held_out = (_official_speakers(below[split]) for split in ("train", "test"))
+        official, sample = _timit_layout(place)
+        if official:
+            train, held_out = map(_official_speakers, official)
             return _audio_of(_without(train, (19,), 20)), _audio_of(train[19::20]), _audio_of(held_out)
-        sample = [entry for entry in below.values() if _SAMPLE_SPEAKER.fullmatch(entry.name)]
         if sample:
             speakers = _by_sex([(entry.name[:3], entry.name[4:], entry) for entry in sample])  # dr1-fvmh0
             return _audio_of(_without(speakers, (3, 7), 8)), _audio_of(speakers[3::8]), _audio_of(speakers[7::8])
     raise DataError(
         f"no TIMIT in {root}: expected the folders TRAIN and TEST, or dr1-fvmh0 and the like as in NLTK's sample, "
-        f"got {_shorten([entry.name for entry in _folders(root)])}; name the folder that holds them"
+        f"got {shorten([entry.name for entry in _folders(root)], 'no folders')}; name the folder that holds them"
     )
+
+
+def _timit_layout(place: Path) -> tuple[list[Path], list[Path]]:
+    """What the folder holds of TIMIT: TRAIN and TEST of the official layout; the speakers of NLTK's sample."""
+    below = {entry.name.lower(): entry for entry in _folders(place)}
+    official = [below[split] for split in ("train", "test") if split in below]
+    if len(official) < 2 or not any(_REGION.fullmatch(entry.name) for entry in _folders(official[0])):
+        official = []
+    return official, [entry for entry in below.values() if _SAMPLE_SPEAKER.fullmatch(entry.name)]
 
 
 def _official_speakers(split: Path) -> list[Path]:
@@ -206,6 +214,12 @@ def _by_sex(speakers: Iterable[tuple[str, str, Path]]) -> list[Path]:
 
 def _find_recordings(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
     named = [place for place in _places(root, "blizzard")[1:] if place.name.lower() != "speech"]
+    timit = [place for place in _places(root, "timit") if any(_timit_layout(place))]
+    if timit and not named:
+        raise DataError(
+            f"no recordings of one reader in {root}: expected a folder blizzard, or recordings without a set's name, "
+            f"got TIMIT in {timit[0]}; name the folder that holds the recordings"
+        )
     files = _audio_of([named[0] if named else root])
     return _without(files, (4, 9), 10), files[4::10], files[9::10]
 
@@ -231,17 +245,15 @@ def _audio_of(folders: Sequence[Path]) -> list[Path]:
     for folder in folders:
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() in _SUFFIXES and path.is_file():
-                found.setdefault(path.with_name(path.name.partition(".")[0].lower()), path)
+                name = path
+                while name.suffix.lower() in _SUFFIXES:
+                    name = name.with_suffix("")
+                found.setdefault(name.with_name(name.name.lower()), path)
     return list(found.values())
 
 
 def _without(items: Sequence[Path], positions: tuple[int, ...], period: int) -> list[Path]:
     return [item for index, item in enumerate(items) if index % period not in positions]
-
-
-def _shorten(names: Sequence[str], limit: int = 8) -> str:
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest if names else "no folders"
 
 
 # What is in a file
