@@ -71,16 +71,31 @@ class Settings:
     only: tuple[str, ...] = ()  # parts of the names of runs, at their hyphens: jsb, vssn_nade, jsb-srnn-0; none: all
 
 
-def _peers(kind: str, sets: Sequence[str], models: Mapping[str, str]) -> tuple[Entry, ...]:
-    """Every model on every set, from one configuration for each model: music-vssn, music-srnn, ..."""
+def _peers(kind: str, sets: Mapping[str, tuple[str, ...]], models: Mapping[str, str]) -> tuple[Entry, ...]:
+    """Every model on every set, from one configuration for each model: music-vssn, music-srnn, ...; with each set the
+    settings that all models share on it."""
     return tuple(
-        Entry(name, label, f"{kind}-{suffix}", (f"data.set={name}",))
-        for name in sets
+        Entry(name, label, f"{kind}-{suffix}", (f"data.set={name}", *shared))
+        for name, shared in sets.items()
         for label, suffix in models.items()
     )
 
 
-_MUSIC_SETS = ("jsb", "nottingham", "piano_midi", "musedata")
+def _schedule(epochs: int, decay_after: int, decay: float) -> tuple[str, ...]:
+    return (
+        f"training.max_epochs={epochs}",
+        f"training.lr_decay_after={decay_after}",
+        f"training.lr_decay={decay}",
+    )
+
+
+# An epoch has 15 updates of JSB's chorales, 250 of MuseData: 4,000 to 7,000 updates in all.
+_MUSIC_SETS = {
+    "jsb": _schedule(250, 60, 0.98),
+    "nottingham": _schedule(40, 20, 0.93),
+    "piano_midi": _schedule(100, 40, 0.97),
+    "musedata": _schedule(25, 12, 0.9),
+}
 _MUSIC_MODELS = {
     "VSSN": "vssn",
     "VSSN-NADE": "vssn-nade",
@@ -99,10 +114,10 @@ TABLES: dict[str, tuple[Entry, ...]] = {
         *_peers("music", _MUSIC_SETS, _MUSIC_MODELS),
     ),
     "objectives": tuple(
-        Entry("jsb", f"VSSN, {objective}", "music-vssn", (f"model.objective={objective}",))
+        Entry("jsb", f"VSSN, {objective}", "music-vssn", (f"model.objective={objective}", *_MUSIC_SETS["jsb"]))
         for objective in ("elbo", "paper")
     ),
-    "speech": _peers("speech", ("timit", "blizzard"), _SPEECH_MODELS),
+    "speech": _peers("speech", {"timit": (), "blizzard": ()}, _SPEECH_MODELS),
     "balls": (
         Entry("balls", "VSSN", "balls"),
         Entry("balls", "SRNN", "balls-srnn"),

@@ -84,7 +84,7 @@ SECTIONS = (
         "Log-likelihood of the test set in nats per time step: IWAE with 100 particles, sum over all frames of all "
         "sequences divided by their number (micro, the first frame included); standard splits. All models have the "
         "sizes of one configuration (D = 256, as far as a model has the part, so those with fewer parts have fewer "
-        "parameters: they are listed) and at most 10 minutes of training, but for the rows that say so. Further down "
+        "parameters: they are listed) and on each set the same schedule, but for the rows that say so. Further down "
         "the other averages, and the ELBO of one sample.",
         _music_columns("iwae_micro"),
         _MUSIC_DETAILS,
