@@ -24,14 +24,9 @@ Key = tuple[str, str, str, str]
 
 
 def newest(measured: Measured) -> Measured:
-    """Of each contestant in each case, at each thread count, what was measured last; in the order of the file."""
-    last = {
-        (row.suite, row.family, row.case, row.run, row.contestant, row.threads): (where, row)
-        for where, row in measured
-        if row.median is not None
-    }
-    kept = {id(row) for _, row in last.values()}
-    return [(where, row) for where, row in measured if id(row) in kept]
+    """Of each case what its last run measured, all contestants in the same run; in the order of the file."""
+    last = {key(row): where.date for where, row in measured if row.median is not None}
+    return [(where, row) for where, row in measured if row.median is not None and where.date == last[key(row)]]
 
 
 def key(row: Row) -> Key:
@@ -46,10 +41,10 @@ def grouped(rows: Iterable[Row]) -> dict[Key, list[Row]]:
     return found
 
 
-def with_all_threads(rows: Sequence[Row]) -> list[Row]:
+def with_all_threads(measured: Measured) -> Measured:
     """Those measured with the most threads: fewer have a table of their own, "scaling threads"."""
-    most = max((row.threads for row in rows), default=0)
-    return [row for row in rows if row.threads == most or row.suite == "scaling threads"]
+    most = max((row.threads for _, row in measured), default=0)
+    return [(where, row) for where, row in measured if row.threads == most or row.suite == "scaling threads"]
 
 
 # ---- Tables ---------------------------------------------------------------------------------------------------------
@@ -140,15 +135,17 @@ def origin(measured: Measured) -> str:
         f"{where.processor}{'' if where.device == 'cpu' else ', ' + where.device}, {where.cores} cores, "
         f"torch {where.torch}, jax {where.jax or 'absent'}, vssn {where.vssn} with backend {where.backend}, "
         f"commit {where.commit or 'unknown'}, {where.date[:10]}; "
-        f"best product {number(where.gemm_gflops)} GFLOP/s, copy {number(where.copy_gbs)} GB/s.\n"
+        f"best product {number(where.gemm_gflops)} GFLOP/s, copy {number(where.copy_gbs)} GB/s, "
+        f"load before it {number(where.load)}.\n"
         for where in seen.values()
     )
 
 
 def tables(measured: Measured) -> str:
-    """Every suite and family of the results, newest first where a case was measured again."""
-    rows = with_all_threads([row for _, row in newest(measured)])
-    parts = [origin(measured)]
+    """Every suite and family of the results, the newest run where a case was measured again."""
+    shown = with_all_threads(newest(measured))
+    rows = [row for _, row in shown]
+    parts = [origin(shown)]
     for suite, (title, render) in TITLES.items():
         of_suite = [row for row in rows if row.suite == suite]
         for family in dict.fromkeys(row.family for row in of_suite):
@@ -160,11 +157,11 @@ def tables(measured: Measured) -> str:
 
 def headline(measured: Measured) -> str:
     """The table of the project's README: the training step."""
-    rows = with_all_threads([row for _, row in newest(measured)])
-    rows = [row for row in rows if (row.suite, row.family, row.run) == HEADLINE]
-    if not rows:
+    shown = with_all_threads(newest(measured))
+    shown = [(where, row) for where, row in shown if (row.suite, row.family, row.run) == HEADLINE]
+    if not shown:
         raise ValueError("the results hold no training step: python -m benchmarks.run --suite train_step --csv")
-    return f"{times_table(grouped(rows))}\n\n{origin(measured)}"
+    return f"{times_table(grouped(row for _, row in shown))}\n\n{origin(shown)}"
 
 
 def insert(path: Path, device: str, text: str) -> None:
@@ -243,7 +240,7 @@ def plot_memory(path: Path, rows: list[Row]) -> None:
 
 def plots(measured: Measured, folder: Path, device: str) -> list[Path]:
     """Writes the plots that the results have data for."""
-    rows = with_all_threads([row for _, row in newest(measured)])
+    rows = [row for _, row in with_all_threads(newest(measured))]
     found = []
     panels = []
     for family in ("gru_sequence", "gru"):

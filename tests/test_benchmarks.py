@@ -271,11 +271,12 @@ def test_csv_with_other_columns_is_refused(tmp_path: Path) -> None:
 
 def test_report_shows_the_newest_numbers(tmp_path: Path) -> None:
     path, readme = tmp_path / "cpu.csv", tmp_path / "README.md"
-    append_csv(path, WHERE, [row(OURS, 99.0), row("torch", 88.0, ratio=0.9)])
+    append_csv(path, WHERE, [row(OURS, 99.0), row("torch", 88.0, ratio=0.9), row("haste", 77.0)])
     wide = [row(name, value, case="T=10 B=2 H=8 X=8") for name, value in ((OURS, 3.0), ("torch", 6.0))]
     steps = [row(OURS, 5.0, suite="scaling T", case=f"T={t} B=2 H=4 X=4", steps=t) for t in (10, 20)]
     memory = [row(OURS, 2.0, suite="memory", family="train_step", case="S: T=1", run="peak", unit="MB", limit=None)]
-    append_csv(path, WHERE, [row(OURS, 2.0), row("torch", 5.0, ratio=2.5), *wide, *steps, *memory])
+    later = dataclasses.replace(WHERE, date="2030-01-03T03:04:05+00:00", commit="later")
+    append_csv(path, later, [row(OURS, 2.0), row("torch", 5.0, ratio=2.5), *wide, *steps, *memory])
     readme.write_text("above\n<!-- benchmarks: cpu -->\nold\n<!-- end of benchmarks -->\nbelow\n")
     assert report.main([str(path), "--readme", str(readme), "--plots", str(tmp_path)]) == 0
     text = readme.read_text()
@@ -285,6 +286,8 @@ def test_report_shows_the_newest_numbers(tmp_path: Path) -> None:
     assert "| T=20 B=2 H=4 X=4, forward+backward | 250 |" in text
     assert "old" not in text
     assert "99" not in text
+    assert "haste" not in text  # the older run's peer does not stand beside the newer run
+    assert text.count("commit ") == 1
     for name in ("over_h", "over_t", "memory"):
         assert (tmp_path / f"cpu_{name}.png").read_bytes().startswith(b"\x89PNG")
 
