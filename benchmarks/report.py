@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.cases import BACKWARD, FORWARD
+from benchmarks.cases import BACKWARD, FORWARD, SIZES
 from benchmarks.peers import OURS
 from benchmarks.results import RESULTS, ROOT, Environment, Row, read_csv
 
@@ -34,11 +34,17 @@ def key(row: Row) -> Key:
 
 
 def grouped(rows: Iterable[Row]) -> dict[Key, list[Row]]:
-    """The rows of each case, in their order."""
+    """The rows of each case, in their order; the named sizes from the smallest up."""
     found: dict[Key, list[Row]] = {}
     for row in rows:
         found.setdefault(key(row), []).append(row)
-    return found
+    sizes = list(SIZES)
+
+    def size(case: Key) -> int:
+        name = case[2].partition(":")[0]
+        return sizes.index(name) if name in sizes else 0
+
+    return {case: found[case] for case in sorted(found, key=size)}
 
 
 def with_all_threads(measured: Measured) -> Measured:
@@ -231,7 +237,7 @@ def plot_memory(path: Path, rows: list[Row]) -> None:
             axis.bar(places, [values.get(case) or 0 for case in cases], width, label=name)
         ticks = [place + 0.4 - width / 2 for place in range(len(cases))]
         axis.set_xticks(ticks, [case.partition(":")[0] for case in cases])
-        axis.set(title=what, yscale="log", ylabel="MB")
+        axis.set(title=what, ylabel="MB")
         axis.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -95,7 +95,7 @@ def _processor() -> str:
 
 
 def commit() -> str:
-    """The short hash of the checkout, with a + where tracked files differ from it; "" outside a checkout."""
+    """The short hash of the checkout, "" outside one; with a + where tracked files other than results differ from it."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -103,7 +103,8 @@ def commit() -> str:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        changed = git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return ""
 
