@@ -196,12 +196,22 @@ def plot(path: Path, panels: list[tuple[str, list[Row], str]], ylabel: str) -> N
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.8), squeeze=False)
+    names = dict.fromkeys(row.contestant for _, rows, _ in panels for row in rows)
+    colours = {name: f"C{index}" for index, name in enumerate(names)}
     for axis, (title, rows, name) in zip(axes[0], panels, strict=True):
         for contestant in dict.fromkeys(row.contestant for row in rows):
             own = sorted((r for r in rows if r.contestant == contestant), key=lambda r: letter(r.case, name))
             sizes = [letter(row.case, name) for row in own]
             style = {"linewidth": 2.2, "zorder": 3} if contestant == OURS else {"linewidth": 1.2}
-            axis.plot(sizes, [us_per_step(row) for row in own], marker="o", markersize=4, label=contestant, **style)
+            axis.plot(
+                sizes,
+                [us_per_step(row) for row in own],
+                marker="o",
+                markersize=4,
+                label=contestant,
+                color=colours[contestant],
+                **style,
+            )
         ours = sorted((r for r in rows if r.contestant == OURS and r.limit), key=lambda r: letter(r.case, name))
         limits = [1e3 * row.limit / row.steps for row in ours if row.limit and row.steps]
         if limits:

@@ -95,7 +95,7 @@ def _processor() -> str:
 
 
 def commit() -> str:
-    """The short hash of the checkout, "" outside one; with a + where tracked files other than results differ from it."""
+    """The short hash of the checkout ("": outside one), with a + where tracked files, results aside, differ from it."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
