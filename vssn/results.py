@@ -199,7 +199,8 @@ def write_report(path: Path, settings: Settings) -> list[str]:
             name = figure.name if figure.name.startswith(section.table) else f"{section.table}-{figure.name}"
             target = figures / name
             shutil.copyfile(figure, target)
-            parts.append(f"![{section.title}: {figure.stem.replace('-', ', ')}](results/{target.name})\n")
+            shown = figure.stem.removeprefix(f"{section.table}-").replace("-", ", ")
+            parts.append(f"![{section.title}: {shown}](results/{target.name})\n")
     parts.append("## Speed\n[benchmarks/README.md](benchmarks/README.md).\n")
     with replacing(path) as part:
         part.write_text("\n".join(parts), encoding="utf-8")
@@ -210,7 +211,7 @@ _HEAD = """# Results
 
 Written by `vssn reproduce --report` from the runs of `vssn reproduce TABLE --budget {budget}`; nothing here is typed by
 hand. A figure with ± is a mean over seeds and their standard deviation (n - 1). Published figures stand below ours, in
-italics, with their sources; ≥ marks a bound, ~ an estimate.
+italics, with their sources; ≥ marks a bound, ~ an estimate. Minutes are by the clock, whatever else ran beside.
 """
 
 
