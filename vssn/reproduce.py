@@ -29,7 +29,7 @@ from vssn.data.errors import DataError
 from vssn.evaluation import CheckpointError, load_model, read_checkpoint
 from vssn.plots import read_metrics
 from vssn.protocols import PROTOCOLS, Effort, Runs
-from vssn.run_folder import TrainingError, replacing
+from vssn.run_folder import FREE_DATA, TrainingError, differences, replacing
 from vssn.training import fit
 from vssn_kernels.version import __version__
 
@@ -37,7 +37,7 @@ BUDGETS = ("quick", "full")
 SCORE, FAILED, TRAINED, LOCK = "score.json", "failed.json", "trained.json", "lock"
 _QUICK = Effort(music_particles=3, speech_particles=2, sequences=4)
 _SMALL = 8  # units of every part of a model, quick
-_FREE = {"data": {"folder", "workers", "mean", "std"}, "training": {"output", "accelerator", "report_every"}}
+_FREE = {"data": FREE_DATA, "model": set(), "training": {"output", "accelerator", "report_every"}}
 
 
 class RunningError(ValueError):
@@ -295,14 +295,14 @@ def _run(job: Job, config: Config, settings: Settings) -> dict[str, Any]:
 def _train(job: Job, config: Config) -> None:
     """Trains, or goes on training, unless that is done; trained.json says so."""
     best, last = job.folder / "best.ckpt", job.folder / "last.ckpt"
-    for checkpoint in (best, last):
-        if checkpoint.is_file():
-            _require_same(job.folder, config, read_checkpoint(checkpoint)["vssn"]["config"])
+    kept = {path: read_checkpoint(path)["vssn"] for path in (best, last) if path.is_file()}
+    for own in kept.values():
+        _require_same(job.folder, config, own["config"])
     if (job.folder / TRAINED).is_file():
         return
-    if best.is_file() and not last.is_file():  # it stopped within its first epoch: nothing to go on from
+    if best in kept and last not in kept:  # it stopped within its first epoch: nothing to go on from
         best.unlink()
-    epochs = read_checkpoint(last)["vssn"]["epoch"] if last.is_file() else 0
+    epochs = kept[last]["epoch"] if last in kept else 0
     if epochs < config.training.max_epochs:
         fit(config, resume=epochs > 0)
     _write(job.folder / TRAINED, _identity(job))
@@ -315,22 +315,18 @@ def _identity(job: Job) -> dict[str, Any]:
 def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
     """The sections of a configuration without what may differ between two runs of the same experiment."""
     return {
-        section: {name: value for name, value in values.items() if name not in _FREE.get(section, ())}
+        section: {name: value for name, value in values.items() if name not in _FREE[section]}
         for section, values in settings.items()
     }
 
 
 def _require_same(folder: Path | str, config: Config, before: dict[str, Any]) -> None:
     """Raises ConfigError where what is in the folder was made with other settings than those of `config`."""
-    made = _comparable(before)
-    for section, values in _comparable(config.model_dump(mode="json")).items():
-        then = made.get(section, {})
-        for name in sorted(values.keys() | then.keys()):
-            if values.get(name) != then.get(name):
-                raise ConfigError(
-                    f"{section}.{name} is {values.get(name)!r}, but {folder} was made with "
-                    f"{then.get(name)!r}; remove that folder to run it anew, or name another --output"
-                )
+    for name, now, then in differences(config, before, _FREE):
+        raise ConfigError(
+            f"{name} is {now!r}, but {folder} was made with {then!r}; "
+            "remove that folder to run it anew, or name another --output"
+        )
 
 
 @contextlib.contextmanager

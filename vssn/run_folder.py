@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,24 @@ from vssn.evaluation import read_checkpoint
 
 SCORES = ("loss", "elbo_per_frame", "kl_z_per_frame", "kl_w_per_frame")  # logged as train/... and valid/...
 MONITOR = "valid/elbo_per_frame"
+FREE_DATA = {"folder", "workers", "mean", "std"}  # settings of data that may differ between two runs of an experiment
 _CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENOTDIR)
 
 
 class TrainingError(ValueError):
     """A run that cannot go on. The message is one line."""
+
+
+def differences(
+    config: Config, before: Mapping[str, Any], free: Mapping[str, Collection[str]]
+) -> Iterator[tuple[str, Any, Any]]:
+    """(section.name, now, before) of every setting that differs, in the sections of `free` but for the names there."""
+    settings = config.model_dump(mode="json")
+    for section, names in free.items():
+        now, then = settings[section], before.get(section, {})
+        for name in sorted((now.keys() | then.keys()) - set(names)):
+            if now.get(name) != then.get(name):
+                yield f"{section}.{name}", now.get(name), then.get(name)
 
 
 def check_folder(folder: Path, config: Config, resume: bool) -> int:
@@ -45,14 +58,11 @@ def check_folder(folder: Path, config: Config, resume: bool) -> int:
             f"{name}: {folder} holds no last.ckpt to resume; start without --resume or name another folder"
         )
     own = read_checkpoint(folder / "last.ckpt")["vssn"]
-    for section, free in (("data", {"folder", "workers", "mean", "std"}), ("model", set())):
-        now, before = config.model_dump(mode="json")[section], own["config"][section]
-        for key in sorted((now.keys() | before.keys()) - free):
-            if now.get(key) != before.get(key):
-                raise ConfigError(
-                    f"{section}.{key}: {now.get(key)!r}, but the run in {folder} has {before.get(key)!r}; "
-                    "resume with the same data and model or name another folder"
-                )
+    for name_of, now, before in differences(config, own["config"], {"data": FREE_DATA, "model": set()}):
+        raise ConfigError(
+            f"{name_of}: {now!r}, but the run in {folder} has {before!r}; "
+            "resume with the same data and model or name another folder"
+        )
     if own["epoch"] >= config.training.max_epochs:
         raise ConfigError(
             f"training.max_epochs: the run in {folder} has done {own['epoch']} epochs of {config.training.max_epochs}; "

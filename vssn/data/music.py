@@ -223,7 +223,7 @@ def _read_pickle(path: Path) -> dict[str, list[Tensor]]:
         raise DataError(f"{path}: expected a dict with {', '.join(SPLITS)}, got {_describe(content)}; {_ADVICE}")
     missing = [split for split in SPLITS if split not in content]
     if missing:
-        got = shorten([_quote(key) for key in content], "no files") if content else "an empty dict"
+        got = shorten([_quote(key) for key in content], "an empty dict")
         raise DataError(
             f"{path}: expected the keys {', '.join(SPLITS)}, without {', '.join(missing)} (got {got}); {_ADVICE}"
         )
