@@ -210,30 +210,46 @@ def draw(table: str, settings: Settings) -> list[Path]:
     return PROTOCOLS[table].draw(runs, folder, settings.data)
 
 
-def read_records(table: str, settings: Settings) -> Iterator[dict[str, Any]]:
-    """What score.json and failed.json of a table's runs hold; of any number of seeds. A run that was made with other
-    settings than those of now has a reason in the place of its metrics.
+def read_records(table: str, settings: Settings, kept: Path | None = None) -> dict[str, dict[str, Any]]:
+    """What score.json and failed.json of a table's runs hold, by the name of the run; of any number of seeds. A run
+    that was made with other settings than those of now has a reason in the place of its metrics.
+
+    Args:
+        kept: a folder of records that `keep_records` wrote, of runs that may have been made on another machine; a run
+            that is in the output is taken from there.
 
     Raises:
         ConfigError: a file that cannot be read.
     """
     entries = {(entry.set, entry.model): entry for entry in TABLES[table]}
     root = settings.output / settings.budget / table
-    for name in (SCORE, FAILED):
-        for path in sorted(root.glob(f"*/{name}")):
-            if name == FAILED and (path.parent / SCORE).is_file():
-                continue
-            record = _read_record(path)
-            entry = entries.get((record["set"], record["model"]))
-            if entry is None:  # of a table that had other entries
-                continue
-            if name == SCORE:
-                job = Job(table, entry, record["seed"], path.parent)
-                try:
-                    _require_same(path.parent.name, _configure(job, settings), record["config"])
-                except ConfigError as error:
-                    record = _identity(job) | {"reason": str(error)}
-            yield record
+    paths = {path.parent.name: path for name in (FAILED, SCORE) for path in sorted(root.glob(f"*/{name}"))}
+    if kept is not None:
+        for path in sorted((kept / table).glob("*.json")):
+            if path.stem not in paths or paths[path.stem].name == FAILED:
+                paths[path.stem] = path
+    records = {}
+    for name, path in sorted(paths.items()):
+        record = _read_record(path)
+        entry = entries.get((record["set"], record["model"]))
+        if entry is None or record.get("budget", settings.budget) != settings.budget:  # of a table that was another
+            continue
+        if path.name != FAILED:
+            job = Job(table, entry, record["seed"], path.parent)
+            try:
+                _require_same(name, _configure(job, settings), record["config"])
+            except ConfigError as error:
+                record = _identity(job) | {"reason": str(error)}
+        records[name] = record
+    return records
+
+
+def keep_records(table: str, records: Mapping[str, dict[str, Any]], folder: Path) -> None:
+    """Writes the records that have metrics to FOLDER/TABLE/RUN.json."""
+    for name, record in records.items():
+        if "metrics" in record:
+            (folder / table).mkdir(parents=True, exist_ok=True)
+            _write(folder / table / f"{name}.json", record)
 
 
 def _configure(job: Job, settings: Settings) -> Config:
@@ -357,8 +373,8 @@ def describe_machine() -> str:
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """What score.json or failed.json holds. Raises ConfigError."""
-    expected = _OF_A_SCORE if path.name == SCORE else {"table", "set", "model", "seed", "reason"}
+    """What failed.json, score.json or a kept copy of that holds. Raises ConfigError."""
+    expected = {"table", "set", "model", "seed", "reason"} if path.name == FAILED else _OF_A_SCORE
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         missing = sorted(expected - record.keys())

@@ -1,6 +1,11 @@
 """`vssn reproduce --report`: the markdown page of all results, from the score.json of the runs that are there.
 
-Nothing on the page is typed by hand: every number comes from a run's folder or from `vssn.published`.
+    PAGE                          RESULTS.md
+    results/TABLE-*.png           the figures
+    results/runs/TABLE/RUN.json   the records of all runs on the page
+
+Nothing on the page is typed by hand: every number comes from a run's folder, from a record that an earlier page kept
+(of a run made on another machine, or whose folder is gone) or from `vssn.published`.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vssn.published import BALLS, MUSIC, PENDULUM, SPEECH, Published
-from vssn.reproduce import TABLES, Settings, read_records
+from vssn.reproduce import TABLES, Settings, keep_records, read_records
 from vssn.run_folder import replacing
 
 MISSING = "—"
@@ -179,32 +184,46 @@ SECTIONS = (
 
 
 def write_report(path: Path, settings: Settings) -> list[str]:
-    """The page at `path`, its figures in the folder `results` beside it; the tables of which nothing was found.
+    """The page at `path`, its figures and records in the folder `results` beside it; the tables of which nothing was
+    found.
 
     Args:
         settings: `output` and `budget` say where the runs are.
     """
     figures = path.parent / "results"
+    kept = figures / "runs"
     parts, absent = [_HEAD.format(budget=settings.budget)], []
     if settings.budget == "quick":
         parts.append("**Tiny models, one epoch, few particles and sequences: a check of the commands, no results.**\n")
     for section in SECTIONS:
-        records = list(read_records(section.table, settings))
+        named = read_records(section.table, settings, kept)
+        if settings.budget == "full":
+            keep_records(section.table, named, kept)
+        records = list(named.values())
         if not any("metrics" in record for record in records):
             absent.append(section.table)
         parts.append(_section(section, records))
-        drawn = sorted((settings.output / settings.budget / section.table / "figures").glob("*.png"))
-        for figure in drawn:
-            figures.mkdir(parents=True, exist_ok=True)
-            name = figure.name if figure.name.startswith(section.table) else f"{section.table}-{figure.name}"
-            target = figures / name
-            shutil.copyfile(figure, target)
-            shown = figure.stem.removeprefix(f"{section.table}-").replace("-", ", ")
-            parts.append(f"![{section.title}: {shown}](results/{target.name})\n")
+        names = _copy_figures(section.table, settings, figures)
+        if settings.budget == "full":  # those of runs that are known by their records alone
+            names |= {figure.name for figure in figures.glob(f"{section.table}-*.png")}
+        for name in sorted(names):
+            shown = Path(name).stem.removeprefix(f"{section.table}-").replace("-", ", ")
+            parts.append(f"![{section.title}: {shown}](results/{name})\n")
     parts.append("## Speed\n[benchmarks/README.md](benchmarks/README.md).\n")
     with replacing(path) as part:
         part.write_text("\n".join(parts), encoding="utf-8")
     return absent
+
+
+def _copy_figures(table: str, settings: Settings, folder: Path) -> set[str]:
+    """Copies what the runs of a table drew into the folder: the names there."""
+    names = set()
+    for figure in (settings.output / settings.budget / table / "figures").glob("*.png"):
+        folder.mkdir(parents=True, exist_ok=True)
+        name = figure.name if figure.name.startswith(table) else f"{table}-{figure.name}"
+        shutil.copyfile(figure, folder / name)
+        names.add(name)
+    return names
 
 
 _HEAD = """# Results

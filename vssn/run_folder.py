@@ -35,10 +35,15 @@ class TrainingError(ValueError):
 def differences(
     config: Config, before: Mapping[str, Any], free: Mapping[str, Collection[str]]
 ) -> Iterator[tuple[str, Any, Any]]:
-    """(section.name, now, before) of every setting that differs, in the sections of `free` but for the names there."""
+    """(section.name, now, before) of every setting that differs, in the sections of `free` but for the names there.
+
+    A setting that `before` does not have counts as its default: it came after the run, which was made without it.
+    """
     settings = config.model_dump(mode="json")
     for section, names in free.items():
-        now, then = settings[section], before.get(section, {})
+        fields = type(getattr(config, section)).model_fields
+        defaults = {name: None if field.is_required() else field.default for name, field in fields.items()}
+        now, then = settings[section], defaults | dict(before.get(section, {}))
         for name in sorted((now.keys() | then.keys()) - set(names)):
             if now.get(name) != then.get(name):
                 yield f"{section}.{name}", now.get(name), then.get(name)
