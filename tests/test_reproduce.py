@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -205,6 +206,56 @@ def test_the_report_leaves_out_runs_of_other_settings(table: str, tmp_path: Path
     assert table in write_report(page, settings)
     assert "- VSSN on pendulum: model.latent_size is 3, but pendulum-vssn-0 was made with 2" in page.read_text()
     assert "| **VSSN** |" not in page.read_text()
+
+
+def test_a_page_keeps_its_records_for_the_next_one(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One model's run is on this machine, the other's was on one that is gone."""
+    quick = settings_of(tmp_path)
+    reproduce([table], quick, lambda _: None)
+    (quick.output / "quick").rename(quick.output / "full")
+    here = quick.output / "full" / table
+    for path in here.glob("*/score.json"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record | {"budget": "full"}))
+    configure = module._configure
+    monkeypatch.setattr(module, "_configure", lambda job, settings: configure(job, quick))
+    settings, page = settings_of(tmp_path, budget="full"), tmp_path / "RESULTS.md"
+    write_report(page, settings)
+    kept = tmp_path / "results" / "runs" / table
+    assert sorted(path.name for path in kept.iterdir()) == ["pendulum-srnn-0.json", "pendulum-vssn-0.json"]
+    score = here / "pendulum-vssn-0" / "score.json"
+    assert json.loads((kept / "pendulum-vssn-0.json").read_text()) == json.loads(score.read_text())
+
+    text = page.read_text()
+    shutil.rmtree(here / "pendulum-srnn-0")
+    write_report(page, settings)
+    assert page.read_text() == text
+    record = json.loads(score.read_text())
+    record["metrics"]["smoothing_sin"] = 0.125
+    score.write_text(json.dumps(record))
+    write_report(page, settings)
+    assert re.search(r"\| \*\*VSSN\*\* \|.*\| 0\.125 \|", page.read_text())  # what is here goes before what was kept
+    assert json.loads((kept / "pendulum-vssn-0.json").read_text()) == record
+
+    config = Path(module.TABLES[table][1].config)
+    config.write_text(config.read_text().replace("latent_size: 2", "latent_size: 3"))
+    write_report(page, settings)
+    assert "- SRNN on pendulum: model.latent_size is 3, but pendulum-srnn-0 was made with 2" in page.read_text()
+
+
+def test_a_setting_that_came_after_a_record_counts_as_its_default(table: str, tmp_path: Path) -> None:
+    settings, lines = settings_of(tmp_path, only=("vssn",)), []
+    reproduce([table], settings, lambda _: None)
+    score = settings.output / "quick" / table / "pendulum-vssn-0" / "score.json"
+    record = json.loads(score.read_text())
+    del record["config"]["model"]["noise_smoothing"]
+    score.write_text(json.dumps(record))
+    assert reproduce([table], settings, lines.append) == 0
+    config = Path(module.TABLES[table][0].config)
+    config.write_text(config.read_text().replace("noise_size: 1", "noise_size: 1\n  noise_smoothing: true"))
+    assert reproduce([table], settings, lines.append) == 1
+    assert "model.noise_smoothing is True, but " in lines[-1]
+    assert "was made with False" in lines[-1]
 
 
 def test_a_run_that_stopped_before_its_first_last_checkpoint_starts_anew(table: str, tmp_path: Path) -> None:
