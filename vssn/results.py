@@ -155,7 +155,7 @@ SECTIONS = (
     Section(
         "pendulum",
         "Pendulum",
-        "R^2 of linear regressions from all latent states (d and z: 67 for VSSN and SRNN, 3 for DKF) to sin phi, cos "
+        "R^2 of linear regressions from all latent states (d and z: 131 for VSSN and SRNN, 3 for DKF) to sin phi, cos "
         "phi and phi', fitted on the 500 training films, scored on the 500 test films. Filtering: states from the "
         "frames so far; smoothing: from all frames. "
         "Which of the two the published figures are is not stated; the row of differences takes smoothing.",
