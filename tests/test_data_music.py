@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import warnings
@@ -61,6 +62,17 @@ def load_real(name: str, folder: str) -> MusicSet:
     except DataError as error:
         pytest.skip(str(error))
     return load_music(name, folder)
+
+
+@pytest.mark.parametrize("name", MUSIC_SETS)
+def test_the_sums_of_the_published_copies_are_those_of_the_files_at_hand(name: str, real_folder: str) -> None:
+    try:
+        path = find_music_file(name, real_folder)
+    except DataError as error:
+        pytest.skip(str(error))
+    if path.suffix != ".mat":
+        pytest.skip(f"{path} is not the .mat copy")
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == SHA256[name]
 
 
 def roll_of(frames: list[tuple[int, ...]]) -> np.ndarray:
