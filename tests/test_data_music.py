@@ -15,6 +15,7 @@ import torch
 
 from vssn.data import DataError
 from vssn.data.baselines import markov_baseline
+from vssn.data.download import SHA256
 from vssn.data.music import MUSIC_SETS, SPLITS, MusicSet, Transpose, find_music_file, load_music
 
 # sequences, frames, notes per frame (each train/valid/test), longest test sequence
