@@ -183,3 +183,18 @@ def test_without_the_training_extra_the_error_says_what_to_install() -> None:
     assert done.stderr == (
         "vssn: error: pydantic is not installed; install what training needs: pip install 'vssn[train]'\n"
     )
+
+
+def test_a_reader_that_goes_is_no_error() -> None:
+    command = [sys.executable, "-c", "import sys; from vssn.cli import main; input(); sys.exit(main(['info']))"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == 141

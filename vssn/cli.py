@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from vssn_kernels.version import __version__
 
-INTERRUPTED = 130
+INTERRUPTED, CLOSED = 130, 141  # as a shell names the ends by SIGINT and SIGPIPE
 USER_ERRORS = (
     "ConfigError",
     "DataError",
@@ -27,7 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader, `head` say, has gone; nor can what is left be written when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED
     except KeyboardInterrupt:
         print("vssn: interrupted", file=sys.stderr)
         return INTERRUPTED
