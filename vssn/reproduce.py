@@ -125,7 +125,8 @@ TABLES: dict[str, tuple[Entry, ...]] = {
         *_peers("music", _MUSIC_SETS, _MUSIC_MODELS),
     ),
     "objectives": tuple(
-        Entry("jsb", f"VSSN, {objective}", "jsb", (f"model.objective={objective}",)) for objective in ("elbo", "paper")
+        Entry("jsb", f"VSSN, {objective}", "objectives", (f"model.objective={objective}",))
+        for objective in ("elbo", "paper")
     ),
     "speech": _peers("speech", {"timit": (), "blizzard": ()}, _SPEECH_MODELS),
     "balls": (
