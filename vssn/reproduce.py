@@ -99,7 +99,7 @@ _MUSIC_SETS = {
 }
 # Behind the configurations of the sets, which are those of Bernoulli notes: NADE learns in fewer epochs of more work.
 _NADE_SETS = {
-    "jsb": _schedule(600, 200, 0.992),
+    "jsb": _schedule(400, 150, 0.987),
     "nottingham": _schedule(25, 10, 0.85),
     "piano_midi": _schedule(80, 30, 0.94),
     "musedata": _schedule(20, 8, 0.82),
