@@ -100,9 +100,9 @@ _MUSIC_SETS = {
 # Behind the configurations of the sets, which are those of Bernoulli notes: NADE learns in fewer epochs of more work.
 _NADE_SETS = {
     "jsb": _schedule(400, 150, 0.987),
-    "nottingham": _schedule(25, 10, 0.85),
+    "nottingham": _schedule(20, 8, 0.82),
     "piano_midi": _schedule(80, 30, 0.94),
-    "musedata": _schedule(20, 8, 0.82),
+    "musedata": _schedule(14, 5, 0.75),
 }
 _MUSIC_MODELS = {
     "VSSN": "vssn",
