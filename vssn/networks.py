@@ -98,8 +98,20 @@ class Recurrence(nn.Module):
         weight_hh: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Inputs [T, B, in_sizes[i]], h0 [B, H] to (output [T, B, H], h_n [B, H])."""
+        return self.run(self.input(*inputs), h0, lengths=lengths, reverse=reverse, weight_hh=weight_hh)
+
+    def run(
+        self,
+        gates_x: Tensor,
+        h0: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        reverse: bool = False,
+        weight_hh: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`forward` behind its input's part: gates_x [T, B, 3H] is `input(*inputs)`."""
         weight = self.weight_hh if weight_hh is None else weight_hh
-        return gru_sequence(self.input(*inputs), h0, weight, self.bias_hh, lengths=lengths, reverse=reverse)
+        return gru_sequence(gates_x, h0, weight, self.bias_hh, lengths=lengths, reverse=reverse)
 
 
 class LatentNetwork(nn.Module):

@@ -1,8 +1,8 @@
 """States inferred from the past alone, one-step predictions from the prior, and free-running rollouts.
 
     smoothing   (d_t, z_t) from x_{1:T}: the model's own inference, whose a_t has seen the frames to come
-    filtering   (d_t, z_t) from x_{1:t}: inference on the prefix that ends at t, of which the last state is kept. One
-                run for every t, T^2 / 2 frames in all.
+    filtering   (d_t, z_t) from x_{1:t}: inference on the prefix that ends at t, of which the last state is kept. A run
+                for every t, T^2 / 2 frames in all; of the model's parts only those that look ahead run so often.
     prediction  of x_t: (d_{t-1}, z_{t-1}) filtered, then one step of the generative model: w_t and z_t from their
                 priors, E[x_t | z_t, d_t]. No frame from t on has a part in it. From smoothed states it would:
                 z_{t-1} has seen x_t.
@@ -174,16 +174,30 @@ class _Runs:
         steps = len(self.given.x)
         if inference == "smoothing":
             return self._infer(noise, steps, self.lengths)[0]
-        ds, zs = [], []
-        for stop in range(1, steps + 1):
-            last = self._infer(noise, stop, None)[1]
-            ds.append(last.d)
-            zs.append(last.z)
-        d, z = torch.stack(ds), torch.stack(zs)
+        if self.layer.noise_smoothing:
+            last = [self._infer(noise, stop, None)[1] for stop in range(1, steps + 1)]
+            d, z = torch.stack([state.d for state in last]), torch.stack([state.z for state in last])
+        else:  # q(w_t | x_t, u_t) does not look ahead, so d_t is the same in every prefix: only a and z are not
+            d = self._infer(noise, steps, None)[0].d
+            z = self._filter_latents(d, noise[1]) if self.layer.latent_size else d.new_zeros(*d.shape[:2], 0)
         if self.given.valid is None:
             return LatentStates(d, z)
         valid = self.given.valid[..., None]
         return LatentStates(torch.where(valid, d, 0.0), torch.where(valid, z, 0.0))
+
+    def _filter_latents(self, d: Tensor, eps_z: Tensor) -> Tensor:
+        """z_t [T, B, Z] of every prefix's end, from d [T, B, D]."""
+        layer, given = self.layer, self.given
+        drivers = layer.drivers(d, given.controls)
+        gates = layer.backward_recurrence.input(*drivers, given.embedded)
+        prior = layer.prior.contexts(drivers, given.x) if layer.residual_posterior else None
+        a_end, zs = d.new_zeros(d.shape[1], layer.backward_size), []
+        for stop in range(1, len(d) + 1):
+            a, _ = layer.backward_recurrence.run(gates[:stop], a_end, reverse=True)
+            contexts = layer.posterior.contexts((a,), a)
+            z, *_ = layer.infer_latent(contexts, None if prior is None else prior[:stop], given.start.z, eps_z[:stop])
+            zs.append(z[-1])
+        return torch.stack(zs)
 
     def predict(self, noise: Noise) -> Tensor:
         """[T-1, B, X]: one step from the filtered state of every frame but the last."""
