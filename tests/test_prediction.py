@@ -16,7 +16,7 @@ from vssn.data.baselines import copy_last_frame_error
 from vssn.data.pendulum import pendulum_splits
 from vssn.model import VSSN
 from vssn.prediction import latent_states, one_step_predictions, prediction_error, rollouts, squared_errors
-from vssn.regression import PENDULUM_TARGETS, regress, regress_pendulum
+from vssn.regression import PENDULUM_TARGETS, filtering_limit, regress, regress_pendulum
 from vssn_kernels.testing import assert_all_close, assert_close, assert_equal
 
 PLAIN = [name for name in MODELS if "masked" not in name]
@@ -199,6 +199,22 @@ def test_regression_refuses_what_does_not_fit() -> None:
         regress(torch.zeros(9, 3), torch.zeros(9, 2), torch.zeros(9, 4), torch.zeros(9, 2))
     with pytest.raises(ValueError, match="fit_states must have more rows than its 3 states, got 3"):
         regress(torch.zeros(3, 3), torch.zeros(3, 2), torch.zeros(9, 3), torch.zeros(9, 2))
+
+
+def test_the_limit_of_a_filter_is_what_the_first_velocity_leaves() -> None:
+    """Reached by states that hold every velocity but the first, and by no more than what is seen of that."""
+    train, _, test = pendulum_splits(400, 2, 400)
+    limit = filtering_limit(train, test)
+    rows = []
+    for part in (train, test):
+        states = part.states.clone()
+        known = torch.cat((states[..., 2:], torch.zeros_like(states)), -1)
+        known[:, 0, 0] = 0.0
+        known[:, 0, 1:] = torch.cat((states[:, 0, :2], part.controls[:, 0]), -1)
+        rows += [torch.cat((known, torch.ones_like(known[..., :1]) * (torch.arange(15) == 0)[:, None]), -1), states]
+    fit, fit_states, scored, states = (part.flatten(0, 1) for part in rows)
+    assert limit == pytest.approx(float(regress(fit, fit_states[:, 2:], scored, states[:, 2:]).r2), abs=2e-3)
+    assert 0.85 < limit < 0.95
 
 
 @pytest.mark.parametrize("inference", ["filtering", "smoothing"])

@@ -77,5 +77,17 @@ def regress_pendulum(
     return regress(*rows)
 
 
+def filtering_limit(train: PendulumSet, test: PendulumSet) -> float:
+    """R^2 of phi' that no filter exceeds: every velocity known, but the first frame's, which no frame before it shows.
+    That one is predicted by a linear regression on what a filter does see: sin phi, cos phi and the torque.
+    """
+    (fit_seen, fit_first), (seen, first) = (
+        (torch.cat((part.states[:, 0, :2], part.controls[:, 0]), -1), part.states[:, 0, 2:]) for part in (train, test)
+    )
+    velocity = test.states[..., 2].double()
+    unknown = (1 - regress(fit_seen, fit_first, seen, first).r2) * (first - first.mean()).double().square().sum()
+    return float(1 - unknown / (velocity - velocity.mean()).square().sum())
+
+
 def _with_one(states: Tensor) -> Tensor:
     return torch.cat((states.double(), torch.ones_like(states[:, :1], dtype=torch.float64)), 1)
