@@ -414,6 +414,15 @@ def test_every_entry_has_its_configuration() -> None:
             assert config.data.set == entry.set
 
 
+def test_the_projects_page_follows_from_its_records(tmp_path: Path) -> None:
+    """RESULTS.md is what the report makes of results/ alone: nothing typed, nothing of settings that have changed."""
+    root = Path(__file__).resolve().parent.parent
+    shutil.copytree(root / "results", tmp_path / "results")
+    write_report(tmp_path / "RESULTS.md", Settings(tmp_path / "no-runs"))
+    assert (tmp_path / "RESULTS.md").read_text() == (root / "RESULTS.md").read_text()
+    assert "was made with" not in (root / "RESULTS.md").read_text()
+
+
 def test_published_figures_are_those_of_the_tables() -> None:
     """A few of each table, typed from the sources a second time."""
     by_name = {row.model: row.values for row in MUSIC}
