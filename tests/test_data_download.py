@@ -46,7 +46,7 @@ def source(published: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def test_the_sets_come_once(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sets_come_once(source: str, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     paths = download_music(folder, source)
     assert paths == [folder / f"{name}.mat" for name in SHA256]
