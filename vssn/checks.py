@@ -36,6 +36,19 @@ def require_number(name: str, value: object, minimum: float = -math.inf) -> None
         raise ValueError(f"{name} must be a finite number{least}, got {value}")
 
 
+def require_factor(name: str, value: object) -> float | Tensor:
+    """A finite number, or a tensor of one without dimensions."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{name} must be a number or a tensor of one, got shape {list(value.shape)}")
+        return value.reshape(())
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number or a tensor of one, got {type(value).__name__}")
+    if not -math.inf < value < math.inf:  # torch.compile traces this with a symbolic value, math.isfinite it does not
+        raise ValueError(f"{name} must be finite, got {value}")
+    return value
+
+
 def require_flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")

@@ -6,13 +6,12 @@ paper:  L = sum_t R_t - KL_w,t / 2 - KL_z,t / 2      a training objective, not a
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vssn.checks import require_choice, require_flag, require_number, require_shape, require_size
+from vssn.checks import require_choice, require_factor, require_flag, require_number, require_shape, require_size
 from vssn.layer import NO_NAN_IN_U, State, VSSNLayer, check_control, check_sequences, require_control
 from vssn.likelihoods import LIKELIHOODS, make_likelihood
 from vssn.networks import MLP, Embedding
@@ -193,7 +192,7 @@ class VSSN(nn.Module):
             ValueError, TypeError: naming the argument, what was expected and what came; so too for values outside the
                 likelihood's support, NaN and infinity (DataError, a ValueError; on a GPU with VSSN_CHECK=1 only).
         """
-        kl_weight = _check_kl_weight(kl_weight)
+        kl_weight = require_factor("kl_weight", kl_weight)
         given = self.prepare(x, u, lengths, state, mask)
         x, valid, start = given.x, given.valid, given.start
         noise = self.layer.draw_noise(x) if noise is None else self.layer.check_noise(noise, x, valid)
@@ -362,15 +361,3 @@ def require_model(model: object) -> None:
     """Raises TypeError unless it is a VSSN, or a compiled one."""
     if not isinstance(getattr(model, "_orig_mod", model), VSSN):
         raise TypeError(f"model must be a vssn.VSSN, got {type(model).__name__}")
-
-
-def _check_kl_weight(weight: object) -> float | Tensor:
-    if isinstance(weight, Tensor):
-        if weight.numel() != 1:
-            raise ValueError(f"kl_weight must be a number or a tensor of one, got shape {list(weight.shape)}")
-        return weight.reshape(())
-    if isinstance(weight, bool) or not isinstance(weight, int | float):
-        raise TypeError(f"kl_weight must be a number or a tensor of one, got {type(weight).__name__}")
-    if not -math.inf < weight < math.inf:  # torch.compile traces this with a symbolic value
-        raise ValueError(f"kl_weight must be finite, got {weight}")
-    return weight
