@@ -56,9 +56,10 @@ class VSSN(nn.Module):
         hidden_size: D, units of the deterministic state (0: none, the DKF-like ablation).
         latent_size: Z, units of the latent (0: none, the STORN-like ablation).
         noise_size: W, units of the process noise (0: none, SRNN).
-        likelihood: "bernoulli", "gaussian", "mixture" (of mixture_size diagonal Gaussians), "nade" (Bernoulli
-            entries, each given those before it: an autoregressive estimator of nade_size hidden units) or
-            "ar_gaussian" (Gaussian entries, each with a linear prediction from those before it).
+        likelihood: for x in [0, 1] "bernoulli"; for 0 and 1 alone "nade" (Bernoulli entries, each given those before
+            it: an autoregressive estimator of nade_size hidden units); for real numbers "gaussian", "mixture" (of
+            mixture_size diagonal Gaussians) or "ar_gaussian" (each entry with a linear prediction from those before
+            it). Other values are refused (on a GPU with VSSN_CHECK=1 only).
         mixture_size, nade_size: components of the mixture; hidden units of the estimator.
         control, control_size: u_t: "previous" (x_{t-1}), "external" (u of that size), "both" or "none".
         mlp_size: M, hidden units of every MLP (None: hidden_size).
