@@ -69,6 +69,13 @@ def test_nade_needs_a_set_of_0_and_1() -> None:
     assert message.startswith("balls: model.likelihood: expected one for real values with the set 'balls', got 'nade'")
 
 
+@pytest.mark.parametrize("likelihood", ["bernoulli", "nade"])
+def test_speech_needs_a_likelihood_of_real_values(likelihood: str) -> None:
+    message = message_of("speech-vssn", f"model.likelihood={likelihood}")
+    assert "model.likelihood: expected one for real values with the set" in message
+    assert f"got {likelihood!r}, which takes" in message
+
+
 def test_model_section_has_the_arguments_and_defaults_of_the_model() -> None:
     parameters = dict(list(inspect.signature(VSSN.__init__).parameters.items())[1:])
     for decided_elsewhere in ("x_size", "control_size", "num_sequences", "encoder", "decoder", "batch_first"):

@@ -70,11 +70,11 @@ def test_dataset_refuses_what_does_not_fit() -> None:
         SequenceDataset(sequences, sequences[:1])
     with pytest.raises(ValueError, match="lengths must be one for each of 3 sequences, got 2"):
         SequenceDataset(sequences, lengths=[1, 2])
-    with pytest.raises(ValueError, match="seed must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match=r"seed must be an int in \[0, 2\*\*64\), got -1"):
         SequenceDataset(sequences, seed=-1)
-    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be an int of at least 1, got 0"):
         sequence_loader(SequenceDataset(sequences), 0)
-    with pytest.raises(ValueError, match="pool_batches must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="pool_batches must be an int of at least 1, got 0"):
         sequence_loader(SequenceDataset(sequences), 2, pool_batches=0)
 
 

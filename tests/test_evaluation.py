@@ -121,7 +121,7 @@ def test_table_is_aligned() -> None:
 
 
 def test_samples_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="samples must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="samples must be an int of at least 1, got 0"):
         evaluate(make_model(), [], samples=0)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vssn.nade import MEAN_SAMPLES, NADE, nade_logits
+from vssn.values import MARK_MISSING, require_values
 from vssn_kernels.testing import assert_all_close, assert_close
 
 
@@ -116,5 +117,8 @@ def test_missing_frames_carry_no_likelihood_and_missing_entries_are_refused() ->
 
 
 def test_values_between_0_and_1_are_refused() -> None:
-    with pytest.raises(ValueError, match="x must hold 0 and 1 alone with likelihood='nade'"):
-        make(4, 3).log_prob(normal(1, 1, 7), torch.full((1, 1, 4), 0.5, dtype=torch.float64), None)
+    half = torch.full((1, 1, 4), 0.5, dtype=torch.float64)
+    with pytest.raises(
+        ValueError, match=r"x must hold 0 and 1 alone with likelihood='nade', got 0.5; take .*bernoulli"
+    ):
+        require_values("x", half, make(4, 3).support, MARK_MISSING)

@@ -23,7 +23,7 @@ LAYERS = (
     ("vssn_kernels.ops",),
     ("vssn_kernels",),
     (
-        *("vssn.checks", "vssn.evaluation_mode", "vssn.seeds", "vssn.sequences", "vssn.networks"),
+        *("vssn.checks", "vssn.evaluation_mode", "vssn.seeds", "vssn.sequences", "vssn.networks", "vssn.values"),
         *("vssn.nade", "vssn.ar_gaussian", "vssn.likelihoods", "vssn.data"),
     ),
     ("vssn.layer", "vssn.gru"),

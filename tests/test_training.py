@@ -15,6 +15,7 @@ import scipy.io
 import torch
 from torch import Tensor
 
+from vssn.cli import main
 from vssn.config import Config, ConfigError, TrainingSection, check_config
 from vssn.data.batching import SequenceBatch
 from vssn.data.errors import DataError
@@ -426,6 +427,41 @@ def test_divergence_is_said_in_one_line(music: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"^training diverged in epoch 1: the validation ELBO is nan; lower"):
         fit(music_config(music, tmp_path / "run", learning_rate=1000))
     assert not (tmp_path / "run").exists()
+
+
+def test_divergence_in_chunks_is_no_wrong_argument(music: Path, tmp_path: Path) -> None:
+    """The state of a chunk is an argument of the next, and it is checked."""
+    with pytest.raises(TrainingError, match=r"^training diverged in epoch 1: a state is not finite; lower"):
+        fit(music_config(music, tmp_path / "run", learning_rate=1000, chunk_length=2))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "nade", "gaussian"])
+def test_data_outside_the_support_is_the_datas_fault(
+    likelihood: str, music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """fit and evaluate: one line and exit code 2."""
+    config = music_config(music, tmp_path / "run", model={"likelihood": likelihood}, max_epochs=1)
+    load = type(config.data).load
+    fit(config)
+    value = torch.nan if likelihood == "gaussian" else 3.0
+
+    def wrong(data: Any, controls: bool) -> Any:
+        splits = load(data, controls)
+        for part in splits:
+            part.sequences = [torch.full(x.shape, value) for x in part.sequences]
+        return splits
+
+    monkeypatch.setattr(type(config.data), "load", wrong)
+    with pytest.raises(DataError, match=r"^x must "):
+        fit(music_config(music, tmp_path / "other", model={"likelihood": likelihood}))
+    assert not (tmp_path / "other").exists()
+    for bound in ("elbo", "iwae"):
+        capsys.readouterr()
+        assert main(["evaluate", str(tmp_path / "run" / "best.ckpt"), "--bound", bound, "--particles", "2"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("vssn: error: x must ")
+        assert said.count("\n") == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vssn.networks import floor_logvar, gaussian_log_density
 from vssn.sequences import terms_of_whole_frames
+from vssn.values import REAL
 
 
 class ArGaussian(nn.Module):
@@ -27,6 +28,8 @@ class ArGaussian(nn.Module):
         x_size: X.
         min_logvar: floor of the log-variances.
     """
+
+    support = REAL
 
     def __init__(self, x_size: int, min_logvar: float) -> None:
         super().__init__()

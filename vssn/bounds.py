@@ -34,12 +34,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vssn.checks import require_choice, require_number, require_size
-from vssn.evaluation_mode import evaluating
-from vssn.model import VSSN, Prepared
+from vssn.checks import require_choice, require_number, require_seed, require_size, require_tensor
+from vssn.evaluation_mode import evaluating, time_major
+from vssn.layer import check_sequences
+from vssn.model import VSSN, Prepared, require_model
 from vssn.nade import NADE
 from vssn.seeds import generator
-from vssn.sequences import with_first
+from vssn.sequences import check_lengths, check_mask, swap, with_first
 from vssn_kernels import gru_sequence
 
 BOUNDS = ("elbo", "iwae", "fivo")
@@ -100,28 +101,33 @@ def sequence_bounds(
         ess_threshold: of fivo: resample below this share of K; 0 never does, and gives iwae.
 
     Raises:
-        ValueError: an argument that is not possible.
+        ValueError, TypeError: naming the argument, what was expected and what came.
+        DataError: x holds what the likelihood does not take.
         MemoryLimitError: `memory` does not suffice for one sequence.
     """
-    require_choice("bound", bound, BOUNDS)
+    check_bound(model, bound, particles, seed, memory)
+    require_size("first_index", first_index, 0)
     require_choice("resampling", resampling, RESAMPLINGS)
-    require_size("particles", particles, 1)
-    require_size("memory", memory, 1)
     require_number("ess_threshold", ess_threshold, 0.0)
-    dim = 0 if model.batch_first else 1
-    batch, steps = x.shape[dim], x.shape[1 - dim]
+    x, u = check_sequences(x, u, model.x_size, model.control_size, model.batch_first, model.layer.d_0)
+    check_lengths(lengths, x)
+    check_mask(mask, x, model.batch_first)
+    mask = swap(mask, model.batch_first)
+    steps, batch = x.shape[:2]
     lengths = torch.full((batch,), steps, device=x.device) if lengths is None else lengths
     order = lengths.argsort(descending=True, stable=True)
     results: list[tuple[Tensor, ...]] = []
     done = 0
-    with evaluating(model):
+    with evaluating(model), time_major(model):
         while done < batch:
             rest = order[done:]
             longest = int(lengths[rest[0]])
             plan = make_plan(model, x, longest, rest, particles, memory, split=bound != "fivo")
             columns = rest[: plan.sequences]
-            here = _columns(x, dim, columns, longest)
-            u_here, mask_here = (part if part is None else _columns(part, dim, columns, longest) for part in (u, mask))
+            here, u_here, mask_here = (
+                part if part is None else part[:longest].index_select(1, columns) for part in (x, u, mask)
+            )
+            assert here is not None
             given = model.prepare(here, u_here, lengths[columns], None, mask_here)
             keys = [(seed, first_index + column) for column in columns.tolist()]
             group = _Particles(model, given, lengths[columns], keys, plan)
@@ -137,11 +143,20 @@ def sequence_bounds(
     return SequenceBounds(*(torch.cat(part)[back] for part in zip(*results, strict=True)))
 
 
+def check_bound(model: object, bound: object, particles: object, seed: object, memory: object) -> None:
+    """Raises TypeError or ValueError for what no bound can be computed with."""
+    require_model(model)
+    require_choice("bound", bound, BOUNDS)
+    require_size("particles", particles, 1)
+    require_seed("seed", seed)
+    require_size("memory", memory, 1)
+
+
 def make_plan(model: VSSN, x: Tensor, steps: int, columns: Tensor, particles: int, memory: int, *, split: bool) -> Plan:
     """How many sequences, particles and frames fit into `memory` bytes together.
 
     Args:
-        x: the batch; its notes decide what a NADE needs.
+        x: [T, B, X] the batch; its notes decide what a NADE needs.
         steps: frames of the longest of the sequences.
         columns: the sequences that are left to run.
         split: the particles may run one group after the other.
@@ -149,7 +164,7 @@ def make_plan(model: VSSN, x: Tensor, steps: int, columns: Tensor, particles: in
     Raises:
         MemoryLimitError: nothing fits.
     """
-    x = (x.transpose(0, 1) if model.batch_first else x)[:steps, columns]
+    x = x[:steps, columns]
     size = x.element_size()
     shared, states, emission, between = (count * size for count in _floats_per_frame(model, x))
     # Without resampling all frames are emitted at once; fivo goes frame by frame.
@@ -431,7 +446,14 @@ def resample(weights: Tensor, uniforms: Tensor) -> Tensor:
         weights: [K, B], each column's sum 1.
         uniforms: [K, B] in [0, 1): independent draws, multinomial; [1, B]: systematic, at (rank + uniform) / K.
     """
+    for name, tensor in (("weights", weights), ("uniforms", uniforms)):
+        if require_tensor(name, tensor).dim() != 2:
+            raise ValueError(f"{name} must have shape [K, B], got {list(tensor.shape)}")
     count = len(weights)
+    if len(uniforms) not in (1, count) or uniforms.shape[1] != weights.shape[1]:
+        raise ValueError(
+            f"uniforms must have shape [K, B] = {list(weights.shape)} or [1, B], got {list(uniforms.shape)}"
+        )
     points = uniforms
     if len(uniforms) == 1:
         points = (torch.arange(count, device=weights.device, dtype=weights.dtype)[:, None] + uniforms) / count
@@ -439,11 +461,6 @@ def resample(weights: Tensor, uniforms: Tensor) -> Tensor:
     ladder = ladder / ladder[-1]
     drawn = torch.searchsorted(ladder.T.contiguous(), points.T.contiguous(), right=True)
     return drawn.clamp(max=count - 1).T
-
-
-def _columns(part: Tensor, dim: int, columns: Tensor, steps: int) -> Tensor:
-    """The first `steps` frames of some sequences; `dim` is that of the batch."""
-    return part.index_select(dim, columns).narrow(1 - dim, 0, steps)
 
 
 def _pick(contexts: tuple[Tensor, Tensor], here: slice, rows: Tensor) -> tuple[Tensor, Tensor]:

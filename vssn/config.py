@@ -244,10 +244,12 @@ class Config(Section):
                 f"model.control: expected 'previous' or 'none' with the set {self.data.set!r}, which has no external "
                 f"control, got {self.model.control!r}; change it"
             )
-        if self.model.likelihood == "nade" and not isinstance(self.data, MusicSection):
+        takes = {"nade": (MusicSection,), "bernoulli": (MusicSection, SimulatedSection)}.get(self.model.likelihood)
+        if takes is not None and not isinstance(self.data, takes):
+            values = "0 and 1 alone" if self.model.likelihood == "nade" else "[0, 1] alone"
             raise ConfigError(
-                f"model.likelihood: expected one for real values with the set {self.data.set!r}, got 'nade', which "
-                "takes 0 and 1 alone; choose another"
+                f"model.likelihood: expected one for real values with the set {self.data.set!r}, got "
+                f"{self.model.likelihood!r}, which takes {values}; choose another"
             )
         settings = self.model.model_dump()
         settings["control_size"] = control_size if self.model.takes_controls else 0

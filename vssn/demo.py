@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vssn.config import ConfigError, load_config
 from vssn.data.pendulum import IMAGE_SIZE, PendulumSet
-from vssn.evaluation_mode import evaluating
+from vssn.evaluation_mode import evaluating, time_major
 from vssn.model import VSSN
 from vssn.prediction import squared_errors
 from vssn.seeds import seeded
@@ -27,7 +27,7 @@ FILMS_SHOWN = 3
 def forecast_films(model: VSSN, films: PendulumSet) -> tuple[Tensor, Tensor]:
     """The films [T, B, X], and the model's forecast of those frames that it has not seen: one path of its latents."""
     x, u = films.images.transpose(0, 1), films.controls.transpose(0, 1)
-    with evaluating(model), seeded(0, x.device):
+    with evaluating(model), time_major(model), seeded(0, x.device):
         forecast = model.forecast(x[:SEEN], len(x) - SEEN, u=u[:SEEN], u_future=u[SEEN:], sample=False)
     return x, forecast.x
 

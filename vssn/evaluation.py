@@ -16,18 +16,19 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vssn.bounds import DEFAULT_MEMORY, sequence_bounds
+from vssn.bounds import DEFAULT_MEMORY, check_bound, sequence_bounds
+from vssn.checks import require_seed, require_shape, require_size, require_tensor
 from vssn.config import Config, ConfigError, check_config
 from vssn.data.batching import SequenceBatch
-from vssn.evaluation_mode import evaluating
-from vssn.model import VSSN, VSSNOutput
+from vssn.evaluation_mode import evaluating, time_major
+from vssn.model import VSSN, VSSNOutput, require_model
 
 FORMAT = 1  # of what a checkpoint holds under "vssn"
 
@@ -89,14 +90,20 @@ class CheckpointError(ValueError):
 
 def sequence_sums(output: VSSNOutput, lengths: Tensor) -> Tensor:
     """Of a time-major output: [B, 5] float64 of length, F, first F_t, KL_z and KL_w of each sequence."""
+    if not isinstance(output, VSSNOutput):
+        raise TypeError(f"output must be a VSSNOutput, got {type(output).__name__}")
+    require_shape("lengths", lengths, "[B]", (output.reconstruction.shape[1],))
     reconstruction, kl_z, kl_w = (part.double() for part in (output.reconstruction, output.kl_z, output.kl_w))
     elbo = reconstruction - kl_z - kl_w  # [T, B]
-    columns = (lengths.double(), elbo.sum(0), elbo[0], kl_z.sum(0), kl_w.sum(0))
+    columns = (lengths.double(), elbo.sum(0), elbo[:1].sum(0), kl_z.sum(0), kl_w.sum(0))
     return torch.stack(columns, -1).detach()
 
 
 def summarize(sums: Tensor) -> Scores:
     """Scores from the rows [N, 5] of `sequence_sums`; sequences without a frame are left out."""
+    require_tensor("sums", sums)
+    if sums.dim() != 2 or sums.shape[1] != 5:
+        raise ValueError(f"sums must have shape [N, 5], got {list(sums.shape)}")
     sums = sums[sums[:, 0] > 0]
     length, total, first, kl_z, kl_w = sums.unbind(-1)
     frames = length.sum()
@@ -125,27 +132,46 @@ def evaluate(model: VSSN, loader: Iterable[SequenceBatch], *, samples: int = 1, 
     """Scores `model` on time-major batches, whole sequences at a time.
 
     Args:
-        model: on the device and in the dtype that it is to run; set to evaluation mode meanwhile.
+        model: on the device and in the dtype that it is to run, with batch_first or without; set to evaluation mode
+            meanwhile.
         loader: of `SequenceBatch`es.
         samples: K draws of the latents; their ELBOs are averaged (not their likelihoods: the bound stays the
             ELBO, its variance falls).
         seed: of the draws, so that a score can be repeated.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+        DataError: a batch holds what the model's likelihood does not take.
     """
-    if samples < 1:
-        raise ValueError(f"samples must be 1 or more, got {samples}")
+    require_model(model)
+    require_size("samples", samples, 1)
+    require_seed("seed", seed)
     like = next(model.parameters())
     generator = torch.Generator(like.device).manual_seed(seed)
     rows = []
-    with evaluating(model):
-        for batch in loader:
-            x, lengths = batch.x.to(like), batch.lengths.to(like.device)
-            u = batch.u.to(like) if batch.u is not None and model.control_size else None
+    with evaluating(model), time_major(model):
+        for x, lengths, u in _batches(loader, model, like):
             draws = [
                 sequence_sums(model(x, u, lengths, noise=draw_noise(model, x, generator)), lengths)
                 for _ in range(samples)
             ]
             rows.append(torch.stack(draws).mean(0).cpu())
     return summarize(torch.cat(rows))
+
+
+def _batches(loader: object, model: VSSN, like: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """x, lengths and u of every batch, on the device and in the dtype of `like`."""
+    if not isinstance(loader, Iterable):
+        raise TypeError(f"loader must be an iterable of SequenceBatches, got {type(loader).__name__}")
+    empty = True
+    for batch in loader:
+        if not isinstance(batch, SequenceBatch):
+            raise TypeError(f"loader must give SequenceBatches, got {type(batch).__name__}")
+        empty = False
+        u = batch.u.to(like) if batch.u is not None and model.control_size else None
+        yield batch.x.to(like), batch.lengths.to(like.device), u
+    if empty:
+        raise ValueError("loader must give one batch at least, got none")
 
 
 def evaluate_bound(
@@ -167,19 +193,20 @@ def evaluate_bound(
         memory: bytes, as in `vssn.bounds.sequence_bounds`.
 
     Raises:
-        ValueError: no such bound.
+        ValueError, TypeError: naming the argument, what was expected and what came.
+        DataError: a batch holds what the model's likelihood does not take.
         MemoryLimitError: `memory` does not suffice for one sequence.
     """
+    check_bound(model, bound, particles, seed, memory)
     like = next(model.parameters())
     parts, count = [], 0
-    for batch in loader:
-        x, lengths = batch.x.to(like), batch.lengths.to(like.device)
-        u = batch.u.to(like) if batch.u is not None and model.control_size else None
-        result = sequence_bounds(
-            model, x, u, lengths, bound=bound, particles=particles, seed=seed, first_index=count, memory=memory
-        )
-        parts.append(torch.stack((lengths.double(), *(part.double() for part in result)), -1).cpu())
-        count += len(lengths)
+    with time_major(model):
+        for x, lengths, u in _batches(loader, model, like):
+            result = sequence_bounds(
+                model, x, u, lengths, bound=bound, particles=particles, seed=seed, first_index=count, memory=memory
+            )
+            parts.append(torch.stack((lengths.double(), *(part.double() for part in result)), -1).cpu())
+            count += len(lengths)
     rows = torch.cat(parts)
     length, total, first, resamplings = rows[rows[:, 0] > 0].unbind(-1)
     resampled = float(resamplings.sum())
@@ -195,6 +222,13 @@ def evaluate_bound(
 
 def draw_noise(model: VSSN, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(eps_w [T, B, W], eps_z [T, B, Z]) standard normal for x [T, B, X]."""
+    require_model(model)
+    if require_tensor("x", x).dim() != 3:
+        raise ValueError(f"x must have shape [T, B, X], got {list(x.shape)}")
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+    if generator.device.type != x.device.type:
+        raise ValueError(f"generator must be on {x.device.type} as x is, got {generator.device.type}")
     sizes = (model.layer.noise_size, model.layer.latent_size)
     eps_w, eps_z = (
         torch.randn(*x.shape[:2], size, generator=generator, dtype=x.dtype, device=x.device) for size in sizes
@@ -208,6 +242,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, damaged, or not of this program.
     """
+    if not isinstance(path, str | Path):
+        raise TypeError(f"path must be a str or a Path, got {type(path).__name__}")
     file = Path(path)
     if not file.is_file():
         what = "it is a folder" if file.is_dir() else "there is no such file"

@@ -1,9 +1,10 @@
-"""A model in evaluation mode for a while."""
+"""A model in evaluation mode, or time-major, for a while."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -17,3 +18,17 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.train(training)
+
+
+@contextlib.contextmanager
+def time_major(model: nn.Module) -> Iterator[None]:
+    """Makes a model with `batch_first` take and give [T, B, ·], as batches of `vssn.data` are, and back."""
+    inner: Any = getattr(model, "_orig_mod", model)  # of a compiled one
+    if not inner.batch_first:
+        yield
+        return
+    try:
+        inner.batch_first = inner.layer.batch_first = False
+        yield
+    finally:
+        inner.batch_first = inner.layer.batch_first = True

@@ -15,15 +15,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vssn.checks import require_choice, require_number, require_shape, require_size
+from vssn.checks import require_choice, require_like, require_number, require_shape, require_size, require_tensor
 from vssn.networks import MLP, LatentNetwork, Recurrence
-from vssn.sequences import last_valid, swap, valid_steps, with_first, zero_padding
+from vssn.sequences import check_lengths, last_valid, swap, valid_steps, with_first, zero_padding
+from vssn.values import require_finite
 from vssn_kernels import PriorMean, gaussian_kl, gaussian_rsample_kl, posterior_sequence
 from vssn_kernels.activations import ACTIVATIONS
-from vssn_kernels.ops.registration import autocast_is_on
 
 CONTROLS = ("previous", "external", "both", "none")
 UNIVERSALS = ("point", "gaussian")
+NO_NAN_IN_U = "fill in missing controls: a mask speaks of x alone"
 
 
 class State(NamedTuple):
@@ -197,6 +198,8 @@ class VSSNLayer(nn.Module):
             if batch is None:
                 batch = part.shape[0] if isinstance(part, Tensor) and part.dim() else 0
             require_shape(f"state's {name}", part, letters, (batch, size))
+            require_like(f"state's {name}", part, like, or_float32=name == "d")
+            require_finite(f"state's {name}", part, "start anew with state=None")
         return State(*state)
 
     def duration_weight(self) -> Tensor | None:
@@ -223,15 +226,23 @@ class VSSNLayer(nn.Module):
             steps, batch, self.latent_size
         ).normal_()
 
-    def check_noise(self, noise: object, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The noise time-major. Raises TypeError or ValueError where it does not fit `like` [T, B, ·]."""
+    def check_noise(self, noise: object, like: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The noise time-major. Raises TypeError or ValueError where it does not fit `like` [T, B, ·], or is not finite
+        where `valid` [T, B] (None: everywhere)."""
         if not isinstance(noise, tuple | list) or len(noise) != 2:
             raise TypeError(f"noise must be a tuple (eps_w, eps_z) or None, got {type(noise).__name__}")
         letters = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
         leading = (like.shape[1], like.shape[0]) if self.batch_first else like.shape[:2]
-        require_shape("noise's eps_w", noise[0], letters.format("W"), (*leading, self.noise_size))
-        require_shape("noise's eps_z", noise[1], letters.format("Z"), (*leading, self.latent_size))
-        return swap(noise[0], self.batch_first), swap(noise[1], self.batch_first)
+        parts = []
+        for name, letter, size, part in zip(
+            ("noise's eps_w", "noise's eps_z"), "WZ", (self.noise_size, self.latent_size), noise, strict=True
+        ):
+            require_shape(name, part, letters.format(letter), (*leading, size))
+            require_like(name, part, like)
+            part = swap(part, self.batch_first)
+            require_finite(name, part, "draw it from a standard normal distribution", valid)
+            parts.append(part)
+        return parts[0], parts[1]
 
     def infer(
         self,
@@ -365,11 +376,14 @@ class VSSNLayer(nn.Module):
         Raises:
             ValueError, TypeError: naming the argument, what was expected and what came.
         """
-        x, u = check_sequences(x, u, self.input_size, self.control_size, self.batch_first, self.d_0.dtype)
+        x, u = check_sequences(x, u, self.input_size, self.control_size, self.batch_first, self.d_0)
+        check_lengths(lengths, x)
         valid = valid_steps(lengths, x)
         x, u = zero_padding(x, valid), zero_padding(u, valid)
+        require_finite("x", x, "fill in missing values: the layer takes no mask=, VSSN does")
+        require_finite("u", u, NO_NAN_IN_U)
         start = self.start_state(state, x.shape[1], self.input_size, x)
-        noise = self.draw_noise(x) if noise is None else self.check_noise(noise, x)
+        noise = self.draw_noise(x) if noise is None else self.check_noise(noise, x, valid)
         frames = with_first(start.x_last, x)
         controls = self.select_controls(frames[:-1], u)
         result = self.infer(x, controls, start.d, start.z, noise, lengths)
@@ -396,22 +410,35 @@ class VSSNLayer(nn.Module):
 
 
 def check_sequences(
-    x: object, u: object, x_size: int, control_size: int, batch_first: bool, dtype: torch.dtype
+    x: object, u: object, x_size: int, control_size: int, batch_first: bool, like: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """x and u time-major. Raises TypeError or ValueError where they do not fit."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+    """x and u time-major. Raises TypeError or ValueError where they do not fit, or not the parameter `like`."""
+    x = require_tensor("x", x)
     letters = "[B, T, X]" if batch_first else "[T, B, X]"
     if x.dim() != 3 or x.shape[-1] != x_size:
         raise ValueError(f"x must have shape {letters} with X = {x_size}, got {list(x.shape)}")
-    if not x.is_floating_point():
-        raise TypeError(f"x must be floating point, got {x.dtype}; convert it with .to({dtype})")
-    if x.dtype != dtype and not autocast_is_on(x.device):
-        raise TypeError(f"x must be {dtype} as the parameters are, got {x.dtype}; convert it with .to({dtype})")
-    if control_size == 0 and u is not None:
-        raise ValueError("u must be None: this model has no external control (control_size=0)")
-    if control_size:
-        if u is None:
-            raise ValueError(f"u is missing: this model has an external control of size {control_size}")
-        require_shape("u", u, letters.replace("X", "U"), (*x.shape[:2], control_size))
-    return swap(x, batch_first), swap(u, batch_first) if isinstance(u, Tensor) else None
+    require_like("x", x, like)
+    x = swap(x, batch_first)
+    return x, check_control("u", u, x, control_size, batch_first)
+
+
+def check_control(
+    name: str, u: object, like: Tensor, control_size: int, batch_first: bool, time: str = "T"
+) -> Tensor | None:
+    """The external control of `like` [T, B, ·], time-major. Raises TypeError or ValueError where it does not fit.
+
+    Args:
+        time: what the caller calls the number of steps.
+    """
+    if control_size == 0:
+        if u is not None:
+            raise ValueError(f"{name} must be None: this model has no external control (control_size=0)")
+        return None
+    if u is None:
+        raise ValueError(f"{name} is missing: this model has an external control of size {control_size}")
+    letters = f"[B, {time}, U]" if batch_first else f"[{time}, B, U]"
+    steps, batch = like.shape[:2]
+    u = require_tensor(name, u)
+    require_shape(name, u, letters, (batch, steps, control_size) if batch_first else (steps, batch, control_size))
+    require_like(name, u, like)
+    return swap(u, batch_first)

@@ -1,4 +1,8 @@
-"""Emission densities p(x_t | z_t, d_t): log-density of a frame, mean and samples, from a decoder's output."""
+"""Emission densities p(x_t | z_t, d_t): log-density of a frame, mean and samples, from a decoder's output.
+
+`support` says which values of x have a density. `log_prob` does not look at them: VSSN checks x once, for all that it
+does with it (`vssn.values.require_values`).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from torch import Tensor
 from vssn.ar_gaussian import ArGaussian
 from vssn.nade import NADE
 from vssn.networks import floor_logvar, gaussian_log_density
+from vssn.values import REAL, UNIT
 from vssn_kernels import bernoulli_log_prob
 
 LIKELIHOODS = ("bernoulli", "gaussian", "mixture", "nade", "ar_gaussian")
@@ -16,6 +21,8 @@ LIKELIHOODS = ("bernoulli", "gaussian", "mixture", "nade", "ar_gaussian")
 
 class Bernoulli:
     """Independent Bernoulli entries; x in [0, 1] (between the ends: the cross-entropy)."""
+
+    support = UNIT
 
     def __init__(self, x_size: int) -> None:
         self.parameter_size = x_size
@@ -35,6 +42,8 @@ class Bernoulli:
 
 class Gaussian:
     """Independent Gaussian entries: the decoder gives the mean, then the raw log-variance."""
+
+    support = REAL
 
     def __init__(self, x_size: int, min_logvar: float) -> None:
         self.parameter_size, self.min_logvar = 2 * x_size, min_logvar
@@ -59,6 +68,8 @@ class Gaussian:
 
 class Mixture:
     """A mixture of K diagonal Gaussians over the whole frame: K weights, then K means, then K raw log-variances."""
+
+    support = REAL
 
     def __init__(self, x_size: int, mixture_size: int, min_logvar: float) -> None:
         self.x_size, self.mixture_size, self.min_logvar = x_size, mixture_size, min_logvar

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vssn.checks import require_choice, require_number, require_shape, require_size
-from vssn.layer import State, VSSNLayer, check_sequences, require_control
+from vssn.checks import require_choice, require_factor, require_flag, require_number, require_shape, require_size
+from vssn.layer import NO_NAN_IN_U, State, VSSNLayer, check_control, check_sequences, require_control
 from vssn.likelihoods import LIKELIHOODS, make_likelihood
 from vssn.networks import MLP, Embedding
-from vssn.sequences import last_valid, swap, valid_steps, with_first, zero_padding
+from vssn.sequences import check_lengths, check_mask, last_valid, swap, valid_steps, with_first, zero_padding
+from vssn.values import MARK_MISSING, require_finite, require_values
 
 OBJECTIVES = ("elbo", "paper")
 
@@ -55,9 +56,10 @@ class VSSN(nn.Module):
         hidden_size: D, units of the deterministic state (0: none, the DKF-like ablation).
         latent_size: Z, units of the latent (0: none, the STORN-like ablation).
         noise_size: W, units of the process noise (0: none, SRNN).
-        likelihood: "bernoulli", "gaussian", "mixture" (of mixture_size diagonal Gaussians), "nade" (Bernoulli
-            entries, each given those before it: an autoregressive estimator of nade_size hidden units) or
-            "ar_gaussian" (Gaussian entries, each with a linear prediction from those before it).
+        likelihood: for x in [0, 1] "bernoulli"; for 0 and 1 alone "nade" (Bernoulli entries, each given those before
+            it: an autoregressive estimator of nade_size hidden units); for real numbers "gaussian", "mixture" (of
+            mixture_size diagonal Gaussians) or "ar_gaussian" (each entry with a linear prediction from those before
+            it). Other values are refused (on a GPU with VSSN_CHECK=1 only).
         mixture_size, nade_size: components of the mixture; hidden units of the estimator.
         control, control_size: u_t: "previous" (x_{t-1}), "external" (u of that size), "both" or "none".
         mlp_size: M, hidden units of every MLP (None: hidden_size).
@@ -188,11 +190,13 @@ class VSSN(nn.Module):
             VSSNOutput; reconstruction, kl_z and kl_w [T, B] are zero at padding.
 
         Raises:
-            ValueError, TypeError: naming the argument, what was expected and what came.
+            ValueError, TypeError: naming the argument, what was expected and what came; so too for values outside the
+                likelihood's support, NaN and infinity (DataError, a ValueError; on a GPU with VSSN_CHECK=1 only).
         """
+        kl_weight = require_factor("kl_weight", kl_weight)
         given = self.prepare(x, u, lengths, state, mask)
         x, valid, start = given.x, given.valid, given.start
-        noise = self.layer.draw_noise(x) if noise is None else self.layer.check_noise(noise, x)
+        noise = self.layer.draw_noise(x) if noise is None else self.layer.check_noise(noise, x, valid)
         result = self.layer.infer(given.embedded, given.controls, start.d, start.z, noise, lengths)
 
         parameters = self.decode(result.z, result.d)
@@ -212,21 +216,15 @@ class VSSN(nn.Module):
         mask: Tensor | None = None,
     ) -> Prepared:
         """What inference starts from: the arguments of `forward`, checked, and the embeddings of every frame."""
-        x, u = check_sequences(x, u, self.x_size, self.control_size, self.batch_first, self.layer.d_0.dtype)
+        x, u = check_sequences(x, u, self.x_size, self.control_size, self.batch_first, self.layer.d_0)
+        check_lengths(lengths, x)
         valid = valid_steps(lengths, x)
-        observed = None
-        if mask is not None:
-            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-                raise TypeError(f"mask must be a bool torch.Tensor, got {getattr(mask, 'dtype', type(mask).__name__)}")
-            mask = swap(mask, self.batch_first)
-            if tuple(mask.shape) not in (tuple(x.shape[:2]), tuple(x.shape)):
-                letters = "[B, T] or [B, T, X]" if self.batch_first else "[T, B] or [T, B, X]"
-                raise ValueError(
-                    f"mask must have shape {letters} as x has, got {list(swap(mask, self.batch_first).shape)}"
-                )
-            observed = (mask if mask.dim() == 3 else mask[..., None]).expand_as(x)
+        observed = check_mask(mask, x, self.batch_first)
+        if observed is not None:
             x = torch.where(observed, x, x.new_zeros(()))
         x, u = zero_padding(x, valid), zero_padding(u, valid)
+        require_values("x", x, self.likelihood.support, MARK_MISSING)  # a zero has a density under all of them
+        require_finite("u", u, NO_NAN_IN_U)
         start = self.layer.start_state(state, x.shape[1], self.frame_size, x)
         frames = with_first(start.x_last, self.frames(x, observed))
         embedded = self._encode(frames)  # once: e_u(x_{t-1}) is e_x one step before
@@ -307,11 +305,12 @@ class VSSN(nn.Module):
         """
         require_size("steps", steps, 0)
         require_size("batch_size", batch_size, 0)
+        require_flag("sample", sample)
         batch = batch_size if state is None else None
         current = self.layer.start_state(state, batch, self.frame_size, self.layer.d_0)
         frame = current.x_last.new_zeros(steps, len(current.x_last), self.x_size)
-        x_like = swap(frame, self.batch_first)
-        _, u = check_sequences(x_like, u, self.x_size, self.control_size, self.batch_first, frame.dtype)
+        u = check_control("u", u, frame, self.control_size, self.batch_first)
+        require_finite("u", u, NO_NAN_IN_U)
         weight_hh = self.layer.duration_weight()
         xs, means = [], []
         for t in range(steps):
@@ -345,6 +344,21 @@ class VSSN(nn.Module):
             x, u, lengths, mask: as in `forward`.
             u_future: [steps, B, U] external control of the frames to come.
             sample: as in `generate`.
+
+        Raises:
+            ValueError, TypeError: naming the argument, what was expected and what came.
         """
+        require_size("steps", steps, 0)
+        require_flag("sample", sample)
+        seen, _ = check_sequences(x, u, self.x_size, self.control_size, self.batch_first, self.layer.d_0)
+        to_come = seen.new_empty(steps, seen.shape[1], 0)
+        ahead = check_control("u_future", u_future, to_come, self.control_size, self.batch_first, "steps")
+        require_finite("u_future", ahead, NO_NAN_IN_U)
         state = self(x, u, lengths=lengths, mask=mask).state
         return self.generate(steps, u=u_future, state=state, sample=sample)
+
+
+def require_model(model: object) -> None:
+    """Raises TypeError unless it is a VSSN, or a compiled one."""
+    if not isinstance(getattr(model, "_orig_mod", model), VSSN):
+        raise TypeError(f"model must be a vssn.VSSN, got {type(model).__name__}")

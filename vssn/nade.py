@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vssn.sequences import terms_of_whole_frames
+from vssn.values import BINARY
 
 MEAN_SAMPLES = 32
 
@@ -34,6 +35,8 @@ class NADE(nn.Module):
         x_size: X.
         hidden_size: H, units of the estimator's hidden layer.
     """
+
+    support = BINARY
 
     def __init__(self, x_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -47,11 +50,8 @@ class NADE(nn.Module):
         """Biases [T, B, X + H], x [T, B, X] of 0 and 1, observed [T, B, X] bool or None to nats [T, B].
 
         Raises:
-            ValueError: x holds another value, or a frame is observed in part: the density of a part of a frame is a
-                sum over the rest.
+            ValueError: a frame is observed in part: the density of a part of a frame is a sum over the rest.
         """
-        if not bool(((x == 0) | (x == 1)).all()):
-            raise ValueError("x must hold 0 and 1 alone with likelihood='nade', got another value; use 'bernoulli'")
         rows = x.reshape(-1, self.x_size)
         bias, hidden_bias = parameters.reshape(-1, self.parameter_size).split((self.x_size, self.hidden_size), -1)
         logits = nade_logits(rows, bias, hidden_bias, self.weight_in, self.weight_out)

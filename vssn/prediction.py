@@ -15,17 +15,20 @@ mean given the latents is an estimate from draws all the same; they follow from 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vssn.checks import require_choice, require_size
-from vssn.evaluation_mode import evaluating
-from vssn.layer import State
-from vssn.model import VSSN
+from vssn.checks import require_choice, require_flag, require_seed, require_shape, require_size, require_tensor
+from vssn.evaluation_mode import evaluating, time_major
+from vssn.layer import NO_NAN_IN_U, State, check_control, check_sequences
+from vssn.model import VSSN, require_model
 from vssn.seeds import seeded
+from vssn.sequences import check_lengths, swap
+from vssn.values import require_finite
 
 INFERENCES = ("filtering", "smoothing")
 
@@ -49,20 +52,20 @@ def latent_states(
     """The states of every frame, zeros at padding.
 
     Args:
-        model: set to evaluation mode meanwhile; time-major.
-        x, u, lengths: as in `VSSN.forward`, time-major.
+        model: set to evaluation mode meanwhile.
+        x, u, lengths: as in `VSSN.forward`; with a model that is batch_first they are [B, T, ·], as what comes back.
         inference: "filtering" or "smoothing".
         samples: None: at the mean of every latent; S: the mean of S draws.
         seed: of the draws.
 
     Raises:
-        ValueError: another inference, samples below 1, or a model that is batch_first.
+        ValueError, TypeError: naming the argument, what was expected and what came.
+        DataError: x holds what the likelihood does not take.
     """
     require_choice("inference", inference, INFERENCES)
-    with evaluating(model):
-        runs = _Runs(model, x, u, lengths)
+    with _running(model, x, u, lengths, samples, seed) as runs:
         d, z = runs.mean(samples, seed, lambda noise: runs.states(noise, inference))
-    return LatentStates(d, z)
+    return LatentStates(swap(d, model.batch_first), swap(z, model.batch_first))
 
 
 @torch.no_grad()
@@ -79,9 +82,9 @@ def one_step_predictions(
 
     Arguments and errors as in `latent_states`.
     """
-    with evaluating(model):
-        runs = _Runs(model, x, u, lengths)
-        return runs.mean(samples, seed, lambda noise: (runs.predict(noise),))[0]
+    with _running(model, x, u, lengths, samples, seed) as runs:
+        predicted = runs.mean(samples, seed, lambda noise: (runs.predict(noise),))[0]
+    return swap(predicted, model.batch_first)
 
 
 @torch.no_grad()
@@ -103,33 +106,72 @@ def rollouts(
         samples, seed: as in `latent_states`.
 
     Raises:
-        ValueError: as in `latent_states`; u_future is missing, or there without an external control.
+        ValueError, TypeError, DataError: as in `latent_states`.
     """
     require_size("steps", steps, 1)
-    if (u_future is not None) != bool(model.control_size) or (u_future is not None and len(u_future) != steps):
-        expected = f"[steps, B, U] = [{steps}, {x.shape[1]}, {model.control_size}]" if model.control_size else "None"
-        came = None if u_future is None else list(u_future.shape)
-        raise ValueError(f"u_future must be {expected}, got {came}")
-    with evaluating(model):
-        runs = _Runs(model, x, u, None, steps)
-        return runs.mean(samples, seed, lambda noise: (runs.roll(noise, u_future),))[0]
+    require_model(model)
+    seen, _ = check_sequences(x, u, model.x_size, model.control_size, model.batch_first, model.layer.d_0)
+    to_come = seen.new_empty(steps, seen.shape[1], 0)
+    ahead = check_control("u_future", u_future, to_come, model.control_size, model.batch_first, "steps")
+    require_finite("u_future", ahead, NO_NAN_IN_U)
+    with _running(model, x, u, None, samples, seed, steps) as runs:
+        rolled = runs.mean(samples, seed, lambda noise: (runs.roll(noise, ahead),))[0]
+    return swap(rolled, model.batch_first)
 
 
-def squared_errors(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Squared error summed over the features, mean over the sequences: [T, B, X] twice to [T]."""
+def squared_errors(predicted: Tensor, truth: Tensor, *, batch_first: bool = False) -> Tensor:
+    """Squared error summed over the features, mean over the sequences: [T, B, X] twice ([B, T, X] with batch_first)
+    to [T]."""
+    predicted, truth = _alike(predicted, "truth", truth, batch_first)
     return (predicted - truth).square().sum(-1).mean(1)
 
 
-def prediction_error(predicted: Tensor, x: Tensor, lengths: Tensor | None = None) -> float:
+def prediction_error(
+    predicted: Tensor, x: Tensor, lengths: Tensor | None = None, *, batch_first: bool = False
+) -> float:
     """Of `one_step_predictions`: squared error summed over the features, mean over t = 2..T of each sequence, then over
-    the sequences that have a second frame. Compare with `vssn.data.baselines.copy_last_frame_error`."""
-    errors = (predicted - x[1:]).square().sum(-1)  # [T-1, B]
+    the sequences that have a second frame. Compare with `vssn.data.baselines.copy_last_frame_error`.
+
+    Args:
+        predicted, x: [T-1, B, X] and [T, B, X], batch-major with batch_first.
+        lengths: [B] int64 or None.
+    """
+    if require_tensor("x", x).dim() != 3:
+        raise ValueError(f"x must have shape [T, B, X], got {list(x.shape)}")
+    predicted, rest = _alike(predicted, "x", x[:, 1:] if batch_first else x[1:], batch_first)
+    errors = (predicted - rest).square().sum(-1)  # [T-1, B]
+    check_lengths(lengths, swap(x, batch_first))
     if lengths is None:
         return float(errors.double().mean())
-    rest = lengths - 1
-    valid = torch.arange(len(errors), device=x.device)[:, None] < rest
+    rest_lengths = lengths - 1
+    valid = torch.arange(len(errors), device=x.device)[:, None] < rest_lengths
     sums = torch.where(valid, errors.double(), 0.0).sum(0)
-    return float((sums / rest)[rest > 0].mean())
+    return float((sums / rest_lengths)[rest_lengths > 0].mean())
+
+
+def _alike(predicted: Tensor, name: str, truth: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+    """Both time-major. Raises TypeError or ValueError unless they have one shape, [T, B, X]: it would be broadcast."""
+    require_flag("batch_first", batch_first)
+    if require_tensor(name, truth).dim() != 3:
+        raise ValueError(
+            f"{name} must have shape {'[B, T, X]' if batch_first else '[T, B, X]'}, got {list(truth.shape)}"
+        )
+    require_shape("predicted", predicted, f"of the frames of {name}", tuple(truth.shape))
+    return swap(predicted, batch_first), swap(truth, batch_first)
+
+
+@contextlib.contextmanager
+def _running(
+    model: VSSN, x: Tensor, u: Tensor | None, lengths: Tensor | None, samples: int | None, seed: int, ahead: int = 1
+) -> Iterator[_Runs]:
+    """Time-major runs of the model over a batch of its own layout."""
+    require_model(model)
+    if samples is not None:
+        require_size("samples", samples, 1)
+    require_seed("seed", seed)
+    x, u = check_sequences(x, u, model.x_size, model.control_size, model.batch_first, model.layer.d_0)
+    with evaluating(model), time_major(model):
+        yield _Runs(model, x, u, lengths, ahead)
 
 
 Noise = tuple[Tensor, Tensor]
@@ -139,10 +181,6 @@ class _Runs:
     """A batch, its embeddings, and the runs of the model over it. Noise holds one more step than the frames need."""
 
     def __init__(self, model: VSSN, x: Tensor, u: Tensor | None, lengths: Tensor | None, ahead: int = 1) -> None:
-        if model.batch_first:
-            raise ValueError(
-                "model must be time-major here, got one that is batch_first; make it with batch_first=False"
-            )
         self.model, self.layer, self.ahead = model, model.layer, ahead
         self.given, self.lengths = model.prepare(x, u, lengths), lengths
         self.weight_hh = model.layer.duration_weight()
@@ -152,7 +190,6 @@ class _Runs:
         with seeded(seed, self.given.x.device):  # an emission's mean may be estimated by draws: NADE's is
             if samples is None:
                 return list(run(self.noise(None)))
-            require_size("samples", samples, 1)
             generator = torch.Generator().manual_seed(seed)
             total = list(run(self.noise(generator)))
             for _ in range(samples - 1):

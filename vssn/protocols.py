@@ -28,6 +28,7 @@ from vssn.data.speech import scale_of, speech_scores
 from vssn.demo import SEEN as DEMO_SEEN
 from vssn.demo import forecast_films
 from vssn.evaluation import evaluate, evaluate_bound, load_model
+from vssn.evaluation_mode import time_major
 from vssn.model import VSSN
 from vssn.plots import draw_error_ahead, draw_film, draw_latents, draw_rolls, draw_training
 from vssn.prediction import latent_states, one_step_predictions, prediction_error, rollouts, squared_errors
@@ -93,9 +94,10 @@ def score_balls(model: VSSN, config: Config, effort: Effort) -> Metrics:
     rolled, copied = torch.zeros(STEPS), torch.zeros(STEPS)
     for batch in sequence_loader(test, config.data.batch_size):
         size = batch.x.shape[1]
-        error += size * prediction_error(one_step_predictions(model, batch.x), batch.x, batch.lengths)
         seen, ahead = batch.x[:SEEN], batch.x[SEEN : SEEN + STEPS]
-        rolled += size * squared_errors(rollouts(model, seen, STEPS), ahead)
+        with time_major(model):
+            error += size * prediction_error(one_step_predictions(model, batch.x), batch.x, batch.lengths)
+            rolled += size * squared_errors(rollouts(model, seen, STEPS), ahead)
         copied += size * squared_errors(seen[-1].expand_as(ahead), ahead)
         count += size
     return {

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vssn.data.pendulum import PendulumSet
+from vssn.evaluation_mode import time_major
 from vssn.model import VSSN
 from vssn.prediction import latent_states
 
@@ -72,7 +73,8 @@ def regress_pendulum(
     rows = []
     for part in (train, test):
         x, u = part.images.transpose(0, 1), part.controls.transpose(0, 1) if model.control_size else None
-        states = latent_states(model, x, u, inference=inference, samples=samples, seed=seed)
+        with time_major(model):
+            states = latent_states(model, x, u, inference=inference, samples=samples, seed=seed)
         rows += [torch.cat(states, -1).flatten(0, 1), part.states.transpose(0, 1).flatten(0, 1)]
     return regress(*rows)
 

@@ -7,7 +7,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from vssn.checks import require_shape
+from vssn.checks import require_device, require_shape, require_tensor
+from vssn.values import require_lengths_in_range, require_whole_frames
 
 
 def valid_steps(lengths: Tensor | None, like: Tensor) -> Tensor | None:
@@ -16,6 +17,32 @@ def valid_steps(lengths: Tensor | None, like: Tensor) -> Tensor | None:
         return None
     require_shape("lengths", lengths, "[B]", (like.shape[1],))
     return torch.arange(like.shape[0], device=like.device)[:, None] < lengths
+
+
+def check_lengths(lengths: Tensor | None, like: Tensor) -> None:
+    """Raises TypeError or ValueError where `lengths` do not fit `like` [T, B, ·]."""
+    if lengths is None:
+        return
+    require_shape("lengths", lengths, "[B]", (like.shape[1],))
+    if lengths.dtype != torch.int64:
+        raise TypeError(f"lengths must be int64, got {lengths.dtype}; convert it with .long()")
+    require_device("lengths", lengths, like.device, "x is")
+    require_lengths_in_range(lengths, like.shape[0])
+
+
+def check_mask(mask: Tensor | None, x: Tensor, batch_first: bool) -> Tensor | None:
+    """The mask [T, B] or [T, B, X] as [T, B, X] for x [T, B, X]; None stays None. Raises TypeError or ValueError."""
+    if mask is None:
+        return None
+    mask = require_tensor("mask", mask, "bool torch.Tensor")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be a bool torch.Tensor, got {mask.dtype}; convert it with .bool()")
+    came, mask = list(mask.shape), swap(mask, batch_first) if mask.dim() > 1 else mask
+    if tuple(mask.shape) not in (tuple(x.shape[:2]), tuple(x.shape)):
+        letters = "[B, T] or [B, T, X]" if batch_first else "[T, B] or [T, B, X]"
+        raise ValueError(f"mask must have shape {letters} as x has, got {came}")
+    require_device("mask", mask, x.device, "x is")
+    return (mask if mask.dim() == 3 else mask[..., None]).expand_as(x)
 
 
 @overload
@@ -63,9 +90,5 @@ def terms_of_whole_frames(terms: Tensor, observed: Tensor | None, likelihood: st
     """
     if observed is None:
         return terms
-    whole = observed.all(-1)
-    if bool((whole != observed.any(-1)).any()):
-        raise ValueError(
-            f"mask must leave out whole frames with likelihood={likelihood!r}, got a frame observed in part"
-        )
-    return torch.where(whole, terms, terms.new_zeros(()))
+    require_whole_frames(observed, likelihood)
+    return torch.where(observed.all(-1), terms, terms.new_zeros(()))

@@ -36,10 +36,12 @@ from vssn.config import Config, ConfigError, Splits, TrainingSection
 from vssn.data.batching import LengthBucketSampler, SequenceBatch, sequence_loader
 from vssn.data.speech import scale_of
 from vssn.evaluation import FORMAT, Scores, draw_noise, evaluate, load_model, read_checkpoint, sequence_sums, summarize
+from vssn.evaluation_mode import time_major
 from vssn.layer import State
 from vssn.model import VSSN
-from vssn.run_folder import MONITOR, SCORES, RunFolder, check_folder, creating, replacing
+from vssn.run_folder import MONITOR, SCORES, RunFolder, TrainingError, check_folder, creating, replacing
 from vssn.seeds import mixed_seed
+from vssn.values import looked_at
 
 VALIDATION_SEED = 0  # every epoch is validated with the same noise, that of `evaluate`
 
@@ -143,9 +145,15 @@ class TrainingModule(pl.LightningModule):
         for chunk in chunks:
             if state is not None:
                 state = State(*(part[: chunk.x.shape[1]].detach() for part in state))
-            output = self.model(
-                chunk.x, chunk.u, chunk.lengths, state=state, kl_weight=kl_weight(self.global_step, training)
-            )
+                if looked_at(self.device) and not all(bool(part.isfinite().all()) for part in state):
+                    raise TrainingError(  # before the model refuses it as a wrong argument
+                        f"training diverged in epoch {self.current_epoch + 1}: a state is not finite; "
+                        "lower training.learning_rate or training.gradient_clip_norm"
+                    )
+            with time_major(self.model):
+                output = self.model(
+                    chunk.x, chunk.u, chunk.lengths, state=state, kl_weight=kl_weight(self.global_step, training)
+                )
             state = output.state
             # Every frame of a batch weighs the same, also in a last chunk that holds few of them.
             share = len(chunks) * chunk.lengths.sum() / batch.lengths.sum() if len(chunks) > 1 else 1.0
@@ -163,7 +171,8 @@ class TrainingModule(pl.LightningModule):
 
     def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
         noise = draw_noise(self.model, batch.x, self.valid_noise)
-        output = self.model(batch.x, batch.u, batch.lengths, noise=noise)
+        with time_major(self.model):
+            output = self.model(batch.x, batch.u, batch.lengths, noise=noise)
         self.valid_sums.append(sequence_sums(output, batch.lengths))
         self.valid_losses.append(output.loss * batch.lengths.sum())
 

@@ -7,15 +7,18 @@ epoch sees what the unbroken run would have seen, with any number of loader work
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vssn.checks import require_flag, require_seed, require_size
 from vssn.seeds import generator
 
 Item = tuple[Tensor, Tensor | None]
+Array = Tensor | np.ndarray[Any, Any]
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -30,29 +33,40 @@ class SequenceBatch(NamedTuple):
 class SequenceDataset(Dataset[Item]):
     """Sequences [T, X] and, where there are any, their controls [T, U]; an item is the pair (x, u).
 
-    `transform(x, generator)` changes a sequence each time it is drawn; its generator is seeded from (seed,
-    epoch, index). Give `lengths` where taking a sequence is dear (one that is rendered when it is asked for).
+    Args:
+        sequences, controls: tensors or NumPy arrays of real numbers: a list of them, or one [N, T, X]. Anything else
+            with a length and an index may stand for a list; its items are then made, and checked, when they are drawn.
+        lengths: where taking a sequence is dear (one that is rendered when it is asked for).
+        transform: `transform(x, generator)` changes a sequence each time it is drawn; its generator is seeded from
+            (seed, epoch, index).
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
     """
 
     def __init__(
         self,
-        sequences: Sequence[Tensor] | Tensor,
-        controls: Sequence[Tensor] | Tensor | None = None,
+        sequences: Sequence[Array] | Array,
+        controls: Sequence[Array] | Array | None = None,
         *,
         lengths: Sequence[int] | None = None,
         transform: Transform | None = None,
         seed: int = 0,
     ) -> None:
-        if len(sequences) == 0:
+        self.sequences: Sequence[Any] = _listed("sequences", sequences)
+        self.controls: Sequence[Any] | None = None if controls is None else _listed("controls", controls)
+        if len(self.sequences) == 0:
             raise ValueError("sequences must hold at least one sequence, got none")
-        if controls is not None and len(controls) != len(sequences):
-            raise ValueError(f"controls must be one for each of {len(sequences)} sequences, got {len(controls)}")
-        if lengths is not None and len(lengths) != len(sequences):
-            raise ValueError(f"lengths must be one for each of {len(sequences)} sequences, got {len(lengths)}")
-        _check_seed(seed)
-        self.sequences = sequences
-        self.controls = controls
-        self.lengths = [int(length) for length in (map(len, sequences) if lengths is None else lengths)]
+        for name, given in (("controls", self.controls), ("lengths", lengths)):
+            if given is not None and (not hasattr(given, "__len__") or len(given) != len(self.sequences)):
+                came = len(given) if hasattr(given, "__len__") else type(given).__name__
+                raise ValueError(f"{name} must be one for each of {len(self.sequences)} sequences, got {came}")
+        if transform is not None and not callable(transform):
+            raise TypeError(f"transform must be a function of (x, generator), got {type(transform).__name__}")
+        require_seed("seed", seed)
+        if lengths is None:
+            lengths = [len(sequence) for sequence in self.sequences]
+        self.lengths = [int(length) for length in lengths]
         self.transform = transform
         self.seed = seed
         # In shared memory, so that loader workers which outlive an epoch see the next one.
@@ -65,14 +79,60 @@ class SequenceDataset(Dataset[Item]):
         return len(self.sequences)
 
     def __getitem__(self, index: int) -> Item:
-        x = self.sequences[index]
+        x = _checked(f"sequences[{index}]", self.sequences[index])
         if self.transform is not None:
             x = self.transform(x, generator(self.seed, int(self._epoch), index))
-        return x, None if self.controls is None else self.controls[index]
+        return x, None if self.controls is None else _checked(f"controls[{index}]", self.controls[index])
+
+
+def _listed(name: str, sequences: object) -> Sequence[Any]:
+    """What holds the sequences; those of a list, a tensor or an array are checked."""
+    if isinstance(sequences, Tensor | np.ndarray):
+        if sequences.ndim != 3:
+            raise ValueError(
+                f"{name} must be a list of tensors [T, X], or one tensor [N, T, X], got one of shape "
+                f"{list(sequences.shape)}; put a single sequence in a list, and a feature alone in [T, 1]"
+            )
+        whole = _checked(name, sequences, 3)
+        return whole  # type: ignore[return-value]  # a tensor has a length and an index
+    if isinstance(sequences, list | tuple):
+        return [_checked(f"{name}[{index}]", sequence) for index, sequence in enumerate(sequences)]
+    if isinstance(sequences, str | dict) or not (hasattr(sequences, "__len__") and hasattr(sequences, "__getitem__")):
+        raise TypeError(f"{name} must be a list of tensors [T, X], got {type(sequences).__name__}")
+    return sequences  # type: ignore[return-value]  # as described
+
+
+def _checked(name: str, sequence: object, dims: int = 2) -> Tensor:
+    """The sequence as a tensor of real numbers; an array shares its memory where it can."""
+    if isinstance(sequence, np.ndarray):
+        if sequence.dtype.kind not in "biuf":
+            raise TypeError(f"{name} must hold real numbers, got {sequence.dtype}")
+        try:
+            native = np.ascontiguousarray(sequence, sequence.dtype.newbyteorder("="))
+            sequence = torch.from_numpy(native if native.flags.writeable else native.copy())
+        except TypeError:
+            raise TypeError(f"{name} must have a dtype that PyTorch has too, got {sequence.dtype}") from None
+    if not isinstance(sequence, Tensor):
+        raise TypeError(f"{name} must be a tensor or an array [T, X], got {type(sequence).__name__}")
+    if sequence.dim() != dims:
+        raise ValueError(f"{name} must have shape [T, X], got {list(sequence.shape)}; give a feature alone as [T, 1]")
+    if sequence.is_complex():
+        raise TypeError(f"{name} must hold real numbers, got {sequence.dtype}")
+    return sequence
 
 
 def collate_sequences(items: Sequence[Item]) -> SequenceBatch:
-    """Pad (x [T, X], u [T, U] or None) of different T to one batch."""
+    """Pad (x [T, X], u [T, U] or None) of different T to one batch.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+    if not isinstance(items, list | tuple) or not items:
+        raise TypeError(f"items must be a list of pairs (x, u), one at least, got {_name(items)}")
+    for number, item in enumerate(items):
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise TypeError(f"items[{number}] must be a pair (x, u), got {_name(item)}")
+    items = [(_checked("an item's x", x), None if u is None else _checked("an item's u", u)) for x, u in items]
     lengths = torch.tensor([len(x) for x, _ in items], dtype=torch.int64)
     controls = [u for _, u in items if u is not None]
     if controls and len(controls) != len(items):
@@ -82,6 +142,10 @@ def collate_sequences(items: Sequence[Item]) -> SequenceBatch:
             f"controls must be as long as their sequences {lengths.tolist()}, got {[len(u) for u in controls]}"
         )
     return SequenceBatch(_pad([x for x, _ in items]), lengths, _pad(controls) if controls else None)
+
+
+def _name(value: object) -> str:
+    return "none" if isinstance(value, list | tuple) and not value else type(value).__name__
 
 
 def _pad(sequences: list[Tensor]) -> Tensor:
@@ -111,11 +175,12 @@ class LengthBucketSampler(Sampler[list[int]]):
         seed: int = 0,
         pool_batches: int = 8,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-        if pool_batches < 1:
-            raise ValueError(f"pool_batches must be 1 or more, got {pool_batches}")
-        _check_seed(seed)
+        if not isinstance(dataset, SequenceDataset):
+            raise TypeError(f"dataset must be a SequenceDataset, got {type(dataset).__name__}")
+        require_size("batch_size", batch_size, 1)
+        require_flag("shuffle", shuffle)
+        require_seed("seed", seed)
+        require_size("pool_batches", pool_batches, 1)
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -170,6 +235,9 @@ def sequence_loader(
     `epoch` is the first one to be drawn: give it on resuming, because workers begin to draw before a trainer
     can set it. Later epochs are set by `loader.batch_sampler.set_epoch`.
     """
+    require_size("epoch", epoch, 0)
+    require_size("num_workers", num_workers, 0)
+    require_flag("pin_memory", pin_memory)
     sampler = LengthBucketSampler(dataset, batch_size, shuffle=shuffle, seed=seed, pool_batches=pool_batches)
     sampler.set_epoch(epoch)
     return DataLoader(
@@ -180,8 +248,3 @@ def sequence_loader(
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
     )
-
-
-def _check_seed(seed: int) -> None:
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")

@@ -1,0 +1,138 @@
+"""Checks of what tensors hold: a likelihood's support, and that nothing is NaN or infinite.
+
+One reduction over the tensor, in an op of its own: so it is made under torch.compile, vmap and tracing too. On a GPU it
+would wait for the device, so there it is made with VSSN_CHECK=1 only, as the check of lengths is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch._higher_order_ops.effects import _EffectType, _register_effectful_op
+
+from vssn.data.errors import DataError
+from vssn_kernels import arguments
+
+
+class Support(NamedTuple):
+    """The values that every entry of x may have under a likelihood."""
+
+    text: str  # behind "x must"
+    low: float
+    high: float
+    ends_only: bool = False  # low and high are the only values
+
+
+UNIT = Support("lie in [0, 1] with likelihood='bernoulli'", 0.0, 1.0)
+BINARY = Support("hold 0 and 1 alone with likelihood='nade'", 0.0, 1.0, ends_only=True)
+REAL = Support("be finite", -math.inf, math.inf)
+_SUPPORTS = (UNIT, BINARY, REAL)  # the op takes its number here
+
+MARK_MISSING = "leave missing values out with mask=, True where x is observed"
+
+
+def require_values(name: str, tensor: Tensor, support: Support, if_not_finite: str) -> None:
+    """Raises DataError, a ValueError, unless every entry is finite and in the support.
+
+    Args:
+        if_not_finite: what to do where one is NaN or infinite.
+    """
+    if not looked_at(tensor.device):
+        return
+    check = _check if _is_plain_call() else torch.ops.vssn.require_values
+    check(tensor.detach(), name, _SUPPORTS.index(support), if_not_finite)
+
+
+def require_finite(name: str, tensor: Tensor | None, advice: str, valid: Tensor | None = None) -> None:
+    """As `require_values`, for real numbers at the steps [T, B] that are valid; None for the tensor is right."""
+    if tensor is not None and looked_at(tensor.device):
+        if valid is not None:
+            tensor = torch.where(valid[..., None], tensor, 0)
+        require_values(name, tensor, REAL, advice)
+
+
+def require_whole_frames(observed: Tensor, likelihood: str) -> None:
+    """Raises ValueError where a frame is observed in part. Made on every device: what follows would be wrong."""
+    check = _check_whole_frames if _is_plain_call() else torch.ops.vssn.require_whole_frames
+    check(observed, likelihood)
+
+
+def require_lengths_in_range(lengths: Tensor, steps: int) -> None:
+    """Raises ValueError for a length outside [0, T]. The ops check it too, under their own names; only they do so
+    where a call is traced."""
+    if lengths.device.type == "cpu" and lengths.numel() and _is_plain_call():
+        low, high = (int(end) for end in torch.aminmax(lengths))
+        if low < 0 or high > steps:
+            raise ValueError(f"lengths must lie in [0, T] = [0, {steps}], got {low if low < 0 else high}")
+
+
+def looked_at(device: torch.device) -> bool:
+    return device.type == "cpu" or (arguments.CHECK_ON_DEVICE and device.type != "meta")
+
+
+def _is_plain_call() -> bool:
+    """Nothing compiles, transforms, traces or watches the call, so that it may read data at once."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def _check(tensor: Tensor, name: str, support: int, if_not_finite: str) -> None:
+    if not tensor.numel():
+        return
+    low, high = (float(end) for end in torch.aminmax(tensor))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        got = high if math.isfinite(low) else low
+        raise DataError(f"{name} must be finite, got {got}; {if_not_finite}")
+    wanted = _SUPPORTS[support]
+    got = low if low < wanted.low else high
+    inside = wanted.low <= low and high <= wanted.high
+    if inside and wanted.ends_only:
+        between = (tensor != wanted.low) & (tensor != wanted.high)
+        inside = not bool(between.any())
+        got = high if inside else float(tensor[between][0])
+    if not inside:
+        raise DataError(f"{name} must {wanted.text}, got {got:g}; {_likelihood_for(tensor, low, high)}")
+
+
+def _likelihood_for(x: Tensor, low: float, high: float) -> str:
+    """What fits values that another likelihood does not take."""
+    if low < 0:
+        return "take likelihood='gaussian' for real values"
+    if high <= 1:
+        return "take likelihood='bernoulli' for values between"
+    if high <= 255 and bool((x == x.round()).all()):
+        return "divide grey values of 8 bits by 255, or take likelihood='gaussian' for counts"
+    return "scale it to [0, 1], or take likelihood='gaussian'"
+
+
+def _check_whole_frames(observed: Tensor, likelihood: str) -> None:
+    if bool((observed.all(-1) != observed.any(-1)).any()):
+        raise ValueError(
+            f"mask must leave out whole frames with likelihood={likelihood!r}, got a frame observed in part"
+        )
+
+
+_library = torch.library.Library("vssn", "FRAGMENT")
+
+
+def _define(schema: str, kernel: Callable[..., None]) -> None:
+    """An op of no result, the same for every device; a check of all entries does not mind a dimension of vmap's."""
+    name = schema.split("(", 1)[0]
+    _library.define(schema)
+    _library.impl(name, kernel, "CompositeExplicitAutograd")
+    op = getattr(torch.ops.vssn, name).default
+    torch.library.register_fake(f"vssn::{name}", lambda *arguments: None, lib=_library)
+    torch.library.register_vmap(f"vssn::{name}", lambda info, in_dims, *arguments: (op(*arguments), None), lib=_library)
+    _register_effectful_op(op, _EffectType.ORDERED)  # else a compiler drops what returns nothing
+
+
+_define("require_values(Tensor tensor, str name, int support, str if_not_finite) -> ()", _check)
+_define("require_whole_frames(Tensor observed, str likelihood) -> ()", _check_whole_frames)
