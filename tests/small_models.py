@@ -62,7 +62,7 @@ def make(name: str = "vssn", dtype: torch.dtype = torch.float64, **more: Any) ->
 def batch(model: VSSN, steps: int = T, rows: int = B) -> dict[str, Any]:
     """x, u and noise that fit the model, time-major."""
     source = torch.Generator().manual_seed(12)
-    dtype = model.layer.d_0.dtype
+    dtype = model.layer.dtype
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=source, dtype=torch.float64).to(dtype)

@@ -43,7 +43,8 @@ class PlainLayer:
 
     def __init__(self, layer: VSSNLayer) -> None:
         self.layer = layer
-        self.weights = dict(layer.named_parameters()) | dict(layer.named_buffers())
+        zeros = {"d_0": torch.zeros(layer.hidden_size), "z_0": torch.zeros(layer.latent_size)}
+        self.weights = {n: zero.to(layer.dtype) for n, zero in zeros.items()} | dict(layer.named_parameters())
 
     def gru_step(self, name: str, inputs: list[Tensor], h: Tensor) -> Tensor:
         w = self.weights

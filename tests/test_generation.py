@@ -161,8 +161,8 @@ def test_universal_weights_are_drawn_once_for_a_generated_sequence() -> None:
         model.layer.d_0.fill_(0.5)
     torch.manual_seed(0)
     draws = []
-    own = model.layer.duration_weight
-    model.layer.duration_weight = lambda: draws.append(own()) or draws[-1]
+    own = model.layer.weight_noise
+    model.layer.weight_noise = lambda: draws.append(own()) or draws[-1]
     model.generate(7, batch_size=2)
     assert len(draws) == 1
 

@@ -43,7 +43,7 @@ def make(name: str = "all", dtype: torch.dtype = torch.float64, **more: Any) -> 
 
 def batch(layer: VSSNLayer, steps: int = T, rows: int = B) -> dict[str, Any]:
     source = torch.Generator().manual_seed(12)
-    dtype = layer.d_0.dtype
+    dtype = layer.dtype
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=source, dtype=torch.float64).to(dtype)

@@ -363,7 +363,7 @@ def test_universal_gaussian() -> None:
 def test_universal_draws_have_the_posterior_they_are_charged_for() -> None:
     layer = make("universal").layer.train()
     with torch.no_grad():
-        draws = torch.stack([layer.duration_weight() for _ in range(4000)])
+        draws = torch.stack([layer.duration.weight_hh + layer.weight_noise() for _ in range(4000)])
         deviation = torch.exp(layer.weight_hh_logvar / 2)
         assert ((draws.mean(0) - layer.duration.weight_hh).abs() < 5 * deviation / 4000**0.5).all()
         assert ((draws.std(0) / deviation - 1).abs() < 0.07).all()

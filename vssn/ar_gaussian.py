@@ -13,6 +13,8 @@ so that mean and samples are one triangular solve. With weight 0, where training
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -27,15 +29,25 @@ class ArGaussian(nn.Module):
     Args:
         x_size: X.
         min_logvar: floor of the log-variances.
+        device, dtype: of the parameters.
     """
 
     support = REAL
 
-    def __init__(self, x_size: int, min_logvar: float) -> None:
+    def __init__(self, x_size: int, min_logvar: float, **factory: Any) -> None:
         super().__init__()
         self.x_size, self.min_logvar = x_size, min_logvar
         self.parameter_size = 2 * x_size
-        self.weight = nn.Parameter(torch.zeros(x_size, x_size))  # only what is below the diagonal counts
+        self.weight = nn.Parameter(torch.empty(x_size, x_size, **factory))  # only what is below the diagonal counts
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+    def forward(self, mu: Tensor, x: Tensor | None = None) -> Tensor:
+        """The means of all entries given those before them in x, or without x the frame that (I - L) maps to mu, each
+        [..., X]: `log_prob`, `sample` and `mean` call the module, so that its hooks take part."""
+        return self._solve(mu) if x is None else mu + x @ self.weight.tril(-1).T
 
     def log_prob(self, parameters: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
         """[T, B, 2X], x [T, B, X], observed [T, B, X] bool or None to nats [T, B].
@@ -44,16 +56,15 @@ class ArGaussian(nn.Module):
             ValueError: a frame is observed in part: what stands before an entry must be known.
         """
         mu, logvar = self._split(parameters)
-        mu = mu + x @ self.weight.tril(-1).T
-        terms = gaussian_log_density(x, mu, logvar).sum(-1)
+        terms = gaussian_log_density(x, self(mu, x), logvar).sum(-1)
         return terms_of_whole_frames(terms, observed, "ar_gaussian")
 
     def mean(self, parameters: Tensor) -> Tensor:
-        return self._solve(self._split(parameters)[0])
+        return self(self._split(parameters)[0])
 
     def sample(self, parameters: Tensor) -> Tensor:
         mu, logvar = self._split(parameters)
-        return self._solve(mu + torch.exp(logvar / 2) * torch.randn_like(mu))
+        return self(mu + torch.exp(logvar / 2) * torch.randn_like(mu))
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         mu, raw = parameters.chunk(2, -1)

@@ -39,9 +39,9 @@ from vssn.evaluation_mode import evaluating, time_major
 from vssn.layer import check_sequences
 from vssn.model import VSSN, Prepared, require_model
 from vssn.nade import NADE
+from vssn.networks import Recurrence, SplitLinear, is_plain, is_plain_latent
 from vssn.seeds import generator
 from vssn.sequences import check_lengths, check_mask, swap, with_first
-from vssn_kernels import gru_sequence
 
 BOUNDS = ("elbo", "iwae", "fivo")
 RESAMPLINGS = ("systematic", "multinomial")
@@ -109,7 +109,7 @@ def sequence_bounds(
     require_size("first_index", first_index, 0)
     require_choice("resampling", resampling, RESAMPLINGS)
     require_number("ess_threshold", ess_threshold, 0.0)
-    x, u = check_sequences(x, u, model.x_size, model.control_size, model.batch_first, model.layer.d_0)
+    x, u = check_sequences(x, u, model.x_size, model.control_size, model.batch_first, model.layer.a_parameter())
     check_lengths(lengths, x)
     check_mask(mask, x, model.batch_first)
     mask = swap(mask, model.batch_first)
@@ -198,6 +198,8 @@ def _floats_per_frame(model: VSSN, x: Tensor) -> tuple[int, int, int, int]:
     shared = 3 * model.x_size + 3 * model.frame_size + 4 * layer.input_size + 7 * d + 7 * a + 2 * m + 6 * w
     states = 4 * w + 5 * d + (5 * a + 2 * m + 3 * z if z else 0)
     emission = d + 9 * z + 4 * m + 4 * likelihood.parameter_size + 4 * model.x_size
+    if not (_splits(layer.duration) if d else True) or (z and not _splits(layer.backward_recurrence)):
+        states += 2 * layer.input_size + layer.control_size  # whole inputs for every particle
     if isinstance(likelihood, NADE):
         notes = (x > 0).sum(-1)  # [T, B]; what stands in the padding may be NaN
         parts = [float(part.float().mean(0).max()) for part in notes.split(PART)] if notes.numel() else [0.0]
@@ -210,6 +212,7 @@ class _Particles:
     """The particles of a few sequences. Rows are particle-major: row k B + b.
 
     What no w enters is the same for every particle and computed once: `kinds` is then 1, else the number of particles.
+    Of plain networks also the part of a product that no w enters; others are called with all of their inputs.
     """
 
     def __init__(self, model: VSSN, given: Prepared, lengths: Tensor, keys: list[tuple[int, int]], plan: Plan) -> None:
@@ -219,16 +222,16 @@ class _Particles:
         self.steps, self.batch = x.shape[:2]
         self.valid = torch.arange(self.steps, device=x.device)[:, None] < lengths  # [T, B]
         nothing = x.new_zeros(self.steps, self.batch, 0)
-        if layer.hidden_size:
+        self.start = layer.initial_state(self.batch, given.x)  # d_0, z_0
+        self.duration_gates = self.backward_gates = None
+        if layer.hidden_size and _splits(layer.duration):
             no_noise = x.new_zeros(self.steps, self.batch, layer.noise_size)
             self.duration_gates = layer.duration.input(*controls, no_noise)  # [T, B, 3D]
-            weight_hh = layer.duration_weight()
-            assert weight_hh is not None
-            self.weight_hh = weight_hh
         self.mu_w, self.logvar_w = nothing, nothing
         if layer.noise_size:
             self.mu_w, self.logvar_w = layer.infer_noise(x, controls, lengths)
-        if layer.latent_size:
+        self.fused = bool(layer.latent_size) and layer.fuses_latents() and is_plain_latent(layer.prior)
+        if layer.latent_size and _splits(layer.backward_recurrence):
             no_d = x.new_zeros(self.steps, self.batch, layer.hidden_size)
             self.backward_gates = layer.backward_recurrence.input(*layer.drivers(no_d, controls), x)  # [T, B, 3A]
 
@@ -264,33 +267,40 @@ class _Particles:
         log_ratio = eps_w.new_zeros(eps_w.shape[:3])
         d, d_last = eps_w.new_zeros(stop - start, kinds * self.batch, 0), d_before
         if layer.hidden_size:
-            gates = self.duration_gates[frames, None]
+            w = eps_w[:, :kinds]  # of size 0 without noise
             if layer.noise_size:
                 logvar = self.logvar_w[frames, None]
                 w = self.mu_w[frames, None] + torch.exp(logvar / 2) * eps_w
                 log_ratio = (eps_w.square() + logvar - w.square()).sum(-1) / 2
-                gates = (w @ layer.duration.input.weight[:, -layer.noise_size :].T).add_(gates)
-            d, d_last = gru_sequence(
-                gates.flatten(1, 2), d_before, self.weight_hh, layer.duration.bias_hh, lengths=lengths
-            )
-            del gates
+            if self.duration_gates is None:
+                inputs = (*(self._of_kinds(part[frames], kinds) for part in self.given.controls), w.flatten(1, 2))
+                d, d_last = layer.duration(inputs, d_before, lengths=lengths)
+            else:
+                gates = self.duration_gates[frames, None]
+                if layer.noise_size:
+                    gates = (w @ layer.duration.input.weight[:, -layer.noise_size :].T).add_(gates)
+                d, d_last = layer.duration.run(gates.flatten(1, 2), d_before, lengths=lengths)
+                del gates
         if a_after is None or not layer.latent_size:
             return log_ratio, d, d_last, None, d_before.new_zeros(len(d_before), layer.backward_size)
-        gates = self.backward_gates[frames, None]
-        if layer.hidden_size:
-            own = d @ layer.backward_recurrence.input.weight[:, : layer.hidden_size].T
-            gates = own.view(stop - start, kinds, self.batch, -1).add_(gates)
         recurrence = layer.backward_recurrence
-        a, a_first = gru_sequence(
-            gates.flatten(1, 2), a_after, recurrence.weight_hh, recurrence.bias_hh, lengths=lengths, reverse=True
-        )
+        if self.backward_gates is None:
+            drivers = layer.drivers(d, tuple(part[frames] for part in self.given.controls))
+            inputs = (*drivers, self._of_kinds(self.given.embedded[frames], kinds))
+            a, a_first = recurrence(inputs, a_after, lengths=lengths, reverse=True)
+        else:
+            gates = self.backward_gates[frames, None]
+            if layer.hidden_size:
+                own = d @ recurrence.input.weight[:, : layer.hidden_size].T
+                gates = own.view(stop - start, kinds, self.batch, -1).add_(gates)
+            a, a_first = recurrence.run(gates.flatten(1, 2), a_after, lengths=lengths, reverse=True)
         return log_ratio, d, d_last, a, a_first
 
     def _weights(
         self,
         frames: slice,
         d: Tensor,
-        contexts: tuple[Tensor, Tensor] | None,
+        contexts: tuple[Tensor, ...] | None,
         z_before: Tensor,
         eps_z: Tensor,
         log_ratio: Tensor,
@@ -299,7 +309,7 @@ class _Particles:
 
         Args:
             d: [S, k B, D].
-            contexts: of the posterior and of the prior, each [S, k B, M]; None without a latent.
+            contexts: as `_contexts` says, each [S, k B, ·]; None without a latent.
             z_before: [k B, Z].
             eps_z: [S, k, B, Z].
             log_ratio: log p(w)/q(w) [S, k, B].
@@ -309,9 +319,12 @@ class _Particles:
         eps = eps_z.flatten(1, 2)
         z, alpha = eps, log_ratio
         if contexts is not None:
-            own, prior_contexts = contexts
-            z, _, logvar = layer.infer_latent(own, prior_contexts, z_before, eps)
-            prior_mu, prior_logvar = layer.prior(with_first(z_before, z[:-1]), prior_contexts)
+            if self.fused:
+                z, _, logvar = layer.infer_latent(contexts[0], contexts[1], z_before, eps)
+                prior_mu, prior_logvar = layer.prior.from_contexts(with_first(z_before, z[:-1]), contexts[1])
+            else:
+                a, *drivers = contexts
+                z, _, logvar, prior_mu, prior_logvar = layer.infer_latents_by_steps(a, tuple(drivers), z_before, eps)
             terms = (z - prior_mu).square_().mul_(torch.exp(-prior_logvar)).add_(prior_logvar)
             log_ratio_z = (eps.square() + logvar - terms).sum(-1) / 2
             alpha = alpha + log_ratio_z.view(shape)
@@ -383,11 +396,11 @@ class _Particles:
                     count = count + chosen
         return total, first, count
 
-    def _parts(self, group: range) -> Iterator[tuple[int, Tensor, Tensor, tuple[Tensor, Tensor] | None, Tensor]]:
+    def _parts(self, group: range) -> Iterator[tuple[int, Tensor, Tensor, tuple[Tensor, ...] | None, Tensor]]:
         """For every part of the frames in turn: its start, log p(w)/q(w), d, the contexts, eps_z."""
         kinds, steps = self._kinds(len(group)), self.plan.steps
         starts = list(range(0, self.steps, steps))
-        d = self.given.start.d.repeat(kinds, 1)
+        d = self.start[0].repeat(kinds, 1)
         a = d.new_zeros(kinds * self.batch, self.layer.backward_size)
         before, after = [d], [a]  # the states at the edges of the parts
         if len(starts) > 1:
@@ -404,11 +417,14 @@ class _Particles:
             log_ratio, d, _, here, _ = self._states(eps_w, start, stop, before[number], after[-1 - number])
             yield start, log_ratio, d, self._contexts(d, here, start, stop), eps_z
 
-    def _contexts(self, d: Tensor, a: Tensor | None, start: int, stop: int) -> tuple[Tensor, Tensor] | None:
-        """Of the posterior and of the prior, each [S, kinds B, M]."""
+    def _contexts(self, d: Tensor, a: Tensor | None, start: int, stop: int) -> tuple[Tensor, ...] | None:
+        """What stands beside z in the posterior and in the prior: the contexts of plain networks [S, kinds B, M], else
+        a and the prior's drivers, each [S, kinds B, ·]."""
         if a is None:
             return None
         drivers = self.layer.drivers(d, tuple(part[start:stop] for part in self.given.controls))
+        if not self.fused:
+            return a, *drivers
         return self.layer.posterior.contexts((a,), a), self.layer.prior.contexts(drivers, a)
 
     def _kinds(self, particles: int) -> int:
@@ -417,17 +433,19 @@ class _Particles:
     def _lengths(self, start: int, stop: int) -> Tensor:
         return (self.lengths - start).clamp(0, stop - start)
 
+    def _of_kinds(self, rows: Tensor, kinds: int) -> Tensor:
+        """[S, B, ·] to [S, kinds B, ·]."""
+        return rows.repeat(1, kinds, 1)
+
     def _first_z(self, particles: int) -> Tensor:
-        return self.given.start.z.repeat(particles, 1)
+        return self.start[1].repeat(particles, 1)
 
     def _expand(self, rows: Tensor, particles: int) -> Tensor:
         """[S, kinds B, ·] to [S, k B, ·]."""
         return rows.repeat(1, particles * self.batch // rows.shape[1], 1)
 
-    def _expand_contexts(self, contexts: tuple[Tensor, Tensor] | None, particles: int) -> tuple[Tensor, Tensor] | None:
-        return (
-            None if contexts is None else (self._expand(contexts[0], particles), self._expand(contexts[1], particles))
-        )
+    def _expand_contexts(self, contexts: tuple[Tensor, ...] | None, particles: int) -> tuple[Tensor, ...] | None:
+        return None if contexts is None else tuple(self._expand(part, particles) for part in contexts)
 
     def _uniforms(self, count: int) -> Tensor:
         """[T, count, B] for resampling, a stream for each sequence."""
@@ -463,8 +481,13 @@ def resample(weights: Tensor, uniforms: Tensor) -> Tensor:
     return drawn.clamp(max=count - 1).T
 
 
-def _pick(contexts: tuple[Tensor, Tensor], here: slice, rows: Tensor) -> tuple[Tensor, Tensor]:
-    return contexts[0][here].index_select(1, rows), contexts[1][here].index_select(1, rows)
+def _splits(recurrence: Recurrence) -> bool:
+    """Whether the recurrence's input may be summed from products with parts of its weight."""
+    return is_plain(recurrence, Recurrence) and is_plain(recurrence.input, SplitLinear)
+
+
+def _pick(contexts: tuple[Tensor, ...], here: slice, rows: Tensor) -> tuple[Tensor, ...]:
+    return tuple(part[here].index_select(1, rows) for part in contexts)
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -10,13 +10,13 @@ p(z_t | z_{t-1}, d_t)                      for all t after the loop
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 
 from vssn.checks import require_choice, require_like, require_number, require_shape, require_size, require_tensor
-from vssn.networks import MLP, LatentNetwork, Recurrence
+from vssn.networks import GaussianMLP, LatentNetwork, Recurrence, is_plain_latent, reset_children
 from vssn.sequences import check_lengths, last_valid, swap, valid_steps, with_first, zero_padding
 from vssn.values import require_finite
 from vssn_kernels import PriorMean, gaussian_kl, gaussian_rsample_kl, posterior_sequence
@@ -41,6 +41,14 @@ class LayerOutput(NamedTuple):
     kl: Tensor  # [T, B]
 
 
+class Embedded(NamedTuple):
+    """Frames that VSSN has checked and embedded, time-major and finite at padding, with what belongs to them."""
+
+    x: Tensor  # [T, B, X]
+    controls: tuple[Tensor, ...]  # those that make u_t, each [T, B, ·]
+    noise: tuple[Tensor, Tensor]  # eps_w [T, B, W], eps_z [T, B, Z]
+
+
 class Inference(NamedTuple):
     """One sample of the latents given a sequence, and what it costs."""
 
@@ -50,6 +58,17 @@ class Inference(NamedTuple):
     kl_w: Tensor  # [T, B]
     d_last: Tensor  # [B, D]
     z_last: Tensor  # [B, Z]
+    universal_kl: Tensor | None = None  # scalar, of universal="gaussian"
+
+
+class Latents(NamedTuple):
+    """z_{1:T} and the Gaussians that it was drawn from and is charged against, each [T, B, Z]."""
+
+    z: Tensor
+    mu: Tensor
+    logvar: Tensor
+    prior_mu: Tensor
+    prior_logvar: Tensor
 
 
 def require_control(control: object, control_size: object) -> None:
@@ -83,10 +102,14 @@ class VSSNLayer(nn.Module):
         learn_initial_state: d_0 and z_0 are parameters rather than zeros.
         noise_smoothing: q(w_t | x_{t:T}, u_{t:T}) through a backward GRU, rather than q(w_t | x_t, u_t).
         batch_first: sequences are [B, T, ·].
+        device, dtype: of the parameters.
 
     Raises:
         ValueError: a size or a choice that is not possible, named with what was expected.
     """
+
+    d_0: nn.Parameter | None
+    z_0: nn.Parameter | None
 
     def __init__(
         self,
@@ -107,6 +130,8 @@ class VSSNLayer(nn.Module):
         learn_initial_state: bool = False,
         noise_smoothing: bool = False,
         batch_first: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         require_size("input_size", input_size, 1)
@@ -144,28 +169,62 @@ class VSSNLayer(nn.Module):
             "both": (input_size, control_size),
             "none": (),
         }[control]
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         if hidden_size:
-            self.duration = Recurrence((*self.control_sizes, noise_size), hidden_size)
+            self.duration = Recurrence((*self.control_sizes, noise_size), hidden_size, **factory)
         if universal == "gaussian":
-            start = 2 * math.log(0.1 * self.prior_std)
-            self.weight_hh_logvar = nn.Parameter(torch.full_like(self.duration.weight_hh, start))
+            self.weight_hh_logvar = nn.Parameter(torch.empty_like(self.duration.weight_hh))
         if noise_size:
             sizes = (input_size, *self.control_sizes)
             if noise_smoothing:
-                self.noise_backward = Recurrence(sizes, self.backward_size)
+                self.noise_backward = Recurrence(sizes, self.backward_size, **factory)
                 sizes = (self.backward_size,)
-            self.noise_posterior = MLP(sizes, self.mlp_size, 2 * noise_size, activation)
+            self.noise_posterior = GaussianMLP(sizes, self.mlp_size, noise_size, activation, min_logvar, **factory)
         if latent_size:
             drivers = self._driver_sizes()
-            self.backward_recurrence = Recurrence((*drivers, input_size), self.backward_size)
-            self.posterior = LatentNetwork(latent_size, (self.backward_size,), self.mlp_size, activation, min_logvar)
-            self.prior = LatentNetwork(latent_size, drivers, self.mlp_size, activation, min_logvar)
-        if learn_initial_state:
-            self.d_0 = nn.Parameter(torch.zeros(hidden_size))
-            self.z_0 = nn.Parameter(torch.zeros(latent_size))
-        else:
-            self.register_buffer("d_0", torch.zeros(hidden_size), persistent=False)
-            self.register_buffer("z_0", torch.zeros(latent_size), persistent=False)
+            self.backward_recurrence = Recurrence((*drivers, input_size), self.backward_size, **factory)
+            own = (self.backward_size,)
+            self.posterior = LatentNetwork(latent_size, own, self.mlp_size, activation, min_logvar, **factory)
+            self.prior = LatentNetwork(latent_size, drivers, self.mlp_size, activation, min_logvar, **factory)
+        for name, size in (("d_0", hidden_size), ("z_0", latent_size)):  # None: zeros
+            learned = nn.Parameter(torch.empty(size, **factory)) if learn_initial_state and size else None
+            self.register_parameter(name, learned)
+        self._reset_own()
+
+    def _reset_own(self) -> None:
+        if self.universal == "gaussian":
+            nn.init.constant_(self.weight_hh_logvar, 2 * math.log(0.1 * self.prior_std))
+        for start in (self.d_0, self.z_0):
+            if start is not None:
+                nn.init.zeros_(start)
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew, as the constructor does."""
+        reset_children(self)
+        self._reset_own()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name in ("d_0", "z_0"):  # up to 0.1.0 a learned state of size 0 was a parameter
+            key = prefix + name
+            if getattr(self, name) is None and key in state_dict and state_dict[key].numel() == 0:
+                del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the parameters."""
+        return self.a_parameter().dtype
+
+    @property
+    def device(self) -> torch.device:
+        """That of the parameters."""
+        return self.a_parameter().device
+
+    def a_parameter(self) -> Tensor:
+        """One of the parameters, for the dtype and the device that all have."""
+        recurrence = self.duration if self.hidden_size else self.backward_recurrence
+        found = getattr(recurrence, "bias_hh", None)  # parameters() takes ten times as long
+        return next(self.parameters()) if found is None else found
 
     def _driver_sizes(self) -> tuple[int, ...]:
         """What stands beside z_{t-1} in f and beside x_t in a_t: d_t, or without it an external control."""
@@ -189,8 +248,7 @@ class VSSNLayer(nn.Module):
         """
         if state is None:
             assert batch is not None
-            d_0, z_0 = (start.to(like.dtype).expand(batch, -1) for start in (self.d_0, self.z_0))
-            return State(d_0, z_0, like.new_zeros(batch, frame_size))
+            return State(*self.initial_state(batch, like), like.new_zeros(batch, frame_size))
         if not isinstance(state, tuple) or len(state) != 3:
             raise TypeError(f"state must be a tuple (d, z, x_last) or None, got {type(state).__name__}")
         sizes = {"d": ("[B, D]", self.hidden_size), "z": ("[B, Z]", self.latent_size), "x_last": ("[B, F]", frame_size)}
@@ -202,19 +260,25 @@ class VSSNLayer(nn.Module):
             require_finite(f"state's {name}", part, "start anew with state=None")
         return State(*state)
 
-    def duration_weight(self) -> Tensor | None:
-        """weight_hh of the duration GRU, None without one: its mean, or one draw while training if "gaussian"."""
-        if not self.hidden_size:
+    def initial_state(self, batch: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """d_0 [B, D] and z_0 [B, Z], in the dtype and on the device of `like`."""
+        d_0, z_0 = (
+            like.new_zeros(batch, size) if start is None else start.to(like.dtype).expand(batch, -1)
+            for start, size in ((self.d_0, self.hidden_size), (self.z_0, self.latent_size))
+        )
+        return d_0, z_0
+
+    def weight_noise(self) -> Tensor | None:
+        """One draw of what the duration GRU's weight_hh differs from its mean by, [3D, D]; None for the mean itself:
+        "point", and at evaluation."""
+        if self.universal == "point" or not self.training:
             return None
-        weight: Tensor = self.duration.weight_hh
-        if self.universal == "gaussian" and self.training:
-            weight = weight + torch.exp(self.weight_hh_logvar / 2) * torch.randn_like(weight)
-        return weight
+        return torch.exp(self.weight_hh_logvar / 2) * torch.randn_like(self.weight_hh_logvar)
 
     def universal_kl(self) -> Tensor:
         """KL(q(v) || N(0, prior_std^2)) over all recurrent weights: a scalar in nats, 0 for "point"."""
         if self.universal == "point":
-            return self.d_0.new_zeros(())
+            return torch.zeros((), dtype=self.dtype, device=self.device)
         mu = self.duration.weight_hh.reshape(-1)
         prior_logvar = torch.full_like(mu, 2 * math.log(self.prior_std))
         return gaussian_kl(mu, self.weight_hh_logvar.reshape(-1), torch.zeros_like(mu), prior_logvar)
@@ -273,18 +337,12 @@ class VSSNLayer(nn.Module):
                 w, kl_w = gaussian_rsample_kl(mu, logvar, eps_w)
                 kl_w = zero_padding(kl_w, valid)
             inputs = (*controls, w)
-            d, d_last = self.duration(inputs, d0, lengths=lengths, weight_hh=self.duration_weight())
+            d, d_last = self.duration(inputs, d0, lengths=lengths, weight_noise=self.weight_noise())
         if self.latent_size:
             drivers = self.drivers(d, controls)
             a0 = x.new_zeros(x.shape[1], self.backward_size)
             a, _ = self.backward_recurrence((*drivers, x), a0, lengths=lengths, reverse=True)
-            # Inside the loop the prior's mean is needed, so that its contexts stand before it; else they need not.
-            contexts = self.prior.contexts(drivers, x) if self.residual_posterior else None
-            z, mu, logvar = self.infer_latent(self.posterior.contexts((a,), a), contexts, z0, eps_z, lengths)
-            z_previous = with_first(z0, z[:-1]) if len(z) else z
-            prior_mu, prior_logvar = (
-                self.prior.at_once(z_previous, drivers) if contexts is None else self.prior(z_previous, contexts)
-            )
+            z, mu, logvar, prior_mu, prior_logvar = self.infer_latents(a, drivers, z0, eps_z, lengths)
             kl_z = zero_padding(gaussian_kl(mu, logvar, prior_mu, prior_logvar), valid)
             z_last = last_valid(z, z0, lengths)
         return Inference(d, z, kl_z, kl_w, d_last, z_last)
@@ -295,7 +353,51 @@ class VSSNLayer(nn.Module):
         if self.noise_smoothing:
             start = x.new_zeros(x.shape[1], self.backward_size)
             inputs = (self.noise_backward(inputs, start, lengths=lengths, reverse=True)[0],)
-        return self.noise_posterior.gaussian(inputs, self.min_logvar)
+        return self.noise_posterior(*inputs)
+
+    def fuses_latents(self) -> bool:
+        """Whether the chain of z may read its networks' weights: `infer_latent`, else `infer_latents_by_steps`."""
+        return is_plain_latent(self.posterior) and (not self.residual_posterior or is_plain_latent(self.prior))
+
+    def infer_latents(
+        self, a: Tensor, drivers: tuple[Tensor, ...], z0: Tensor, eps_z: Tensor, lengths: Tensor | None
+    ) -> Latents:
+        """Samples z given a [T, B, A] and the drivers of the prior, each [T, B, ·]. The rest as in `infer_latent`."""
+        if not self.fuses_latents():
+            return self.infer_latents_by_steps(a, drivers, z0, eps_z, lengths)
+        # Inside the loop the prior's mean is needed, so that its contexts stand before it; else they need not.
+        contexts = self.prior.contexts(drivers, a) if self.residual_posterior else None
+        z, mu, logvar = self.infer_latent(self.posterior.contexts((a,), a), contexts, z0, eps_z, lengths)
+        z_previous = with_first(z0, z[:-1]) if len(z) else z
+        prior = self.prior(z_previous, drivers) if contexts is None else self.prior.from_contexts(z_previous, contexts)
+        return Latents(z, mu, logvar, *prior)
+
+    def infer_latents_by_steps(
+        self,
+        a: Tensor,
+        drivers: tuple[Tensor, ...],
+        z0: Tensor,
+        eps_z: Tensor,
+        lengths: Tensor | None = None,
+    ) -> Latents:
+        """`infer_latents` with a call of the posterior, and of a residual posterior's prior, at every step."""
+        valid = valid_steps(lengths, eps_z)
+        eps_z, z, steps = zero_padding(eps_z, valid), z0.to(a.dtype), []
+        for t in range(len(eps_z)):
+            here = slice(t, t + 1)
+            mu, logvar = self.posterior(z[None], (a[here],))
+            prior: tuple[Tensor, ...] = ()
+            if self.residual_posterior:
+                prior = self.prior(z[None], tuple(part[here] for part in drivers))
+                mu = mu + prior[0]
+            step = (mu + torch.exp(logvar / 2) * eps_z[here], mu, logvar, *prior)
+            valid_here = None if valid is None else valid[here]
+            steps.append([zero_padding(part, valid_here).to(a.dtype) for part in step])
+            z = steps[-1][0][0]
+        if not steps:
+            return Latents(eps_z, eps_z, eps_z, eps_z, eps_z)
+        z, mu, logvar, *both = (torch.cat(part) for part in zip(*steps, strict=True))
+        return Latents(z, mu, logvar, *(both or self.prior(with_first(z0, z[:-1]), drivers)))
 
     def infer_latent(
         self, contexts: Tensor, prior_contexts: Tensor | None, z0: Tensor, eps_z: Tensor, lengths: Tensor | None = None
@@ -303,7 +405,7 @@ class VSSNLayer(nn.Module):
         """Samples z_t ~ q(z_t | z_{t-1}, a_t) in turn: z, and the mean and log-variance of q, each [T, B, Z].
 
         Args:
-            contexts: [T, B, M] what a_t adds to the posterior's hidden layer.
+            contexts: [T, B, M] what a_t adds to the posterior's hidden layer, which is plain as `fuses_latents` says.
             prior_contexts: [T, B, M] what d_t adds to the prior's; used with residual_posterior, None without.
             z0: [B, Z].
             eps_z: [T, B, Z] standard normal.
@@ -333,26 +435,27 @@ class VSSNLayer(nn.Module):
         controls: tuple[Tensor, ...],
         d: Tensor,
         z: Tensor,
-        weight_hh: Tensor | None,
+        weight_noise: Tensor | None,
         noise: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """d_t [B, D] and z_t [B, Z] with w_t and z_t from their priors, from d_{t-1}, z_{t-1}.
 
         Args:
             controls: the tensors that make u_t, each [1, B, ·].
-            weight_hh: `duration_weight()`, one draw for the whole sequence.
+            weight_noise: `weight_noise()`, one draw for the whole sequence.
             noise: (eps_w [1, B, W], eps_z [1, B, Z]) standard normal, zeros for the priors' means; None draws it.
         """
         eps_w, eps_z = self.draw_noise(d[None]) if noise is None else noise
         states = d[None]
         if self.hidden_size:
             inputs = (*controls, eps_w)
-            states, d = self.duration(inputs, d, weight_hh=weight_hh)
+            states, d = self.duration(inputs, d, weight_noise=weight_noise)
         if self.latent_size:
-            mu, logvar = self.prior(z[None], self.prior.contexts(self.drivers(states, controls), z[None]))
+            mu, logvar = self.prior(z[None], self.drivers(states, controls))
             z = (mu + torch.exp(logvar / 2) * eps_z)[0]
         return d, z
 
+    @overload
     def forward(
         self,
         x: Tensor,
@@ -361,7 +464,23 @@ class VSSNLayer(nn.Module):
         *,
         u: Tensor | None = None,
         noise: tuple[Tensor, Tensor] | None = None,
-    ) -> LayerOutput:
+    ) -> LayerOutput: ...
+    @overload
+    def forward(
+        self,
+        x: Embedded,
+        state: State | tuple[Tensor, Tensor, Tensor] | None = None,
+        lengths: Tensor | None = None,
+    ) -> Inference: ...
+    def forward(
+        self,
+        x: Tensor | Embedded,
+        state: State | tuple[Tensor, Tensor, Tensor] | None = None,
+        lengths: Tensor | None = None,
+        *,
+        u: Tensor | None = None,
+        noise: tuple[Tensor, Tensor] | None = None,
+    ) -> LayerOutput | Inference:
         """Runs the layer on x [T, B, X] ([B, T, X] with batch_first; u, noise, output and kl likewise).
 
         Args:
@@ -372,11 +491,16 @@ class VSSNLayer(nn.Module):
 
         Returns:
             LayerOutput(output [T, B, D+Z] of d_t then z_t, state, kl [T, B] in nats), zeros at padding.
+            Of an x that VSSN has embedded: Inference.
 
         Raises:
             ValueError, TypeError: naming the argument, what was expected and what came.
         """
-        x, u = check_sequences(x, u, self.input_size, self.control_size, self.batch_first, self.d_0)
+        if isinstance(x, Embedded):
+            d0, z0 = self.initial_state(x.x.shape[1], x.noise[1]) if state is None else state[:2]
+            result = self.infer(x.x, x.controls, d0, z0, x.noise, lengths)
+            return result if self.universal == "point" else result._replace(universal_kl=self.universal_kl())
+        x, u = check_sequences(x, u, self.input_size, self.control_size, self.batch_first, self.a_parameter())
         check_lengths(lengths, x)
         valid = valid_steps(lengths, x)
         x, u = zero_padding(x, valid), zero_padding(u, valid)

@@ -6,6 +6,8 @@ does with it (`vssn.values.require_values`).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -103,7 +105,9 @@ class Mixture:
 Likelihood = Bernoulli | Gaussian | Mixture | NADE | ArGaussian
 
 
-def make_likelihood(name: str, x_size: int, mixture_size: int, min_logvar_x: float, nade_size: int) -> Likelihood:
+def make_likelihood(
+    name: str, x_size: int, mixture_size: int, min_logvar_x: float, nade_size: int, **factory: Any
+) -> Likelihood:
     if name == "bernoulli":
         return Bernoulli(x_size)
     if name == "gaussian":
@@ -111,9 +115,9 @@ def make_likelihood(name: str, x_size: int, mixture_size: int, min_logvar_x: flo
     if name == "mixture":
         return Mixture(x_size, mixture_size, min_logvar_x)
     if name == "nade":
-        return NADE(x_size, nade_size)
+        return NADE(x_size, nade_size, **factory)
     if name == "ar_gaussian":
-        return ArGaussian(x_size, min_logvar_x)
+        return ArGaussian(x_size, min_logvar_x, **factory)
     raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}, got {name!r}")
 
 

@@ -6,15 +6,24 @@ paper:  L = sum_t R_t - KL_w,t / 2 - KL_z,t / 2      a training objective, not a
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vssn.checks import require_choice, require_factor, require_flag, require_number, require_shape, require_size
-from vssn.layer import NO_NAN_IN_U, State, VSSNLayer, check_control, check_sequences, require_control
+from vssn.layer import (
+    NO_NAN_IN_U,
+    Embedded,
+    Inference,
+    State,
+    VSSNLayer,
+    check_control,
+    check_sequences,
+    require_control,
+)
 from vssn.likelihoods import LIKELIHOODS, make_likelihood
-from vssn.networks import MLP, Embedding
+from vssn.networks import MLP, Embedding, reset_children
 from vssn.sequences import check_lengths, check_mask, last_valid, swap, valid_steps, with_first, zero_padding
 from vssn.values import MARK_MISSING, require_finite, require_values
 
@@ -39,7 +48,7 @@ class Prepared(NamedTuple):
     frames: Tensor  # [1+T, B, F] what the networks see, behind the frame before the first
     embedded: Tensor  # [T, B, E] of x_t
     controls: tuple[Tensor, ...]  # u_t: each [T, B, ·]
-    start: State
+    start: State | None  # the one given; None: the layer's own
 
 
 class Generation(NamedTuple):
@@ -79,6 +88,7 @@ class VSSN(nn.Module):
         encoder: module [N, F] -> [N, embed_size] in place of e_x (F = X, or 2X with masked: x, then mask).
         decoder: module [N, Z+D] -> [N, parameters of the likelihood] in place of the MLP on (z_t, d_t).
         batch_first: sequences are [B, T, ·].
+        device, dtype: of the parameters, those of encoder and decoder apart.
 
     Raises:
         ValueError: a size or a choice that is not possible, named with what was expected.
@@ -114,6 +124,8 @@ class VSSN(nn.Module):
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
         batch_first: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         require_size("x_size", x_size, 1)
@@ -152,16 +164,29 @@ class VSSN(nn.Module):
             learn_initial_state=learn_initial_state,
             noise_smoothing=noise_smoothing,
             batch_first=batch_first,
+            device=device,
+            dtype=dtype,
         )
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.encoder = encoder
         if encoder is None and embed_size is not None:
-            self.encoder = Embedding(self.frame_size, embed_size, activation)
-        self.control_encoder = Embedding(control_size, embed_size, activation) if embed_size and control_size else None
-        self.likelihood = make_likelihood(likelihood, x_size, mixture_size, min_logvar_x, nade_size)
+            self.encoder = Embedding(self.frame_size, embed_size, activation, **factory)
+        self.control_encoder = None
+        if embed_size is not None and control_size:
+            self.control_encoder = Embedding(control_size, embed_size, activation, **factory)
+        self.likelihood = make_likelihood(likelihood, x_size, mixture_size, min_logvar_x, nade_size, **factory)
         self.decoder = decoder
         if decoder is None:
             sizes = (latent_size, hidden_size)
-            self.emission = MLP(sizes, self.layer.mlp_size, self.likelihood.parameter_size, activation)
+            self.emission = MLP(sizes, self.layer.mlp_size, self.likelihood.parameter_size, activation, **factory)
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew, as the constructor does.
+
+        Raises:
+            TypeError: a module in `encoder` or `decoder` has parameters and no reset_parameters.
+        """
+        reset_children(self)
 
     def forward(
         self,
@@ -195,15 +220,16 @@ class VSSN(nn.Module):
         """
         kl_weight = require_factor("kl_weight", kl_weight)
         given = self.prepare(x, u, lengths, state, mask)
-        x, valid, start = given.x, given.valid, given.start
+        x, valid = given.x, given.valid
         noise = self.layer.draw_noise(x) if noise is None else self.layer.check_noise(noise, x, valid)
-        result = self.layer.infer(given.embedded, given.controls, start.d, start.z, noise, lengths)
+        # A call of the layer, so that its hooks, FSDP and torch.compile(model.layer) take part.
+        result: Inference = self.layer(Embedded(given.embedded, given.controls, noise), given.start, lengths)
 
         parameters = self.decode(result.z, result.d)
         reconstruction = zero_padding(self.likelihood.log_prob(parameters, x, given.observed), valid)
         elbo = (reconstruction - result.kl_z - result.kl_w).sum(0)
-        loss = self._loss(reconstruction, result.kl_z, result.kl_w, kl_weight, valid)
-        next_state = State(result.d_last, result.z_last, last_valid(given.frames[1:], start.x_last, lengths))
+        loss = self._loss(reconstruction, result, kl_weight, valid)
+        next_state = State(result.d_last, result.z_last, last_valid(given.frames[1:], given.frames[0], lengths))
         per_frame = [swap(part, self.batch_first) for part in (reconstruction, result.kl_z, result.kl_w)]
         return VSSNOutput(loss, elbo, per_frame[0], per_frame[1], per_frame[2], next_state)
 
@@ -216,7 +242,8 @@ class VSSN(nn.Module):
         mask: Tensor | None = None,
     ) -> Prepared:
         """What inference starts from: the arguments of `forward`, checked, and the embeddings of every frame."""
-        x, u = check_sequences(x, u, self.x_size, self.control_size, self.batch_first, self.layer.d_0)
+        like = self.layer.a_parameter()
+        x, u = check_sequences(x, u, self.x_size, self.control_size, self.batch_first, like)
         check_lengths(lengths, x)
         valid = valid_steps(lengths, x)
         observed = check_mask(mask, x, self.batch_first)
@@ -225,8 +252,9 @@ class VSSN(nn.Module):
         x, u = zero_padding(x, valid), zero_padding(u, valid)
         require_values("x", x, self.likelihood.support, MARK_MISSING)  # a zero has a density under all of them
         require_finite("u", u, NO_NAN_IN_U)
-        start = self.layer.start_state(state, x.shape[1], self.frame_size, x)
-        frames = with_first(start.x_last, self.frames(x, observed))
+        start = None if state is None else self.layer.start_state(state, x.shape[1], self.frame_size, x)
+        x_last = x.new_zeros(x.shape[1], self.frame_size) if start is None else start.x_last
+        frames = with_first(x_last, self.frames(x, observed))
         embedded = self._encode(frames)  # once: e_u(x_{t-1}) is e_x one step before
         controls = self.layer.select_controls(embedded[:-1], self._encode_control(u))
         return Prepared(x, observed, valid, frames, embedded[1:], controls, start)
@@ -262,9 +290,10 @@ class VSSN(nn.Module):
         return rows.view(*z.shape[:2], self.likelihood.parameter_size)
 
     def _loss(
-        self, reconstruction: Tensor, kl_z: Tensor, kl_w: Tensor, kl_weight: float | Tensor, valid: Tensor | None
+        self, reconstruction: Tensor, result: Inference, kl_weight: float | Tensor, valid: Tensor | None
     ) -> Tensor:
         """-sum of the objective / frames, plus the share of these sequences in the universal KL."""
+        kl_z, kl_w = result.kl_z, result.kl_w
         weight = kl_weight * (0.5 if self.objective == "paper" else 1.0)
         if self.free_bits:
             kl_z, kl_w = (
@@ -274,9 +303,9 @@ class VSSN(nn.Module):
         total = (weight * (kl_z + kl_w) - reconstruction).sum()
         steps, batch = reconstruction.shape
         frames = total.new_full((), steps * batch) if valid is None else valid.sum().to(total.dtype)
-        if self.num_sequences is not None:
+        if result.universal_kl is not None and self.num_sequences is not None:
             share = batch / self.num_sequences
-            total = total + share * kl_weight * self.layer.universal_kl() * (frames > 0)
+            total = total + share * kl_weight * result.universal_kl * (frames > 0)
         return total / frames.clamp(min=1)
 
     @torch.no_grad()
@@ -307,16 +336,17 @@ class VSSN(nn.Module):
         require_size("batch_size", batch_size, 0)
         require_flag("sample", sample)
         batch = batch_size if state is None else None
-        current = self.layer.start_state(state, batch, self.frame_size, self.layer.d_0)
+        like = torch.empty(0, dtype=self.layer.dtype, device=self.layer.device)
+        current = self.layer.start_state(state, batch, self.frame_size, like)
         frame = current.x_last.new_zeros(steps, len(current.x_last), self.x_size)
         u = check_control("u", u, frame, self.control_size, self.batch_first)
         require_finite("u", u, NO_NAN_IN_U)
-        weight_hh = self.layer.duration_weight()
+        weight_noise = self.layer.weight_noise()
         xs, means = [], []
         for t in range(steps):
             here = None if u is None else u[t : t + 1]
             controls = self.control(current.x_last, here)
-            d, z = self.layer.step_from_prior(controls, current.d, current.z, weight_hh)
+            d, z = self.layer.step_from_prior(controls, current.d, current.z, weight_noise)
             parameters = self.decode(z[None], d[None])
             mean = self.likelihood.mean(parameters)
             x = self.likelihood.sample(parameters) if sample else mean
@@ -350,7 +380,7 @@ class VSSN(nn.Module):
         """
         require_size("steps", steps, 0)
         require_flag("sample", sample)
-        seen, _ = check_sequences(x, u, self.x_size, self.control_size, self.batch_first, self.layer.d_0)
+        seen, _ = check_sequences(x, u, self.x_size, self.control_size, self.batch_first, self.layer.a_parameter())
         to_come = seen.new_empty(steps, seen.shape[1], 0)
         ahead = check_control("u_future", u_future, to_come, self.control_size, self.batch_first, "steps")
         require_finite("u_future", ahead, NO_NAN_IN_U)

@@ -17,6 +17,7 @@ a few matrix products of a twentieth of the rows, and no [frames, X, H] tensor.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,17 +35,28 @@ class NADE(nn.Module):
     Args:
         x_size: X.
         hidden_size: H, units of the estimator's hidden layer.
+        device, dtype: of the parameters.
     """
 
     support = BINARY
 
-    def __init__(self, x_size: int, hidden_size: int) -> None:
+    def __init__(self, x_size: int, hidden_size: int, **factory: Any) -> None:
         super().__init__()
         self.x_size, self.hidden_size = x_size, hidden_size
         self.parameter_size = x_size + hidden_size
-        bound = 1 / math.sqrt(hidden_size)
-        self.weight_in = nn.Parameter(torch.empty(x_size, hidden_size).uniform_(-bound, bound))
-        self.weight_out = nn.Parameter(torch.empty(x_size, hidden_size).uniform_(-bound, bound))
+        self.weight_in = nn.Parameter(torch.empty(x_size, hidden_size, **factory))
+        self.weight_out = nn.Parameter(torch.empty(x_size, hidden_size, **factory))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        bound = 1 / math.sqrt(self.hidden_size)
+        nn.init.uniform_(self.weight_in, -bound, bound)
+        nn.init.uniform_(self.weight_out, -bound, bound)
+
+    def forward(self, parameters: Tensor, x: Tensor | None = None, observed: Tensor | None = None) -> Any:
+        """The log-density of x, or without x a sample and its probabilities: `log_prob`, `sample` and `mean` call the
+        module, so that its hooks take part."""
+        return self._draw(parameters) if x is None else self._log_prob(parameters, x, observed)
 
     def log_prob(self, parameters: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
         """Biases [T, B, X + H], x [T, B, X] of 0 and 1, observed [T, B, X] bool or None to nats [T, B].
@@ -52,6 +64,9 @@ class NADE(nn.Module):
         Raises:
             ValueError: a frame is observed in part: the density of a part of a frame is a sum over the rest.
         """
+        return self(parameters, x, observed)
+
+    def _log_prob(self, parameters: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
         rows = x.reshape(-1, self.x_size)
         bias, hidden_bias = parameters.reshape(-1, self.parameter_size).split((self.x_size, self.hidden_size), -1)
         logits = nade_logits(rows, bias, hidden_bias, self.weight_in, self.weight_out)
@@ -62,20 +77,21 @@ class NADE(nn.Module):
         """E[x], which has no closed form, from MEAN_SAMPLES draws: the mean of each entry's probability given the
         entries drawn before it. Unbiased."""
         draws = parameters.unsqueeze(0).expand(MEAN_SAMPLES, *parameters.shape)
-        return self._draw(draws)[1].mean(0)
+        return self(draws)[1].mean(0)
 
     def sample(self, parameters: Tensor) -> Tensor:
-        return self._draw(parameters)[0]
+        return self(parameters)[0]
 
     def _draw(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """One sample [..., X], and the probability of each entry given those drawn before it."""
         bias, hidden_bias = parameters.split((self.x_size, self.hidden_size), -1)
         inside = hidden_bias.clone()  # of the sigmoid
+        weight_in, weight_out = self.weight_in, self.weight_out
         samples, probabilities = [], []
         for i in range(self.x_size):
-            probability = torch.sigmoid(bias[..., i] + torch.sigmoid(inside) @ self.weight_out[i])
+            probability = torch.sigmoid(bias[..., i] + torch.sigmoid(inside) @ weight_out[i])
             entry = torch.bernoulli(probability)
-            inside = inside + entry[..., None] * self.weight_in[i]
+            inside = inside + entry[..., None] * weight_in[i]
             samples.append(entry)
             probabilities.append(probability)
         return torch.stack(samples, -1), torch.stack(probabilities, -1)

@@ -26,6 +26,7 @@ from vssn.checks import require_choice, require_flag, require_seed, require_shap
 from vssn.evaluation_mode import evaluating, time_major
 from vssn.layer import NO_NAN_IN_U, State, check_control, check_sequences
 from vssn.model import VSSN, require_model
+from vssn.networks import Recurrence, is_plain
 from vssn.seeds import seeded
 from vssn.sequences import check_lengths, swap
 from vssn.values import require_finite
@@ -110,7 +111,7 @@ def rollouts(
     """
     require_size("steps", steps, 1)
     require_model(model)
-    seen, _ = check_sequences(x, u, model.x_size, model.control_size, model.batch_first, model.layer.d_0)
+    seen, _ = check_sequences(x, u, model.x_size, model.control_size, model.batch_first, model.layer.a_parameter())
     to_come = seen.new_empty(steps, seen.shape[1], 0)
     ahead = check_control("u_future", u_future, to_come, model.control_size, model.batch_first, "steps")
     require_finite("u_future", ahead, NO_NAN_IN_U)
@@ -169,7 +170,7 @@ def _running(
     if samples is not None:
         require_size("samples", samples, 1)
     require_seed("seed", seed)
-    x, u = check_sequences(x, u, model.x_size, model.control_size, model.batch_first, model.layer.d_0)
+    x, u = check_sequences(x, u, model.x_size, model.control_size, model.batch_first, model.layer.a_parameter())
     with evaluating(model), time_major(model):
         yield _Runs(model, x, u, lengths, ahead)
 
@@ -183,7 +184,8 @@ class _Runs:
     def __init__(self, model: VSSN, x: Tensor, u: Tensor | None, lengths: Tensor | None, ahead: int = 1) -> None:
         self.model, self.layer, self.ahead = model, model.layer, ahead
         self.given, self.lengths = model.prepare(x, u, lengths), lengths
-        self.weight_hh = model.layer.duration_weight()
+        self.weight_noise = model.layer.weight_noise()
+        self.start = model.layer.initial_state(self.given.x.shape[1], self.given.x)  # d_0, z_0
 
     def mean(self, samples: int | None, seed: int, run: Callable[[Noise], tuple[Tensor, ...]]) -> list[Tensor]:
         """The mean of what `run` returns over the samples."""
@@ -226,13 +228,24 @@ class _Runs:
         """z_t [T, B, Z] of every prefix's end, from d [T, B, D]."""
         layer, given = self.layer, self.given
         drivers = layer.drivers(d, given.controls)
-        gates = layer.backward_recurrence.input(*drivers, given.embedded)
-        prior = layer.prior.contexts(drivers, given.x) if layer.residual_posterior else None
+        recurrence, inputs = layer.backward_recurrence, (*drivers, given.embedded)
+        fused = layer.fuses_latents()
+        # What plain networks share among the prefixes is computed once.
+        gates = recurrence.input(*inputs) if is_plain(recurrence, Recurrence) else None
+        prior = layer.prior.contexts(drivers, given.x) if fused and layer.residual_posterior else None
         a_end, zs = d.new_zeros(d.shape[1], layer.backward_size), []
         for stop in range(1, len(d) + 1):
-            a, _ = layer.backward_recurrence.run(gates[:stop], a_end, reverse=True)
-            contexts = layer.posterior.contexts((a,), a)
-            z, *_ = layer.infer_latent(contexts, None if prior is None else prior[:stop], given.start.z, eps_z[:stop])
+            if gates is None:
+                a, _ = recurrence(tuple(part[:stop] for part in inputs), a_end, reverse=True)
+            else:
+                a, _ = recurrence.run(gates[:stop], a_end, reverse=True)
+            if fused:
+                contexts = layer.posterior.contexts((a,), a)
+                own_prior = None if prior is None else prior[:stop]
+                z, *_ = layer.infer_latent(contexts, own_prior, self.start[1], eps_z[:stop])
+            else:
+                before = tuple(part[:stop] for part in drivers)
+                z, *_ = layer.infer_latents_by_steps(a, before, self.start[1], eps_z[:stop])
             zs.append(z[-1])
         return torch.stack(zs)
 
@@ -243,7 +256,7 @@ class _Runs:
         # Of frame t: its control, which holds frames before it, and noise that no filtered state before it has used.
         controls = tuple(part[1:].flatten(0, 1)[None] for part in self.given.controls)
         eps_w, eps_z = (part[1 : steps + 1].flatten(0, 1)[None] for part in noise)
-        d, z = self.layer.step_from_prior(controls, d.flatten(0, 1), z.flatten(0, 1), self.weight_hh, (eps_w, eps_z))
+        d, z = self.layer.step_from_prior(controls, d.flatten(0, 1), z.flatten(0, 1), self.weight_noise, (eps_w, eps_z))
         mean = self.model.likelihood.mean(self.model.decode(z[None], d[None]))
         predicted = mean.view(steps, batch, -1)
         if self.given.valid is None:
@@ -260,7 +273,7 @@ class _Runs:
             external = None if u_future is None else u_future[step : step + 1]
             controls = self.model.control(current.x_last, external)
             d, z = self.layer.step_from_prior(
-                controls, current.d, current.z, self.weight_hh, (noise[0][here], noise[1][here])
+                controls, current.d, current.z, self.weight_noise, (noise[0][here], noise[1][here])
             )
             frame = self.model.likelihood.mean(self.model.decode(z[None], d[None]))
             current = State(d, z, self.model.frames(frame, None)[0])
@@ -269,12 +282,11 @@ class _Runs:
 
     def _infer(self, noise: Noise, stop: int, lengths: Tensor | None) -> tuple[LatentStates, State]:
         """The states of the frames before `stop`, given those frames, and the last one."""
-        given, start = self.given, self.given.start
+        given = self.given
         result = self.layer.infer(
             given.embedded[:stop],
             tuple(part[:stop] for part in given.controls),
-            start.d,
-            start.z,
+            *self.start,
             (noise[0][:stop], noise[1][:stop]),
             lengths,
         )
