@@ -198,7 +198,8 @@ def _floats_per_frame(model: VSSN, x: Tensor) -> tuple[int, int, int, int]:
     shared = 3 * model.x_size + 3 * model.frame_size + 4 * layer.input_size + 7 * d + 7 * a + 2 * m + 6 * w
     states = 4 * w + 5 * d + (5 * a + 2 * m + 3 * z if z else 0)
     emission = d + 9 * z + 4 * m + 4 * likelihood.parameter_size + 4 * model.x_size
-    if not (_splits(layer.duration) if d else True) or (z and not _splits(layer.backward_recurrence)):
+    recurrences = ([layer.duration] if d else []) + ([layer.backward_recurrence] if z else [])
+    if not all(_splits(recurrence) for recurrence in recurrences):
         states += 2 * layer.input_size + layer.control_size  # whole inputs for every particle
     if isinstance(likelihood, NADE):
         notes = (x > 0).sum(-1)  # [T, B]; what stands in the padding may be NaN

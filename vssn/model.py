@@ -60,6 +60,9 @@ class Generation(NamedTuple):
 class VSSN(nn.Module):
     """The Variational Structured Stochastic Network.
 
+    A module inside that has hooks or a parametrization, is pruned or stands in place of ours runs its own forward,
+    which is slower: `layer.posterior` then once a step.
+
     Args:
         x_size: X, features of an observation.
         hidden_size: D, units of the deterministic state (0: none, the DKF-like ablation).

@@ -58,7 +58,7 @@ def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
 
 def is_plain_linear(module: nn.Module) -> bool:
     """`is_plain` of a torch.nn.Linear; one without a bias is another class to the ops."""
-    return is_plain(module, nn.Linear) and module.bias is not None
+    return is_plain(module, nn.Linear) and module._parameters.get("bias") is not None
 
 
 def reset(name: str, module: nn.Module) -> None:
