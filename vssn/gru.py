@@ -110,13 +110,12 @@ class GRU(nn.RNNBase):
             return self._forward_packed(input, hx, lengths, weights)
         if not isinstance(input, Tensor):
             raise TypeError(f"input must be a torch.Tensor or PackedSequence, got {type(input).__name__}")
-        form = f"[{'B, T' if self.batch_first else 'T, B'}, {self.input_size}] or [T, {self.input_size}]"
         if input.dim() not in (2, 3):
             raise ValueError(
-                f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead: it must be {form}, "
-                f"got {list(input.shape)}"
+                f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead: "
+                f"it must be {self._form()}, got {list(input.shape)}"
             )
-        self._check_input("input", input, form, weights[0][0])
+        self._check_input(input, weights[0][0])
         if input.dim() == 2:
             if lengths is not None:
                 raise ValueError("lengths must be None for an unbatched input [T, X]")
@@ -139,7 +138,7 @@ class GRU(nn.RNNBase):
                 f"input must have 2 dimensions, got {packed.data.dim()}: the data of a PackedSequence must be "
                 f"[steps, {self.input_size}], got {list(packed.data.shape)}"
             )
-        self._check_input("input.data", packed.data, f"[steps, {self.input_size}]", weights[0][0])
+        self._check_input(packed.data, weights[0][0], packed=True)
         self._check_batched_state(hx, packed.data, int(packed.batch_sizes[0]))
         x, own = pad_packed_sequence(packed)  # in the caller's order, as hx is
         output, h_n = self._run(x, hx, own.to(x.device), weights)
@@ -186,8 +185,12 @@ class GRU(nn.RNNBase):
 
     # ---- Checks, as torch.nn.GRU's but of what the caller gave -------------------------------------------
 
-    def _check_input(self, name: str, input: Tensor, form: str, weight: Tensor) -> None:
+    def _form(self) -> str:
+        return f"[{'B, T' if self.batch_first else 'T, B'}, {self.input_size}] or [T, {self.input_size}]"
+
+    def _check_input(self, input: Tensor, weight: Tensor, packed: bool = False) -> None:
         if input.shape[-1] != self.input_size:
+            name, form = ("input.data", f"[steps, {self.input_size}]") if packed else ("input", self._form())
             raise RuntimeError(
                 f"{name}.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.shape[-1]}: "
                 f"{name} must be {form}, got {list(input.shape)}"
@@ -200,7 +203,7 @@ class GRU(nn.RNNBase):
             )
         if input.device != weight.device:
             raise RuntimeError(
-                f"{name} must be on {weight.device} as the weights are, got {input.device}: move it with "
+                f"input must be on {weight.device} as the weights are, got {input.device}: move it with "
                 f"input.to({str(weight.device)!r}), or the model with model.to({str(input.device)!r})"
             )
 
