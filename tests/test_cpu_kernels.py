@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vssn_kernels import _cpu
 from vssn_kernels.backend import cpu
-from vssn_kernels.testing import Sample, assert_all_close, cotangents, expected, gradients, poisoned_empty
+from vssn_kernels.testing import Sample, assert_all_close, assert_close, cotangents, expected, gradients, poisoned_empty
 
 # (of outputs, of gradients)
 TOLERANCES = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-12, 1e-11)}
@@ -152,6 +152,21 @@ def test_bernoulli_agrees(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 
 def test_a_long_sequence_keeps_its_precision() -> None:
     check(gru_sample(200, 3, 20, lengths=torch.tensor([200, 130, 1])), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("hidden", [1, 5, 16, 37, 64])
+def test_the_output_told_again_from_the_gates_agrees(hidden: int, dtype: torch.dtype) -> None:
+    """Whatever order the kernels keep the gates in."""
+    gates_x, h0, weight, bias = (
+        torch.randn(shape, dtype=dtype)
+        for shape in ((4, 3, 3 * hidden), (3, hidden), (3 * hidden, hidden), (3 * hidden,))
+    )
+    for lengths in (None, torch.tensor([2, 4, 0])):
+        for reverse in (False, True):
+            output, _, gates = cpu.gru_forward(gates_x, h0, weight, bias, lengths, reverse, True)
+            again = cpu.gru_output(gates, h0, lengths, reverse)
+            assert_close("output", again, output, 1e-6 if dtype == torch.float32 else 1e-14)
 
 
 # ---- Instruction sets ------------------------------------------------------------------------------------

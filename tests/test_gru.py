@@ -131,3 +131,42 @@ def test_nan_in_one_sequence_stays_in_it(target: Target) -> None:
     keep = [row for row in range(9) if row != 4]
     assert_close("other sequences", output[:, keep], clean[:, keep], 1e-6)
     assert_close("steps before", output[:2, 4], clean[:2, 4], 1e-6)
+
+
+# ---- Outputs changed in place ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("lengths", [None, torch.tensor([5, 0, 3, 1])], ids=["whole", "lengths"])
+@pytest.mark.parametrize("hidden", [1, 7, 16, 37])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_output_may_be_changed_in_place(backend: str, dtype: torch.dtype, hidden: int, lengths, reverse: bool) -> None:
+    """As torch.nn.GRU's on the CPU: the gradients are those of the same change on a copy; twice, with retain_graph."""
+    tensors = [torch.randn(shape, dtype=dtype) for shape in ((5, 4, 3 * hidden), (4, hidden), (3 * hidden, hidden))]
+    tensors.append(torch.randn(3 * hidden, dtype=dtype))
+    found = []
+    for in_place in (False, True):
+        leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        output, h_n = gru_sequence(*leaves, lengths=lengths, reverse=reverse, backend=backend)
+        changed = output if in_place else output.clone()
+        changed.sub_(0.2).relu_()
+        loss = (changed**2).sum() + (h_n**3).sum()
+        found.append([torch.autograd.grad(loss, leaves, retain_graph=True) for _ in range(2)])
+    for want, got in zip(found[0], found[1], strict=True):
+        for name, one, other in zip(("gates_x", "h0", "weight_hh", "bias_hh"), got, want, strict=True):
+            assert_close(f"grad of {name}", one, other, 1e-5 if dtype == torch.float32 else 1e-12)
+
+
+def test_an_unchanged_output_is_not_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop in Python is for a change in place alone."""
+    from vssn_kernels.ops import gru
+
+    def unwanted(*args: object) -> None:
+        raise AssertionError("the output was told again")
+
+    monkeypatch.setattr(gru, "_output_op", unwanted)
+    leaves = [torch.randn(shape, requires_grad=True) for shape in ((5, 4, 9), (4, 3), (9, 3), (9,))]
+    gru_sequence(*leaves)[0].relu().sum().backward()
+    with pytest.raises(AssertionError, match="told again"):
+        gru_sequence(*leaves)[0].relu_().sum().backward()

@@ -7,6 +7,7 @@ import inspect
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -260,7 +261,8 @@ def test_autocast() -> None:
 
 def test_the_arguments_of_nn_gru_by_name() -> None:
     ours = inspect.signature(vssn.GRU).parameters
-    assert list(ours)[:6] == ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional"]
+    assert list(ours)[:6] == ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout"]
+    assert list(ours)[6:] == ["bidirectional", "device", "dtype", "proj_size"]
     net = vssn.GRU(
         input_size=2, hidden_size=3, num_layers=2, bias=True, batch_first=True, dropout=0.1, bidirectional=True
     )
@@ -270,15 +272,19 @@ def test_the_arguments_of_nn_gru_by_name() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"input_size": 0}, ValueError, "input_size must be an int of at least 1, got 0"),
-        ({"hidden_size": -1}, ValueError, "hidden_size must be an int of at least 1, got -1"),
-        ({"num_layers": 1.5}, ValueError, "num_layers must be an int of at least 1, got 1.5"),
-        ({"num_layers": True}, ValueError, "num_layers must be an int of at least 1, got True"),
-        ({"bias": 1}, TypeError, "bias must be True or False, got 1"),
-        ({"bidirectional": 0.5}, TypeError, "bidirectional must be True or False, got 0.5"),
-        ({"dropout": 1.5}, ValueError, "dropout must lie in [0, 1], got 1.5"),
-        ({"dropout": float("nan")}, ValueError, "dropout must lie in [0, 1], got nan"),
-        ({"dropout": "half"}, (TypeError, ValueError), "dropout must"),
+        ({"input_size": 0}, ValueError, "input_size must be greater than zero, got 0"),
+        ({"hidden_size": -1}, ValueError, "hidden_size must be greater than zero, got -1"),
+        ({"num_layers": 1.5}, TypeError, "num_layers should be of type int, got: float 1.5"),
+        ({"num_layers": True}, TypeError, "num_layers should be of type int, got: bool True"),
+        ({"bias": 1}, TypeError, "bias should be of type bool, got: int 1"),
+        ({"bidirectional": 0.5}, TypeError, "bidirectional should be of type bool, got: float 0.5"),
+        ({"dropout": 1.5}, ValueError, "dropout should be a number in range [0, 1]"),
+        ({"dropout": float("nan")}, ValueError, "an element being zeroed, got nan"),
+        ({"dropout": True}, ValueError, "an element being zeroed, got True"),
+        ({"dropout": "half"}, ValueError, "an element being zeroed, got 'half'"),
+        ({"proj_size": 2}, ValueError, "proj_size argument is only supported for LSTM, not RNN or GRU"),
+        ({"proj_size": 0}, ValueError, "proj_size argument is only supported for LSTM, not RNN or GRU"),
+        ({"projection": 2}, TypeError, "projection"),
     ],
 )
 def test_bad_settings(arguments: dict[str, Any], error: Any, message: str) -> None:
@@ -291,9 +297,71 @@ def test_bad_settings(arguments: dict[str, Any], error: Any, message: str) -> No
     ("arguments", "error", "message"),
     [
         ({"input": [1.0]}, TypeError, "input must be a torch.Tensor or PackedSequence, got list"),
-        ({"input": torch.zeros(5, 4, 2)}, ValueError, "input must be [T, B, 3] or [T, 3], got [5, 4, 2]"),
-        ({"input": torch.zeros(3)}, ValueError, "input must be"),
-        ({"hx": torch.zeros(1, 4, 6)}, ValueError, "hx must have shape [num_layers * directions, B, H] = [2, 4, 6]"),
+        (
+            {"input": torch.zeros(5, 4, 2)},
+            RuntimeError,
+            "input.size(-1) must be equal to input_size. Expected 3, got 2: input must be [T, B, 3] or [T, 3], "
+            "got [5, 4, 2]",
+        ),
+        ({"input": torch.zeros(5, 2)}, RuntimeError, "input.size(-1) must be equal to input_size. Expected 3, got 2"),
+        (
+            {"input": torch.zeros(3)},
+            ValueError,
+            "GRU: Expected input to be 2D or 3D, got 1D instead: it must be [T, B, 3] or [T, 3], got [3]",
+        ),
+        ({"input": torch.zeros(())}, ValueError, "got 0D instead"),
+        ({"input": np.zeros((5, 4, 3), np.float32)}, TypeError, "input must be a torch.Tensor or PackedSequence"),
+        (
+            {"input": torch.zeros(5, 4, 3).double()},
+            ValueError,
+            "RNN input dtype (torch.float64) does not match weight dtype (torch.float32). "
+            "Convert input: input.to(torch.float32), or convert model: model.to(torch.float64)",
+        ),
+        ({"input": torch.zeros(5, 4, 3).half()}, ValueError, "RNN input dtype (torch.float16) does not match"),
+        (
+            {"input": torch.zeros(5, 4, 3).long()},
+            ValueError,
+            "RNN input dtype (torch.int64) does not match weight dtype (torch.float32). "
+            "Convert input: input.to(torch.float32)",
+        ),
+        (
+            {"input": torch.zeros(5, 4, 3, device="meta")},
+            RuntimeError,
+            "input must be on cpu as the weights are, got meta: move it with input.to('cpu'), or the model",
+        ),
+        (
+            {"hx": torch.zeros(1, 4, 6)},
+            RuntimeError,
+            "Expected hidden size (2, 4, 6), got [1, 4, 6]: hx must be [num_layers * directions, B, H]",
+        ),
+        ({"hx": torch.zeros(2, 3, 6)}, RuntimeError, "Expected hidden size (2, 4, 6), got [2, 3, 6]"),
+        (
+            {"hx": torch.zeros(2, 6)},
+            RuntimeError,
+            "For batched 3-D input, hx should also be 3-D but got 2-D tensor: hx must be "
+            "[num_layers * directions, B, H] = [2, 4, 6], got [2, 6]",
+        ),
+        (
+            {"hx": torch.zeros(2, 4, 6).double()},
+            RuntimeError,
+            "hx dtype (torch.float64) does not match input dtype (torch.float32). Convert hx: hx.to(torch.float32)",
+        ),
+        (
+            {"hx": torch.zeros(2, 4, 6, device="meta")},
+            RuntimeError,
+            "hx must be on cpu as input is, got meta: move it with hx.to('cpu')",
+        ),
+        (
+            {"hx": (torch.zeros(2, 4, 6), torch.zeros(2, 4, 6))},
+            TypeError,
+            "hx must be a torch.Tensor, got tuple; a GRU has no cell state beside h_0",
+        ),
+        ({"lengths": torch.tensor([1, 2, 3, 4]).int()}, TypeError, "lengths must be int64, got torch.int32; convert"),
+        (
+            {"lengths": torch.tensor([1, 2, 3, 4], device="meta")},
+            ValueError,
+            "lengths must be on cpu as input is, got meta: move it with lengths.to('cpu')",
+        ),
         ({"hx": [torch.zeros(2, 4, 6)]}, TypeError, "hx must be a torch.Tensor, got list"),
         ({"lengths": torch.tensor([1, 2, 3])}, ValueError, "lengths must have shape [B] = [4], got [3]"),
         ({"lengths": torch.tensor([1, 2, 3, 6])}, ValueError, "lengths must lie in [0, T] = [0, 5], got 6"),
@@ -303,7 +371,38 @@ def test_bad_settings(arguments: dict[str, Any], error: Any, message: str) -> No
             ValueError,
             "lengths must be None for an unbatched",
         ),
-        ({"input": torch.zeros(5, 3), "hx": torch.zeros(2, 1, 6)}, ValueError, "hx must have shape"),
+        (
+            {"input": torch.zeros(5, 3), "hx": torch.zeros(2, 1, 6)},
+            RuntimeError,
+            "For unbatched 2-D input, hx should also be 2-D but got 3-D tensor: hx must be "
+            "[num_layers * directions, H] = [2, 6], got [2, 1, 6]",
+        ),
+        (
+            {"input": torch.zeros(5, 3), "hx": torch.zeros(2, 7)},
+            RuntimeError,
+            "Expected hidden size (2, 6), got [2, 7]: hx must be [num_layers * directions, H]",
+        ),
+        (
+            {"input": pack_padded_sequence(torch.zeros(5, 2, 4), torch.tensor([5, 3]))},
+            RuntimeError,
+            "input.data.size(-1) must be equal to input_size. Expected 3, got 4: input.data must be [steps, 3], "
+            "got [8, 4]",
+        ),
+        (
+            {"input": pack_padded_sequence(torch.zeros(5, 2), torch.tensor([5, 3]))},
+            RuntimeError,
+            "input must have 2 dimensions, got 1: the data of a PackedSequence must be [steps, 3], got [8]",
+        ),
+        (
+            {"input": pack_padded_sequence(torch.zeros(5, 2, 3).double(), torch.tensor([5, 3]))},
+            ValueError,
+            "RNN input dtype (torch.float64) does not match weight dtype (torch.float32)",
+        ),
+        (
+            {"input": pack_padded_sequence(torch.zeros(5, 2, 3), torch.tensor([5, 3])), "hx": torch.zeros(2, 4, 6)},
+            RuntimeError,
+            "Expected hidden size (2, 2, 6), got [2, 4, 6]",
+        ),
     ],
 )
 def test_bad_calls(arguments: dict[str, Any], error: type[Exception], message: str) -> None:

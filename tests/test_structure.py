@@ -26,7 +26,7 @@ LAYERS = (
         *("vssn.checks", "vssn.evaluation_mode", "vssn.seeds", "vssn.sequences", "vssn.networks", "vssn.values"),
         *("vssn.nade", "vssn.ar_gaussian", "vssn.likelihoods", "vssn.data"),
     ),
-    ("vssn.layer", "vssn.gru"),
+    ("vssn.layer", "vssn.gru", "vssn.replace"),
     ("vssn.model",),
     ("vssn",),
 )

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import math
+import numbers
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from vssn.checks import require_shape
 from vssn.sequences import valid_steps, zero_padding
 from vssn_kernels import gru_sequence
+from vssn_kernels.ops.registration import autocast_is_on
 
 
-class GRU(nn.Module):
+class GRU(nn.RNNBase):
     """torch.nn.GRU with the fused recurrence: a one-word replacement.
 
+    A subclass of nn.RNNBase, so all that code reads of an nn.GRU is there (`all_weights`, `_flat_weights`, `mode`,
+    `check_forward_args`, ...), but not of nn.GRU, which torch.compile(fullgraph=True) refuses by its type. For code
+    that asks isinstance(m, nn.GRU) there is `vssn.TorchGRU`; `vssn.replace_gru` swaps those of a whole model.
+
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, bidirectional: as in torch.nn.GRU.
-        dropout: on the output of every layer but the last, while training.
+        input_size, hidden_size, num_layers, bias, batch_first, bidirectional: as in torch.nn.GRU; a size may be an
+            integer of NumPy.
+        dropout: in [0, 1], on the output of every layer but the last, while training.
         device, dtype: of the parameters.
+        proj_size: refused, as by torch.nn.GRU.
 
     Raises:
-        ValueError, TypeError: naming the argument, what was expected and what came.
+        ValueError, TypeError: naming the argument, in the words of torch.nn.GRU, and what came.
     """
 
     def __init__(
@@ -33,45 +40,47 @@ class GRU(nn.Module):
         num_layers: int = 1,
         bias: bool = True,
         batch_first: bool = False,
-        bidirectional: bool = False,
-        *,
         dropout: float = 0.0,
-        device: torch.device | str | None = None,
+        bidirectional: bool = False,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        proj_size: None = None,
     ) -> None:
-        super().__init__()
-        for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise ValueError(f"{name} must be an int of at least 1, got {size!r}")
+        if proj_size is not None:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        if isinstance(dropout, bool) or not isinstance(dropout, numbers.Real) or not 0 <= dropout <= 1:
+            raise ValueError(
+                "dropout should be a number in range [0, 1] representing the probability of an element being zeroed, "
+                f"got {dropout!r}"
+            )
         for name, flag in (("bias", bias), ("batch_first", batch_first), ("bidirectional", bidirectional)):
             if not isinstance(flag, bool):
-                raise TypeError(f"{name} must be True or False, got {flag!r}; dropout is given by its name")
-        if not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
-            raise ValueError(f"dropout must lie in [0, 1], got {dropout!r}")
-        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.bias, self.batch_first, self.bidirectional, self.dropout = bias, batch_first, bidirectional, dropout
-        directions = 2 if bidirectional else 1
-        for layer in range(num_layers):
-            width = input_size if layer == 0 else hidden_size * directions
-            for suffix in self._suffixes(layer):
-                shapes = {
-                    f"weight_ih_{suffix}": (3 * hidden_size, width),
-                    f"weight_hh_{suffix}": (3 * hidden_size, hidden_size),
-                    f"bias_ih_{suffix}": (3 * hidden_size,),
-                    f"bias_hh_{suffix}": (3 * hidden_size,),
-                }
-                for name, shape in shapes.items():
-                    if bias or not name.startswith("bias"):
-                        setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
-        self.reset_parameters()
+                raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__} {flag!r}")
+        nn.RNNBase.__init__(
+            self,
+            "GRU",
+            _size("input_size", input_size),
+            _size("hidden_size", hidden_size),
+            _size("num_layers", num_layers),
+            bias,
+            batch_first,
+            float(dropout),
+            bidirectional,
+            device=device,
+            dtype=dtype,
+        )
 
-    def _suffixes(self, layer: int) -> list[str]:
-        return [f"l{layer}", f"l{layer}_reverse"] if self.bidirectional else [f"l{layer}"]
+    @property
+    def _flat_weights(self) -> list[Tensor | None]:
+        # nn.RNNBase keeps a list of its own, which falls behind where a weight is parametrised, pruned or swapped.
+        return [getattr(self, name, None) for name in self._flat_weights_names]
 
-    def reset_parameters(self) -> None:
-        bound = 1 / math.sqrt(self.hidden_size)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
+    @_flat_weights.setter
+    def _flat_weights(self, weights: list[Tensor | None]) -> None:
+        for name, weight in zip(self._flat_weights_names, weights, strict=True):
+            if weight is not getattr(self, name, None):
+                setattr(self, name, weight)
 
     def flatten_parameters(self) -> None:
         """Nothing to do: each weight is used where it lies. Here because code written for torch.nn.GRU calls it."""
@@ -82,68 +91,190 @@ class GRU(nn.Module):
         """Runs all layers.
 
         Args:
-            input: [T, B, input_size] ([B, T, ·] with batch_first; [T, input_size] unbatched) or a PackedSequence.
-            hx: [num_layers * directions, B, H] ([·, H] unbatched); None: zeros.
+            input: [T, B, input_size] ([B, T, ·] with batch_first; [T, input_size] unbatched) or a PackedSequence, in
+                the dtype of the weights (under autocast any floating dtype but float64).
+            hx: [num_layers * directions, B, H] ([·, H] unbatched), in the dtype of input; None: zeros.
             lengths: [B] int64, each in [0, T]: steps beyond are padding, the output there is 0.
 
         Returns:
-            output [T, B, H * directions] (packed where the input was), h_n [num_layers * directions, B, H].
+            output [T, B, H * directions] (packed where the input was), h_n [num_layers * directions, B, H], in the
+            dtype of input; under autocast in that which torch.nn.GRU gives. Both may be changed in place before
+            backward on the CPU.
+
+        Raises:
+            RuntimeError, ValueError: as torch.nn.GRU, for an input or hx of another shape, dtype or device.
+            TypeError: what is no tensor.
         """
+        weights = self.all_weights
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, lengths)
+            return self._forward_packed(input, hx, lengths, weights)
         if not isinstance(input, Tensor):
             raise TypeError(f"input must be a torch.Tensor or PackedSequence, got {type(input).__name__}")
-        if input.dim() not in (2, 3) or input.shape[-1] != self.input_size:
+        if input.dim() not in (2, 3):
             raise ValueError(
-                f"input must be [T, B, {self.input_size}] or [T, {self.input_size}], got {list(input.shape)}"
+                f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead: "
+                f"it must be {self._form()}, got {list(input.shape)}"
             )
+        self._check_input(input, weights[0][0])
         if input.dim() == 2:
             if lengths is not None:
                 raise ValueError("lengths must be None for an unbatched input [T, X]")
-            output, h_n = self._run(input[:, None], hx[:, None] if isinstance(hx, Tensor) else hx, None)
+            self._check_state(hx, input, (self._states(), self.hidden_size), "[num_layers * directions, H]")
+            output, h_n = self._run(input[:, None], None if hx is None else hx[:, None], None, weights)
             return output[:, 0], h_n[:, 0]
-        output, h_n = self._run(input.transpose(0, 1) if self.batch_first else input, hx, lengths)
+        x = input.transpose(0, 1) if self.batch_first else input
+        self._check_batched_state(hx, input, x.shape[1])
+        _check_lengths(lengths, x)
+        output, h_n = self._run(x, hx, lengths, weights)
         return (output.transpose(0, 1) if self.batch_first else output), h_n
 
     def _forward_packed(
-        self, packed: PackedSequence, hx: Tensor | None, lengths: Tensor | None
+        self, packed: PackedSequence, hx: Tensor | None, lengths: Tensor | None, weights: list[list[nn.Parameter]]
     ) -> tuple[PackedSequence, Tensor]:
         if lengths is not None:
             raise ValueError("lengths must be None for a PackedSequence: it carries its own")
+        if packed.data.dim() != 2:
+            raise RuntimeError(
+                f"input must have 2 dimensions, got {packed.data.dim()}: the data of a PackedSequence must be "
+                f"[steps, {self.input_size}], got {list(packed.data.shape)}"
+            )
+        self._check_input(packed.data, weights[0][0], packed=True)
+        self._check_batched_state(hx, packed.data, int(packed.batch_sizes[0]))
         x, own = pad_packed_sequence(packed)  # in the caller's order, as hx is
-        output, h_n = self._run(x, hx, own.to(x.device))
+        output, h_n = self._run(x, hx, own.to(x.device), weights)
         order = packed.sorted_indices
         if order is None:
             return pack_padded_sequence(output, own), h_n
         repacked = pack_padded_sequence(output[:, order], own[order.cpu()])
         return PackedSequence(repacked.data, packed.batch_sizes, order, packed.unsorted_indices), h_n
 
-    def _run(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _run(
+        self, x: Tensor, hx: Tensor | None, lengths: Tensor | None, weights: list[list[nn.Parameter]]
+    ) -> tuple[Tensor, Tensor]:
         """Time-major: x [T, B, X] to (output [T, B, H * directions], h_n [num_layers * directions, B, H])."""
-        batch, directions = x.shape[1], 2 if self.bidirectional else 1
-        expected = (self.num_layers * directions, batch, self.hidden_size)
         if hx is None:
-            hx = x.new_zeros(expected)
-        else:
-            require_shape("hx", hx, "[num_layers * directions, B, H]", expected)
+            hx = x.new_zeros(self._states(), x.shape[1], self.hidden_size)
         # Also outside the op: 0 * NaN in the gradient of weight_ih would be NaN.
         x = zero_padding(x, valid_steps(lengths, x))
+        directions = 2 if self.bidirectional else 1
+        dropout = self.dropout if self.training else 0.0
         last_states = []
         for layer in range(self.num_layers):
             outputs = []
-            for direction, suffix in enumerate(self._suffixes(layer)):
-                weight_hh = getattr(self, f"weight_hh_{suffix}")
-                gates_x = F.linear(x, getattr(self, f"weight_ih_{suffix}"), getattr(self, f"bias_ih_{suffix}", None))
-                bias_hh = getattr(self, f"bias_hh_{suffix}") if self.bias else weight_hh.new_zeros(len(weight_hh))
-                h0 = hx[layer * directions + direction]
-                output, h_n = gru_sequence(gates_x, h0, weight_hh, bias_hh, lengths=lengths, reverse=direction == 1)
+            for direction in range(directions):
+                number = layer * directions + direction
+                weight_ih, weight_hh, *biases = weights[number]
+                bias_ih, bias_hh = biases if self.bias else (None, weight_hh.new_zeros(len(weight_hh)))
+                gates_x = F.linear(x, weight_ih, bias_ih)
+                output, h_n = gru_sequence(
+                    gates_x, hx[number], weight_hh, bias_hh, lengths=lengths, reverse=direction == 1
+                )
                 outputs.append(output)
                 last_states.append(h_n)
             x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
-            if self.dropout and layer < self.num_layers - 1:
-                x = F.dropout(x, self.dropout, self.training)
-        return x, torch.stack(last_states)
+            if dropout and layer < self.num_layers - 1:
+                x = F.dropout(x, dropout)
+        h_n = torch.stack(last_states)
+        if autocast_is_on(x.device):
+            dtype = _autocast_result(hx)
+            return x.to(dtype), h_n.to(dtype)
+        return x, h_n
 
-    def extra_repr(self) -> str:
-        text = f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, bias={self.bias}"
-        return f"{text}, batch_first={self.batch_first}, bidirectional={self.bidirectional}, dropout={self.dropout}"
+    def _states(self) -> int:
+        return self.num_layers * (2 if self.bidirectional else 1)
+
+    # ---- Checks, as torch.nn.GRU's but of what the caller gave -------------------------------------------
+
+    def _form(self) -> str:
+        return f"[{'B, T' if self.batch_first else 'T, B'}, {self.input_size}] or [T, {self.input_size}]"
+
+    def _check_input(self, input: Tensor, weight: Tensor, packed: bool = False) -> None:
+        if input.shape[-1] != self.input_size:
+            name, form = ("input.data", f"[steps, {self.input_size}]") if packed else ("input", self._form())
+            raise RuntimeError(
+                f"{name}.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.shape[-1]}: "
+                f"{name} must be {form}, got {list(input.shape)}"
+            )
+        if input.dtype != weight.dtype and not _autocast_joins(input, weight):
+            convert_model = f", or convert model: model.to({input.dtype})" if input.is_floating_point() else ""
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
+                f"Convert input: input.to({weight.dtype}){convert_model}"
+            )
+        if input.device != weight.device:
+            raise RuntimeError(
+                f"input must be on {weight.device} as the weights are, got {input.device}: move it with "
+                f"input.to({str(weight.device)!r}), or the model with model.to({str(input.device)!r})"
+            )
+
+    def _check_batched_state(self, hx: Tensor | None, input: Tensor, batch: int) -> None:
+        self._check_state(hx, input, (self._states(), batch, self.hidden_size), "[num_layers * directions, B, H]")
+
+    def _check_state(self, hx: Tensor | None, input: Tensor, expected: tuple[int, ...], letters: str) -> None:
+        if hx is None:
+            return
+        if not isinstance(hx, Tensor):
+            no_cell = "; a GRU has no cell state beside h_0" if isinstance(hx, tuple) else ""
+            raise TypeError(f"hx must be a torch.Tensor, got {type(hx).__name__}{no_cell}")
+        if tuple(hx.shape) != expected:
+            if hx.dim() != len(expected):
+                batched = "batched 3-D" if len(expected) == 3 else "unbatched 2-D"
+                raise RuntimeError(
+                    f"For {batched} input, hx should also be {len(expected)}-D but got {hx.dim()}-D tensor: "
+                    f"hx must be {letters} = {list(expected)}, got {list(hx.shape)}"
+                )
+            raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.shape)}: hx must be {letters}")
+        if hx.dtype != input.dtype and not _autocast_joins(hx, input) and not _float_beside_half(hx, input):
+            raise RuntimeError(
+                f"hx dtype ({hx.dtype}) does not match input dtype ({input.dtype}). Convert hx: hx.to({input.dtype})"
+            )
+        if hx.device != input.device:
+            raise RuntimeError(
+                f"hx must be on {input.device} as input is, got {hx.device}: move it with hx.to({str(input.device)!r})"
+            )
+
+
+def _size(name: str, value: Any) -> int:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} should be of type int, got: {type(value).__name__} {value!r}")
+    if value <= 0:
+        raise ValueError(f"{name} must be greater than zero, got {value}")
+    return int(value)
+
+
+def _check_lengths(lengths: Tensor | None, x: Tensor) -> None:
+    if isinstance(lengths, Tensor):  # what is none, and a wrong shape, valid_steps names; the op looks at the values
+        if lengths.dtype != torch.int64:
+            raise TypeError(f"lengths must be int64, got {lengths.dtype}; convert it with lengths.long()")
+        if lengths.device != x.device:
+            raise ValueError(
+                f"lengths must be on {x.device} as input is, got {lengths.device}: "
+                f"move it with lengths.to({str(x.device)!r})"
+            )
+
+
+def _autocast_joins(one: Tensor, other: Tensor) -> bool:
+    """Whether two dtypes meet under autocast, which leaves float64 and integers alone."""
+    return autocast_is_on(one.device) and all(
+        tensor.is_floating_point() and tensor.dtype != torch.float64 for tensor in (one, other)
+    )
+
+
+def _float_beside_half(hx: Tensor, input: Tensor) -> bool:
+    return hx.dtype == torch.float32 and input.dtype in (torch.float16, torch.bfloat16)
+
+
+def _autocast_result(hx: Tensor) -> torch.dtype:
+    """The dtype of torch.nn.GRU's results under autocast: the autocast dtype, with the state's on the CPU."""
+    dtype = torch.get_autocast_dtype(hx.device.type)
+    if hx.device.type == "cpu" or hx.dtype == torch.float64:
+        return torch.promote_types(dtype, hx.dtype)
+    return dtype
+
+
+class TorchGRU(GRU, nn.GRU):  # type: ignore[misc]  # nn.GRU's forward has no lengths
+    """vssn.GRU for code that asks isinstance(m, nn.GRU) to initialise, quantise, pack or derive; else the same.
+
+    torch.compile does not trace what is an nn.GRU: it breaks the graph there and runs this module as it is, and
+    fullgraph=True is refused. Take vssn.GRU where the type is not asked for.
+    """

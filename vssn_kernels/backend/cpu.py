@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vssn_kernels import _cpu
 from vssn_kernels.backend.addresses import as_rows, as_steps, pointer, row_arguments, step_arguments
+from vssn_kernels.reference.gru import states
 
 Grads = tuple[Tensor | None, ...]
 
@@ -140,6 +141,20 @@ def gru_backward(
         workspace.data_ptr(),
     )
     return grad_gates_x if need_gates_x else None, grad_h0, grad_weight, grad_bias
+
+
+_VECTOR_BYTES = {"avx512": 64, "avx2": 32, "generic": 16}  # csrc/cpu/simd.h
+
+
+def gru_output(gates: Tensor, h0: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
+    """Forward's output [T, B, H] once more, from the gates that it kept."""
+    steps, batch, hidden = *gates.shape[:2], h0.shape[1]
+    lanes = _VECTOR_BYTES[_cpu.isa()] // gates.element_size()
+    whole = hidden // lanes * lanes  # the units of whole vectors: for each vector r, z, n, a; then the rest alike
+    vectors = gates[..., : 4 * whole].view(steps, batch, whole // lanes, 4, lanes)
+    rest = gates[..., 4 * whole :].view(steps, batch, 4, hidden - whole)
+    z, n = (torch.cat((vectors[..., gate, :].reshape(steps, batch, whole), rest[..., gate, :]), -1) for gate in (1, 2))
+    return states(z, n, h0, lengths, reverse)
 
 
 # ---- Posterior -------------------------------------------------------------------------------------------

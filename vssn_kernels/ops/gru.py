@@ -7,10 +7,12 @@ from torch import Tensor
 
 from vssn_kernels import arguments
 from vssn_kernels.backend.table import choose, implementation
-from vssn_kernels.ops import registration
+from vssn_kernels.ops import in_place, registration
 from vssn_kernels.reference import gru as reference
 
 _OP = "gru_sequence"
+# The backends that take a change of output in place before backward. (torch.nn.GRU does on the CPU; cuDNN does not.)
+_IN_PLACE = ("reference", "cpu")
 
 
 def gru_sequence(
@@ -89,6 +91,15 @@ def _backward_fake(grad_output, grad_h_n, output, gates, h0, weight_hh, lengths,
     return grad_gates_x, grad_h0, grad_weight, grad_bias
 
 
+def _output_kernel(gates, h0, lengths, reverse, backend):
+    lengths = arguments.checked_lengths(_OP, lengths, gates.shape[0])
+    return implementation(backend, "gru_output")(gates, h0, lengths, reverse)
+
+
+def _output_fake(gates, h0, lengths, reverse, backend):
+    return gates.new_empty(*gates.shape[:2], h0.shape[1])
+
+
 registration.define(
     f"{_OP}(Tensor gates_x, Tensor h0, Tensor weight_hh, Tensor bias_hh, Tensor? lengths, bool reverse, "
     "bool need_backward, str backend) -> (Tensor output, Tensor h_n, Tensor gates)",
@@ -102,7 +113,13 @@ registration.define(
     _backward_kernel,
     _backward_fake,
 )
+registration.define(
+    f"{_OP}_output(Tensor gates, Tensor h0, Tensor? lengths, bool reverse, str backend) -> Tensor",
+    _output_kernel,
+    _output_fake,
+)
 _op, _backward_op = registration.caller(_OP), registration.caller(f"{_OP}_backward")
+_output_op = registration.caller(f"{_OP}_output")
 _forward = registration.below_autograd(_OP)
 
 
@@ -112,7 +129,8 @@ class _GruSequence(torch.autograd.Function):
         output, h_n, gates = _forward(gates_x, h0, weight_hh, bias_hh, lengths, reverse, True, backend)
         # What a second derivative would need is 3H a step more: only the reference keeps it.
         again = (gates_x, bias_hh) if backend == "reference" else (None, None)
-        ctx.save_for_backward(output, gates, h0, weight_hh, lengths, *again)
+        kept, ctx.changed = in_place.keep(output) if backend in _IN_PLACE else (output, None)
+        ctx.save_for_backward(kept, gates, h0, weight_hh, lengths, *again)
         ctx.reverse, ctx.backend = reverse, backend
         ctx.mark_non_differentiable(gates)
         ctx.set_materialize_grads(False)
@@ -131,6 +149,8 @@ class _GruSequence(torch.autograd.Function):
             inputs = (gates_x, h0, weight_hh, bias_hh)
             grads = registration.differentiate_again(plain, inputs, (grad_output, grad_h_n), needs)
         else:
+            if ctx.changed:
+                output = _output_op(gates, h0, lengths, ctx.reverse, ctx.backend)
             grads = registration.asked(
                 _backward_op(
                     grad_output, grad_h_n, output, gates, h0, weight_hh, lengths, ctx.reverse, needs, ctx.backend
@@ -142,3 +162,4 @@ class _GruSequence(torch.autograd.Function):
 
 registration.define_autograd(_OP, _GruSequence.apply)
 registration.define_not_differentiable(f"{_OP}_backward", _OP)
+registration.define_not_differentiable(f"{_OP}_output", _OP)

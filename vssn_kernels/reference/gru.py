@@ -67,6 +67,25 @@ def _unroll(
     return stack_steps(outputs, gates_x, hidden), h, stack_steps(gates, gates_x, 4 * hidden)
 
 
+def gru_output(gates: Tensor, h0: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
+    """Forward's output [T, B, H] once more, from the gates [T, B, 4H] that it kept."""
+    _, z, n, _ = gates.to(compute_dtype(gates.dtype)).chunk(4, -1)
+    return states(z, n, h0, lengths, reverse).to(gates.dtype)
+
+
+def states(z: Tensor, n: Tensor, h0: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
+    """h' = (1 - z) n + z h from h0 on, for z and n [T, B, H]; zeros at padding."""
+    steps = z.shape[0]
+    valid = valid_steps(lengths, steps)
+    h = h0.to(z.dtype)
+    outputs: list[Tensor] = [h] * steps
+    for t in reversed(range(steps)) if reverse else range(steps):
+        h_next = (1 - z[t]) * n[t] + z[t] * h
+        h = h_next if valid is None else torch.where(valid[t], h_next, h)
+        outputs[t] = h
+    return zero_padding(stack_steps(outputs, z, z.shape[2]), valid)
+
+
 def gru_backward(
     grad_output: Tensor | None,  # [T, B, H]
     grad_h_n: Tensor | None,  # [B, H]
