@@ -77,9 +77,9 @@ def writing(option: str, what: Path) -> Iterator[None]:
 def check_target(option: str, file: Path) -> None:
     """Raises TargetError where the file could not be written, before hours of work for it."""
     folder = file.absolute().parent
-    if not folder.is_dir():
-        raise TargetError(f"{option}: there is no folder {folder}; make it first")
     with writing(option, file):
+        if not folder.is_dir():
+            raise TargetError(f"{option}: there is no folder {folder}; make it first")
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
         check_folder(folder)
