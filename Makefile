@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet --constraint constraints.txt
+# pip tells what it fetches and builds: a first installation takes minutes.
+INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest
 FORMATTED := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
 # The tests that run the CUDA kernels on the host.
@@ -67,21 +68,29 @@ clean:
 	rm -rf $(VENV) build demo_output vssn_kernels/*.so *.egg-info
 
 # One stamp for each set of extras; a change of the sources of the extension or of the pins installs again.
-SOURCES := pyproject.toml setup.py constraints.txt \
-    $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+SOURCES_OF_EXTENSION := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+SOURCES := pyproject.toml constraints.txt $(SOURCES_OF_EXTENSION)
+
+# $(call install,EXTRAS): where only sources of the extension have changed, nothing but vssn itself is installed again.
+FETCHED := fetches PyTorch and other packages, then compiles the C++ kernels: a few minutes the first time
+COMPILED := compiles the C++ kernels, a minute or two on 2 cores
+define install
+$(eval ONLY_SOURCES := $(if $(filter-out $(SOURCES_OF_EXTENSION),$?),,yes))
+@echo "== vssn[$(1)] into $(VENV): $(if $(ONLY_SOURCES),$(COMPILED),$(FETCHED))"
+$(INSTALL) $(if $(ONLY_SOURCES),--no-deps) -e '.[$(1)]'
+@echo "== vssn[$(1)] is installed"
+@touch $@
+endef
 
 $(BIN)/python:
+	@echo "== a virtual environment in $(VENV)"
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/demo-installed: $(BIN)/python $(SOURCES)
-	@echo "installing vssn into $(VENV) (a few minutes the first time)"
-	$(INSTALL) -e '.[train]'
-	@touch $@
+	$(call install,train)
 
 $(VENV)/test-installed: $(BIN)/python $(SOURCES)
-	@echo "installing vssn with its test tools into $(VENV) (a few minutes the first time)"
-	$(INSTALL) -e '.[test]'
-	@touch $@
+	$(call install,test)
 
 # JAX is an optional peer: without it the benchmarks say that it is absent.
 $(VENV)/bench-installed: $(VENV)/test-installed
@@ -89,5 +98,4 @@ $(VENV)/bench-installed: $(VENV)/test-installed
 	@touch $@
 
 $(VENV)/dev-installed: $(BIN)/python $(SOURCES)
-	$(INSTALL) -e '.[dev]'
-	@touch $@
+	$(call install,dev)

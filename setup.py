@@ -4,10 +4,12 @@ vssn_kernels._cpu: csrc/cpu/{gru,posterior,gaussian,mlp,bernoulli,table}.cpp com
 avx512, avx2 and generic; elsewhere generic), and the files that choose and bind them, once. Needs g++ and pybind11, no
 PyTorch.
 
-vssn_kernels._cuda: csrc/cuda/*.cu and *.cpp by nvcc, which leaves the latter to g++, where nvcc is found. The CUDA
+vssn_kernels._cuda: csrc/cuda/*.cu and *.cpp by nvcc, which leaves the latter to g++, where nvcc is found and something
+speaks for a use of it: a CUDA build of PyTorch in this Python or, where there is no PyTorch yet, a GPU. The CUDA
 runtime is linked statically, and no PyTorch header is used: one build serves every version of it.
     VSSN_BUILD_CUDA=0|1  never | always (an error where nvcc is absent)
-    VSSN_CUDA_ARCHS      architectures, such as "90a" or "80 90a"; else those of the GPUs here, else DEFAULT_ARCHS
+    VSSN_CUDA_ARCHS      always, for these architectures, such as "90a" or "80 90a"; else for those of the GPUs here,
+                         else DEFAULT_ARCHS
     CUDA_HOME            the toolkit, where nvcc is not on the path
 """
 
@@ -15,8 +17,11 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
+import site
 import subprocess
+import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -65,7 +70,33 @@ def find_nvcc() -> str | None:
         raise SystemExit("VSSN_BUILD_CUDA=1, but nvcc is not found: put it on the path, or set CUDA_HOME")
     if found is None:
         print("vssn_kernels._cuda is not built: nvcc is not found on the path, in CUDA_HOME or in /usr/local/cuda")
+    elif asked != "1" and not os.environ.get("VSSN_CUDA_ARCHS") and (reason := why_no_cuda()):
+        print(f"vssn_kernels._cuda is not built: {reason}; VSSN_BUILD_CUDA=1 builds it all the same")
+        return None
     return found
+
+
+def why_no_cuda() -> str | None:
+    """Why nothing here would use the CUDA extension; None where something would.
+
+    A build runs in an environment of its own, without PyTorch: its files are looked for in the Python that it is for.
+    """
+    places = [sysconfig.get_paths()["purelib"], *site.getsitepackages()]
+    if sys.prefix == sys.base_prefix:  # a virtual environment does not see those of the user
+        places.append(site.getusersitepackages())
+    for place in dict.fromkeys(places):
+        try:
+            text = Path(place, "torch/version.py").read_text(encoding="utf-8")
+        except OSError:
+            continue
+        version = re.search(r"^__version__\b.*?['\"](.+?)['\"]", text, re.MULTILINE)
+        cuda = re.search(r"^cuda\b.*=\s*['\"]\d", text, re.MULTILINE)
+        return None if cuda else f"PyTorch {version[1] if version else ''} in {place} is a build without CUDA"
+    return None if has_gpu() else "there is no GPU here, nor a CUDA build of PyTorch"
+
+
+def has_gpu() -> bool:
+    return any(Path("/dev").glob("nvidia[0-9]*")) or bool(output_of("nvidia-smi", "--list-gpus"))
 
 
 def output_of(*command: str) -> str:

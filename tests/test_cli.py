@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import csv
+import errno
+import fcntl
 import json
+import os
+import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from vssn import evaluation, heartbeat, training
 from vssn.cli import main
+from vssn.config import check_config
 from vssn.training import TrainingModule
 from vssn_kernels.version import __version__
 
@@ -162,6 +176,244 @@ def test_interrupt_says_what_is_kept(
     last = tmp_path / "run" / "last.ckpt"
     assert capsys.readouterr().err == f"vssn: interrupted; {last} is kept, continue with --resume\n"
     assert last.is_file()
+
+
+# A cluster's variables, a log, a terminal
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {
+            "SLURM_JOB_ID": "1",
+            "SLURM_JOB_NAME": "train",
+            "SLURM_NTASKS": "4",
+            "SLURM_PROCID": "2",
+            "SLURM_LOCALID": "1",
+        },
+        {"RANK": "1", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "GROUP_RANK": "1", "TORCHELASTIC_RUN_ID": "x"},
+        {"LSB_JOBID": "1", "LSB_DJOB_RANKFILE": "no", "JSM_NAMESPACE_RANK": "1", "JSM_NAMESPACE_LOCAL_RANK": "1"},
+    ],
+    ids=["slurm", "torchrun", "lsf"],
+)
+def test_a_cluster_s_variables_are_those_of_others(
+    variables: dict[str, str], config: str, run: Path, tmp_path: Path
+) -> None:
+    """One process on one device: the same run, with all its logs, and the environment as it was."""
+    code = (
+        "import os, sys; before = dict(os.environ); from vssn.cli import main; code = main(sys.argv[1:])\n"
+        f"assert all(os.environ[name] == before[name] for name in {list(variables)}); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, "fit", "--config", config, "--output", str(tmp_path / "run")]
+    command += ["--set", "data.workers=1"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
+    rows = []
+    for folder in (run, tmp_path / "run"):
+        with open(folder / "metrics.csv", newline="") as file:
+            rows.append(
+                [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+            )
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 2
+
+
+def test_a_log_is_not_silent(
+    config: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reading, training, validating and scoring each say that they go on."""
+    monkeypatch.setattr(heartbeat, "EVERY", 0.15)
+
+    def slow(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def slowly(*arguments: Any, **named: Any) -> Any:
+            time.sleep(0.4)
+            return function(*arguments, **named)
+
+        monkeypatch.setattr(owner, name, slowly)
+
+    slow(TrainingModule, "training_step")
+    slow(TrainingModule, "validation_step")
+    slow(type(check_config(TINY, "").data), "load")
+    slow(training, "evaluate")
+    capsys.readouterr()
+    output = str(tmp_path / "run")
+    assert main(["fit", "--config", config, "--output", output, "--set", "training.report_every=100"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    patterns = (
+        r"reading the data +\d s",
+        r"pendulum: 6 training, .*",
+        r"epoch   1  update 0 +\d s",
+        r"epoch   1  validation +\d s",
+        r"epoch   2  update \d +\d s",
+        r"scoring the validation and the test set +\d s",
+    )
+    found = [[number for number, line in enumerate(lines) if re.fullmatch(pattern, line)] for pattern in patterns]
+    assert all(found), lines
+    assert [numbers[0] for numbers in found] == sorted(numbers[0] for numbers in found)
+
+    slow(evaluation, "evaluate")
+    assert main(["evaluate", str(run / "best.ckpt")]) == 0
+    captured = capsys.readouterr()
+    assert re.search(r"^scoring 3 sequences +\d s$", captured.err, re.MULTILINE)
+    assert " s\n" not in captured.out
+
+
+def test_tensorboard_counts_epochs_from_1(run: Path) -> None:
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert {event.step: event.value for event in events.Scalars("epoch")} == {1: 1, 3: 2}  # by updates
+
+
+def on_a_terminal(command: list[str]) -> tuple[int, str]:
+    """Exit code and all that is written, in its order."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))  # rows, columns
+    with subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True) as process:
+        os.close(theirs)
+        written = b""
+        while True:
+            try:
+                part = os.read(ours, 4096)
+            except OSError:  # the other end is closed
+                break
+            if not part:
+                break
+            written += part
+    os.close(ours)
+    return process.returncode, written.decode()
+
+
+@pytest.mark.parametrize("stop", ["training_step", "validation_step"])
+def test_the_bar_counts_from_1_and_is_gone_when_interrupted(stop: str, config: str, tmp_path: Path) -> None:
+    code = f"""
+import sys
+from vssn.cli import main
+from vssn.training import TrainingModule
+step = TrainingModule.{stop}
+def interrupted(module, *arguments):
+    if module.current_epoch == 1:
+        raise KeyboardInterrupt
+    step(module, *arguments)
+TrainingModule.{stop} = interrupted
+sys.exit(main(sys.argv[1:]))
+"""
+    command = [sys.executable, "-c", code, "fit", "--config", config, "--output", str(tmp_path / "run")]
+    status, written = on_a_terminal(command)
+    assert status == 130, written
+    assert "Epoch 1:" in written
+    assert "Epoch 0" not in written
+    assert "Epoch 3" not in written
+    assert re.search(r"epoch   1 +train", written)
+    last = tmp_path / "run" / "last.ckpt"
+    assert written.rstrip("\r\n").endswith(f"vssn: interrupted; {last} is kept, continue with --resume"), written[-600:]
+
+
+@pytest.mark.parametrize("command", ["fit", "evaluate"])
+def test_threads(command: str, config: str, run: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    arguments = {
+        "fit": ["fit", "--config", config, "--output", str(tmp_path / "run")],
+        "evaluate": ["evaluate", str(run / "best.ckpt")],
+    }
+    try:
+        assert main([*arguments[command], "--threads", "3"]) == 0
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    with pytest.raises(SystemExit):
+        main([*arguments[command], "--threads", "0"])
+
+
+# Places that cannot be written
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "x" * 300, "/proc/none"])
+def test_what_cannot_be_written_is_one_line(
+    place: str, config: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    target = str(tmp_path / place)
+    assert "training.output: " in error_of(capsys, "fit", "--config", config, "--output", target)
+    assert "--json: " in error_of(capsys, "evaluate", str(run / "best.ckpt"), "--json", f"{target}/scores.json")
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM, errno.EIO])
+def test_a_folder_that_cannot_be_made(
+    number: int,
+    config: str,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As for someone who is not root: the folder above refuses."""
+
+    def refused(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number), str(path.parent))
+
+    output = tmp_path / "above" / "run"
+    for name in ("mkdir", "touch"):
+        monkeypatch.setattr(Path, name, refused)
+    reason = os.strerror(number)
+    message = error_of(capsys, "fit", "--config", config, "--output", str(output))
+    assert message == f"vssn: error: training.output: cannot write {output.parent} ({reason}); name another folder\n"
+    for arguments, option in (
+        (("reproduce", "pendulum", "--budget", "quick", "--output", str(output)), "--output"),
+        (("reproduce", "--report", str(tmp_path / "R.md")), "--report"),
+        (("evaluate", str(run / "best.ckpt"), "--json", str(tmp_path / "s.json")), "--json"),
+    ):
+        message = error_of(capsys, *arguments)
+        assert f"{option}: cannot write " in message
+        assert f"({reason}); name another place" in message
+
+
+def test_a_file_that_a_library_cannot_open_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, config: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EIO, "Input/output error", "/somewhere/else")
+
+    monkeypatch.setattr(evaluation, "evaluate", broken)
+    assert "cannot read or write /somewhere/else (Input/output error)" in error_of(
+        capsys, "evaluate", str(run / "best.ckpt")
+    )
+
+
+def test_folders_that_are_not_utf_8(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    tiny = folder / "tiny.yaml"
+    tiny.write_bytes(Path(config).read_bytes())
+    message = error_of(capsys, "fit", "--config", str(tiny), "--output", str(folder / "run"))
+    assert "training.output: expected a name in UTF-8, got " in message
+    assert main(["fit", "--config", str(tiny), "--output", str(tmp_path / "run")]) == 0
+    (folder / "run").mkdir()
+    moved = folder / "run" / "best.ckpt"
+    os.replace(tmp_path / "run" / "best.ckpt", moved)
+    assert main(["evaluate", str(moved), "--json", str(folder / "scores.json")]) == 0
+    assert "caf\\udce9" in capsys.readouterr().out
+    assert json.loads((folder / "scores.json").read_text())["checkpoint"] == str(moved)
+
+
+def test_missing_music_leads_to_the_option_and_the_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("VSSN_DATA", raising=False)
+    for name in "abcdefgh":
+        (tmp_path / name).touch()
+    fit = ("fit", "--config", "jsb", "--output", str(tmp_path / "run"))
+    for more in ((), ("--data", str(tmp_path / "absent")), ("--data", str(tmp_path))):
+        message = error_of(capsys, *fit, *more)
+        assert "--data" in message
+        assert "`vssn download FOLDER`" in message
+        assert " a, b, c" not in message
 
 
 def test_version_and_info(capsys: pytest.CaptureFixture[str]) -> None:

@@ -217,12 +217,19 @@ def test_pickle_may_hold_sets(tmp_path: Path) -> None:
         ("MuseData", "musedata.PICKLE"),
         ("Piano_midi", "Piano-midi.de.pickle"),
         ("piano_midi", "piano_midi.pickle"),
+        ("JSB_Chorales", "jsb.pkl"),
+        ("Nottingham", "nottingham.pkl"),
+        ("MuseData", "musedata.pkl"),
+        ("Piano_midi", "piano_midi.pkl"),
+        ("Nottingham", "Nott.mat"),
+        ("MuseData", "muse.mat"),
+        ("Piano_midi", "piano.pkl"),
     ],
 )
 @pytest.mark.parametrize("under", ["", "music"])
 def test_file_is_found(tmp_path: Path, name: str, file: str, under: str) -> None:
     (tmp_path / under).mkdir(exist_ok=True)
-    write_pickle(tmp_path / under / file)
+    (write_mat if file.endswith(".mat") else write_pickle)(tmp_path / under / file)
     (tmp_path / "notes on JSB Chorales.txt").touch()
     assert_made_up(load_music(name, tmp_path))
 
@@ -250,30 +257,68 @@ def test_mat_wins_over_pickle(tmp_path: Path) -> None:
 def test_no_folder_given() -> None:
     message = failure(None)
     assert "VSSN_DATA is not set" in message
-    assert "data folder option" in message
+    assert "--data" in message
+    assert "`vssn download FOLDER` fetches the four sets" in message
 
 
 def test_missing_folder_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     message = failure(tmp_path / "nowhere")
-    for part in (str(tmp_path / "nowhere"), str(tmp_path / "nowhere" / "music"), "data folder option", "VSSN_DATA"):
+    for part in (
+        str(tmp_path / "nowhere"),
+        str(tmp_path / "nowhere" / "music"),
+        "--data",
+        "VSSN_DATA",
+        "vssn download",
+    ):
         assert part in message
     monkeypatch.setenv("VSSN_DATA", str(tmp_path / "elsewhere"))
     assert f"{tmp_path / 'elsewhere'}" in failure(None)
     assert "from VSSN_DATA" in failure(None)
 
 
-def test_missing_file_lists_what_is_there(tmp_path: Path) -> None:
-    assert "no files" in failure(tmp_path)
-    write_mat(tmp_path / "Nottingham.mat")
-    (tmp_path / "readme.txt").touch()
+def test_missing_file_lists_what_bears_on_the_set(tmp_path: Path) -> None:
+    """Not the folder's other content, but what may be the set under another name, else the other sets."""
+    for name in ("readme.txt", "data.csv", "weights.pkl"):
+        (tmp_path / name).touch()
     message = failure(tmp_path)
-    for part in ("JSB_Chorales.mat", "Nottingham.mat", "readme.txt", str(tmp_path)):
+    for part in ("JSB_Chorales.mat", "found none of the four sets", str(tmp_path), "--data", "`vssn download FOLDER`"):
         assert part in message
+    write_mat(tmp_path / "Nottingham.mat")
+    write_pickle(tmp_path / "Piano-midi.de.pickle")
+    assert "found Nottingham, Piano_midi only; " in failure(tmp_path)
+    (tmp_path / "jsb-chorales-16th.json").touch()
+    (tmp_path / "JSB Chorales.zip").touch()
+    assert "found JSB Chorales.zip, jsb-chorales-16th.json; " in (message := failure(tmp_path))
+    for other in ("readme", "data.csv", "weights", "Nottingham"):
+        assert other not in message
 
 
 def test_a_line_break_in_a_file_name_stays_out_of_the_message(tmp_path: Path) -> None:
-    (tmp_path / "two\nlines").touch()
-    assert "two lines" in failure(tmp_path)
+    (tmp_path / "jsb\nlines").touch()
+    assert "jsb lines" in failure(tmp_path)
+
+
+def test_what_macos_leaves_is_no_data(tmp_path: Path) -> None:
+    for name in ("._JSB_Chorales.mat", "__MACOSX/JSB_Chorales.mat"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"\x00\x05\x16\x07" + bytes(100))
+    assert "found none of the four sets" in failure(tmp_path)
+    write_pickle(tmp_path / "JSB Chorales.pickle")
+    assert_made_up(load_music("JSB_Chorales", tmp_path))
+
+
+def test_a_published_name_wins_over_a_short_one(tmp_path: Path) -> None:
+    for name in ("jsb.pkl", "JSB Chorales.pkl", "piano.pkl"):
+        write_pickle(tmp_path / name)
+    assert find_music_file("jsb", tmp_path).name == "JSB Chorales.pkl"
+
+
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    write_mat(folder / "Nottingham.mat")
+    assert_made_up(load_music("Nottingham", folder))
+    assert "found Nottingham only" in failure(folder)
 
 
 def test_unknown_set(tmp_path: Path) -> None:

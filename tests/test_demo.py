@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import matplotlib.image
 import pytest
+import torch
 
+from vssn import training
 from vssn.demo import main
 
 
@@ -29,3 +32,28 @@ def test_a_wrong_option_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["--output", str(tmp_path), "--epochs", "0"]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_an_output_that_cannot_be_written_is_one_line(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["--output", str(tmp_path / place)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(r"demo: error: --output: cannot write .*; name another place\n", captured.err)
+
+
+def test_names_with_signs_of_yaml_and_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(training, "fit", lambda config: seen.append((config, torch.get_num_threads())) or sys.exit(0))
+    before = torch.get_num_threads()
+    try:
+        with pytest.raises(SystemExit):
+            main(["--output", str(tmp_path / "a: b #c"), "--threads", "3"])
+    finally:
+        torch.set_num_threads(before)
+    config, threads = seen[0]
+    assert Path(config.training.output).parent == tmp_path / "a: b #c"
+    assert threads == 3

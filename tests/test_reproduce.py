@@ -93,8 +93,9 @@ def test_a_table_from_nothing_to_its_report(table: str, tmp_path: Path, monkeypa
     assert "| *DKF* (Karl et al. 2016) | — | — | — | .929 | .979 | .035 |" in text
     assert f"`vssn reproduce pendulum --budget quick --seeds 2 --threads {torch.get_num_threads()}`" in text
     assert "- VSSN on JSB chorales" in text  # among what was not run
-    assert (tmp_path / "results" / "pendulum-filtering.png").is_file()
-    assert "(results/pendulum-filtering.png)" in text
+    assert (tmp_path / "RESULTS-pendulum-filtering.png").is_file()
+    assert "![Pendulum: filtering](RESULTS-pendulum-filtering.png)" in text
+    assert not (tmp_path / "results").exists()
     write_report(page, settings)
     assert page.read_text() == text
 
@@ -220,6 +221,7 @@ def test_a_page_keeps_its_records_for_the_next_one(table: str, tmp_path: Path, m
     configure = module._configure
     monkeypatch.setattr(module, "_configure", lambda job, settings: configure(job, quick))
     settings, page = settings_of(tmp_path, budget="full"), tmp_path / "RESULTS.md"
+    (tmp_path / "results" / "runs").mkdir(parents=True)  # the page is to keep them
     write_report(page, settings)
     kept = tmp_path / "results" / "runs" / table
     assert sorted(path.name for path in kept.iterdir()) == ["pendulum-srnn-0.json", "pendulum-vssn-0.json"]
@@ -291,6 +293,98 @@ def test_a_run_that_another_process_makes_is_left_to_it(table: str, tmp_path: Pa
     assert not (folder / "failed.json").exists()
     assert list(scores(settings, table)) == ["pendulum-srnn-0"]
     assert reproduce([table], settings, lambda _: None) == 0
+
+
+def test_what_a_page_says_of_its_runs_is_theirs(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A quick report of one's own: nothing of the published page's runs, no folder that nobody asked for."""
+    monkeypatch.chdir(tmp_path)
+    before = {path.name for path in tmp_path.iterdir()}
+    assert (
+        main(["reproduce", table, "--budget", "quick", "--only", "vssn", "--output", "runs", "--report", "my own.md"])
+        == 0
+    )
+    assert {path.name for path in tmp_path.iterdir()} - before == {"runs", "my own.md"}
+    figures = tmp_path / "runs" / "quick" / table / "figures"
+    (figures / "pendulum-smoothing.png").write_bytes(b"drawn")
+    assert main(["reproduce", "--budget", "quick", "--output", "runs", "--report", "my own.md"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} - before == {"runs", "my own.md", "my own-pendulum-smoothing.png"}
+    text = Path("my own.md").read_text()
+    assert "![Pendulum: smoothing](my%20own-pendulum-smoothing.png)" in text
+    assert "(d and z: 6 for VSSN)" in text
+    assert "fitted on the 40 training films, scored on the 10 test films" in text
+    assert "Training: VSSN 1 epoch in batches of 20." in text
+    for other in ("67", "131", "500", "250", "rebuilt", "100 particles", "200 test videos", "benchmarks/README.md"):
+        assert other not in text, other
+
+
+def test_a_record_of_another_effort_is_described_as_such(tmp_path: Path) -> None:
+    """The project's own records, with other numbers in them."""
+    root = Path(__file__).resolve().parent.parent
+    shutil.copytree(root / "results" / "runs", tmp_path / "results" / "runs")
+    for path in (tmp_path / "results" / "runs").rglob("*.json"):
+        record = json.loads(path.read_text())
+        record.pop("note", None)
+        record["metrics"] |= {"particles": 7} if "particles" in record["metrics"] else {}
+        record["metrics"] |= {"sequences": 3} if record["table"] == "balls" else {}
+        path.write_text(json.dumps(record))
+    write_report(tmp_path / "RESULTS.md", Settings(tmp_path / "no-runs"))
+    text = (tmp_path / "RESULTS.md").read_text()
+    for part in ("IWAE with 7 particles, sum over", "IWAE-7 |", "IWAE-7, bits per sample", "2 to 100 of 3 test videos"):
+        assert part in text, part
+    assert "rebuilt" not in text
+    assert not re.search(r"IWAE with 10+ particles|IWAE-10", text)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_an_output_that_cannot_be_written_is_one_line(
+    place: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["reproduce", "--budget", "quick", table, "--output", str(tmp_path / place)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(r"vssn: error: --output: cannot write .* \(.+\); name another place\n", captured.err)
+
+
+@pytest.mark.parametrize("name", ["score.json", "trained.json", "figure.png", "report"])
+def test_a_disk_that_fills_up_is_one_line(
+    name: str, table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> Any:
+        raise OSError(28, "No space left on device", str(tmp_path / name))
+
+    write = Path.write_text
+    monkeypatch.setattr(
+        Path, "write_text", lambda path, *rest, **more: full() if path.stem == name else write(path, *rest, **more)
+    )
+    monkeypatch.setattr("vssn.results._copy_figures", full if name == "report" else lambda *_: set())
+    if name == "figure.png":
+        monkeypatch.setitem(PROTOCOLS, table, PROTOCOLS[table]._replace(draw=full))
+    arguments = ["reproduce", "--budget", "quick", table, "--only", "vssn", "--output", str(tmp_path / "runs")]
+    assert main([*arguments, "--report", str(tmp_path / "R.md")]) == 2
+    option = "--report" if name == "report" else "--output"
+    error = capsys.readouterr().err
+    assert (
+        error
+        == f"vssn: error: {option}: cannot write {tmp_path / name} (No space left on device); name another place\n"
+    )
+
+
+def test_a_report_that_cannot_be_written_is_said_before_the_runs(
+    table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["reproduce", "--budget", "quick", table, "--output", str(tmp_path / "runs"), "--report"]
+    for report, says in (
+        (tmp_path / "no" / "R.md", "there is no folder"),
+        (tmp_path, r"cannot write .*Is a directory"),
+    ):
+        assert main([*arguments, str(report)]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert re.fullmatch(f"vssn: error: --report: {says}.*\n", captured.err)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"metrics": {}}'])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -147,6 +148,151 @@ def test_the_data_variable_and_its_subfolders(tmp_path: Path, monkeypatch: pytes
     assert [len(part) for part in load_speech("blizzard")] == [8, 1, 1]
 
 
+# Folders and files as people have them
+
+
+def ten(folder: Path) -> Path:
+    for number in range(10):
+        write(folder / f"{number}.wav", SEGMENT)
+    return folder
+
+
+def test_a_folder_of_recordings_may_be_a_link(tmp_path: Path) -> None:
+    real = ten(tmp_path / "elsewhere")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "wavs").symlink_to(real)
+    (real / "up").symlink_to(tmp_path / "data")  # an endless way down
+    splits = load_speech("blizzard", tmp_path / "data")
+    assert [len(part) for part in splits] == [8, 1, 1]
+    assert splits.valid.pieces[0].path == tmp_path / "data" / "wavs" / "4.wav"
+
+
+def test_capitals_tell_recordings_apart(tmp_path: Path) -> None:
+    for number in range(5):
+        for name in (f"lj00{number}", f"LJ00{number}"):
+            write(tmp_path / f"{name}.wav", SEGMENT)
+    (tmp_path / "LJ001.WAV.wav").write_bytes((tmp_path / "LJ001.wav").read_bytes())
+    splits = load_speech("blizzard", tmp_path)
+    names = sorted(piece.path.stem for part in splits for piece in part.pieces)
+    assert [name.removesuffix(".WAV") for name in names] == sorted(
+        f"{name}00{number}" for name in ("lj", "LJ") for number in range(5)
+    )
+
+
+@pytest.mark.parametrize("layout", [official, sample])
+def test_speakers_whose_folders_differ_by_capitals_alone(layout: Callable[[Path], Path], tmp_path: Path) -> None:
+    root = layout(tmp_path)
+    name = "TIMIT/TRAIN" if layout is official else "timit_sample/dr1-fab1"
+    twin = root / name.replace("TRAIN", "train").replace("fab", "FAB")
+    twin.mkdir()
+    message = message_of("timit", root)
+    assert message.startswith(f"{twin.parent}: expected one folder ")
+    assert Path(name).name in message
+    assert twin.name in message
+
+
+def test_what_macos_leaves_is_no_recording(tmp_path: Path) -> None:
+    ten(tmp_path / "wavs")
+    for name in ("wavs/._0.wav", "__MACOSX/wavs/._1.wav", "__MACOSX/2.wav", ".hidden/3.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"\x00\x05\x16\x07" + bytes(100))
+    assert [len(part) for part in load_speech("blizzard", tmp_path)] == [8, 1, 1]
+
+
+def test_recordings_of_other_forms_are_named(tmp_path: Path) -> None:
+    for number in range(12):
+        (tmp_path / f"{number}.mp3").write_bytes(b"ID3")
+    (tmp_path / "more.zip").touch()
+    (tmp_path / "notes.txt").touch()
+    message = message_of("blizzard", tmp_path)
+    assert "expected recordings (.wav, .flac, .sph, .nist)" in message
+    assert "found 12 .mp3, 1 .zip: convert them to wav or flac" in message
+    assert "txt" not in message
+
+
+@pytest.mark.parametrize(
+    "names", [(b"caf\xe9", b"%d.wav"), (b"wavs", b"caf\xe9 %d.wav"), (b"wavs", b"caf\xc3\xa9 %d.flac")]
+)
+def test_names_that_are_not_utf_8(names: tuple[bytes, bytes], tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(names[0])
+    folder.mkdir()
+    for number in range(10):
+        plain = write(tmp_path / "plain.wav", SEGMENT + number)
+        os.replace(plain, folder / os.fsdecode(names[1] % number))
+    splits = load_speech("blizzard", folder)
+    assert [len(part) for part in splits] == [8, 1, 1]
+    assert splits.train[0].shape == (SEGMENT // FRAME_SIZE, FRAME_SIZE)
+    path = splits.test.pieces[0].path
+    path.write_bytes(b"")
+    assert str(path) in message_of("blizzard", folder)
+
+
+def resize(path: Path, riff: int, data: int) -> None:
+    """Puts two lengths into the header of a plain WAV file."""
+    content = path.read_bytes()
+    order = "<I" if content.startswith(b"RIFF") else ">I"
+    head = content[:4] + struct.pack(order, riff) + content[8:40] + struct.pack(order, data)
+    path.write_bytes(head + content[44:])
+
+
+@pytest.mark.parametrize(
+    ("riff", "data"),
+    [
+        (2**32 - 1, 2**32 - 1),
+        (0, 0),
+        (36, 0),  # the header of a recording that has not begun
+        (2**31, 2**31),
+        (2**31 + 36, 2**31),
+        (2**31 - 1, 2**31 - 37),
+        (2**31 - 4096 + 36, 2**31 - 4096),
+        (0, 10**6),
+        (2**32 - 1, 10**6),
+        (2**32 - 1, 0),
+    ],
+)
+@pytest.mark.parametrize("endian", ["LITTLE", "BIG"])
+def test_a_header_of_unknown_length(tmp_path: Path, riff: int, data: int, endian: str) -> None:
+    """As a pipe writes it: the samples reach to the end of the file."""
+    ten(tmp_path)
+    path = tmp_path / "3.wav"
+    soundfile.write(path, samples_of(path, 2 * SEGMENT), RATE, format="WAV", subtype="PCM_16", endian=endian)
+    resize(path, riff, data)
+    splits = load_speech("blizzard", tmp_path)
+    own = [index for index, piece in enumerate(splits.train.pieces) if piece.path == path]
+    assert len(own) == 2
+    read = torch.cat([splits.train[index] for index in own]).numpy().ravel()
+    scale = splits.train.scale
+    np.testing.assert_allclose(read * scale.std + scale.mean, samples_of(path, 2 * SEGMENT), atol=2e-3)
+
+
+def test_a_known_length_beyond_the_end_is_still_truncated(tmp_path: Path) -> None:
+    ten(tmp_path)
+    size = 2 * SEGMENT
+    resize(tmp_path / "3.wav", size + 36, size + 2)
+    assert message_of("blizzard", tmp_path).startswith(f"{tmp_path / '3.wav'}: truncated, {SEGMENT} samples are left")
+
+
+def test_a_recording_without_samples_is_no_open_length(tmp_path: Path) -> None:
+    ten(tmp_path)
+    path = tmp_path / "3.wav"
+    soundfile.write(path, np.zeros(0, dtype=np.int16), RATE, format="WAV", subtype="PCM_16")
+    content = path.read_bytes() + b"LIST" + struct.pack("<I", SEGMENT * 2) + bytes(SEGMENT * 2)
+    path.write_bytes(content[:4] + struct.pack("<I", len(content) - 8) + content[8:])
+    assert [len(part) for part in load_speech("blizzard", tmp_path)] == [7, 1, 1]
+
+
+def test_a_shortened_file_needs_sph2pipe(tmp_path: Path) -> None:
+    root = official(tmp_path)
+    path = root / "TIMIT" / "TRAIN" / "DR1" / "F00A0" / "SA1.WAV"
+    content = path.read_bytes()
+    coding = b"sample_coding -s26 pcm,embedded-shorten-v2.00"
+    head = content[:1024].replace(b"sample_coding -s3 pcm", coding)[:1024]
+    path.write_bytes(head + content[1024:])
+    message = message_of("timit", root)
+    assert message.startswith(f"{path}: expected plain samples, got a SPHERE file coded as pcm,embedded-shorten-v2.00")
+    assert "sph2pipe -f wav" in message
+
+
 # Scores
 
 
@@ -243,7 +389,7 @@ def test_two_channels_are_refused(tmp_path: Path) -> None:
 def test_folders_without_the_set(tmp_path: Path) -> None:
     assert "there is no folder" in message_of("timit", tmp_path / "absent")
     (tmp_path / "notes").mkdir()
-    assert "expected the folders TRAIN and TEST" in message_of("timit", tmp_path)
+    assert "expected TRAIN and TEST" in message_of("timit", tmp_path)
     assert "got none for training" in message_of("blizzard", tmp_path)
     write(tmp_path / "one.wav", SEGMENT)
     assert "got none for validation" in message_of("blizzard", tmp_path)

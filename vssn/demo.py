@@ -6,6 +6,7 @@ The model sees six frames of a test film and the torques, past and to come; it p
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vssn.config import ConfigError, load_config
+from vssn.command import check_folder, positive, run_command, writing
+from vssn.config import load_config
 from vssn.data.pendulum import IMAGE_SIZE, PendulumSet
 from vssn.evaluation_mode import evaluating, time_major
 from vssn.model import VSSN
@@ -66,37 +68,48 @@ def draw(x: Tensor, predicted: Tensor, model_error: Tensor, copy_error: Tensor, 
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Runs the demo and returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m vssn.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder of the run and the figure")
     parser.add_argument("--epochs", type=int, default=None, help="training epochs, fewer for a quick look")
+    parser.add_argument("--threads", metavar="N", type=positive, help="1 where other programs run (else all cores)")
     options = parser.parse_args(arguments)
+    return run_command("demo", lambda: _demo(options))
 
-    # Lightning takes seconds to import; a wrong option is answered before.
-    from vssn.training import fit
 
+def _demo(options: argparse.Namespace) -> int:
     # The demo may be run again: each run gets a folder of its own.
     folder = options.output / time.strftime("%Y-%m-%d-%H%M%S")
-    overrides = [f"training.output={folder}"]
+    overrides = [f"training.output={json.dumps(str(folder))}"]
     if options.epochs is not None:
         overrides.append(f"training.max_epochs={options.epochs}")
-    try:
-        config = load_config("demo", overrides)
-    except ConfigError as error:
-        print(f"demo: error: {error}", file=sys.stderr)
-        return 2
-    print("Training a VSSN on 500 simulated films of a pendulum, 15 frames of 16 x 16 pixels each ...")
-    result = fit(config)
-
-    from vssn.evaluation import load_model
-
-    model, _ = load_model(result.best_path)
+    config = load_config("demo", overrides)
     assert config.data.set == "pendulum"
-    x, predicted = forecast_films(model, config.data.swings().test)
+    with writing("--output", options.output):
+        check_folder(options.output)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+
+    # Lightning takes seconds to import; a wrong option is answered before.
+    from vssn.evaluation import load_model
+    from vssn.training import fit
+
+    train, _, test = config.data.swings()
+    films, frames, _ = train.images.shape
+    print(
+        f"Training a VSSN on {films} simulated films of a pendulum, {frames} frames of {IMAGE_SIZE} x {IMAGE_SIZE} "
+        "pixels each ...",
+        flush=True,
+    )
+    result = fit(config)
+    model, _ = load_model(result.best_path)
+    x, predicted = forecast_films(model, test)
     truth = x[SEEN:]
     model_error = squared_errors(predicted, truth)
     copy_error = squared_errors(x[SEEN - 1].expand_as(truth), truth)
     figure = options.output / "pendulum.png"
-    draw(x, predicted, model_error, copy_error, figure)
+    with writing("--output", figure):
+        draw(x, predicted, model_error, copy_error, figure)
     print(f"figure: {figure}")
     print(
         f"squared error per frame, {len(truth)} frames ahead on {x.shape[1]} test films: "

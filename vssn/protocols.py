@@ -103,6 +103,7 @@ def score_balls(model: VSSN, config: Config, effort: Effort) -> Metrics:
     return {
         "error": error / count,
         "copy_error": copy_last_frame_error([test[index][0] for index in range(len(test))]),
+        "sequences": count,
         "rollout": (rolled / count).tolist(),
         "copy_rollout": (copied / count).tolist(),
         "rollout_mean": float(rolled.mean() / count),

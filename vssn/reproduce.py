@@ -24,9 +24,11 @@ from typing import Any, NamedTuple
 import filelock
 import torch
 
+from vssn.command import check_folder, writing
 from vssn.config import Config, ConfigError, load_config
 from vssn.data.errors import DataError
 from vssn.evaluation import CheckpointError, load_model, read_checkpoint
+from vssn.heartbeat import Heartbeat, print_line
 from vssn.plots import read_metrics
 from vssn.protocols import PROTOCOLS, Effort, Runs
 from vssn.run_folder import FREE_DATA, TrainingError, differences, replacing
@@ -156,7 +158,7 @@ def jobs_of(table: str, settings: Settings) -> list[Job]:
     return jobs
 
 
-def reproduce(tables: Sequence[str], settings: Settings, say: Callable[[str], None] = print) -> int:
+def reproduce(tables: Sequence[str], settings: Settings, say: Callable[[str], None] = print_line) -> int:
     """Runs what has not been run and draws the figures; the number of runs that failed.
 
     Args:
@@ -165,12 +167,15 @@ def reproduce(tables: Sequence[str], settings: Settings, say: Callable[[str], No
 
     Raises:
         ConfigError: nothing goes by a name in `only`.
+        TargetError: the output cannot be written.
         KeyboardInterrupt: after Ctrl-C; the same call goes on.
     """
     jobs = [job for table in tables for job in jobs_of(table, settings)]
     if not jobs:
         names = [job.folder.name for table in tables for job in jobs_of(table, Settings(settings.output))]
         raise ConfigError(f"--only: no run's name has {' or '.join(settings.only)} in it; runs: {', '.join(names)}")
+    with writing("--output", settings.output):
+        check_folder(settings.output / settings.budget)
     failed = 0
     for number, job in enumerate(jobs, 1):
         head = f"[{number}/{len(jobs)}] {job.table}: {job.entry.model} on {job.entry.set}, seed {job.seed}"
@@ -182,7 +187,7 @@ def reproduce(tables: Sequence[str], settings: Settings, say: Callable[[str], No
                 continue
             say(f"{head}: {job.folder}")
             with _alone(job.folder):
-                record = _run(job, config, settings)
+                record = _run(job, config, settings, say)
         except RunningError as error:
             failed += 1
             say(f"{head}: {error}")
@@ -191,7 +196,6 @@ def reproduce(tables: Sequence[str], settings: Settings, say: Callable[[str], No
             failed += 1
             say(f"{head}: failed: {error}")
             if not (job.folder / SCORE).is_file():
-                job.folder.mkdir(parents=True, exist_ok=True)
                 _write(job.folder / FAILED, _identity(job) | {"reason": str(error)})
             continue
         minutes = (record["train_seconds"] + record["score_seconds"]) / 60
@@ -199,7 +203,7 @@ def reproduce(tables: Sequence[str], settings: Settings, say: Callable[[str], No
         say(f"{head}: {', '.join(numbers)}  ({minutes:.1f} minutes)")
     for table in tables:
         try:
-            for figure in draw(table, settings):
+            for figure in draw(table, settings, say):
                 say(f"figure: {figure}")
         except (ConfigError, DataError, CheckpointError) as error:
             failed += 1
@@ -207,7 +211,7 @@ def reproduce(tables: Sequence[str], settings: Settings, say: Callable[[str], No
     return failed
 
 
-def draw(table: str, settings: Settings) -> list[Path]:
+def draw(table: str, settings: Settings, say: Callable[[str], None] = print_line) -> list[Path]:
     """The figures of a table, of the first seed's runs that are done."""
     everything = Settings(settings.output, settings.budget, 1)
     runs: Runs = {
@@ -218,8 +222,9 @@ def draw(table: str, settings: Settings) -> list[Path]:
     if not runs:
         return []
     folder = settings.output / settings.budget / table / "figures"
-    folder.mkdir(exist_ok=True)
-    return PROTOCOLS[table].draw(runs, folder, settings.data)
+    with writing("--output", folder), Heartbeat(f"{table}: drawing", say):
+        folder.mkdir(exist_ok=True)
+        return PROTOCOLS[table].draw(runs, folder, settings.data)
 
 
 def read_records(table: str, settings: Settings, kept: Path | None = None) -> dict[str, dict[str, Any]]:
@@ -288,14 +293,15 @@ _SIZES = {
 }
 
 
-def _run(job: Job, config: Config, settings: Settings) -> dict[str, Any]:
+def _run(job: Job, config: Config, settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     """Trains, scores, and writes score.json."""
     _train(job, config)
     started = time.monotonic()
     best_epoch = read_checkpoint(job.folder / "best.ckpt")["vssn"]["epoch"]
     model, trained = load_model(job.folder / "best.ckpt")
     effort = _QUICK if settings.budget == "quick" else Effort()
-    metrics = PROTOCOLS[job.table].score(model, trained.with_folder(settings.data), effort)
+    with Heartbeat("scoring the test set", say):
+        metrics = PROTOCOLS[job.table].score(model, trained.with_folder(settings.data), effort)
     log = read_metrics(job.folder)
     record = _identity(job) | {
         "budget": settings.budget,
@@ -357,16 +363,17 @@ def _require_same(folder: Path | str, config: Config, before: dict[str, Any]) ->
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Locks the folder of a run. Raises RunningError where another process has it."""
+    lock = filelock.FileLock(folder / LOCK)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder / LOCK, timeout=0):
-            yield
+        with writing("--output", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
     except filelock.Timeout:
         raise RunningError(f"{folder}: another process is making this run; wait, or name another --output") from None
-    except OSError as error:
-        if not isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
-            raise
-        raise ConfigError(f"--output: cannot write {folder} ({error.strerror}); name another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def describe_machine() -> str:
@@ -395,7 +402,8 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    with replacing(path) as part:
+    with writing("--output", path), replacing(path) as part:
+        path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

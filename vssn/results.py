@@ -1,21 +1,35 @@
 """`vssn reproduce --report`: the markdown page of all results, from the score.json of the runs that are there.
 
-    PAGE                          RESULTS.md
-    results/TABLE-*.png           the figures
-    results/runs/TABLE/RUN.json   the records of all runs on the page
+    PAGE.md             the page
+    PAGE-TABLE-*.png    its figures
+
+A page whose records are to outlive their runs has a folder of its name in small letters with `runs` in it, which one
+makes by hand; as this project's RESULTS.md has. Then, of the full budget:
+
+    page/TABLE-*.png          the figures
+    page/runs/TABLE/RUN.json  the records of all runs on the page
 
 Nothing on the page is typed by hand: every number comes from a run's folder, from a record that an earlier page kept
-(of a run made on another machine, or whose folder is gone) or from `vssn.published`.
+(of a run made on another machine, or whose folder is gone) or from `vssn.published`; what is said of the runs comes
+from their records too.
 """
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
+from vssn.command import writing
+from vssn.data.balls import RESOLUTION, balls_splits
+from vssn.data.pendulum import IMAGE_SIZE, pendulum_splits
+from vssn.data.speech import FRAME_SIZE
+from vssn.demo import SEEN as DEMO_SEEN
+from vssn.protocols import SEEN, STEPS
 from vssn.published import BALLS, MUSIC, PENDULUM, SPEECH, Published
 from vssn.reproduce import TABLES, Settings, keep_records, read_records
 from vssn.run_folder import replacing
@@ -53,6 +67,8 @@ class Target(NamedTuple):
 
 
 class Section(NamedTuple):
+    """Text and headers may have {names} of `_facts`."""
+
     table: str
     title: str
     text: str
@@ -86,13 +102,11 @@ SECTIONS = (
     Section(
         "music",
         "Polyphonic music",
-        "Log-likelihood of the test set in nats per time step: IWAE with 100 particles, sum over all frames of all "
-        "sequences divided by their number (micro, the first frame included); standard splits. All models have the "
-        "sizes of one configuration (D = 256, as far as a model has the part, so those with fewer parts have fewer "
-        "parameters: they are listed) and on each set the same schedule, but for the rows that say so. Further down "
-        "the other averages, and the ELBO of one sample. The records of VSSN, sizes of its own, on Nottingham, "
-        "MuseData and Piano-midi.de were rebuilt from an earlier page of these results: they hold the digits printed "
-        "there, no more.",
+        "Log-likelihood of the test set in nats per time step: IWAE with {particles} particles, sum over all frames of "
+        "all sequences divided by their number (micro, the first frame included); standard splits. All models have the "
+        "sizes of one configuration (as far as a model has the part, so those with fewer parts have fewer parameters: "
+        "they are listed) and on each set the same schedule, but for the rows that say so. Further down the other "
+        "averages, and the ELBO of one sample.",
         _music_columns("iwae_micro"),
         _MUSIC_DETAILS,
         MUSIC,
@@ -107,9 +121,9 @@ SECTIONS = (
         "objectives",
         "The two objectives",
         "The same model trained on the strict bound (`elbo`) and on the paper's formula (`paper`, the KLs halved, no "
-        "bound), both scored by the same strict bounds: nats per time step as above.",
+        "bound), both scored by the same strict bounds: nats per time step of the test set, as those of music.",
         (
-            Column("JSB chorales, IWAE-100", "jsb", "iwae_micro", 3),
+            Column("JSB chorales, IWAE-{particles}", "jsb", "iwae_micro", 3),
             Column("JSB chorales, ELBO", "jsb", "elbo_micro", 3),
         ),
         _MUSIC_DETAILS,
@@ -117,18 +131,18 @@ SECTIONS = (
     Section(
         "speech",
         "Speech",
-        "ELBO of one sample; IWAE with 10 particles further down. Frames of 200 samples. Bits per sample include the "
-        "normalisation's Jacobian: less is better. Published figures are nats per sequence on the full sets, in the "
-        "units of their own normalisation. **Where the data is a small sample of TIMIT, or another reader in place of "
-        "Blizzard's, they are not comparable with ours**; what was read is among the runs.",
+        f"ELBO of one sample; IWAE with {{particles}} particles further down. Frames of {FRAME_SIZE} samples. Bits per "
+        "sample include the normalisation's Jacobian: less is better. Published figures are nats per sequence on the "
+        "full sets, in the units of their own normalisation. **Where the data is a small sample of TIMIT, or another "
+        "reader in place of Blizzard's, they are not comparable with ours**; what was read is among the runs.",
         tuple(
             Column(f"{SET_NAMES[name]}, {unit}", name, f"elbo_{key}", digits, name if key == "nats" else "")
             for name in ("timit", "blizzard")
             for unit, key, digits in (("bits per sample", "bits", 3), ("nats per sequence", "nats", 0))
         ),
         (
-            ("IWAE-10, bits per sample", "iwae_bits", 3),
-            ("IWAE-10, nats per sequence", "iwae_nats", 0),
+            ("IWAE-{particles}, bits per sample", "iwae_bits", 3),
+            ("IWAE-{particles}, nats per sequence", "iwae_nats", 0),
             ("KL z", "kl_z", 2),
             ("KL w", "kl_w", 2),
             ("test sequences", "sequences", 0),
@@ -141,13 +155,13 @@ SECTIONS = (
     Section(
         "balls",
         "Bouncing balls",
-        "Squared error, summed over 900 pixels, mean over frames 2 to 100 of 200 test videos: one step ahead from the "
-        "prior given the frames before. Free-running: the mean of 20 frames predicted after 17 seen. Every prediction "
-        "along the mean path, without noise.",
+        f"Squared error, summed over {RESOLUTION**2} pixels, mean over frames 2 to {{frames}} of {{test}} test videos: "
+        f"one step ahead from the prior given the frames before. Free-running: the mean of {STEPS} frames predicted "
+        f"after {SEEN} seen. Every prediction along the mean path, without noise.",
         (
             Column("one step ahead", "balls", "error", 3, "error"),
             Column("the same, copying the last frame", "balls", "copy_error", 2),
-            Column("free-running, 20 frames", "balls", "rollout_mean", 2),
+            Column(f"free-running, {STEPS} frames", "balls", "rollout_mean", 2),
             Column("the same, copying the last frame seen", "balls", "copy_rollout_mean", 2),
         ),
         (),
@@ -157,11 +171,10 @@ SECTIONS = (
     Section(
         "pendulum",
         "Pendulum",
-        "R^2 of linear regressions from all latent states (d and z: 67 for VSSN, 131 for SRNN, 3 for DKF) to sin phi, "
-        "cos phi and phi', fitted on the 500 training films, scored on the 500 test films. Filtering: states from the "
-        "frames so far; smoothing: from all frames. No filter knows the first frame's velocity: the limit that this "
-        "sets to the R^2 of phi' stands among the runs. SRNN and DKF have batches of 16 films for 250 epochs, VSSN of "
-        "32 for 200: with theirs one of three seeds of VSSN lost the angle. "
+        "R^2 of linear regressions from all latent states (d and z: {latents}) to sin phi, cos phi and phi', fitted on "
+        "the {train} training films, scored on the {test} test films. Filtering: states from the frames so far; "
+        "smoothing: from all frames. No filter knows the first frame's velocity: the limit that this sets to the R^2 "
+        "of phi' stands among the runs. Training: {schedules}. "
         "Which of the two the published figures are is not stated; the row of differences takes smoothing.",
         tuple(
             Column(
@@ -184,53 +197,65 @@ SECTIONS = (
     Section(
         "demo",
         "Demo",
-        "What `make demo` trains, and its score: squared error per frame, 9 frames ahead of 6 seen, 500 test films.",
+        f"What `make demo` trains, and its score: squared error per frame ({IMAGE_SIZE**2} pixels), {{ahead}} frames "
+        f"ahead of {DEMO_SEEN} seen, {{test}} test films.",
         (Column("VSSN", "pendulum", "error", 2), Column("copy of the last frame seen", "pendulum", "copy", 2)),
     ),
 )
 
 
 def write_report(path: Path, settings: Settings) -> list[str]:
-    """The page at `path`, its figures and records in the folder `results` beside it; the tables of which nothing was
-    found.
+    """The page at `path` and its figures, where the text above says; the tables of which nothing was found.
 
     Args:
         settings: `output` and `budget` say where the runs are.
+
+    Raises:
+        ConfigError: a record that cannot be read.
+        TargetError: a place that cannot be written.
     """
-    figures = path.parent / "results"
-    kept = figures / "runs"
+    with writing("--report", path):
+        return _write_report(path, settings)
+
+
+def _write_report(path: Path, settings: Settings) -> list[str]:
+    archive = path.parent / path.stem.lower()
+    keeps = settings.budget == "full" and (archive / "runs").is_dir()
+    kept = archive / "runs" if keeps else None
     parts, absent = [_HEAD.format(budget=settings.budget)], []
     if settings.budget == "quick":
         parts.append("**Tiny models, one epoch, few particles and sequences: a check of the commands, no results.**\n")
     for section in SECTIONS:
         named = read_records(section.table, settings, kept)
-        if settings.budget == "full":
+        if kept is not None:
             keep_records(section.table, named, kept)
         records = list(named.values())
         if not any("metrics" in record for record in records):
             absent.append(section.table)
         parts.append(_section(section, records))
-        names = _copy_figures(section.table, settings, figures)
-        if settings.budget == "full":  # those of runs that are known by their records alone
-            names |= {figure.name for figure in figures.glob(f"{section.table}-*.png")}
-        for name in sorted(names):
-            shown = Path(name).stem.removeprefix(f"{section.table}-").replace("-", ", ")
-            parts.append(f"![{section.title}: {shown}](results/{name})\n")
-    parts.append("## Speed\n[benchmarks/README.md](benchmarks/README.md).\n")
+        prefix = archive / section.table if keeps else path.parent / f"{path.stem}-{section.table}"
+        figures = _copy_figures(section.table, settings, prefix)
+        if keeps:  # those of runs that are known by their records alone
+            figures |= set(archive.glob(f"{section.table}-*.png"))
+        for figure in sorted(figures):
+            shown = figure.stem.removeprefix(f"{prefix.name}-").replace("-", ", ")
+            address = quote(figure.relative_to(path.parent).as_posix())
+            parts.append(f"![{section.title}: {shown}]({address})\n")
+    if keeps:
+        parts.append("## Speed\n[benchmarks/README.md](benchmarks/README.md).\n")
     with replacing(path) as part:
         part.write_text("\n".join(parts), encoding="utf-8")
     return absent
 
 
-def _copy_figures(table: str, settings: Settings, folder: Path) -> set[str]:
-    """Copies what the runs of a table drew into the folder: the names there."""
-    names = set()
+def _copy_figures(table: str, settings: Settings, prefix: Path) -> set[Path]:
+    """Copies what the runs of a table drew to PREFIX-NAME.png: those."""
+    copies = set()
     for figure in (settings.output / settings.budget / table / "figures").glob("*.png"):
-        folder.mkdir(parents=True, exist_ok=True)
-        name = figure.name if figure.name.startswith(table) else f"{table}-{figure.name}"
-        shutil.copyfile(figure, folder / name)
-        names.add(name)
-    return names
+        name = figure.name.removeprefix(f"{table}-")
+        copies.add(copy := prefix.with_name(f"{prefix.name}-{name}"))
+        shutil.copyfile(figure, copy)
+    return copies
 
 
 _HEAD = """# Results
@@ -243,13 +268,69 @@ italics, with their sources; ≥ marks a bound, ~ an estimate. Minutes are by th
 
 def _section(section: Section, records: Sequence[Record]) -> str:
     done = [record for record in records if "metrics" in record]
-    lines = [f"## {section.title}", section.text]
+    lines = [f"## {section.title}"]
     if done:
-        lines += ["", *_table(section, done), "", *_runs(section, done)]
+        facts = _facts(section.table, done)
+        section = section._replace(
+            columns=tuple(column._replace(header=column.header.format_map(facts)) for column in section.columns),
+            details=tuple((header.format_map(facts), key, digits) for header, key, digits in section.details),
+        )
+        lines += [_notes(section.text.format_map(facts), done), "", *_table(section, done), "", *_runs(section, done)]
     missing = _not_run(section, records)
     if missing:
         lines += ["", "Not run:", *(f"- {line}" for line in missing)]
     return "\n".join((*lines, ""))
+
+
+def _facts(table: str, done: Sequence[Record]) -> dict[str, str]:
+    """What the records of a table say of its runs; several values where the runs differ."""
+    simulator = {"balls": balls_splits, "pendulum": pendulum_splits, "demo": pendulum_splits}.get(table)
+    published = {} if simulator is None else inspect.signature(simulator).parameters
+    frames = "num_frames" if "num_frames" in published else "num_steps"
+
+    def each(values: Iterable[Any]) -> str:
+        return " or ".join(dict.fromkeys(map(str, values)))
+
+    def size(name: str, key: str) -> list[int]:
+        """Of a simulated set: as configured, else as published."""
+        given = [record["config"]["data"].get(name) for record in done]
+        return [published[key].default if value is None else value for value in given] if key in published else []
+
+    models = {record["model"]: record for record in done}
+    known = [entry.model for entry in TABLES[table] if entry.model in models]
+    configs = {model: models[model]["config"] for model in dict.fromkeys((*known, *models))}
+    latents = {
+        model: config["model"]["hidden_size"] + config["model"]["latent_size"] for model, config in configs.items()
+    }
+    test = size("num_test", "num_test")
+    scored = [record["metrics"].get("sequences") or count for record, count in zip(done, test, strict=False)]
+    length = size("num_frames", frames)
+    return {
+        "particles": each(record["metrics"].get("particles", MISSING) for record in done),
+        "train": each(size("num_train", "num_train")),
+        "test": each(scored),
+        "frames": each(length),
+        "ahead": each(count - DEMO_SEEN for count in length),
+        "latents": ", ".join(f"{count} for {model}" for model, count in latents.items()),
+        "schedules": ", ".join(
+            f"{model} {_count(config['training']['max_epochs'], 'epoch')} in batches of {config['data']['batch_size']}"
+            for model, config in configs.items()
+        ),
+    }
+
+
+def _notes(text: str, done: Sequence[Record]) -> str:
+    """The text, and what records have to say of themselves."""
+    notes: dict[tuple[str, str], list[str]] = {}
+    for record in done:
+        if "note" in record:
+            notes.setdefault((record["model"], record["note"]), []).append(SET_NAMES[record["set"]])
+    said = (f"{model}, on {_list(dict.fromkeys(sets))}: {note}." for (model, note), sets in notes.items())
+    return " ".join((text, *said))
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _table(section: Section, done: list[Record]) -> list[str]:

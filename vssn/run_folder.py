@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pytorch_lightning.callbacks import Checkpoint, TQDMProgressBar
 
 from vssn.config import Config, ConfigError
 from vssn.evaluation import read_checkpoint
+from vssn.heartbeat import print_line
 
 SCORES = ("loss", "elbo_per_frame", "kl_z_per_frame", "kl_w_per_frame")  # logged as train/... and valid/...
 MONITOR = "valid/elbo_per_frame"
@@ -52,7 +53,14 @@ def differences(
 def check_folder(folder: Path, config: Config, resume: bool) -> int:
     """Epochs that are done, 0 for a new run."""
     name = "training.output"
-    if folder.exists() and not folder.is_dir():
+    try:
+        os.fspath(folder).encode()
+        is_file = folder.exists() and not folder.is_dir()
+    except UnicodeEncodeError:  # TensorBoard cannot write there
+        raise ConfigError(f"{name}: expected a name in UTF-8, got {os.fspath(folder)!a}; name another folder") from None
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+    if is_file:
         raise ConfigError(f"{name}: expected a folder, but {folder} is a file; name another folder")
     if not resume:
         if any((folder / kept).exists() for kept in ("best.ckpt", "last.ckpt")):
@@ -79,24 +87,33 @@ def check_folder(folder: Path, config: Config, resume: bool) -> int:
 @contextlib.contextmanager
 def creating(folder: Path) -> Iterator[None]:
     """Makes the folder; where the block fails before a checkpoint is there, what it made is removed."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    before = set() if made else set(folder.iterdir())
+    made: list[Path] = []
+    before: set[Path] = set()
+    making = True
     try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        before = set() if made else set(folder.iterdir())
         folder.mkdir(parents=True, exist_ok=True)
+        making = False
         yield
     except OSError as error:
         inside = error.filename is not None and os.path.abspath(error.filename).startswith(os.path.abspath(folder))
-        if not inside and error.errno not in _CANNOT_WRITE:
+        if not making and not inside and error.errno not in _CANNOT_WRITE:
             raise
-        where = error.filename or folder
-        raise ConfigError(f"training.output: cannot write {where} ({error.strerror}); name another folder") from None
+        raise _cannot_write(folder, error) from None
     finally:
-        if folder.is_dir() and not any((folder / kept).exists() for kept in ("best.ckpt", "last.ckpt")):
+        if not making and folder.is_dir() and not any((folder / kept).exists() for kept in ("best.ckpt", "last.ckpt")):
             for entry in set(folder.iterdir()) - before:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         with contextlib.suppress(OSError):  # not empty, as it has a checkpoint, or never made
             for path in made:
                 path.rmdir()
+
+
+def _cannot_write(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"training.output: cannot write {error.filename or folder} ({error.strerror}); name another folder"
+    )
 
 
 @contextlib.contextmanager
@@ -118,8 +135,10 @@ class RunFolder(Checkpoint):
         *(f"{split}/{name}" for split in ("train", "valid") for name in SCORES),
     )
 
-    def __init__(self, folder: Path, resumed_epoch: int, report_every: int) -> None:
-        self.folder, self.report_every = folder, report_every
+    def __init__(
+        self, folder: Path, resumed_epoch: int, report_every: int, say: Callable[[str], None] = print_line
+    ) -> None:
+        self.folder, self.report_every, self.say = folder, report_every, say
         self.best = -math.inf
         self.rows: list[dict[str, Any]] = []
         if resumed_epoch:
@@ -156,16 +175,10 @@ class RunFolder(Checkpoint):
             f"kl_z {values['valid/kl_z_per_frame']:.3f}  kl_w {values['valid/kl_w_per_frame']:.3f}  {seconds:6.0f} s"
         )
         if counts["epoch"] % self.report_every == 0:
-            _say(trainer, line + ("  best" if improved else ""))
+            bar = trainer.progress_bar_callback
+            say = bar.print if isinstance(bar, TQDMProgressBar) else self.say
+            say(line + ("  best" if improved else ""))
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
         with replacing(self.folder / name) as part:
             trainer.save_checkpoint(part)
-
-
-def _say(trainer: pl.Trainer, line: str) -> None:
-    bar = trainer.progress_bar_callback
-    if isinstance(bar, TQDMProgressBar):
-        bar.print(line)
-    else:
-        print(line, flush=True)

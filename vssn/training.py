@@ -14,20 +14,16 @@ follow from its number and the seeds, the noise and the KL weight of an update l
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import signal
 import sys
 import time
-import warnings
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, Timer, TQDMProgressBar
+from pytorch_lightning.callbacks import EarlyStopping, Timer
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -37,10 +33,12 @@ from vssn.data.batching import LengthBucketSampler, SequenceBatch, sequence_load
 from vssn.data.speech import scale_of
 from vssn.evaluation import FORMAT, Scores, draw_noise, evaluate, load_model, read_checkpoint, sequence_sums, summarize
 from vssn.evaluation_mode import time_major
+from vssn.heartbeat import Heartbeat
 from vssn.layer import State
 from vssn.model import VSSN
 from vssn.run_folder import MONITOR, SCORES, RunFolder, TrainingError, check_folder, creating, replacing
 from vssn.seeds import mixed_seed
+from vssn.trainer import OneProcess, ProgressBar, first_rank, quiet
 from vssn.values import looked_at
 
 VALIDATION_SEED = 0  # every epoch is validated with the same noise, that of `evaluate`
@@ -202,6 +200,7 @@ class TrainingModule(pl.LightningModule):
         self.metrics |= values
         for name, value in values.items():
             self.log(name, value, prog_bar=name == MONITOR)
+        self.log("epoch", float(self.current_epoch + 1))  # Lightning's own counts from 0
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["vssn"] = {
@@ -211,12 +210,6 @@ class TrainingModule(pl.LightningModule):
             "epoch": self.current_epoch + 1,
             "valid_elbo_per_frame": self.metrics[MONITOR],
         }
-
-
-class ProgressBar(TQDMProgressBar):
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
-        items = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in items.items() if name != "v_num"}
 
 
 def fit(config: Config, resume: bool = False) -> FitResult:
@@ -230,34 +223,48 @@ def fit(config: Config, resume: bool = False) -> FitResult:
         TrainingError: the model diverged; last.ckpt holds the epoch before.
         KeyboardInterrupt: after Ctrl-C; last.ckpt holds the last whole epoch.
     """
-    started = time.monotonic()
-    folder = Path(config.training.output)
-    done = check_folder(folder, config, resume)
-    device = _device(config.training)
-    pl.seed_everything(config.training.seed, workers=True, verbose=False)
-    splits = config.load_data()
-    config = config.with_scale(splits)
-    model = config.build_model(_count_chunks(splits, config.training.chunk_length))
-    data, module = SequenceData(splits, config), TrainingModule(model, config)
-    run = RunFolder(folder, done, config.training.report_every)
-    with creating(folder), _quiet():
-        with replacing(folder / "config.yaml") as part:
-            part.write_text(config.to_yaml(), encoding="utf-8")
-        trainer = _make_trainer(config.training, run, device)
-        counts = ", ".join(
-            f"{len(part)} {name}" for name, part in zip(("training", "validation", "test"), splits, strict=True)
-        )
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        scale = scale_of(splits.train)
-        audio = "" if scale is None else f" at {scale.sample_rate} Hz"
-        print(f"{config.data.set}: {counts} sequences{audio}; {parameters:,} parameters; on {device.type}", flush=True)
-        _run(trainer, module, data, folder / "last.ckpt" if resume else None)
-    best = folder / "best.ckpt"
-    epoch = read_checkpoint(best)["vssn"]["epoch"]
-    model, _ = load_model(best)
-    model.to(device)
-    valid, test = (evaluate(model, loader) for loader in (data.valid, data.test))
-    return FitResult(epoch, best, valid, test, time.monotonic() - started)
+    with Heartbeat("reading the data") as pulse:
+        folder = Path(config.training.output)
+        done = check_folder(folder, config, resume)
+        device = _device(config.training)
+        pl.seed_everything(config.training.seed, workers=True, verbose=False)
+        splits = config.load_data()
+        config = config.with_scale(splits)
+        model = config.build_model(_count_chunks(splits, config.training.chunk_length))
+        data, module = SequenceData(splits, config), TrainingModule(model, config)
+        run = RunFolder(folder, done, config.training.report_every, pulse.say)
+        with creating(folder), quiet(), first_rank():
+            with replacing(folder / "config.yaml") as part:
+                part.write_text(config.to_yaml(), encoding="utf-8")
+            trainer = _make_trainer(config.training, run, device)
+            pulse.say(_describe(config, splits, model, device))
+            pulse.doing = lambda: _doing(trainer)
+            _run(trainer, module, data, folder / "last.ckpt" if resume else None)
+        pulse.doing = "scoring the validation and the test set"
+        best = folder / "best.ckpt"
+        epoch = read_checkpoint(best)["vssn"]["epoch"]
+        model, _ = load_model(best)
+        model.to(device)
+        valid, test = (evaluate(model, loader) for loader in (data.valid, data.test))
+    return FitResult(epoch, best, valid, test, time.monotonic() - pulse.started)
+
+
+def _describe(config: Config, splits: Splits, model: VSSN, device: torch.device) -> str:
+    counts = ", ".join(
+        f"{len(part)} {name}" for name, part in zip(("training", "validation", "test"), splits, strict=True)
+    )
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    scale = scale_of(splits.train)
+    audio = "" if scale is None else f" at {scale.sample_rate} Hz"
+    return f"{config.data.set}: {counts} sequences{audio}; {parameters:,} parameters; on {device.type}"
+
+
+def _doing(trainer: pl.Trainer) -> str | None:
+    """What training is at; None where a bar shows it."""
+    if trainer.progress_bar_callback is not None:
+        return None
+    what = "validation" if trainer.validating else f"update {trainer.global_step}"
+    return f"epoch {trainer.current_epoch + 1:>3}  {what}"
 
 
 def _device(training: TrainingSection) -> torch.device:
@@ -297,6 +304,7 @@ def _make_trainer(training: TrainingSection, run: RunFolder, device: torch.devic
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
+        plugins=[OneProcess()],
     )
 
 
@@ -309,19 +317,3 @@ def _run(trainer: pl.Trainer, module: TrainingModule, data: SequenceData, checkp
         raise KeyboardInterrupt from None
     if trainer.interrupted:
         raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Lightning's hints and advertisements off the terminal; its errors pass."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch\.utils\._pytree)")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

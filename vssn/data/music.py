@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from vssn.data.errors import DataError, shorten
-from vssn.data.folder import FOLDER_VARIABLE, data_folder
+from vssn.data.folder import FOLDER_VARIABLE, data_folder, entries
 
 MUSIC_SETS = ("JSB_Chorales", "Nottingham", "MuseData", "Piano_midi")
 NUM_NOTES = 88
@@ -33,14 +33,15 @@ LOWEST_NOTE = 21
 HIGHEST_NOTE = LOWEST_NOTE + NUM_NOTES - 1
 SPLITS = ("train", "valid", "test")
 
-# File stems in lower case, letters and digits only.
+# File stems in lower case, letters and digits only: the published names, then the short ones that are in use.
 _STEMS = {
-    "JSB_Chorales": ("jsbchorales",),
-    "Nottingham": ("nottingham",),
-    "MuseData": ("musedata",),
-    "Piano_midi": ("pianomidi", "pianomidide"),
+    "JSB_Chorales": ("jsbchorales", "jsb"),
+    "Nottingham": ("nottingham", "nott"),
+    "MuseData": ("musedata", "muse"),
+    "Piano_midi": ("pianomidi", "pianomidide", "piano"),
 }
 _SUFFIXES = (".mat", ".pickle", ".pkl")  # in order of preference
+_DOWNLOAD = "`vssn download FOLDER` fetches the four sets"
 _ADVICE = "replace it by an intact copy of the published file"
 
 
@@ -84,30 +85,42 @@ def load_music(name: str, folder: str | os.PathLike[str] | None = None) -> Music
 
 
 def find_music_file(name: str, folder: str | os.PathLike[str] | None = None) -> Path:
-    """The file of the set `name` in the folder or in its `music` subfolder; `.mat` wins over a pickle."""
+    """The file of the set `name` in the folder or in its `music` subfolder; `.mat` wins over a pickle, and a published
+    name over a short one."""
     name = _canonical_name(name)
-    root, origin = data_folder(folder, "the music sets")
+    root, origin = data_folder(folder, "the music sets", f"; {_DOWNLOAD}")
     places = (root, root / "music")
     found = [place for place in places if os.path.isdir(place)]
     if not found:
         looked = " and ".join(str(place) for place in places)
         raise DataError(
             f"no data folder for {name}: looked at {looked} ({origin}); "
-            f"set the data folder option or {FOLDER_VARIABLE} to the folder that holds {name}.mat"
+            f"name the folder that holds {name}.mat by --data or {FOLDER_VARIABLE}; {_DOWNLOAD}"
         )
-    matches: list[Path] = []
-    seen: list[str] = []
-    for place in found:
-        files = _list_files(place)
-        seen += [file.name for file in files]
-        matches += [file for file in files if file.suffix.lower() in _SUFFIXES and _plain(file.stem) in _STEMS[name]]
+    files = [entry for place in found for entry in entries(place) if entry.is_file()]
+    matches = [file for file in files if file.suffix.lower() in _SUFFIXES and _plain(file.stem) in _STEMS[name]]
     if not matches:
         looked = " and ".join(str(place) for place in found)
         raise DataError(
-            f"no file of {name} in {looked}: expected {name}.mat or the authors' pickle, "
-            f"found {shorten(seen, 'no files')}; put the file there, or set the data folder option or {FOLDER_VARIABLE}"
+            f"no file of {name} in {looked} ({origin}): expected {name}.mat or the authors' {name}.pickle, "
+            f"{_what_is_near(name, files)}; name another folder by --data or {FOLDER_VARIABLE}; {_DOWNLOAD}"
         )
-    return min(matches, key=lambda file: _SUFFIXES.index(file.suffix.lower()))
+    return min(matches, key=_preference)
+
+
+def _preference(file: Path) -> tuple[int, int]:
+    stems = next(stems for stems in _STEMS.values() if _plain(file.stem) in stems)
+    return _SUFFIXES.index(file.suffix.lower()), stems.index(_plain(file.stem))
+
+
+def _what_is_near(name: str, files: list[Path]) -> str:
+    """What a folder without the set has in its place: files whose names say the set's, else other sets."""
+    word = _STEMS[name][-1]
+    if near := [file.name for file in files if word in _plain(file.name)]:
+        return f"found {shorten(near, '')}"
+    readable = [_plain(file.stem) for file in files if file.suffix.lower() in _SUFFIXES]
+    others = [known for known, stems in _STEMS.items() if any(stem in stems for stem in readable)]
+    return f"found {', '.join(others)} only" if others else "found none of the four sets"
 
 
 def _canonical_name(name: str) -> str:
@@ -119,13 +132,6 @@ def _canonical_name(name: str) -> str:
 
 def _plain(text: str) -> str:
     return "".join(character for character in text.lower() if character.isalnum())
-
-
-def _list_files(place: Path) -> list[Path]:
-    try:
-        return sorted(entry for entry in place.iterdir() if entry.is_file())
-    except OSError as error:
-        raise DataError(f"cannot list the data folder {place}: {error.strerror}; check its permissions") from None
 
 
 def _open(path: Path) -> io.BytesIO:

@@ -13,6 +13,9 @@ timit       one sequence per utterance, whatever its length. Official folders: T
 blizzard    one sequence per SEGMENT samples (0.5 seconds at 16 kHz) of every wav or flac file below the folder, in
             the order of their names; of every ten files the fifth validates and the tenth tests.
 
+A recording goes by its name without suffixes, which tells capitals from small letters: SA1.WAV.wav or SA1.flac beside
+SA1.WAV is a copy of it, sa1.wav is another one. Links to folders are followed.
+
 Samples are used at the rate at which they were recorded: nothing is resampled, files of different rates are
 refused, and the rate is reported with the scores. A sequence is decoded when it is taken (TIMIT is 0.6 GB,
 Blizzard 35 GB of samples).
@@ -26,11 +29,16 @@ which is the length of a code for the 16-bit samples as far as the density is sm
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import itertools
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -41,13 +49,17 @@ from torch import Tensor
 
 from vssn.data.batching import SequenceDataset
 from vssn.data.errors import DataError, shorten
-from vssn.data.folder import data_folder
+from vssn.data.folder import data_folder, entries, files_below
 
 SPEECH_SETS = ("timit", "blizzard")
 FRAME_SIZE = 200
 SEGMENT = 8000
 STEPS = 32768  # of 16 bits, from zero to full scale
 _SUFFIXES = (".wav", ".flac", ".sph", ".nist")
+_OTHER_AUDIO = (  # recordings that are not read, to say so
+    *(".mp3", ".m4a", ".aac", ".ogg", ".oga", ".opus", ".wma", ".aif", ".aiff", ".au", ".amr", ".webm", ".mp4"),
+    *(".shn", ".wv", ".ape", ".raw", ".pcm", ".w64", ".wave", ".caf", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz"),
+)
 _FOLDERS = {  # names in lower case that lead from a data folder to a set
     "timit": ("speech", "timit", "timit_sample", "data", "raw"),
     "blizzard": ("speech", "blizzard", "blizzard2013", "ljspeech", "ljspeech_sample"),
@@ -147,14 +159,17 @@ def load_speech(
         raise DataError(f"unknown speech set {name!r}: choose one of {', '.join(SPEECH_SETS)}")
     root, origin = data_folder(folder, "the recordings")
     if not root.is_dir():
-        raise DataError(f"no data folder for {name}: there is no folder {root} ({origin}); name the one that holds it")
+        raise DataError(
+            f"no data folder for {name}: there is no folder {root} ({origin}); name the one that holds it by --data"
+        )
     files = _find_timit(root) if name == "timit" else _find_recordings(root)
     pieces, rate = [], 0
     for split, paths in zip(("training", "validation", "test"), files, strict=True):
         if not paths:
             raise DataError(
-                f"{root}: expected recordings of enough {'speakers' if name == 'timit' else 'files'} for three splits, "
-                f"got none for {split}; name a folder with all of {name}"
+                f"{root}: expected recordings ({', '.join(_SUFFIXES)}) of enough "
+                f"{'speakers' if name == 'timit' else 'files'} for three splits, got none for {split}"
+                f"{'' if any(files) else _what_else(root)}; name a folder with all of {name}"
             )
         split_pieces = []
         for path in paths:
@@ -185,24 +200,43 @@ def _find_timit(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
         if sample:
             speakers = _by_sex([(entry.name[:3], entry.name[4:], entry) for entry in sample])  # dr1-fvmh0
             return _audio_of(_without(speakers, (3, 7), 8)), _audio_of(speakers[3::8]), _audio_of(speakers[7::8])
+    near = [entry.name for entry in _folders(root) if entry.name.lower() in ("train", "test", *_FOLDERS["timit"])]
     raise DataError(
-        f"no TIMIT in {root}: expected the folders TRAIN and TEST, or dr1-fvmh0 and the like as in NLTK's sample, "
-        f"got {shorten([entry.name for entry in _folders(root)], 'no folders')}; name the folder that holds them"
+        f"no TIMIT in {root}: expected TRAIN and TEST with the folders DR1 to DR8, or dr1-fvmh0 and the like as "
+        f"in NLTK's sample, found {shorten(near, 'no such folder')}; name the folder that holds them"
     )
 
 
 def _timit_layout(place: Path) -> tuple[list[Path], list[Path]]:
     """What the folder holds of TIMIT: TRAIN and TEST of the official layout; the speakers of NLTK's sample."""
-    below = {entry.name.lower(): entry for entry in _folders(place)}
-    official = [below[split] for split in ("train", "test") if split in below]
-    if len(official) < 2 or not any(_REGION.fullmatch(entry.name) for entry in _folders(official[0])):
-        official = []
-    return official, [entry for entry in below.values() if _SAMPLE_SPEAKER.fullmatch(entry.name)]
+    folders = _folders(place)
+    splits = sorted((entry for entry in folders if entry.name.lower() in ("train", "test")), key=_lower, reverse=True)
+    _require_different(splits)
+    official = len(splits) == 2 and any(_REGION.fullmatch(entry.name) for entry in _folders(splits[0]))
+    sample = [entry for entry in folders if _SAMPLE_SPEAKER.fullmatch(entry.name)]
+    _require_different(sample)
+    return splits if official else [], sample
+
+
+def _require_different(folders: Sequence[Path]) -> None:
+    """Raises DataError where two names differ by capitals alone: a speaker would be read twice, or one left out."""
+    for before, after in itertools.pairwise(sorted(folders, key=_lower)):
+        if _lower(before) == _lower(after):
+            raise DataError(
+                f"{before.parent}: expected one folder {before.name}, got {after.name} too; move one of them away"
+            )
+
+
+def _lower(path: Path) -> str:
+    return path.name.lower()
 
 
 def _official_speakers(split: Path) -> list[Path]:
     regions = [entry for entry in _folders(split) if _REGION.fullmatch(entry.name)]
-    return _by_sex([(region.name, speaker.name, speaker) for region in regions for speaker in _folders(region)])
+    speakers = [_folders(region) for region in regions]
+    for folders in (regions, *speakers):
+        _require_different(folders)
+    return _by_sex([(speaker.parent.name, speaker.name, speaker) for folders in speakers for speaker in folders])
 
 
 def _by_sex(speakers: Iterable[tuple[str, str, Path]]) -> list[Path]:
@@ -233,23 +267,26 @@ def _places(root: Path, name: str) -> list[Path]:
 
 
 def _folders(place: Path) -> list[Path]:
-    try:
-        return sorted(entry for entry in place.iterdir() if entry.is_dir())
-    except OSError as error:
-        raise DataError(f"cannot list the data folder {place}: {error.strerror}; check its permissions") from None
+    return [entry for entry in entries(place) if entry.is_dir()]
 
 
 def _audio_of(folders: Sequence[Path]) -> list[Path]:
-    """Recordings below the folders, in the order of their names; SA1.WAV.wav beside SA1.WAV is the same one."""
+    """Recordings below the folders, in the order of their names, without the copies of one."""
     found: dict[Path, Path] = {}
     for folder in folders:
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in _SUFFIXES and path.is_file():
-                name = path
-                while name.suffix.lower() in _SUFFIXES:
-                    name = name.with_suffix("")
-                found.setdefault(name.with_name(name.name.lower()), path)
+        for path in sorted(path for path in files_below(folder) if path.suffix.lower() in _SUFFIXES):
+            name = path
+            while name.suffix.lower() in _SUFFIXES:
+                name = name.with_suffix("")
+            found.setdefault(name, path)
     return list(found.values())
+
+
+def _what_else(root: Path) -> str:
+    """Of a folder without recordings: those of other forms, and archives."""
+    counts = Counter(path.suffix.lower() for path in files_below(root))
+    other = [f"{count} {suffix}" for suffix, count in counts.most_common() if suffix in _OTHER_AUDIO]
+    return f", found {', '.join(other)}: convert them to wav or flac" if other else ""
 
 
 def _without(items: Sequence[Path], positions: tuple[int, ...], period: int) -> list[Path]:
@@ -266,13 +303,82 @@ def _soundfile() -> Any:
         raise DataError("soundfile is not installed; reading speech needs it: pip install 'vssn[speech]'") from None
 
 
+class _Mended(io.FileIO):
+    """A file that is read with some of its bytes replaced."""
+
+    def __init__(self, path: Path, start: int, content: bytes) -> None:
+        super().__init__(path)
+        self.replaced = {start + index: byte for index, byte in enumerate(content)}
+
+    def readinto(self, buffer: Any) -> int:
+        start, view = self.tell(), memoryview(buffer).cast("B")
+        count = super().readinto(view) or 0
+        for position, byte in self.replaced.items():
+            if start <= position < start + count:
+                view[position - start] = byte
+        return count
+
+
+class _WavSizes(NamedTuple):
+    """What the header of a WAV file says of lengths, and what is there; in bytes."""
+
+    order: str  # of the bytes of a number, for struct
+    riff: int  # behind its own place
+    data: int
+    start: int  # of the samples
+    whole: int  # the file
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was written into a pipe: the lengths, not known then, were never filled in. Writers leave 0, or
+        one of the largest numbers that the field, with or without a sign, holds."""
+        if self.data == 0:  # also that of a recording without samples, whose other length is right
+            return self.whole > self.start and self.riff != self.whole - 8
+        return any(size == 0 or size >= 2**31 - 2**16 for size in (self.riff, self.data))
+
+
+def _wav_sizes(path: Path) -> _WavSizes | None:
+    """None of a file that is no WAV, or has no samples."""
+    with open(path, "rb") as file:
+        magic, riff = file.read(4), file.read(4)
+        if magic not in (b"RIFF", b"RIFX") or file.read(4) != b"WAVE":
+            return None
+        order = "<I" if magic == b"RIFF" else ">I"
+        while len(head := file.read(8)) == 8:
+            (size,) = struct.unpack(order, head[4:])
+            if head[:4] == b"data":
+                start = file.tell()
+                return _WavSizes(order, struct.unpack(order, riff)[0], size, start, file.seek(0, os.SEEK_END))
+            file.seek(size + size % 2, os.SEEK_CUR)
+    return None
+
+
+@contextlib.contextmanager
+def _opened(path: Path, sizes: _WavSizes | None) -> Iterator[Any]:
+    """What the decoder takes for the file: its name in bytes, which need not be text; of an open length 0, which the
+    decoder takes at its word, the file with its true length."""
+    if sizes is None or sizes.data or not sizes.is_open:
+        yield os.fsencode(path)
+        return
+    length = struct.pack(sizes.order, min(sizes.whole - sizes.start, 2**31 - 2))
+    with _Mended(path, sizes.start - 4, length) as file:
+        yield file
+
+
 def _inspect(path: Path, rate: int) -> tuple[int, int]:
     """Samples and rate of a file that is whole, of one channel, and of the given rate (0: of any)."""
     soundfile = _soundfile()
     try:
-        info = soundfile.info(str(path), verbose=True)
         with open(path, "rb") as file:
             head = file.read(1024)
+        if head.startswith(b"NIST_1A") and (coding := re.search(rb"^sample_coding -s\d+ (\S*embedded\S*)", head, re.M)):
+            raise DataError(
+                f"{path}: expected plain samples, got a SPHERE file coded as {coding[1].decode('latin1')}; "
+                "decode it by sph2pipe: sph2pipe -f wav FILE FILE.wav"
+            )
+        sizes = _wav_sizes(path)
+        with _opened(path, sizes) as source:
+            info = soundfile.info(source)
     except (soundfile.LibsndfileError, OSError) as error:
         raise _damaged(path, error) from None
     if info.channels != 1:
@@ -283,9 +389,9 @@ def _inspect(path: Path, rate: int) -> tuple[int, int]:
             "bring all files to one rate, nothing is resampled here"
         )
     # The decoder reads what is left of a truncated file without a word; the headers say how much there was.
-    riff = re.search(r"^data : (\d+) \(should be (\d+)\)", info.extra_info, re.MULTILINE)
+    riff = sizes is not None and not sizes.is_open and sizes.data > sizes.whole - sizes.start
     nist = re.search(rb"^sample_count -i (\d+)", head, re.MULTILINE) if head.startswith(b"NIST_1A") else None
-    if (riff and int(riff[1]) > int(riff[2])) or (nist and int(nist[1]) > info.frames):
+    if riff or (nist and int(nist[1]) > info.frames):
         raise DataError(f"{path}: truncated, {info.frames} samples are left; replace it by an intact copy")
     return int(info.frames), int(info.samplerate)
 
@@ -295,7 +401,8 @@ def _decode(piece: Piece) -> NDArray[np.float32]:
     soundfile = _soundfile()
     wanted = piece.frames * FRAME_SIZE
     try:
-        samples, _ = soundfile.read(str(piece.path), frames=wanted, start=piece.start, dtype="float32")
+        with _opened(piece.path, _wav_sizes(piece.path)) as source:
+            samples, _ = soundfile.read(source, frames=wanted, start=piece.start, dtype="float32")
     except (soundfile.LibsndfileError, OSError) as error:
         raise _damaged(piece.path, error) from None
     if len(samples) != wanted or not np.isfinite(samples).all():

@@ -1,0 +1,113 @@
+"""How a command ends: with the exit code of what it ran, or with one line on stderr for a mistake of its user."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+FAILED, INTERRUPTED, CLOSED = 2, 130, 141  # the last two as a shell names the ends by SIGINT and SIGPIPE
+USER_ERRORS = (
+    "ConfigError",
+    "DataError",
+    "CheckpointError",
+    "TrainingError",
+    "MemoryLimitError",
+)  # by name: their modules load late
+TRAINING_NEEDS = ("pydantic", "pytorch_lightning", "yaml", "scipy", "tensorboard", "matplotlib", "filelock")
+
+
+class TargetError(ValueError):
+    """A place that cannot be written. The message is one line."""
+
+
+def run_command(name: str, function: Callable[[], int]) -> int:
+    """Calls the function; the exit code. A fault of the program keeps its traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path need not be text; stderr is like that from the start
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+    def fail(message: str) -> int:
+        print(f"{name}: error: {message}", file=sys.stderr)
+        return FAILED
+
+    try:
+        code = function()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader, `head` say, has gone; nor can what is left be written when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except ModuleNotFoundError as error:
+        if error.name not in TRAINING_NEEDS:
+            raise
+        return fail(f"{error.name} is not installed; install what training needs: pip install 'vssn[train]'")
+    except MemoryError:
+        return fail("out of memory; choose a smaller data set, model or batch_size")
+    except OSError as error:  # a file or a disk that no part of the program looked after
+        if error.strerror is None:
+            raise
+        where = f" {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
+        return fail(f"cannot read or write{where} ({error.strerror}); check the path, its permissions and the disk")
+    except ValueError as error:
+        if not isinstance(error, TargetError) and type(error).__name__ not in USER_ERRORS:
+            raise
+        return fail(str(error))
+
+
+@contextlib.contextmanager
+def writing(option: str, what: Path) -> Iterator[None]:
+    """What fails to be written inside is a mistake of the option that named the place. Raises TargetError."""
+    try:
+        yield
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else what
+        raise TargetError(f"{option}: cannot write {where} ({error.strerror}); name another place") from None
+
+
+def check_target(option: str, file: Path) -> None:
+    """Raises TargetError where the file could not be written, before hours of work for it."""
+    folder = file.absolute().parent
+    with writing(option, file):
+        if not folder.is_dir():
+            raise TargetError(f"{option}: there is no folder {folder}; make it first")
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+        check_folder(folder)
+
+
+def check_folder(folder: Path) -> None:
+    """Makes the folder and, for a moment, a file in it. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".vssn-{os.getpid()}"
+    probe.touch()
+    probe.unlink()
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    return _whole(text, 1)
+
+
+def not_negative(text: str) -> int:
+    """A whole number of at least 0, for argparse."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
+    return value

@@ -1,0 +1,80 @@
+"""Lightning as `vssn fit` uses it: one process on one device, a bar that counts epochs from 1, no hints."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.utilities import rank_zero_only
+
+
+class OneProcess(LightningEnvironment):
+    """A process by itself, whatever the variables of a cluster or a launcher say of others (SLURM_*, RANK, ...)."""
+
+    def global_rank(self) -> int:
+        return 0
+
+    def local_rank(self) -> int:
+        return 0
+
+    def node_rank(self) -> int:
+        return 0
+
+    def world_size(self) -> int:
+        return 1
+
+    def teardown(self) -> None:
+        """Lightning's own takes WORLD_SIZE out of the environment."""
+
+
+@contextlib.contextmanager
+def first_rank() -> Iterator[None]:
+    """Lightning takes the rank that decides who writes logs from RANK and the like, when it is imported."""
+    attributes = vars(rank_zero_only)
+    before = attributes["rank"]
+    attributes["rank"] = 0
+    try:
+        yield
+    finally:
+        attributes["rank"] = before
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps Lightning's hints and advertisements off the terminal; its errors pass."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch\.utils\._pytree)")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class ProgressBar(TQDMProgressBar):
+    """Counts epochs from 1, as the lines below it do, and is gone when an error or Ctrl-C ends the run."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        bar = self.train_progress_bar
+        bar.set_description(f"Epoch {trainer.current_epoch + 1}", refresh=False)
+        bar.reset(self.total_train_batches)
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
+        items = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in items.items() if name != "v_num"}
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        for bar in (self._val_progress_bar, self._train_progress_bar):  # else drawn again when Python ends
+            if bar is not None:
+                bar.leave = False
+                bar.close()
