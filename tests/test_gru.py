@@ -170,3 +170,14 @@ def test_an_unchanged_output_is_not_told_again(monkeypatch: pytest.MonkeyPatch) 
     gru_sequence(*leaves)[0].relu().sum().backward()
     with pytest.raises(AssertionError, match="told again"):
         gru_sequence(*leaves)[0].relu_().sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_the_op_that_tells_the_output_again_is_sound(backend: str) -> None:
+    """Its fake, and an error in place of a gradient."""
+    gates, h0 = torch.rand(5, 4, 28), torch.rand(4, 7)
+    op = torch.ops.vssn.gru_sequence_output.default
+    for lengths in (None, torch.tensor([5, 0, 3, 1])):
+        torch.library.opcheck(op, (gates, h0, lengths, True, backend))
+    with pytest.raises(RuntimeError, match="gru_sequence_output is not differentiable"):
+        op(gates.requires_grad_(), h0, None, False, backend)
