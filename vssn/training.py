@@ -40,6 +40,7 @@ from vssn.layer import State
 from vssn.model import VSSN
 from vssn.run_folder import MONITOR, SCORES, RunFolder, check_folder, creating, replacing
 from vssn.seeds import mixed_seed
+from vssn_kernels import keep_memory
 
 VALIDATION_SEED = 0  # every epoch is validated with the same noise, that of `evaluate`
 
@@ -222,6 +223,7 @@ def fit(config: Config, resume: bool = False) -> FitResult:
         KeyboardInterrupt: after Ctrl-C; last.ckpt holds the last whole epoch.
     """
     started = time.monotonic()
+    keep_memory()
     folder = Path(config.training.output)
     done = check_folder(folder, config, resume)
     device = _device(config.training)

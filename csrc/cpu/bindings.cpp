@@ -6,18 +6,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <limits.h>
-#include <stdlib.h>
 #include <time.h>
-#if defined(__GLIBC__)
-#include <malloc.h>
-#endif
 
 #include <chrono>
 #include <stdexcept>
 #include <string>
 #include <thread>
-#include <utility>
+#include <tuple>
 #include <vector>
 
 #include "crowd.h"
@@ -359,19 +354,11 @@ void evaluate(Arguments in) {
     entries<T>().evaluate(function, x, y, count);
 }
 
-// Lets malloc serve blocks of every size from its heap, and keep up to 2 GB of freed memory there. glibc only.
-void keep_freed_memory() {
-#if defined(__GLIBC__)
-    mallopt(M_MMAP_MAX, 0);
-    mallopt(M_TRIM_THRESHOLD, INT_MAX);
-#endif
-}
-
-// For the tests: whether each of the observations (seconds, involuntary switches so far) is found crowded.
-std::vector<bool> crowded(const std::vector<std::pair<double, int64_t>>& observations) {
+// For the tests: whether each of the observations, as Crowd takes them, is found crowded.
+std::vector<bool> crowded(const std::vector<std::tuple<double, double, int64_t>>& observations) {
     Crowd crowd;
     std::vector<bool> found;
-    for (const auto& [now, switches] : observations) found.push_back(crowd.observe(now, switches));
+    for (const auto& [now, busy, switches] : observations) found.push_back(crowd.observe(now, busy, switches));
     return found;
 }
 
@@ -422,7 +409,6 @@ PYBIND11_MODULE(_cpu, module) {
     define<mlp_backward_workspace<float>, mlp_backward_workspace<double>>(module, "mlp_backward_workspace");
     define<bernoulli<float>, bernoulli<double>>(module, "bernoulli");
     define<evaluate<float>, evaluate<double>>(module, "evaluate");
-    module.def("keep_freed_memory", keep_freed_memory);
     module.def("shorten_waits", shorten_waits, py::call_guard<py::gil_scoped_release>());
     module.def("waits_are_short", waits_are_short);
     module.def("crowded", crowded);

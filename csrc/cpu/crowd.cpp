@@ -19,13 +19,13 @@
 
 namespace vssn {
 
-bool Crowd::observe(double now, int64_t switches) {
+bool Crowd::observe(double now, double busy, int64_t switches) {
     if (now < crowded_until_) return true;
-    if (begin_ >= 0 && now - begin_ < kWindow) return false;
-    // A thread that comes by seldom has a long window, in which the same switches are fewer.
-    const bool crowded = begin_ >= 0 && switches - switches_ >= kSwitches * ((now - begin_) / kWindow);
-    crowded_until_ = crowded ? now + kPause : 0;
-    begin_ = crowded ? -1 : now;
+    if (begun_ && busy - busy_ < kWindow) return false;
+    const bool crowded = begun_ && switches - switches_ >= kSwitches * ((busy - busy_) / kWindow);
+    if (crowded) crowded_until_ = now + kPause;
+    begun_ = !crowded;
+    busy_ = busy;
     switches_ = switches;
     return crowded;
 }
@@ -110,18 +110,22 @@ void shorten_waits(bool shorten, int threads) {
 bool waits_are_short() { return are_short; }
 
 void watch_crowd(int threads) {
+    constexpr double kInterval = 0.02;  // seconds
     static const bool watch = wanted();
-    if (!watch) return;
     static thread_local Crowd crowd;
-    static thread_local double looked = -1;
+    static thread_local double next = 0;
+    if (!watch) return;
     timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
     const double now = static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-    if (looked >= 0 && now - looked < Crowd::kWindow) return;
-    looked = now;
+    if (now < next) return;
+    next = now + kInterval;
     rusage usage;
     if (getrusage(RUSAGE_THREAD, &usage) != 0) return;
-    const bool crowded = crowd.observe(now, usage.ru_nivcsw);
+    const auto seconds = [](timeval t) {
+        return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
+    };
+    const bool crowded = crowd.observe(now, seconds(usage.ru_utime) + seconds(usage.ru_stime), usage.ru_nivcsw);
     if (crowded || are_short) shorten_waits(crowded, threads);
 }
 

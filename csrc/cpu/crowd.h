@@ -9,15 +9,18 @@ namespace vssn {
 // it is taken to be so for kPause, then looked at afresh: short waits have switches of their own.
 class Crowd {
   public:
-    static constexpr double kWindow = 0.1, kPause = 5;  // seconds
-
-    // To be told now and then: seconds on any clock, and the thread's involuntary context switches so far.
-    bool observe(double now, int64_t switches);
+    // To be told now and then: seconds on any clock, seconds of processor time and involuntary context switches of the
+    // thread so far.
+    bool observe(double now, double busy, int64_t switches);
 
   private:
-    static constexpr int64_t kSwitches = 3;  // in a window; a thread with a core of its own counts 0 or 1
+    // In turns of 3 ms, as Linux gives them, 10 switches; a thread with a core of its own counts 0 or 1.
+    static constexpr double kWindow = 0.03;  // seconds of processor time
+    static constexpr int64_t kSwitches = 3;
+    static constexpr double kPause = 5;  // seconds
 
-    double begin_ = -1, crowded_until_ = 0;
+    bool begun_ = false;
+    double busy_ = 0, crowded_until_ = 0;
     int64_t switches_ = 0;
 };
 
