@@ -14,7 +14,7 @@ HOST_TESTS := $(filter-out %_compile.py %_device.py,$(wildcard tests/test_cuda_*
 demo: $(VENV)/demo-installed
 	$(BIN)/python -m vssn.demo --output demo_output
 
-# Two processes of one thread each: more threads than cores wait for each other at every barrier.
+# Two processes of one thread each: more threads than cores have to wait for each other.
 test: $(VENV)/test-installed
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadgroup -m "not slow"
 

@@ -32,7 +32,7 @@ from setuptools.command.build_ext import build_ext
 
 CPU = Path("csrc/cpu")
 KERNELS = ("gru", "posterior", "gaussian", "mlp", "bernoulli", "table")
-COMMON = ("bindings", "dispatch", "rows", "threads")
+COMMON = ("bindings", "crowd", "dispatch", "rows", "threads")
 FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",
          "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi", "-g0"]  # fmt: skip
 ISA_FLAGS = {

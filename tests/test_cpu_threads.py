@@ -1,5 +1,5 @@
 """The cpu backend's threads: the same bits however many there are, several Python threads at once, forked children,
-DataLoader workers, one OpenMP runtime."""
+DataLoader workers, one OpenMP runtime, waits on a crowded machine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vssn_kernels import _cpu
 from vssn_kernels.testing import Sample, assert_equal, cotangents, gradients
 
 TIMEOUT = 120  # seconds, for what would hang if it failed
@@ -203,3 +205,102 @@ def test_one_openmp_runtime_is_mapped() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT, check=True)
     runtimes = [path for path in result.stdout.split() if "gomp" in path or "iomp" in path or "libomp" in path]
     assert len(runtimes) == 1, runtimes
+
+
+# ---- A crowded machine: processor time is counted, which does not depend on how crowded it is ------------------------
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="the waits are shortened on Linux")
+
+
+@pytest.fixture
+def usual_waits() -> Iterator[None]:
+    yield
+    _cpu.shorten_waits(False, 2)
+
+
+def spun(tries: int = 10) -> float:
+    """Seconds that PyTorch's second thread spins after its work, in all tries."""
+    x = torch.randn(1 << 20)
+    out = torch.empty_like(x)
+    total = 0.0
+    for _ in range(tries):
+        torch.add(x, x, out=out)
+        before = time.process_time()
+        time.sleep(0.05)
+        total += time.process_time() - before
+    return total
+
+
+@linux_only
+def test_who_waits_at_a_barrier_sleeps() -> None:
+    """Spinning or yielding until the other came would take all of the half second."""
+    assert _cpu.waiting_cpu_seconds(0.5) < 0.1
+
+
+@linux_only
+def test_short_waits_hold_for_pytorchs_threads_and_can_be_undone(usual_waits: None) -> None:
+    torch.set_num_threads(2)
+    usual = spun()
+    _cpu.shorten_waits(True, 2)
+    assert _cpu.waits_are_short()
+    short = spun()
+    _cpu.shorten_waits(False, 2)
+    assert not _cpu.waits_are_short()
+    assert short < 0.005, f"{1e3 * short:.2f} ms of spinning in 10 waits"
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        assert usual > short
+        assert spun() > short
+
+
+@linux_only
+def test_a_forked_child_of_a_process_with_short_waits_works(usual_waits: None) -> None:
+    test_dataloader_workers("fork")
+    _cpu.shorten_waits(True, 2)
+    test_dataloader_workers("fork")
+
+
+def test_a_crowd_is_noticed_and_looked_for_again() -> None:
+    alone = [(0.1 * i, 0.1 * i, i) for i in range(20)]  # a switch in 0.1 s of work
+    assert not any(_cpu.crowded(alone))
+    waiting = [(0.1 * i, 0.001 * i, i) for i in range(20)]  # too little work to tell
+    assert not any(_cpu.crowded(waiting))
+    shared = [(0.1 * i, 0.05 * i, 15 * i) for i in range(20)]  # half of a core, in turns of 3 ms
+    assert _cpu.crowded(shared) == [False] + 19 * [True]
+    after = [(1.9 + 0.1 * i, 0.95 + 0.1 * i, 285 + i) for i in range(1, 60)]  # the core is its own again
+    found = _cpu.crowded(shared + after)[20:]
+    assert found[0]
+    assert not any(found[35:])
+    assert any(_cpu.crowded(shared + [(7 + now, 1 + busy, 300 + switches) for now, busy, switches in shared])[21:])
+
+
+HOG = """
+import os, time
+parent, end = os.getppid(), time.time() + 60
+while os.getppid() == parent and time.time() < end:
+    pass
+"""
+CROWDED = """
+import subprocess, sys, time, torch, vssn_kernels
+from vssn_kernels import _cpu
+hogs = [subprocess.Popen([sys.executable, "-S", "-c", sys.argv[1]]) for _ in range(2 * torch.get_num_threads())]
+logits = torch.randn(4000, 88)
+end = time.time() + 30
+while time.time() < end and not _cpu.waits_are_short():
+    vssn_kernels.bernoulli_log_prob(logits, logits)
+print(_cpu.waits_are_short())
+for process in hogs:
+    process.kill()
+"""
+
+
+@linux_only
+@pytest.mark.parametrize(("variables", "short"), [({}, "True"), ({"VSSN_SHARE_CORES": "0"}, "False")], ids=str)
+@pytest.mark.slow
+def test_waits_become_short_beside_busy_processes(variables: dict[str, str], short: str) -> None:
+    threads = {"OMP_NUM_THREADS": str(max(2, len(os.sched_getaffinity(0))))}
+    environment = {key: value for key, value in os.environ.items() if key != "VSSN_SHARE_CORES"} | threads | variables
+    result = subprocess.run(
+        [sys.executable, "-c", CROWDED, HOG], env=environment, capture_output=True, text=True, timeout=TIMEOUT
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == short

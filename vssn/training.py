@@ -40,6 +40,7 @@ from vssn.run_folder import MONITOR, SCORES, RunFolder, TrainingError, check_fol
 from vssn.seeds import mixed_seed
 from vssn.trainer import OneProcess, ProgressBar, first_rank, quiet
 from vssn.values import looked_at
+from vssn_kernels import keep_memory
 
 VALIDATION_SEED = 0  # every epoch is validated with the same noise, that of `evaluate`
 
@@ -223,6 +224,7 @@ def fit(config: Config, resume: bool = False) -> FitResult:
         TrainingError: the model diverged; last.ckpt holds the epoch before.
         KeyboardInterrupt: after Ctrl-C; last.ckpt holds the last whole epoch.
     """
+    keep_memory()
     with Heartbeat("reading the data") as pulse:
         folder = Path(config.training.output)
         done = check_folder(folder, config, resume)

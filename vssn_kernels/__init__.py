@@ -3,6 +3,7 @@
 The size alphabet and the map from a public function to its kernels stand in README.md beside this file.
 """
 
+from vssn_kernels.backend.memory import keep_memory
 from vssn_kernels.backend.table import backends, info, use_backend
 from vssn_kernels.ops.bernoulli import bernoulli_log_prob
 from vssn_kernels.ops.gaussian import gaussian_kl, gaussian_rsample_kl
@@ -21,6 +22,7 @@ __all__ = [
     "gaussian_rsample_kl",
     "gru_sequence",
     "info",
+    "keep_memory",
     "mlp",
     "posterior_sequence",
     "split_linear",

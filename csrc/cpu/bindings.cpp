@@ -4,18 +4,20 @@
 // them: sizes, addresses (0: no tensor) and strides in elements. vssn_kernels/backend/cpu.py, the only caller, has
 // checked and allocated everything. The GIL is released while a kernel runs.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
-#include <limits.h>
-#include <stdlib.h>
-#if defined(__GLIBC__)
-#include <malloc.h>
-#endif
+#include <time.h>
 
+#include <chrono>
 #include <stdexcept>
 #include <string>
+#include <thread>
+#include <tuple>
 #include <vector>
 
+#include "crowd.h"
 #include "kernels.h"
+#include "threads.h"
 
 namespace py = pybind11;
 
@@ -352,12 +354,30 @@ void evaluate(Arguments in) {
     entries<T>().evaluate(function, x, y, count);
 }
 
-// Lets malloc serve blocks of every size from its heap, and keep up to 2 GB of freed memory there. glibc only.
-void keep_freed_memory() {
-#if defined(__GLIBC__)
-    mallopt(M_MMAP_MAX, 0);
-    mallopt(M_TRIM_THRESHOLD, INT_MAX);
-#endif
+// For the tests: whether each of the observations, as Crowd takes them, is found crowded.
+std::vector<bool> crowded(const std::vector<std::tuple<double, double, int64_t>>& observations) {
+    Crowd crowd;
+    std::vector<bool> found;
+    for (const auto& [now, busy, switches] : observations) found.push_back(crowd.observe(now, busy, switches));
+    return found;
+}
+
+// For the tests: the processor time that the caller spends at a barrier where another comes `late` seconds after it.
+double waiting_cpu_seconds(double late) {
+    const auto cpu_seconds = [] {
+        timespec time;
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+        return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+    };
+    double spent = 0;
+    auto body = [&](Team team) {
+        if (team.rank > 0) std::this_thread::sleep_for(std::chrono::duration<double>(late));
+        const double before = cpu_seconds();
+        team.wait();
+        if (team.rank == 0) spent = cpu_seconds() - before;
+    };
+    parallel(2, body);
+    return spent;
 }
 
 template <auto single, auto twice>
@@ -389,7 +409,10 @@ PYBIND11_MODULE(_cpu, module) {
     define<mlp_backward_workspace<float>, mlp_backward_workspace<double>>(module, "mlp_backward_workspace");
     define<bernoulli<float>, bernoulli<double>>(module, "bernoulli");
     define<evaluate<float>, evaluate<double>>(module, "evaluate");
-    module.def("keep_freed_memory", keep_freed_memory);
+    module.def("shorten_waits", shorten_waits, py::call_guard<py::gil_scoped_release>());
+    module.def("waits_are_short", waits_are_short);
+    module.def("crowded", crowded);
+    module.def("waiting_cpu_seconds", waiting_cpu_seconds, py::call_guard<py::gil_scoped_release>());
     module.def("isa", [] { return kernels().isa; });
     module.attr("compiler") = "g++ " __VERSION__;
 }

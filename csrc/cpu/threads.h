@@ -8,8 +8,8 @@
 
 namespace vssn {
 
-// Every thread of a team waits here for the others. Spins for some microseconds, then yields the core, so that a
-// machine with more threads than cores makes progress.
+// Every thread of a team waits here for the others. Spins for some microseconds, then sleeps: on a machine with more
+// threads than cores the one that is waited for may need this core, and who slept is the first to get it back.
 class Barrier {
   public:
     explicit Barrier(int size) : size_(size) {}
@@ -20,6 +20,7 @@ class Barrier {
     int size_;
     std::atomic<int> arrived_{0};
     std::atomic<uint32_t> round_{0};
+    std::atomic<int> sleepers_{0};
 };
 
 struct Team {

@@ -27,14 +27,6 @@ def _after_fork() -> None:
 
 os.register_at_fork(after_in_child=_after_fork)
 
-# glibc gives freed blocks back to the system, and fresh memory costs a page fault for every 4 KB at its first touch:
-# for short or narrow sequences more than the arithmetic, and the more the longer they are. So what this process frees
-# it keeps for its next tensors, whoever allocates them, up to 2 GB at the end of its heap. VSSN_KEEP_MEMORY=0, or any
-# setting of malloc's own, leaves malloc as it is.
-_MALLOC_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
-if os.environ.get("VSSN_KEEP_MEMORY") != "0" and not any(name in os.environ for name in _MALLOC_SETTINGS):
-    _cpu.keep_freed_memory()
-
 
 def info() -> str:
     """The instruction set in use, threads and compiler, for bug reports."""
