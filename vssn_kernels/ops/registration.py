@@ -57,7 +57,7 @@ def define_autograd(
         return kernel(*args)
 
     def autograd_kernel(*args):
-        if torch_internals.beyond_the_kernels():
+        if torch_internals.beyond_the_kernels() or torch_internals.has_tangent(args):
             return _plain[name](*args)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             return torch_internals.apply(function, below, *(args if flat is None else flat(*args)))
@@ -78,27 +78,16 @@ def define_first_order(name: str, public: str) -> None:
         return kernel(*args)
 
     def autograd_kernel(*args):
-        leaves, tree = tree_flatten(args)
-        if torch_internals.forward_mode() and torch_internals.has_tangent(leaves):
+        if torch_internals.has_tangent(args):
             raise RuntimeError(f"{name} has no derivative in forward mode; {double_backward_hint(public)}")
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            leaves, tree = tree_flatten(args)
             return type_of_result(torch_internals.apply(_FirstOrder, below, name, public, tree, *leaves))
         return below(*args)
 
     type_of_result = list if _op(name)._schema.returns[0].type.kind() == "ListType" else tuple
     _unobserved[name] = unobserved
     _library.impl(name, autograd_kernel, "Autograd")
-
-
-class _FirstOrder(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, run, name, public, tree, *leaves):
-        ctx.name, ctx.public = name, public
-        return tuple(run(*tree_unflatten(leaves, tree)))
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise RuntimeError(f"{ctx.name} is not differentiable; {double_backward_hint(ctx.public)}")
 
 
 def caller(name: str) -> Callable:
@@ -109,8 +98,8 @@ def caller(name: str) -> Callable:
         # Compiled code takes the first way: dynamo must find an op.
         if torch.compiler.is_compiling():
             return op(*args)
-        if name in _plain and torch_internals.beyond_the_kernels():
-            return _plain[name](*args)
+        if torch_internals.beyond_the_kernels():
+            return _plain.get(name, op)(*args)  # a backward op has no other form: its autograd kernel decides
         return _unobserved[name](*args) if torch_internals.unobserved(args) else op(*args)
 
     return call
@@ -243,3 +232,33 @@ def _as_declared(kernel: Callable) -> Callable:
         return type(result)(part.contiguous() for part in result)
 
     return run
+
+
+class _FirstOrder(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, run, name, public, tree, *leaves):
+        ctx.message = f"{name} is not differentiable; {double_backward_hint(public)}"
+        ctx.save_for_backward(*(leaf if isinstance(leaf, Tensor) else None for leaf in leaves))
+        return tuple(run(*tree_unflatten(leaves, tree)))
+
+    @staticmethod
+    def backward(ctx, *grad_outputs):
+        needs = ctx.needs_input_grad[4:]
+        wanted = [leaf for leaf, need in zip(ctx.saved_tensors, needs, strict=True) if need]
+        grads = iter(_op("first_order_only")(grad_outputs, wanted, ctx.message))
+        return None, None, None, None, *(next(grads) if need else None for need in needs)
+
+
+# An op, so that a compiler, which traces second derivatives that nobody may ask for, meets the error when they run; it
+# takes the gradients that come in, so that it stays in their half of the graph.
+_library.define("first_order_only(Tensor[] grads, Tensor[] inputs, str message) -> Tensor[]")
+
+
+@torch.library.impl(_library, "first_order_only", "CompositeExplicitAutograd")
+def _refuse(grads, inputs, message):
+    raise RuntimeError(message)
+
+
+@torch.library.register_fake(f"{NAMESPACE}::first_order_only", lib=_library)
+def _refuse_fake(grads, inputs, message):
+    return [tensor.new_empty(tensor.shape) for tensor in inputs]

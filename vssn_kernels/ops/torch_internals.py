@@ -56,8 +56,8 @@ def _all_plain(args: Sequence[object]) -> bool:
     return True
 
 
-# By the bits of a key set: whether it has these keys alone, which any dense tensor on a device has. Those are named, for
-# of the others (Negative, ZeroTensor, Batched, Functionalize, Python, Sparse, ...) there may be new ones.
+# By the bits of a key set: whether it has these keys alone, which any dense tensor on a device has. Those are named,
+# for of the others (Negative, ZeroTensor, Batched, Functionalize, Python, Sparse, ...) there may be new ones.
 _PLAIN_KEYS = re.compile(r"(CPU|CUDA|XPU)|ADInplaceOrView|Autograd\w+|Autocast\w+")
 _known: dict[int, bool] = {}
 
@@ -94,6 +94,18 @@ def beyond_the_kernels() -> bool:
     return TransformType.Jvp in transforms or transforms.count(TransformType.Grad) > 1
 
 
+def has_tangent(args: Sequence[object]) -> bool:
+    """Whether one of the tensors is dual at the level of forward-mode AD that is on. A batch of them counts as dual.
+
+    A tracer may run through a dual level that only its graph has entered: `forward_mode` does not see that one.
+    """
+    on = forward_mode()
+    if not on and _len_dispatch_stack() == 0:
+        return False
+    tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+    return any((on and torch._C._functorch.is_batchedtensor(t)) or _tangent(t) is not None for t in tensors)
+
+
 def _transforms() -> list[TransformType]:
     return [interpreter.key() for interpreter in get_interpreter_stack() or ()]
 
@@ -126,15 +138,6 @@ def vjp(
     return tuple(grads.get(number) for number in range(len(inputs)))
 
 
-def has_tangent(tensors: Sequence[object]) -> bool:
-    """Whether one of the tensors is dual at the level of forward-mode AD that is on. A batch of them counts as dual."""
-    return any(isinstance(t, Tensor) and (_is_batch(t) or _tangent(t) is not None) for t in tensors)
-
-
-def _is_batch(tensor: Tensor) -> bool:
-    return torch._C._functorch.is_batchedtensor(tensor)
-
-
 def _tangent(tensor: Tensor) -> Tensor | None:
     return torch._VF._unpack_dual(tensor, level=max(forward_ad._current_level, 0))[1]  # type: ignore[attr-defined]
 
@@ -144,15 +147,23 @@ def is_grads_batched(grads: Sequence[Tensor | None]) -> bool:
     return any(grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads)
 
 
-def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """function.apply as an autograd kernel calls it: inside a transform the dispatcher has chosen the level already, so
-    that the function is for this level alone, and needs no rule of its own for the others."""
+def apply(function: type[torch.autograd.Function], run: Callable[..., Any], *args: Any) -> Any:
+    """function.apply(run, *args) as an autograd kernel calls it, with `run` the op below autograd.
+
+    Inside a transform the dispatcher has chosen a level, and `run` goes on to the next one: the function is for this
+    level alone, and needs no rule of its own for the others; but its forward must not keep them from seeing gradients.
+    """
     if peek_interpreter_stack() is None:
-        return function.apply(*args)
+        return function.apply(run, *args)
+
+    def run_with_gradients(*args: Any) -> Any:
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+            return run(*args)
+
     allowed = get_single_level_autograd_function_allowed()
     set_single_level_autograd_function_allowed(True)
     try:
-        return super(torch.autograd.Function, function).apply(*args)
+        return super(torch.autograd.Function, function).apply(run_with_gradients, *args)
     finally:
         set_single_level_autograd_function_allowed(allowed)
 
