@@ -82,10 +82,11 @@ def define_first_order(name: str, public: str) -> None:
             raise RuntimeError(f"{name} has no derivative in forward mode; {double_backward_hint(public)}")
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             leaves, tree = tree_flatten(args)
-            return type_of_result(torch_internals.apply(_FirstOrder, below, name, public, tree, *leaves))
+            result = torch_internals.apply(_FirstOrder, below, name, public, tree, *leaves)
+            return list(result) if gives_list else result
         return below(*args)
 
-    type_of_result = list if _op(name)._schema.returns[0].type.kind() == "ListType" else tuple
+    gives_list = _op(name)._schema.returns[0].type.kind() == "ListType"
     _unobserved[name] = unobserved
     _library.impl(name, autograd_kernel, "Autograd")
 
@@ -142,8 +143,8 @@ def differentiate_again(
     Args:
         plain: the plain reference as a function of `inputs` alone.
     """
-    if torch_internals.in_transform():
-        # A level of its own: the inputs may come from one that has ended (torch.func.jacrev calls backward then).
+    wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need and tensor is not None]
+    if torch_internals.in_transform() or torch_internals.of_ended_transform(wanted):
         return torch_internals.vjp(plain, inputs, grad_outputs, needs)
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -239,7 +240,8 @@ class _FirstOrder(torch.autograd.Function):
     def forward(ctx, run, name, public, tree, *leaves):
         ctx.message = f"{name} is not differentiable; {double_backward_hint(public)}"
         ctx.save_for_backward(*(leaf if isinstance(leaf, Tensor) else None for leaf in leaves))
-        return tuple(run(*tree_unflatten(leaves, tree)))
+        result = run(*tree_unflatten(leaves, tree))
+        return tuple(result) if isinstance(result, list) else result
 
     @staticmethod
     def backward(ctx, *grad_outputs):

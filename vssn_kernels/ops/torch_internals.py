@@ -44,14 +44,14 @@ def unobserved(args: Sequence[object]) -> bool:
     )
 
 
-def _all_plain(args: Sequence[object]) -> bool:
+def _all_plain(args: Sequence[Any]) -> bool:
     for arg in args:
         kind = type(arg)
         if kind is Tensor or kind is torch.nn.Parameter:
             raw = _dispatch_keys(arg).raw_repr()
             if not (_known[raw] if raw in _known else _learn(arg, raw)):
                 return False
-        elif isinstance(arg, Tensor) or ((kind is list or kind is tuple) and not _all_plain(arg)):  # type: ignore[arg-type]
+        elif isinstance(arg, Tensor) or ((kind is list or kind is tuple) and not _all_plain(arg)):
             return False
     return True
 
@@ -62,7 +62,7 @@ _PLAIN_KEYS = re.compile(r"(CPU|CUDA|XPU)|ADInplaceOrView|Autograd\w+|Autocast\w
 _known: dict[int, bool] = {}
 
 
-def _learn(tensor: object, raw: int) -> bool:
+def _learn(tensor: Tensor, raw: int) -> bool:
     names = str(_dispatch_keys(tensor)).removeprefix("DispatchKeySet(").removesuffix(")").split(", ")
     _known[raw] = all(_PLAIN_KEYS.fullmatch(name) for name in names)
     return _known[raw]
@@ -115,6 +115,12 @@ def in_transform() -> bool:
     return peek_interpreter_stack() is not None
 
 
+def of_ended_transform(tensors: Sequence[Tensor]) -> bool:
+    """Whether a tensor was saved at a level that has ended since: what torch.func.vjp returns is called then, and a
+    view of such a tensor needs no gradient."""
+    return any(torch._C._functorch.is_dead_tensor_wrapper(tensor) for tensor in tensors)
+
+
 def vjp(
     function: Callable[..., tuple[Tensor, ...]],
     inputs: Sequence[Tensor | None],
@@ -130,7 +136,7 @@ def vjp(
             full[number] = tensor
         return function(*full)
 
-    outputs, backward = torch.func.vjp(of_chosen, *(inputs[number] for number in chosen))
+    outputs, backward = torch.func.vjp(of_chosen, *(inputs[number] for number in chosen))  # type: ignore[misc]
     given = zip(outputs, grad_outputs, strict=True)
     grads = dict(
         zip(chosen, backward(tuple(torch.zeros_like(out) if g is None else g for out, g in given)), strict=True)
@@ -139,7 +145,7 @@ def vjp(
 
 
 def _tangent(tensor: Tensor) -> Tensor | None:
-    return torch._VF._unpack_dual(tensor, level=max(forward_ad._current_level, 0))[1]  # type: ignore[attr-defined]
+    return torch._VF._unpack_dual(tensor, level=max(forward_ad._current_level, 0))[1]
 
 
 def is_grads_batched(grads: Sequence[Tensor | None]) -> bool:
@@ -163,7 +169,7 @@ def apply(function: type[torch.autograd.Function], run: Callable[..., Any], *arg
     allowed = get_single_level_autograd_function_allowed()
     set_single_level_autograd_function_allowed(True)
     try:
-        return super(torch.autograd.Function, function).apply(run_with_gradients, *args)
+        return super(torch.autograd.Function, function).apply(run_with_gradients, *args)  # type: ignore[misc]
     finally:
         set_single_level_autograd_function_allowed(allowed)
 
@@ -183,8 +189,10 @@ def batched(op: Callable[..., Any]) -> Callable[..., Any]:
 
     def kernel(*args: Any) -> Any:
         from torch._functorch.autograd_function import custom_function_call_vmap_helper
-        from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+        from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_current_functorch_interpreter
 
-        return custom_function_call_vmap_helper(retrieve_current_functorch_interpreter(), each, op, *args)
+        interpreter = retrieve_current_functorch_interpreter()
+        assert isinstance(interpreter, VmapInterpreter)
+        return custom_function_call_vmap_helper(interpreter, each, op, *args)
 
     return kernel
