@@ -5,12 +5,15 @@ The size alphabet and the map from a public function to its kernels stand in REA
 
 from vssn_kernels.backend.memory import keep_memory
 from vssn_kernels.backend.table import backends, info, use_backend
+from vssn_kernels.ops import flops
 from vssn_kernels.ops.bernoulli import bernoulli_log_prob
 from vssn_kernels.ops.gaussian import gaussian_kl, gaussian_rsample_kl
 from vssn_kernels.ops.gru import gru_sequence
 from vssn_kernels.ops.mlp import gaussian_mlp, mlp, split_linear
 from vssn_kernels.ops.posterior import PriorMean, posterior_sequence
 from vssn_kernels.version import __version__
+
+flops.register()
 
 __all__ = [
     "PriorMean",

@@ -5,11 +5,14 @@
 //             exp   expm1   tanh   sigmoid   softplus
 //   float     2     3       3      3         3
 //   double    2     3       3      3         3
-// Outside: exp goes to the smallest normal number (not 0) and to about 1e38 or 1e308 (not inf). NaN gives NaN.
+// Outside: exp goes to 0 and to inf, so that sigmoid reaches 0 and 1: a gate times an infinite state is NaN here where it
+// is NaN in PyTorch. NaN gives NaN.
 //
 // The polynomials interpolate at Chebyshev nodes, computed with 50 digits:
 //   expm1(r) = r + r^2 q(r) for |r| <= log(2) / 2,      log1p(u) = 2 s (1 + s^2 w(s^2)) with s = u / (2 + u)
 #pragma once
+
+#include <limits>
 
 #include "simd.h"
 
@@ -24,7 +27,7 @@ struct Constants<float> {
     static constexpr float ln2_high = 0.693145751953125f;  // 15 bits: n * ln2_high is exact
     static constexpr float ln2_low = 1.42860682e-6f;
     static constexpr float round = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-    static constexpr float exp_min = -87.3f, exp_max = 88.3f;
+    static constexpr float exp_min = -88.0f, exp_max = 88.3f, exp_inf = 88.722839f;
     static constexpr float tanh_max = 10.0f;  // tanh is 1 to the last bit from here on
     static constexpr int mantissa_bits = 23;
     static constexpr int exponent_bias = 127;
@@ -40,7 +43,7 @@ struct Constants<double> {
     static constexpr double ln2_high = 0.693147180601954460144;  // 32 bits
     static constexpr double ln2_low = -4.20091507268108473e-11;
     static constexpr double round = 6755399441055744.0;  // 1.5 * 2^52
-    static constexpr double exp_min = -708.3, exp_max = 709.3;
+    static constexpr double exp_min = -709.0, exp_max = 709.3, exp_inf = 709.782712893384;
     static constexpr double tanh_max = 20.0;
     static constexpr int mantissa_bits = 52;
     static constexpr int exponent_bias = 1023;
@@ -104,24 +107,33 @@ struct VectorMath {
         return {scale, r + r * r * polynomial(C::q, r)};
     }
 
-    static VSSN_INLINE V exp(V x) {
+    // Below the normal numbers n is one less than the least exponent, whose bits are 0: scale and exp are 0.
+    static VSSN_INLINE V bounded_exp(V x) {
         const Reduced e = reduce(clamp(x, C::exp_min, C::exp_max));
         return e.scale + e.scale * e.less_one;
     }
 
-    static VSSN_INLINE V expm1(V x) {
+    static VSSN_INLINE V bounded_expm1(V x) {
         const Reduced e = reduce(clamp(x, C::exp_min, C::exp_max));
         return (e.scale - broadcast(T(1))) + e.scale * e.less_one;
     }
 
+    static VSSN_INLINE V overflow(V x, V result) {
+        return x > broadcast(C::exp_inf) ? broadcast(std::numeric_limits<T>::infinity()) : result;
+    }
+
+    static VSSN_INLINE V exp(V x) { return overflow(x, bounded_exp(x)); }
+
+    static VSSN_INLINE V expm1(V x) { return overflow(x, bounded_expm1(x)); }
+
     static VSSN_INLINE V sigmoid(V x) {
-        const V one = broadcast(T(1));
-        return one / (one + exp(-x));
+        const V e = bounded_exp(x);  // not inf, which divided by inf would be NaN
+        return e / (broadcast(T(1)) + e);
     }
 
     // expm1(2|x|) / (expm1(2|x|) + 2) with the sign of x: no cancellation near 0.
     static VSSN_INLINE V tanh(V x) {
-        const V e = expm1(clamp(absolute(x), T(0), C::tanh_max) * broadcast(T(2)));
+        const V e = bounded_expm1(clamp(absolute(x), T(0), C::tanh_max) * broadcast(T(2)));
         const V magnitude = e / (e + broadcast(T(2)));
         return x < V{} ? -magnitude : magnitude;
     }
@@ -132,7 +144,7 @@ struct VectorMath {
         return (s + s) + (s + s) * square * polynomial(C::w, square);
     }
 
-    static VSSN_INLINE V softplus(V x) { return select_positive(x, x, V{}) + log1p(exp(-absolute(x))); }
+    static VSSN_INLINE V softplus(V x) { return select_positive(x, x, V{}) + log1p(bounded_exp(-absolute(x))); }
 };
 
 }  // namespace vssn::VSSN_ISA

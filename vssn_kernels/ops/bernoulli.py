@@ -61,20 +61,24 @@ registration.define(
     _backward_fake,
 )
 _op, _backward_op = registration.caller(_OP), registration.caller(f"{_OP}_backward")
-_forward = registration.below_autograd(_OP)
+
+
+def _plain(logits, x, backend):
+    arguments.check_bernoulli(_OP, logits, x)
+    return reference.bernoulli_log_prob(logits, x)
 
 
 class _BernoulliLogProb(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, *args):
+    def forward(ctx, run, *args):
         ctx.save_for_backward(*args[:2])
         ctx.backend = args[2]
-        return _forward(*args)
+        return run(*args)
 
     @staticmethod
     def backward(ctx, grad):
-        inputs, needs = ctx.saved_tensors, list(ctx.needs_input_grad[:2])
-        if torch.is_grad_enabled():
+        inputs, needs = ctx.saved_tensors, list(ctx.needs_input_grad[1:3])
+        if registration.takes_plain_backward((grad,)):
 
             def plain(*inputs):
                 return (reference.bernoulli_log_prob(*inputs),)
@@ -82,8 +86,8 @@ class _BernoulliLogProb(torch.autograd.Function):
             grads = registration.differentiate_again(plain, inputs, (grad,), needs)
         else:
             grads = registration.asked(_backward_op(grad, *inputs, needs, ctx.backend), needs)
-        return *grads, None
+        return None, *grads, None
 
 
-registration.define_autograd(_OP, _BernoulliLogProb.apply)
-registration.define_not_differentiable(f"{_OP}_backward", _OP)
+registration.define_autograd(_OP, _BernoulliLogProb, _plain)
+registration.define_first_order(f"{_OP}_backward", _OP)

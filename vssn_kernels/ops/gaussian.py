@@ -141,40 +141,48 @@ registration.define(
 )
 _rsample_op, _rsample_backward_op = registration.caller(_RSAMPLE), registration.caller(f"{_RSAMPLE}_backward")
 _kl_op, _kl_backward_op = registration.caller(_KL), registration.caller(f"{_KL}_backward")
-_rsample_forward = registration.below_autograd(_RSAMPLE)
-_kl_forward = registration.below_autograd(_KL)
+
+
+def _rsample_plain(mu, logvar, eps, prior_mu, prior_logvar, backend):
+    arguments.check_gaussian(_RSAMPLE, mu, logvar, eps, prior_mu, prior_logvar)
+    return reference.gaussian_rsample_kl(mu, logvar, eps, prior_mu, prior_logvar)
+
+
+def _kl_plain(mu, logvar, prior_mu, prior_logvar, backend):
+    arguments.check_gaussian(_KL, mu, logvar, None, prior_mu, prior_logvar)
+    return reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar)
 
 
 class _GaussianRsampleKl(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, *args):
+    def forward(ctx, run, *args):
         ctx.save_for_backward(*args[:5])
         ctx.backend = args[5]
         ctx.set_materialize_grads(False)
-        return _rsample_forward(*args)
+        return run(*args)
 
     @staticmethod
     def backward(ctx, grad_z, grad_kl):
-        inputs, needs = ctx.saved_tensors, list(ctx.needs_input_grad[:5])
-        if torch.is_grad_enabled():
+        inputs, needs = ctx.saved_tensors, list(ctx.needs_input_grad[1:6])
+        if registration.takes_plain_backward((grad_z, grad_kl)):
             grads = registration.differentiate_again(reference.gaussian_rsample_kl, inputs, (grad_z, grad_kl), needs)
         else:
             grads = registration.asked(_rsample_backward_op(grad_z, grad_kl, *inputs, needs, ctx.backend), needs)
-        return *grads, None
+        return None, *grads, None
 
 
 class _GaussianKl(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, *args):
+    def forward(ctx, run, *args):
         ctx.save_for_backward(*args[:4])
         ctx.backend = args[4]
         ctx.set_materialize_grads(False)
-        return _kl_forward(*args)
+        return run(*args)
 
     @staticmethod
     def backward(ctx, grad_kl):
-        inputs, needs = ctx.saved_tensors, list(ctx.needs_input_grad[:4])
-        if torch.is_grad_enabled():
+        inputs, needs = ctx.saved_tensors, list(ctx.needs_input_grad[1:5])
+        if registration.takes_plain_backward((grad_kl,)):
 
             def plain(*inputs):
                 return (reference.gaussian_kl(*inputs),)
@@ -182,10 +190,10 @@ class _GaussianKl(torch.autograd.Function):
             grads = registration.differentiate_again(plain, inputs, (grad_kl,), needs)
         else:
             grads = registration.asked(_kl_backward_op(grad_kl, *inputs, needs, ctx.backend), needs)
-        return *grads, None
+        return None, *grads, None
 
 
-registration.define_autograd(_RSAMPLE, _GaussianRsampleKl.apply)
-registration.define_not_differentiable(f"{_RSAMPLE}_backward", _RSAMPLE)
-registration.define_autograd(_KL, _GaussianKl.apply)
-registration.define_not_differentiable(f"{_KL}_backward", _KL)
+registration.define_autograd(_RSAMPLE, _GaussianRsampleKl, _rsample_plain)
+registration.define_first_order(f"{_RSAMPLE}_backward", _RSAMPLE)
+registration.define_autograd(_KL, _GaussianKl, _kl_plain)
+registration.define_first_order(f"{_KL}_backward", _KL)

@@ -45,7 +45,7 @@ def gru_sequence(
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came; or a backend that is not there.
-        RuntimeError: double backward on a backend other than "reference".
+        RuntimeError: where a gradient is differentiated again, on a backend other than "reference".
     """
     arguments.require_tensors(_OP, gates_x=gates_x, h0=h0, weight_hh=weight_hh, bias_hh=bias_hh)
     arguments.require_floating(_OP, "gates_x", gates_x)
@@ -120,13 +120,19 @@ registration.define(
 )
 _op, _backward_op = registration.caller(_OP), registration.caller(f"{_OP}_backward")
 _output_op = registration.caller(f"{_OP}_output")
-_forward = registration.below_autograd(_OP)
+
+
+def _plain(gates_x, h0, weight_hh, bias_hh, lengths, reverse, need_backward, backend):
+    arguments.check_gru(_OP, gates_x, h0, weight_hh, bias_hh, lengths)
+    lengths = registration.lengths_as_checked(_OP, lengths, gates_x.shape[0])
+    output, h_n = reference.gru_sequence(gates_x, h0, weight_hh, bias_hh, lengths=lengths, reverse=reverse)
+    return output, h_n.clone() if h_n is h0 else h_n, gates_x.new_empty(0)
 
 
 class _GruSequence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, gates_x, h0, weight_hh, bias_hh, lengths, reverse, need_backward, backend):
-        output, h_n, gates = _forward(gates_x, h0, weight_hh, bias_hh, lengths, reverse, True, backend)
+    def forward(ctx, run, gates_x, h0, weight_hh, bias_hh, lengths, reverse, need_backward, backend):
+        output, h_n, gates = run(gates_x, h0, weight_hh, bias_hh, lengths, reverse, True, backend)
         # What a second derivative would need is 3H a step more: only the reference keeps it.
         again = (gates_x, bias_hh) if backend == "reference" else (None, None)
         kept, ctx.changed = in_place.keep(output) if backend in _IN_PLACE else (output, None)
@@ -139,9 +145,8 @@ class _GruSequence(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output, grad_h_n, _):
         output, gates, h0, weight_hh, lengths, gates_x, bias_hh = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[:4])
-        if torch.is_grad_enabled():
-            registration.require_double_backward(_OP, ctx.backend)
+        needs = list(ctx.needs_input_grad[1:5])
+        if gates_x is not None and registration.takes_plain_backward((grad_output, grad_h_n)):
 
             def plain(*inputs):
                 return reference.gru_sequence(*inputs, lengths=lengths, reverse=ctx.reverse)
@@ -157,9 +162,9 @@ class _GruSequence(torch.autograd.Function):
                 ),
                 needs,
             )
-        return *grads, None, None, None, None
+        return None, *grads, None, None, None, None
 
 
-registration.define_autograd(_OP, _GruSequence.apply)
-registration.define_not_differentiable(f"{_OP}_backward", _OP)
-registration.define_not_differentiable(f"{_OP}_output", _OP)
+registration.define_autograd(_OP, _GruSequence, _plain)
+registration.define_first_order(f"{_OP}_backward", _OP)
+registration.define_first_order(f"{_OP}_output", _OP)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vssn_kernels.ops import torch_internals
+
 _NOTHING = torch.empty(0)
 
 
@@ -30,6 +32,6 @@ class Changes:
 def keep(output: Tensor) -> tuple[Tensor, Changes | None]:
     """What to save for backward, and what tells whether it was changed. Within torch.func, and without data, aliases
     have no count of their own: there it is the output itself, and PyTorch's error stands."""
-    if torch._C._functorch.peek_interpreter_stack() is not None or output.is_meta:
+    if torch_internals.in_transform() or output.is_meta:
         return output, None
     return output.data, Changes(output)

@@ -169,18 +169,26 @@ registration.define(
     _backward_fake,
 )
 _op, _backward_op = registration.caller(_OP), registration.caller(f"{_OP}_backward")
-_forward = registration.below_autograd(_OP)
+
+
+def _plain(*args):
+    *given, _, _ = args
+    inputs, weights, bias, weight_out, bias_out, activation, min_logvar = given
+    arguments.check_mlp(_public(weight_out, min_logvar), *given)
+    out, logvar = reference.mlp(
+        inputs, weights, bias, weight_out, bias_out, activation=activation, min_logvar=min_logvar
+    )
+    return out, bias.new_empty(0) if logvar is None else logvar, bias.new_empty(0)
 
 
 class _Mlp(torch.autograd.Function):
     """Over flat tensors (*inputs, *weights, bias, weight_out, bias_out): autograd does not look into lists."""
 
     @staticmethod
-    def forward(ctx, inputs, weights, activation, min_logvar, backend, *tensors):
+    def forward(ctx, run, inputs, weights, activation, min_logvar, backend, *tensors):
         given, rest = tensors[:inputs], tensors[inputs + weights :]
-        out, logvar, hidden = _forward(
-            given, tensors[inputs : inputs + weights], *rest, activation, min_logvar, True, backend
-        )
+        own = tensors[inputs : inputs + weights]
+        out, logvar, hidden = run(given, own, *rest, activation, min_logvar, True, backend)
         ctx.save_for_backward(logvar, hidden, *tensors)
         ctx.inputs, ctx.weights, ctx.activation = inputs, weights, activation
         ctx.min_logvar, ctx.backend = min_logvar, backend
@@ -191,10 +199,10 @@ class _Mlp(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out, grad_logvar, _):
         logvar, hidden, *tensors = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[5:])
+        needs = list(ctx.needs_input_grad[6:])
         inputs, weights = tensors[: ctx.inputs], tensors[ctx.inputs : ctx.inputs + ctx.weights]
         options = {"activation": ctx.activation, "min_logvar": ctx.min_logvar}
-        if torch.is_grad_enabled():
+        if registration.takes_plain_backward((grad_out, grad_logvar)):
 
             def plain(*flat):
                 several = flat[: ctx.inputs], flat[ctx.inputs : ctx.inputs + ctx.weights]
@@ -211,13 +219,13 @@ class _Mlp(torch.autograd.Function):
                 ),
                 needs,
             )  # fmt: skip
-        return None, None, None, None, None, *grads
+        return None, None, None, None, None, None, *grads
 
 
-def _apply(inputs, weights, bias, weight_out, bias_out, activation, min_logvar, need_backward, backend):
+def _flat(inputs, weights, bias, weight_out, bias_out, activation, min_logvar, need_backward, backend):
     tensors = (*inputs, *weights, bias, weight_out, bias_out)
-    return _Mlp.apply(len(inputs), len(weights), activation, min_logvar, backend, *tensors)
+    return len(inputs), len(weights), activation, min_logvar, backend, *tensors
 
 
-registration.define_autograd(_OP, _apply)
-registration.define_not_differentiable(f"{_OP}_backward", _OP)
+registration.define_autograd(_OP, _Mlp, _plain, _flat)
+registration.define_first_order(f"{_OP}_backward", _OP)

@@ -63,7 +63,7 @@ def posterior_sequence(
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came; or a backend that is not there.
-        RuntimeError: double backward on a backend other than "reference".
+        RuntimeError: where a gradient is differentiated again, on a backend other than "reference".
     """
     arguments.require_tensors(
         _OP, context=context, z0=z0, eps=eps, weight_z=weight_z, weight_out=weight_out, bias_out=bias_out
@@ -171,14 +171,30 @@ registration.define(
     _backward_fake,
 )
 _op, _backward_op = registration.caller(_OP), registration.caller(f"{_OP}_backward")
-_forward = registration.below_autograd(_OP)
+
+
+def _reference(inputs, lengths, activation, min_logvar):
+    return reference.posterior_sequence(
+        *inputs[:6],
+        activation=activation,
+        min_logvar=min_logvar,
+        prior=None if inputs[6] is None else inputs[6:],
+        lengths=lengths,
+    )
+
+
+def _plain(*args):
+    _check(*args)
+    *inputs, lengths, activation, min_logvar, _, _ = args
+    lengths = registration.lengths_as_checked(_OP, lengths, len(inputs[0]))
+    return *_reference(inputs, lengths, activation, min_logvar), inputs[0].new_empty(0), inputs[0].new_empty(0)
 
 
 class _PosteriorSequence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, *args):
+    def forward(ctx, run, *args):
         inputs, (lengths, activation, min_logvar, _, backend) = args[:_DIFFERENTIABLE], args[_DIFFERENTIABLE:]
-        z, mu, logvar, hidden, prior_hidden = _forward(*inputs, lengths, activation, min_logvar, True, backend)
+        z, mu, logvar, hidden, prior_hidden = run(*inputs, lengths, activation, min_logvar, True, backend)
         _, z0, eps, weight_z, weight_out, _, _, prior_weight_z, prior_weight_mu, _ = inputs
         saved = (z, logvar, hidden, prior_hidden, z0, eps, weight_z, weight_out, prior_weight_z, prior_weight_mu)
         # What a second derivative would need is 2M a step more: only the reference keeps it.
@@ -192,19 +208,11 @@ class _PosteriorSequence(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_z, grad_mu, grad_logvar, *_):
         *saved, lengths = ctx.saved_tensors[:11]
-        needs = list(ctx.needs_input_grad[:_DIFFERENTIABLE])
-        if torch.is_grad_enabled():
-            registration.require_double_backward(_OP, ctx.backend)
-            inputs = ctx.saved_tensors[11:]
+        inputs, needs = ctx.saved_tensors[11:], list(ctx.needs_input_grad[1 : 1 + _DIFFERENTIABLE])
+        if inputs and registration.takes_plain_backward((grad_z, grad_mu, grad_logvar)):
 
             def plain(*inputs):
-                return reference.posterior_sequence(
-                    *inputs[:6],
-                    activation=ctx.activation,
-                    min_logvar=ctx.min_logvar,
-                    prior=None if inputs[6] is None else inputs[6:],
-                    lengths=lengths,
-                )
+                return _reference(inputs, lengths, ctx.activation, ctx.min_logvar)
 
             grads = registration.differentiate_again(plain, inputs, (grad_z, grad_mu, grad_logvar), needs)
         else:
@@ -214,8 +222,8 @@ class _PosteriorSequence(torch.autograd.Function):
                 ),
                 needs,
             )
-        return *grads, None, None, None, None, None
+        return None, *grads, None, None, None, None, None
 
 
-registration.define_autograd(_OP, _PosteriorSequence.apply)
-registration.define_not_differentiable(f"{_OP}_backward", _OP)
+registration.define_autograd(_OP, _PosteriorSequence, _plain)
+registration.define_first_order(f"{_OP}_backward", _OP)

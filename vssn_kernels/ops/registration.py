@@ -1,59 +1,93 @@
 """How an op and its backward are registered with torch.library: the schema, one kernel for every device (it looks
-the backend up in the table), the fake, and the autograd formula.
+the backend up in the table), the fake, the autograd formula, and what holds under torch.func's transforms.
 
 `Library.define` and `Library.impl` are used rather than `torch.library.custom_op`: a call costs a third. And where
-nothing is there that looks at the calls of ops (`_unobserved`), the same functions are called without the dispatcher
-between them, which would cost more than a small op itself.
+nothing is there that looks at the calls of ops (`torch_internals.unobserved`), the same functions are called without
+the dispatcher between them, which would cost more than a small op itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from vssn_kernels import arguments
+from vssn_kernels.ops import torch_internals
 
 NAMESPACE = "vssn"
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
-# By name: the kernel as registered, and what its autograd kernel does.
+# By name: the kernel as registered, what runs where nobody looks, and the op in PyTorch's own ops.
 _kernels: dict[str, Callable] = {}
-_autograd: dict[str, Callable] = {}
+_unobserved: dict[str, Callable] = {}
+_plain: dict[str, Callable] = {}
 
 
 def define(schema: str, kernel: Callable, fake: Callable) -> None:
-    """Registers `vssn::<schema>` with its kernel for every device and its fake."""
+    """Registers `vssn::<schema>` with its kernel for every device, its fake, and torch.func.vmap as a loop."""
     name = schema.split("(", 1)[0]
     _library.define(schema)
     _kernels[name] = _as_declared(kernel)
     _library.impl(name, _kernels[name], "CompositeExplicitAutograd")
+    _library.impl(name, torch_internals.batched(_op(name)), "FuncTorchBatched")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
 
 
-def define_autograd(name: str, apply: Callable) -> None:
-    """Gives the op its autograd formula: `apply` of an autograd.Function that calls the op through `below_autograd`."""
-    plain_call = below_autograd(name)
+def define_autograd(
+    name: str, function: type[torch.autograd.Function], plain: Callable, flat: Callable[..., tuple] | None = None
+) -> None:
+    """Gives the op its autograd formula.
+
+    Args:
+        function: its forward is given what runs the op below autograd, then the op's arguments.
+        plain: the op in PyTorch's own ops, differentiable any number of times and in forward mode.
+        flat: the arguments for `function`, where they are not the op's own: autograd does not look into lists.
+    """
+    kernel, below = _kernels[name], below_autograd(name)
+    _plain[name] = _as_declared(plain)
+
+    def unobserved(*args):
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            return function.apply(kernel, *(args if flat is None else flat(*args)))
+        return kernel(*args)
 
     def autograd_kernel(*args):
-        if torch.is_grad_enabled() and _any_requires_grad(args):
-            return apply(*args)
-        return plain_call(*args)
+        if torch_internals.beyond_the_kernels() or torch_internals.has_tangent(args):
+            return _plain[name](*args)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            return torch_internals.apply(function, below, *(args if flat is None else flat(*args)))
+        return below(*args)
 
-    _autograd[name] = autograd_kernel
+    _unobserved[name] = unobserved
     _library.impl(name, autograd_kernel, "Autograd")
 
 
-def define_not_differentiable(name: str, public: str) -> None:
-    """Gives a backward op an autograd kernel that raises: without one its gradients would be silently wrong."""
-    plain_call = below_autograd(name)
+def define_first_order(name: str, public: str) -> None:
+    """Gives a backward op an autograd kernel that raises where its result is differentiated: without one its gradients
+    would be silently wrong. The result itself is had with create_graph=True too."""
+    kernel, below = _kernels[name], below_autograd(name)
+
+    def unobserved(*args):
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            return autograd_kernel(*args)
+        return kernel(*args)
 
     def autograd_kernel(*args):
-        if torch.is_grad_enabled() and _any_requires_grad(args):
-            raise RuntimeError(f"{name} is not differentiable; {double_backward_hint(public)}")
-        return plain_call(*args)
+        if torch_internals.has_tangent(args):
+            raise RuntimeError(f"{name} has no derivative in forward mode; {double_backward_hint(public)}")
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            leaves, tree = tree_flatten(args)
+            result = torch_internals.apply(_FirstOrder, below, name, public, tree, *leaves)
+            return list(result) if gives_list else result
+        return below(*args)
 
-    _autograd[name] = autograd_kernel
+    gives_list = _op(name)._schema.returns[0].type.kind() == "ListType"
+    _unobserved[name] = unobserved
     _library.impl(name, autograd_kernel, "Autograd")
 
 
@@ -63,60 +97,38 @@ def caller(name: str) -> Callable:
 
     def call(*args):
         # Compiled code takes the first way: dynamo must find an op.
-        if torch.compiler.is_compiling() or not _unobserved(args):
+        if torch.compiler.is_compiling():
             return op(*args)
-        return _autograd[name](*args)
+        if torch_internals.beyond_the_kernels():
+            return _plain.get(name, op)(*args)  # a backward op has no other form: its autograd kernel decides
+        return _unobserved[name](*args) if torch_internals.unobserved(args) else op(*args)
 
     return call
 
 
 def below_autograd(name: str) -> Callable:
     """The op as a function that skips the autograd kernel."""
-    op = getattr(getattr(torch.ops, NAMESPACE), name).default
+    op = _op(name)
 
     def call(*args):
-        if _unobserved(args):
-            return _kernels[name](*args)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 
     return call
 
 
-def _unobserved(args: Sequence[object]) -> bool:
-    """Whether the dispatcher would do no more with the op than call the kernels above: plain tensors with data, and no
-    mode, transform, tracer or profiler that is to see the op."""
-    return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._get_tracing_state() is None
-        and not torch.autograd._profiler_enabled()
-        and _all_plain(args)
-    )
+def _op(name: str) -> Any:
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
-def _all_plain(args: Sequence[object]) -> bool:
-    for arg in args:
-        if isinstance(arg, Tensor):
-            if type(arg) not in _PLAIN or arg.is_meta:
-                return False
-        elif isinstance(arg, list | tuple) and not _all_plain(arg):
-            return False
-    return True
-
-
-_PLAIN = (Tensor, torch.nn.Parameter)
+def takes_plain_backward(grads: Sequence[Tensor | None]) -> bool:
+    """Whether a backward formula takes the plain reference, where it has it, rather than its op: for gradients that are
+    to be differentiated again, or that the op cannot take."""
+    return torch.is_grad_enabled() or torch_internals.forward_mode() or torch_internals.is_grads_batched(grads)
 
 
 def double_backward_hint(op: str) -> str:
-    return f"for a second derivative of {op}, call it with backend='reference'"
-
-
-def require_double_backward(op: str, backend: str) -> None:
-    """Raises RuntimeError for a backend that does not keep what a second derivative needs."""
-    if backend != "reference":
-        raise RuntimeError(f"{op}: backend {backend!r} has no double backward; {double_backward_hint(op)}")
+    return f'for a second derivative of {op}, run forward inside `with vssn_kernels.use_backend("reference"):`'
 
 
 def differentiate_again(
@@ -125,11 +137,16 @@ def differentiate_again(
     grad_outputs: Sequence[Tensor | None],
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """The gradients as a differentiable function of inputs and grad_outputs: backward with create_graph=True.
+    """The gradients by the plain reference, as a differentiable function of inputs and grad_outputs where gradients
+    are enabled.
 
     Args:
         plain: the plain reference as a function of `inputs` alone.
     """
+    wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need and tensor is not None]
+    if torch_internals.in_transform() or torch_internals.of_ended_transform(wanted):
+        return torch_internals.vjp(plain, inputs, grad_outputs, needs)
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Aliases, so that the derivative by one input does not run through another one that depends on it.
         aliases = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
@@ -145,7 +162,7 @@ def differentiate_again(
                 [out for out, _ in used],
                 wanted,
                 [grad for _, grad in used],
-                create_graph=True,
+                create_graph=create_graph,
                 materialize_grads=True,
             )
             if used
@@ -154,6 +171,13 @@ def differentiate_again(
     return tuple(
         next(grads) if need and alias is not None else None for alias, need in zip(aliases, needs, strict=True)
     )
+
+
+def lengths_as_checked(op: str, lengths: Tensor | None, steps: int) -> Tensor | None:
+    """`arguments.checked_lengths` where their values can be read: not in a transform's wrapper, nor while tracing."""
+    if lengths is None or not torch_internals.is_plain(lengths):
+        return lengths
+    return arguments.checked_lengths(op, lengths, steps)
 
 
 def present(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
@@ -193,16 +217,6 @@ def cast_state(state: Tensor, dtype: torch.dtype) -> Tensor:
     return state if state.dtype in (torch.float32, torch.float64) else state.to(dtype)
 
 
-def _any_requires_grad(args: Sequence[object]) -> bool:
-    for arg in args:
-        if isinstance(arg, Tensor):
-            if arg.requires_grad:
-                return True
-        elif isinstance(arg, list | tuple) and _any_requires_grad(arg):
-            return True
-    return False
-
-
 def _as_declared(kernel: Callable) -> Callable:
     """The kernel as its fake declares it: contiguous results (elementwise PyTorch keeps an input's strides), and no
     autocast inside (the inputs are cast before; the backend's own products must not be cast again)."""
@@ -219,3 +233,34 @@ def _as_declared(kernel: Callable) -> Callable:
         return type(result)(part.contiguous() for part in result)
 
     return run
+
+
+class _FirstOrder(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, run, name, public, tree, *leaves):
+        ctx.message = f"{name} is not differentiable; {double_backward_hint(public)}"
+        ctx.save_for_backward(*(leaf if isinstance(leaf, Tensor) else None for leaf in leaves))
+        result = run(*tree_unflatten(leaves, tree))
+        return tuple(result) if isinstance(result, list) else result
+
+    @staticmethod
+    def backward(ctx, *grad_outputs):
+        needs = ctx.needs_input_grad[4:]
+        wanted = [leaf for leaf, need in zip(ctx.saved_tensors, needs, strict=True) if need]
+        grads = iter(_op("first_order_only")(grad_outputs, wanted, ctx.message))
+        return None, None, None, None, *(next(grads) if need else None for need in needs)
+
+
+# An op, so that a compiler, which traces second derivatives that nobody may ask for, meets the error when they run; it
+# takes the gradients that come in, so that it stays in their half of the graph.
+_library.define("first_order_only(Tensor[] grads, Tensor[] inputs, str message) -> Tensor[]")
+
+
+@torch.library.impl(_library, "first_order_only", "CompositeExplicitAutograd")
+def _refuse(grads, inputs, message):
+    raise RuntimeError(message)
+
+
+@torch.library.register_fake(f"{NAMESPACE}::first_order_only", lib=_library)
+def _refuse_fake(grads, inputs, message):
+    return [tensor.new_empty(tensor.shape) for tensor in inputs]

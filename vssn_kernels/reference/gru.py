@@ -55,16 +55,17 @@ def _unroll(
     gates: list[Tensor] = [h] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
         x_r, x_z, x_n = gates_x[t].chunk(3, -1)
-        h_r, h_z, h_n = torch.addmm(bias, h, weight_t).chunk(3, -1)
+        start = zero_padding(h, None if valid is None else valid[t])  # a NaN that is carried over padding: no gradient
+        h_r, h_z, h_n = torch.addmm(bias, start, weight_t).chunk(3, -1)
         r = torch.sigmoid(x_r + h_r)
         z = torch.sigmoid(x_z + h_z)
         n = torch.tanh(x_n + r * h_n)
-        h_next = (1 - z) * n + z * h
-        outputs[t] = h_next if valid is None else h_next * valid[t]
+        h_next = (1 - z) * n + z * start
+        outputs[t] = h_next
         h = h_next if valid is None else torch.where(valid[t], h_next, h)
         gates[t] = torch.cat((r, z, n, h_n), -1)
     hidden = width // 3
-    return stack_steps(outputs, gates_x, hidden), h, stack_steps(gates, gates_x, 4 * hidden)
+    return zero_padding(stack_steps(outputs, gates_x, hidden), valid), h, stack_steps(gates, gates_x, 4 * hidden)
 
 
 def gru_output(gates: Tensor, h0: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
@@ -108,7 +109,7 @@ def gru_backward(
     steps, _, hidden = output.shape
     valid = valid_steps(lengths, steps)
     gates = zero_padding(gates.to(dtype), valid)
-    previous = _previous_states(output, h0, lengths, reverse)  # [T, B, H]
+    previous = zero_padding(_previous_states(output, h0, lengths, reverse), valid)  # [T, B, H]
     weight = weight_hh.to(dtype)
     dh = torch.zeros_like(h0, dtype=dtype) if grad_h_n is None else grad_h_n.to(dtype)
     if grad_output is not None:
@@ -118,7 +119,7 @@ def gru_backward(
     for t in range(steps) if reverse else reversed(range(steps)):
         r, z, n, h_n = gates[t].chunk(4, -1)
         total = dh if grad_output is None else dh + grad_output[t]
-        here = total if valid is None else total * valid[t]
+        here = total if valid is None else zero_padding(total, valid[t])
         grad_z = here * (previous[t] - n) * z * (1 - z)
         grad_n = here * (1 - z) * (1 - n * n)
         grad_r = grad_n * h_n * r * (1 - r)

@@ -158,7 +158,7 @@ def posterior_backward(
     for t in reversed(range(steps)):
         total = dz + grad_z[t]
         if valid is not None:
-            total = total * valid[t]
+            total = zero_padding(total, valid[t])
         grads_z[t] = total
         grads_out[t] = torch.cat((grad_mu[t] + total, (grad_logvar[t] + total * noise[t]) * slope_raw[t]), -1)
         grads_context[t] = grads_out[t] @ weight_out_ * activation_slope(hidden[t], activation)
