@@ -207,9 +207,9 @@ std::string describe(const GruPlan& plan) {
 
 namespace gpu {
 
-bool all_paired(int64_t H, Storage storage, std::initializer_list<const void*> tensors,
+bool all_paired(int64_t H, Storage storage, const void* gates, std::initializer_list<const void*> tensors,
                 std::initializer_list<int64_t> strides) {
-    bool paired = H % 2 == 0;
+    bool paired = H % 2 == 0 && reinterpret_cast<uintptr_t>(gates) % 16 == 0;
     for (const void* tensor : tensors)
         paired &= reinterpret_cast<uintptr_t>(tensor) % (2 * element_bytes(storage)) == 0;
     for (const int64_t stride : strides) paired &= stride % 2 == 0;

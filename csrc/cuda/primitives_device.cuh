@@ -53,6 +53,8 @@ struct Word<16> {
     using type = uint4;
 };
 
+}  // namespace detail
+
 template <class To, class From>
 VSSN_DEVICE To bits(const From& from) {
     static_assert(sizeof(To) == sizeof(From));
@@ -60,19 +62,48 @@ VSSN_DEVICE To bits(const From& from) {
     memcpy(&to, &from, sizeof(To));
     return to;
 }
-}  // namespace detail
 
+// As the words' own type: a memcpy straight from memory becomes loads of single bytes.
+template <int n>
+VSSN_DEVICE Vector<uint32_t, n> load_words(const void* p) {
+    return *static_cast<const Vector<uint32_t, n>*>(p);
+}
+
+template <int n>
+VSSN_DEVICE void store_words(void* p, const Vector<uint32_t, n>& words) {
+    *static_cast<Vector<uint32_t, n>*>(p) = words;
+}
+
+// Volatile, and with memory clobbered: never moved across a barrier or a wait for a counter.
 template <class T>
 VSSN_DEVICE T load_l2(const T* p) {
-    using Word = typename detail::Word<sizeof(T)>::type;
-    return detail::bits<T>(__ldcg(reinterpret_cast<const Word*>(p)));
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
+    Vector<uint32_t, sizeof(T) / 4> w;
+    if constexpr (sizeof(T) == 4)
+        asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(w.v[0]) : "l"(p) : "memory");
+    else if constexpr (sizeof(T) == 8)
+        asm volatile("ld.global.cg.v2.u32 {%0, %1}, [%2];" : "=r"(w.v[0]), "=r"(w.v[1]) : "l"(p) : "memory");
+    else
+        asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(w.v[0]), "=r"(w.v[1]), "=r"(w.v[2]), "=r"(w.v[3])
+                     : "l"(p)
+                     : "memory");
+    return bits<T>(w);
 }
 
 template <class T>
 VSSN_DEVICE void store_l2(T* p, const T& value) {
     using Word = typename detail::Word<sizeof(T)>::type;
-    __stcg(reinterpret_cast<Word*>(p), detail::bits<Word>(value));
+    __stcg(reinterpret_cast<Word*>(p), bits<Word>(value));
 }
+
+VSSN_DEVICE void copy_l2(void* shared, const void* global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                     static_cast<unsigned>(__cvta_generic_to_shared(shared))),
+                 "l"(global)
+                 : "memory");
+}
+VSSN_DEVICE void await_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 VSSN_DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
@@ -118,7 +149,7 @@ VSSN_DEVICE void expect(Mailbox* m, int bytes) {
 template <class T>
 VSSN_DEVICE void send(T* p, const T& value, Mailbox* m, int rank) {
     using Word = typename detail::Word<sizeof(T)>::type;
-    const Word word = detail::bits<Word>(value);
+    const Word word = bits<Word>(value);
     const unsigned to = detail::cluster_shared_address(p, rank), mailbox = detail::cluster_shared_address(m, rank);
     if constexpr (sizeof(T) == 4)
         asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to), "r"(word),
@@ -213,6 +244,12 @@ VSSN_DEVICE T from_float(float x) {
     if constexpr (std::is_same_v<T, float16>) return __float2half_rn(x);
 }
 
+template <class T>
+VSSN_DEVICE uint32_t pack(float low, float high) {
+    if constexpr (std::is_same_v<T, bfloat16>) return bits<uint32_t>(__floats2bfloat162_rn(low, high));
+    if constexpr (std::is_same_v<T, float16>) return bits<uint32_t>(__floats2half2_rn(low, high));
+}
+
 VSSN_DEVICE float exp(float x) { return __expf(x); }
 VSSN_DEVICE float divide(float a, float b) { return __fdividef(a, b); }
 VSSN_DEVICE float expm1(float x) { return ::expm1f(x); }
@@ -294,6 +331,8 @@ struct HalfProduct {
         return {{r.x, r.y, r.z, r.w}};
     }
 
+    static VSSN_DEVICE A load_l2(const void* tile) { return gpu::load_l2(static_cast<const A*>(tile) + lane_id()); }
+
     static VSSN_DEVICE B load_b(const T* base, int stride) {
         const T* p = base + lane_id() / 4 * stride + lane_id() % 4 * 2;
         return {{*reinterpret_cast<const unsigned*>(p), *reinterpret_cast<const unsigned*>(p + 8)}};
@@ -366,6 +405,8 @@ struct Product<tf32> {
         return {{r.x, r.y, r.z, r.w}};
     }
 
+    static VSSN_DEVICE A load_l2(const void* tile) { return gpu::load_l2(static_cast<const A*>(tile) + lane_id()); }
+
     static VSSN_DEVICE B load_b(const float* base, int stride) {
         const float* p = base + lane_id() / 4 * stride + lane_id() % 4;
         return {{__float_as_uint(p[0]), __float_as_uint(p[4])}};
@@ -432,6 +473,11 @@ struct Product<float> {
     static VSSN_DEVICE A load(const void* tile) {
         const auto* rows = static_cast<const Vector<float, 4>*>(tile) + lane_id() / 4 * 2;
         return {{rows[0], rows[1]}};
+    }
+
+    static VSSN_DEVICE A load_l2(const void* tile) {
+        const auto* rows = static_cast<const Vector<float, 4>*>(tile) + lane_id() / 4 * 2;
+        return {{gpu::load_l2(rows), gpu::load_l2(rows + 1)}};
     }
 
     static VSSN_DEVICE B load_b(const float* base, int stride) {

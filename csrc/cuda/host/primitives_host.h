@@ -50,6 +50,8 @@ inline void require_aligned(const void* p, size_t bytes, const char* what, Site 
              std::to_string(bytes) + " bytes");
 }
 
+}  // namespace host
+
 template <class To, class From>
 To bits(const From& from) {
     static_assert(sizeof(To) == sizeof(From));
@@ -58,7 +60,21 @@ To bits(const From& from) {
     return to;
 }
 
-}  // namespace host
+template <int n>
+Vector<uint32_t, n> load_words(const void* p, host::Site site = host::Site::here()) {
+    static_assert(n == 1 || n == 2 || n == 4);
+    host::require_aligned(p, sizeof(uint32_t) * n, "load_words", site);
+    Vector<uint32_t, n> words;
+    std::memcpy(words.v, p, sizeof(words));
+    return words;
+}
+
+template <int n>
+void store_words(void* p, const Vector<uint32_t, n>& words, host::Site site = host::Site::here()) {
+    static_assert(n == 1 || n == 2 || n == 4);
+    host::require_aligned(p, sizeof(uint32_t) * n, "store_words", site);
+    std::memcpy(p, words.v, sizeof(words));
+}
 
 template <class T>
 T load_l2(const T* p, host::Site site = host::Site::here()) {
@@ -72,6 +88,23 @@ void store_l2(T* p, const T& value, host::Site site = host::Site::here()) {
     static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
     host::require_aligned(p, sizeof(T), "store_l2", site);
     *p = value;
+}
+
+inline void copy_l2(void* shared, const void* global, host::Site site = host::Site::here()) {
+    host::require_aligned(shared, 16, "copy_l2", site);
+    host::require_aligned(global, 16, "copy_l2", site);
+    const auto* to = static_cast<const unsigned char*>(shared);
+    const host::Block& own = *host::current->block;
+    if (to < own.shared || to + 16 > own.shared + own.shared_bytes)
+        host::fail("copy_l2 at " + host::describe(site) + ": not into the block's shared memory");
+    // Until the wait nobody may read it: NaN in every floating type.
+    std::memset(shared, 0xff, 16);
+    host::current->copies.push_back({shared, global});
+}
+
+inline void await_copies() {
+    for (const host::Copy& copy : host::current->copies) std::memcpy(copy.to, copy.from, 16);
+    host::current->copies.clear();
 }
 
 inline void prefetch_l2(const void*) {}
@@ -236,6 +269,11 @@ T from_float(float x) {
     if constexpr (std::is_same_v<T, float16>) return host::round_to_float16(x);
 }
 
+template <class T>
+uint32_t pack(float low, float high) {
+    return bits<uint16_t>(from_float<T>(low)) | static_cast<uint32_t>(bits<uint16_t>(from_float<T>(high))) << 16;
+}
+
 // As the device's __expf: 2^y of a rounded product.
 inline float exp(float x) { return std::exp2(x * 1.4426950408889634f); }
 
@@ -309,6 +347,8 @@ struct TensorCoreProduct {
         std::memcpy(&a, static_cast<const unsigned char*>(tile) + 16 * lane_id(), 16);
         return a;
     }
+
+    static A load_l2(const void* tile, Site site = Site::here()) { return load(tile, site); }
 
     static B load_b(const T* base, int stride, Site site = Site::here()) {
         const T* p = base + lane_id() / 4 * stride + lane_id() % 4 * kPack;
@@ -408,6 +448,8 @@ struct Product<float> {
         const auto* rows = static_cast<const Vector<float, 4>*>(tile) + lane_id() / 4 * 2;
         return {{rows[0], rows[1]}};
     }
+
+    static A load_l2(const void* tile, host::Site site = host::Site::here()) { return load(tile, site); }
 
     static B load_b(const float* base, int stride, host::Site site = host::Site::here()) {
         const float* p = base + lane_id() % 4 * 2 * stride;
