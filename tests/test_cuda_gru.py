@@ -112,7 +112,7 @@ def test_tf32(monkeypatch: pytest.MonkeyPatch, kernels: Any, exchange: int, reve
     ids=str,
 )
 def test_streamed_weights(cuda_host: ModuleType, kernels: Any, dtype: torch.dtype, exchange: int, hidden: int) -> None:
-    cuda_host.set_device_limits(90, 8, 40 * 1024, 16)
+    cuda_host.set_device_limits(90, 8, 44 * 1024, 16)
     kernels.wish = kernels.Wish(exchange, 2, 1)
     for backward in (False, True):
         assert ", 0 streamed" not in kernels.describe_plan(dtype, 3, hidden, backward)

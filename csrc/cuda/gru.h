@@ -77,7 +77,7 @@ struct GruPlan {
     int operand;   // the product's right side: forward the states, backward the gradients of this block's gates
     int stride;    // of its rows, in elements
     int partials;  // forward: sums of the slices; backward: the sums that the sources send
-    int carry;     // backward: what stays of the state's gradient in this block
+    int carry;     // backward: what stays of the state's gradient in this block, then the first state
     int tiles;     // weights
     int shared_bytes;
     // The workspace: what blocks of a grid exchange, then the streamed tiles.

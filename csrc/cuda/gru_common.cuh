@@ -16,14 +16,17 @@ constexpr int kMailboxBytes = 16;            // at the start of shared memory, t
 constexpr int kLengthBytes = 4 * 2 * kRows;  // steps of each row of the batch tile
 constexpr int kHeaderBytes = kMailboxBytes + kLengthBytes;
 
-// (r, z, n, a) of two neighbouring units, in 8 elements. `paired` as in Ahead; each unit's four lie aligned anyway.
+// (r, z, n, a) of two neighbouring units, of which `count` lie within the tensor. `paired` and what reload leaves: as in
+// Ahead.
 template <class S, bool paired>
-VSSN_DEVICE Packed<S, 8> load_gates(const void* sequence, int64_t at, int count) {
+VSSN_DEVICE void reload_gates(Packed<S, 8>& gates, const void* sequence, int64_t at, int count) {
     const S* p = static_cast<const S*>(sequence) + 4 * at;
-    if constexpr (paired) return count > 0 ? Packed<S, 8>::load(p) : Packed<S, 8>::zero();
-    const auto one = count > 0 ? Packed<S, 4>::load(p) : Packed<S, 4>::zero();
-    const auto other = count > 1 ? Packed<S, 4>::load(p + 4) : Packed<S, 4>::zero();
-    return Packed<S, 8>::join(one, other);
+    if constexpr (paired) {
+        if (count > 0) gates = Packed<S, 8>::load(p);
+    } else {
+        if (count > 0) gates.set_half(0, Packed<S, 4>::load(p));
+        if (count > 1) gates.set_half(1, Packed<S, 4>::load(p + 4));
+    }
 }
 
 template <class S, bool paired>

@@ -148,6 +148,7 @@ gru_forward_kernel(ForwardParams params) {
 #pragma unroll
         for (int i = 0; i < kItems; ++i) {
             const int64_t row = first_row + row_of(i);
+            for (auto& gate : x[i]) gate = Ahead<S, paired>::zero();
 #pragma unroll
             for (int j = 0; j < 2; ++j)
                 h[i][j] =
@@ -160,16 +161,19 @@ gru_forward_kernel(ForwardParams params) {
             first_state[b * stride + j] =
                 P::rounded(inside ? load_state<S>(k.h0, float_state, (first_row + b) * k.h0_row + j) : 0.0f);
         }
+        // At padding it is left as it was: nothing that is made of it there is kept. No branch between the loads, so that
+        // none of them waits for the one before.
         const auto load_x = [&](int t) {
+            int count[kItems];
 #pragma unroll
-            for (int i = 0; i < kItems; ++i)
-                if (mine[i]) {
-                    const S* from = static_cast<const S*>(k.gates_x) + t * k.gates_x_step +
-                                    (first_row + row_of(i)) * k.gates_x_row + unit;
-                    const int count = t < lengths[row_of(i)] ? own_units : 0;
+            for (int i = 0; i < kItems; ++i) count[i] = mine[i] && t < lengths[row_of(i)] ? own_units : 0;
 #pragma unroll
-                    for (int gate = 0; gate < 3; ++gate) x[i][gate] = Ahead<S, paired>::load(from + gate * H, count);
-                }
+            for (int i = 0; i < kItems; ++i) {
+                const S* from = static_cast<const S*>(k.gates_x) + t * k.gates_x_step +
+                                (first_row + row_of(i)) * k.gates_x_row + unit;
+#pragma unroll
+                for (int gate = 0; gate < 3; ++gate) x[i][gate].reload(from + gate * H, count[i]);
+            }
         };
         if (longest > 0) load_x(step_time(0));
         sync_block();

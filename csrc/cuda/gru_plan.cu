@@ -81,6 +81,7 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
         const int64_t depth = ceil_div(deep, plan.slices);
         plan.register_depth = type.tensor_cores && depth <= 3 ? 3 : most;
         plan.depth = static_cast<int>(std::max<int64_t>(depth, plan.register_depth));
+        if (unit_tiles > plan.groups * plan.slices) return plan;  // a thread has two pairs of units in each 8 rows
         across = gpu::kBackwardTiles;
         tiles = int64_t{gpu::kBackwardTiles} * plan.depth * plan.rounds;
     }
@@ -100,7 +101,7 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
         plan.stride = operand_stride(deep_width, bytes);
         at += 2 * rows * int64_t{plan.stride} * bytes;
         plan.carry = static_cast<int>(at);
-        at += rows * unit_tiles * kUnits * 4;
+        at += 2 * rows * unit_tiles * kUnits * 4;
         plan.partials = static_cast<int>(at);
         if (through_shared) at += 2 * int64_t{blocks} * plan.slices * rows * (unit_tiles * kUnits + 4) * 4;
     }

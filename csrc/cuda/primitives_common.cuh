@@ -53,14 +53,9 @@ struct Packed {
         return packed;
     }
 
-    static VSSN_DEVICE Packed join(const Packed<T, n / 2>& low, const Packed<T, n / 2>& high) {
-        Packed packed;
+    VSSN_DEVICE void set_half(int which, const Packed<T, n / 2>& part) {
 #pragma unroll
-        for (int i = 0; i < kWords / 2; ++i) {
-            packed.words[i] = low.words[i];
-            packed.words[kWords / 2 + i] = high.words[i];
-        }
-        return packed;
+        for (int i = 0; i < kWords / 2; ++i) words[which * (kWords / 2) + i] = part.words[i];
     }
     VSSN_DEVICE Packed<T, n / 2> half(int which) const {
         Packed<T, n / 2> part;
@@ -89,6 +84,11 @@ struct Ahead {
         return {count > 0 ? Packed<T, 2>::load(p) : Packed<T, 2>::zero()};
     }
     static VSSN_DEVICE Ahead zero() { return {Packed<T, 2>::zero()}; }
+    // Loads them over what was there, which stays beyond `count`: where nothing is written, nothing waits for an older
+    // load of these registers.
+    VSSN_DEVICE void reload(const T* p, int count) {
+        if (count > 0) pair = Packed<T, 2>::load(p);
+    }
     VSSN_DEVICE float operator[](int i) const { return pair[i]; }
 };
 
@@ -100,6 +100,10 @@ struct Ahead<T, false> {
         return {count > 0 ? p[0] : from_float<T>(0.0f), count > 1 ? p[1] : from_float<T>(0.0f)};
     }
     static VSSN_DEVICE Ahead zero() { return {from_float<T>(0.0f), from_float<T>(0.0f)}; }
+    VSSN_DEVICE void reload(const T* p, int count) {
+        if (count > 0) one = p[0];
+        if (count > 1) other = p[1];
+    }
     VSSN_DEVICE float operator[](int i) const { return to_float(i == 0 ? one : other); }
 };
 
