@@ -15,7 +15,8 @@ _LINE = re.compile(
 )
 _NO_SCOREBOARD = 7
 # Behind these a thread has sent what others wait for, or has itself waited for others.
-EXCHANGES = re.compile(r"(BAR\.|SYNCS\.PHASECHK|SYNCS\.ARRIVE|UCGABAR|STAS|REDG)")
+# LDG.E.STRONG: of a word, a poll of the grid's counter.
+EXCHANGES = re.compile(r"(BAR\.|SYNCS\.PHASECHK|SYNCS\.ARRIVE|UCGABAR|STAS|REDG|LDG\.E\.STRONG)")
 WAITS = re.compile(r"(BAR\.|SYNCS\.PHASECHK)")
 PRODUCTS = re.compile(r"[HQ]MMA\.|FFMA$")
 
@@ -115,6 +116,11 @@ class Code:
 
         candidates = [loop for loop in self.loops if is_step(loop)]
         return [loop for loop in candidates if not any(other < loop for other in candidates)]
+
+    def outermost(self, inner: list[frozenset[int]]) -> list[frozenset[int]]:
+        """The largest loops that hold these."""
+        outer = {max((loop for loop in self.loops if loop >= part), key=len) for part in inner}
+        return list(outer)
 
     def waited_for_at_once(self, loop: frozenset[int]) -> list[Instruction]:
         """Global loads in a loop over steps that some path waits for before it has come to an exchange.

@@ -76,6 +76,8 @@ gru_backward_kernel(BackwardParams params) {
     const int first_depth = slice * plan.depth;
     const int source = block_x() * plan.slices + slice;
     const int row_tiles = all_units / kUnits;  // tiles of 16 units of the state before
+    // to * inverse >> 16 is to / unit_tiles: these are at most 8, and `to` below 8192.
+    const int inverse = (65536 + plan.unit_tiles - 1) / plan.unit_tiles;
     const auto row_tile = [&](int round, int i) { return (round * plan.groups + group) * kTiles + i; };
 
     // ---- Weights, once: row `unit` of the state before, k = a gate of an own unit ----------------------------------
@@ -108,15 +110,17 @@ gru_backward_kernel(BackwardParams params) {
     for (int i = thread_id(); i < 2 * grads_size; i += block_threads()) grads[i] = from_float<S>(0.0f);
     team.start();
 
-    // An item: two units of a row.
+    // An item: two units of a row. `parts` neighbouring threads share the sources of its sum.
+    const int part = thread_id() % plan.parts, own_sources = (sources - part + plan.parts - 1) / plan.parts;
     const int pairs = units / 2, items = kTileRows * pairs;
     int row_of[kItems], unit_of[kItems];  // of a thread's items, in the tile and in the block
-    bool mine[kItems];                    // whether there is one
+    bool summed[kItems], mine[kItems];    // whether there is one, and whether its gates are this thread's
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
-        const int item = thread_id() + i * block_threads();
-        mine[i] = item < items;
-        row_of[i] = mine[i] ? item / pairs : 0;
+        const int item = thread_id() / plan.parts + i * block_threads();
+        summed[i] = item < items;
+        mine[i] = summed[i] && part == 0;
+        row_of[i] = summed[i] ? item / pairs : 0;
         unit_of[i] = item % pairs * 2;
     }
 
@@ -149,40 +153,57 @@ gru_backward_kernel(BackwardParams params) {
             }
         };
 
-        // The gradient of the state, at two units of a row.
-        const auto collect = [&](int b, int j, bool any) {
-            Vector<float, 2> sum = *reinterpret_cast<const Vector<float, 2>*>(carry + b * units + j);
-            if (any) {
-                const int slot = b * sum_stride + j, source_size = kTileRows * sum_stride;
-                if (grid) {
-                    const float* from = global_sums +
-                                        (static_cast<int64_t>(team.buffer()) * plan.blocks + block_x()) * sums_size +
-                                        slot;
-#pragma unroll 8
-                    for (int i = 0; i < sources; ++i) {
-                        const auto part = load_l2(reinterpret_cast<const Vector<float, 2>*>(from + i * source_size));
-                        sum.v[0] += part.v[0];
-                        sum.v[1] += part.v[1];
-                    }
-                } else {
-                    const float* from = sums + team.buffer() * sums_size + slot;
-#pragma unroll 4
-                    for (int i = 0; i < sources; ++i) {
-                        const auto part = *reinterpret_cast<const Vector<float, 2>*>(from + i * source_size);
-                        sum.v[0] += part.v[0];
-                        sum.v[1] += part.v[1];
-                    }
-                }
+        // What load_ahead reads, as a hint: a lane for each 32 bytes.
+        const auto prefetch = [&](int t) {
+            constexpr int kSector = 32 / sizeof(S);
+#pragma unroll
+            for (int i = 0; i < kItems; ++i) {
+                const int unit = first_own + unit_of[i];
+                const int64_t row = first_row + row_of[i], at = (t * k.B + row) * H + unit;
+                if (!mine[i] || row >= k.B || unit >= H) continue;
+                if (4 * unit_of[i] % kSector == 0) prefetch_l2(static_cast<const S*>(k.gates) + 4 * at);
+                if (unit_of[i] % kSector != 0) continue;
+                prefetch_l2(static_cast<const S*>(k.output) + at);
+                if (k.grad_output)
+                    prefetch_l2(static_cast<const S*>(k.grad_output) + t * k.grad_output_step +
+                                row * k.grad_output_row + unit);
             }
-            return sum;
         };
 
-        const auto gate_gradients = [&](int b, int j, int t, const Inputs<S, paired>& in, bool any) {
+        // The gradient of the state, at two units of a row: what stayed here, and the sources' parts, added in a fixed
+        // order. Called by all lanes of a warp.
+        const auto collect = [&](int b, int j, bool any) {
+            Vector<float, 2> sum = {{0, 0}};
+            if (any) {
+                const int source_size = kTileRows * sum_stride, slot = part * source_size + b * sum_stride + j;
+                const auto add = [&](const auto& load, const float* from) {
+#pragma unroll(kRowTiles == 1 ? 8 : 4)  // more would spill registers
+                    for (int i = 0; i < own_sources; ++i, from += plan.parts * source_size) {
+                        const auto one = load(reinterpret_cast<const Vector<float, 2>*>(from));
+                        sum.v[0] += one.v[0];
+                        sum.v[1] += one.v[1];
+                    }
+                };
+                if (grid)
+                    add([](const auto* p) { return load_l2(p); },
+                        global_sums + (static_cast<int64_t>(team.buffer()) * plan.blocks + block_x()) * sums_size +
+                            slot);
+                else
+                    add([](const auto* p) { return *p; }, sums + team.buffer() * sums_size + slot);
+                for (int mask = 1; mask < plan.parts; mask *= 2) {
+                    sum.v[0] += shuffle_xor(sum.v[0], mask);
+                    sum.v[1] += shuffle_xor(sum.v[1], mask);
+                }
+            }
+            const auto stayed = *reinterpret_cast<const Vector<float, 2>*>(carry + b * units + j);
+            return Vector<float, 2>{{stayed.v[0] + sum.v[0], stayed.v[1] + sum.v[1]}};
+        };
+
+        const auto gate_gradients = [&](int b, int j, int t, const Inputs<S, paired>& in, Vector<float, 2> dh) {
             const int unit = first_own + j, own_units = H - unit;
             const int64_t row = first_row + b, at = t * k.B + row;
             const int length = lengths[b];
             const bool active = t < length, first = t == (k.reverse ? length - 1 : 0);
-            Vector<float, 2> dh = collect(b, j, any);
             GruGates<float> grad[2];
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
@@ -238,7 +259,10 @@ gru_backward_kernel(BackwardParams params) {
             // ---- Gates -------------------------------------------------------------------------------------------
 #pragma unroll
             for (int i = 0; i < kItems; ++i)
-                if (mine[i]) gate_gradients(row_of[i], unit_of[i], t, ahead[i], s > 0);
+                if (summed[i]) {
+                    const Vector<float, 2> dh = collect(row_of[i], unit_of[i], s > 0);
+                    if (mine[i]) gate_gradients(row_of[i], unit_of[i], t, ahead[i], dh);
+                }
             if (!sends) break;
             if (s + 1 < longest) load_ahead(step_time(s + 1));
             sync_block();
@@ -283,8 +307,8 @@ gru_backward_kernel(BackwardParams params) {
                 const int column = accumulator_column(odd ? 1 : 0), first = accumulator_row(0) - (odd ? 2 : 0);
 #pragma unroll
                 for (int i = 0; i < kTiles; ++i) {
-                    const int to = row_tile(round, i), owner = to / plan.unit_tiles;
-                    const int unit = to % plan.unit_tiles * kUnits + first;
+                    const int to = row_tile(round, i), owner = to * inverse >> 16;
+                    const int unit = (to - owner * plan.unit_tiles) * kUnits + first;
                     if (to < row_tiles)
 #pragma unroll
                         for (int n = 0; n < kRowTiles; ++n) {
@@ -311,6 +335,7 @@ gru_backward_kernel(BackwardParams params) {
                 }
             }
             team.sent();
+            if (kRowTiles == 1 && s + 4 < longest) prefetch(step_time(s + 4));  // two would spill registers
             team.receive();
         }
 
@@ -320,6 +345,8 @@ gru_backward_kernel(BackwardParams params) {
         for (int i = 0; i < kItems; ++i) {
             const int unit = first_own + unit_of[i], own_units = H - unit;
             const int64_t row = first_row + row_of[i];
+            if (!summed[i]) continue;
+            const Vector<float, 2> dh = collect(row_of[i], unit_of[i], longest > 0 && k.grad_h0);
             if (!mine[i] || row >= k.B) continue;
             const auto zero = Packed<S, 2>::zero();
 #pragma unroll 1
@@ -331,7 +358,6 @@ gru_backward_kernel(BackwardParams params) {
                 if (k.grad_a) store_pair<paired>(static_cast<S*>(k.grad_a) + at * H + unit, zero, own_units);
             }
             if (k.grad_h0) {
-                const Vector<float, 2> dh = collect(row_of[i], unit_of[i], longest > 0);
 #pragma unroll
                 for (int j = 0; j < 2; ++j)
                     if (j < own_units) store_state<S>(k.grad_h0, float_state, row * H + unit + j, dh.v[j]);
@@ -343,22 +369,30 @@ gru_backward_kernel(BackwardParams params) {
 // ---- Launchers --------------------------------------------------------------------------------------------------
 
 template <class C, bool paired>
-const char* launch_backward(const Launch& shape, const BackwardParams& params) {
-    const bool deep = params.plan.register_depth == 6, narrow = params.plan.row_tiles == 1;
-    const auto kernel = deep ? narrow ? gru_backward_kernel<C, 6, 1, paired> : gru_backward_kernel<C, 6, 2, paired>
-                        : narrow ? gru_backward_kernel<C, 3, 1, paired> : gru_backward_kernel<C, 3, 2, paired>;
-    return launch(kernel, shape, params);
+auto kernel_of(const GruPlan& plan) -> void (*)(BackwardParams) {
+    if constexpr (!Product<C>::kTensorCores) {
+        return gru_backward_kernel<C, 3, 1, paired>;
+    } else {
+        const bool narrow = plan.row_tiles == 1;
+        if (plan.register_depth == 6)
+            return narrow ? gru_backward_kernel<C, 6, 1, paired> : gru_backward_kernel<C, 6, 2, paired>;
+        return narrow ? gru_backward_kernel<C, 3, 1, paired> : gru_backward_kernel<C, 3, 2, paired>;
+    }
 }
 
-template <class C>
-const char* launch_backward(const Launch& shape, const BackwardParams& params, bool paired) {
-    if constexpr (Product<C>::kTensorCores)
-        return paired ? launch_backward<C, true>(shape, params) : launch_backward<C, false>(shape, params);
-    else
-        return launch(paired ? gru_backward_kernel<C, 3, 1, true> : gru_backward_kernel<C, 3, 1, false>, shape, params);
+template <bool paired>
+auto kernel_of(Storage storage, bool tf32_products, const GruPlan& plan) {
+    return storage == Storage::bfloat16  ? kernel_of<bfloat16, paired>(plan)
+           : storage == Storage::float16 ? kernel_of<float16, paired>(plan)
+           : tf32_products               ? kernel_of<tf32, paired>(plan)
+                                         : kernel_of<float, paired>(plan);
 }
 
 }  // namespace
+
+int backward_launchable(Storage storage, bool tf32, const GruPlan& plan) {
+    return clusters_at_once(kernel_of<true>(storage, tf32, plan), launch_shape(plan, nullptr));
+}
 
 }  // namespace vssn::gpu
 
@@ -373,10 +407,8 @@ void gru_backward(const GruBackward& k) {
                                    {k.grad_output_step, k.grad_output_row});
     const BackwardParams params{k, plan};
     const Launch shape = launch_shape(plan, k.stream);
-    const char* error = k.storage == Storage::bfloat16  ? launch_backward<bfloat16>(shape, params, paired)
-                        : k.storage == Storage::float16 ? launch_backward<float16>(shape, params, paired)
-                        : k.tf32                        ? launch_backward<tf32>(shape, params, paired)
-                                                        : launch_backward<float>(shape, params, paired);
+    const auto kernel = paired ? kernel_of<true>(k.storage, k.tf32, plan) : kernel_of<false>(k.storage, k.tf32, plan);
+    const char* error = launch(kernel, shape, params);
     if (error) fail_to_launch("gru_backward", k, plan, error);
 }
 

@@ -129,6 +129,10 @@ bool all_paired(int64_t H, Storage storage, const void* gates, std::initializer_
 
 Launch launch_shape(const GruPlan& plan, void* stream);
 
+// Blocks, or where the plan has clusters these, that the device holds at once; 0: the plan does not fit.
+int forward_launchable(Storage storage, bool tf32, const GruPlan& plan);
+int backward_launchable(Storage storage, bool tf32, const GruPlan& plan);
+
 // Throws std::runtime_error for sizes that the kernels do not count in an int.
 void require_countable(const char* kernel, const GruProblem& problem);
 

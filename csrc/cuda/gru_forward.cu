@@ -301,12 +301,12 @@ gru_forward_kernel(ForwardParams params) {
             // ---- The next state ------------------------------------------------------------------------------------
             team.receive();
             if (plan.exchange == Exchange::grid) {
-                using Piece = Vector<S, 16 / sizeof(S)>;
                 constexpr int kPiece = 16 / sizeof(S);
                 const S* from = global + team.buffer() * global_size;
-                for (int i = thread_id() * kPiece; i < global_size; i += block_threads() * kPiece)
-                    *reinterpret_cast<Piece*>(states + i / global_stride * stride + i % global_stride) =
-                        load_l2(reinterpret_cast<const Piece*>(from + i));
+                for (int b = warp_id(); b < kTileRows; b += warps())
+                    for (int i = lane_id() * kPiece; i < global_stride; i += kWarp * kPiece)
+                        copy_l2(states + b * stride + i, from + b * global_stride + i);
+                await_copies();
                 sync_block();
             }
         }
@@ -333,22 +333,30 @@ gru_forward_kernel(ForwardParams params) {
 // ---- Launchers --------------------------------------------------------------------------------------------------
 
 template <class C, bool paired>
-const char* launch_forward(const Launch& shape, const ForwardParams& params) {
-    const bool deep = params.plan.register_depth == 8, narrow = params.plan.row_tiles == 1;
-    const auto kernel = deep ? narrow ? gru_forward_kernel<C, 8, 1, paired> : gru_forward_kernel<C, 8, 2, paired>
-                        : narrow ? gru_forward_kernel<C, 4, 1, paired> : gru_forward_kernel<C, 4, 2, paired>;
-    return launch(kernel, shape, params);
+auto kernel_of(const GruPlan& plan) -> void (*)(ForwardParams) {
+    if constexpr (!Product<C>::kTensorCores) {
+        return gru_forward_kernel<C, 4, 1, paired>;
+    } else {
+        const bool narrow = plan.row_tiles == 1;
+        if (plan.register_depth == 8)
+            return narrow ? gru_forward_kernel<C, 8, 1, paired> : gru_forward_kernel<C, 8, 2, paired>;
+        return narrow ? gru_forward_kernel<C, 4, 1, paired> : gru_forward_kernel<C, 4, 2, paired>;
+    }
 }
 
-template <class C>
-const char* launch_forward(const Launch& shape, const ForwardParams& params, bool paired) {
-    if constexpr (Product<C>::kTensorCores)
-        return paired ? launch_forward<C, true>(shape, params) : launch_forward<C, false>(shape, params);
-    else
-        return launch(paired ? gru_forward_kernel<C, 4, 1, true> : gru_forward_kernel<C, 4, 1, false>, shape, params);
+template <bool paired>
+auto kernel_of(Storage storage, bool tf32_products, const GruPlan& plan) {
+    return storage == Storage::bfloat16  ? kernel_of<bfloat16, paired>(plan)
+           : storage == Storage::float16 ? kernel_of<float16, paired>(plan)
+           : tf32_products               ? kernel_of<tf32, paired>(plan)
+                                         : kernel_of<float, paired>(plan);
 }
 
 }  // namespace
+
+int forward_launchable(Storage storage, bool tf32, const GruPlan& plan) {
+    return clusters_at_once(kernel_of<true>(storage, tf32, plan), launch_shape(plan, nullptr));
+}
 
 }  // namespace vssn::gpu
 
@@ -362,10 +370,8 @@ void gru_forward(const GruForward& k) {
     const bool paired = all_paired(k.H, k.storage, k.gates, {k.gates_x, k.output}, {k.gates_x_step, k.gates_x_row});
     const ForwardParams params{k, plan};
     const Launch shape = launch_shape(plan, k.stream);
-    const char* error = k.storage == Storage::bfloat16  ? launch_forward<bfloat16>(shape, params, paired)
-                        : k.storage == Storage::float16 ? launch_forward<float16>(shape, params, paired)
-                        : k.tf32                        ? launch_forward<tf32>(shape, params, paired)
-                                                        : launch_forward<float>(shape, params, paired);
+    const auto kernel = paired ? kernel_of<true>(k.storage, k.tf32, plan) : kernel_of<false>(k.storage, k.tf32, plan);
+    const char* error = launch(kernel, shape, params);
     if (error) fail_to_launch("gru_forward", k, plan, error);
 }
 

@@ -224,7 +224,7 @@ void run(const PosteriorBackward& call) {
     using T = typename Product<C>::Stored;
     BackwardParams params{};
     params.call = call;
-    params.plan = posterior_plan(call.storage, call.tf32, call.M, call.Z, call.prior_weight_z.data != nullptr, true,
+    params.plan = posterior_plan(call.storage, call.tf32, call.B, call.M, call.Z, call.prior_weight_z.data != nullptr, true,
                                  call.variant);
     params.paired = call.M % 2 == 0 && call.Z % 2 == 0 && in_pairs<T>(call.hidden) &&
                     in_pairs<T>(call.prior_hidden) && in_pairs<T>(call.logvar) && in_pairs<T>(call.eps) &&
@@ -236,6 +236,17 @@ void run(const PosteriorBackward& call) {
 }
 
 }  // namespace
+
+int backward_at_once(Storage storage, bool tf32, const PosteriorPlan& plan) {
+    BackwardParams params{};
+    params.plan = plan;
+    params.call.B = kRows;
+    const auto kernel = storage == Storage::bfloat16  ? backward_in_memory<bfloat16, true>
+                        : storage == Storage::float16 ? backward_in_memory<float16, true>
+                        : tf32                        ? backward_in_memory<gpu::tf32, true>
+                                                      : backward_in_memory<float, true>;
+    return clusters_at_once(kernel, launch_shape(params));
+}
 
 }  // namespace posterior
 

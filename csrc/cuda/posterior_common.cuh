@@ -785,6 +785,10 @@ void launch_or_throw(const char* name, void (*kernel)(Params), const Launch& sha
                              ", shared memory=" + std::to_string(shape.shared_bytes) + "): " + error);
 }
 
+// Batch tiles that the device holds at once, of a plan whose weights are in memory; 0: the plan does not fit.
+int forward_at_once(Storage storage, bool tf32, const PosteriorPlan& plan);
+int backward_at_once(Storage storage, bool tf32, const PosteriorPlan& plan);
+
 // Throws for sizes that the kernels' indices cannot count.
 inline void require_sizes(const char* name, const PosteriorProblem& k) {
     constexpr int64_t kMost = 1 << 30;

@@ -197,7 +197,7 @@ void run(const PosteriorForward& call) {
     using T = typename Product<C>::Stored;
     ForwardParams params{};
     params.call = call;
-    params.plan = posterior_plan(call.storage, call.tf32, call.M, call.Z, call.prior_weight_z.data != nullptr, false,
+    params.plan = posterior_plan(call.storage, call.tf32, call.B, call.M, call.Z, call.prior_weight_z.data != nullptr, false,
                                  call.variant);
     params.paired = call.M % 2 == 0 && call.Z % 2 == 0 && in_pairs<T>(call.context) &&
                     in_pairs<T>(call.prior_context) && in_pairs<T>(call.eps);
@@ -208,6 +208,17 @@ void run(const PosteriorForward& call) {
 }
 
 }  // namespace
+
+int forward_at_once(Storage storage, bool tf32, const PosteriorPlan& plan) {
+    ForwardParams params{};
+    params.plan = plan;
+    params.call.B = kRows;
+    const auto kernel = storage == Storage::bfloat16  ? forward_in_memory<bfloat16, true>
+                        : storage == Storage::float16 ? forward_in_memory<float16, true>
+                        : tf32                        ? forward_in_memory<gpu::tf32, true>
+                                                      : forward_in_memory<float, true>;
+    return clusters_at_once(kernel, launch_shape(params));
+}
 
 }  // namespace posterior
 

@@ -43,6 +43,8 @@
 //            exp(x) (fast, about 2 ulp), divide(a, b) (fast), expm1, log1p, maximum
 // Matrices   Product<C> for C = bfloat16, float16, tf32 (tensor cores) and float (full precision, FMA): below
 // Launching  Launch, launch(kernel, shape, params), device_limits(): below; host code
+//            clusters_at_once(kernel, shape)   by the device's own answer (the multiprocessors of its GPCs leave gaps);
+//                                    of blocks where shape.cluster is 1; 0: the shape does not fit
 #pragma once
 
 #include <cstddef>

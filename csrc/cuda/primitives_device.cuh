@@ -5,6 +5,10 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cassert>
+#include <map>
+#include <mutex>
+#include <tuple>
 #include <type_traits>
 
 #define VSSN_KERNEL __global__ void
@@ -109,6 +113,36 @@ VSSN_DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [
 
 // ---- Barriers, clusters and grids -------------------------------------------------------------------------------
 
+// With VSSN_DEBUG_POLLS (VSSN_CUDA_DEBUG=1 when building) a wait that has polled so often ends the launch, and the
+// runtime prints where in the source, and which block and thread, it was. try_wait sleeps for a time that nobody says:
+// there test_wait polls.
+namespace detail {
+#if defined(VSSN_DEBUG_POLLS)
+#define VSSN_POLL "test_wait"
+struct Site {
+    const char* file;
+    int line;
+    static constexpr __device__ Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+        return {file, line};
+    }
+};
+struct Polls {
+    unsigned polls = 0;
+    VSSN_DEVICE void count(const char* what, Site site) {
+        if (++polls == VSSN_DEBUG_POLLS) __assert_fail(what, site.file, site.line, "a wait that does not end");
+    }
+};
+#else
+#define VSSN_POLL "try_wait"
+struct Site {
+    static constexpr __device__ Site here() { return {}; }
+};
+struct Polls {
+    VSSN_DEVICE void count(const char*, Site) {}
+};
+#endif
+}  // namespace detail
+
 VSSN_DEVICE void sync_block() { __syncthreads(); }
 VSSN_DEVICE void sync_warp() { __syncwarp(); }
 
@@ -166,16 +200,16 @@ VSSN_DEVICE void send(T* p, const T& value, Mailbox* m, int rank) {
             : "memory");
 }
 
-VSSN_DEVICE void await(Mailbox* m, unsigned round) {
+VSSN_DEVICE void await(Mailbox* m, unsigned round, detail::Site site = detail::Site::here()) {
     unsigned done;
-    do {
-        asm volatile(
-            "{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, "
-            "p; }"
-            : "=r"(done)
-            : "r"(detail::shared_address(m)), "r"(round & 1)
-            : "memory");
-    } while (!done);
+    for (detail::Polls polls;; polls.count("await: a mailbox that blocks of the cluster send to", site)) {
+        asm volatile("{ .reg .pred p; mbarrier." VSSN_POLL
+                     ".parity.acquire.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(done)
+                     : "r"(detail::shared_address(m)), "r"(round & 1)
+                     : "memory");
+        if (done) break;
+    }
 }
 #else  // no launcher asks for a cluster here
 struct alignas(8) Mailbox {
@@ -203,17 +237,19 @@ VSSN_DEVICE void sync_cluster() {
     cluster_wait();
 }
 
+// Behind a sync_block the release covers what the whole block wrote: it is cumulative.
 VSSN_DEVICE void add_release(unsigned* flag, unsigned n) {
-    // The fence orders what the whole block wrote before its sync_block, not only this thread's writes.
-    __threadfence();
     asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(flag), "r"(n) : "memory");
 }
 
-VSSN_DEVICE void wait_acquire(const unsigned* flag, unsigned n) {
+// Polls are relaxed, and one fence behind the last of them acquires.
+VSSN_DEVICE void wait_acquire(const unsigned* flag, unsigned n, detail::Site site = detail::Site::here()) {
     unsigned seen;
-    do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
-    } while (static_cast<int>(seen - n) < 0);
+    for (detail::Polls polls;; polls.count("wait_acquire: a counter that blocks of the grid add to", site)) {
+        asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
+        if (static_cast<int>(seen - n) >= 0) break;
+    }
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 
 // ---- Warp -------------------------------------------------------------------------------------------------------
@@ -496,45 +532,92 @@ struct Product<float> {
 
 // ---- Launching (host code) --------------------------------------------------------------------------------------
 
+namespace detail {
+
 // nullptr, or what is wrong; the error is cleared.
-template <class Params>
-const char* launch(void (*kernel)(Params), const Launch& shape, const Params& params) {
-    if (shape.grid_x == 0 || shape.grid_y == 0) return nullptr;
-    const auto failed = [](cudaError_t error) -> const char* {
-        if (error == cudaSuccess) return nullptr;
-        cudaGetLastError();
-        return cudaGetErrorString(error);
-    };
-    const void* function = reinterpret_cast<const void*>(kernel);
+inline const char* failed(cudaError_t error) {
+    if (error == cudaSuccess) return nullptr;
+    cudaGetLastError();
+    return cudaGetErrorString(error);
+}
+
+// A launch as the runtime takes it.
+struct Configuration {
+    cudaLaunchAttribute attributes[2];
+    cudaLaunchConfig_t config{};
+
+    explicit Configuration(const Launch& shape) {
+        config.gridDim = dim3(static_cast<unsigned>(shape.grid_x), static_cast<unsigned>(shape.grid_y));
+        config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+        config.dynamicSmemBytes = shape.shared_bytes;
+        config.stream = static_cast<cudaStream_t>(shape.stream);
+        config.attrs = attributes;
+        if (shape.cluster > 1) {
+            cudaLaunchAttribute& a = attributes[config.numAttrs++];
+            a.id = cudaLaunchAttributeClusterDimension;
+            a.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
+            a.val.clusterDim.y = a.val.clusterDim.z = 1;
+        }
+        if (shape.cooperative) {
+            cudaLaunchAttribute& a = attributes[config.numAttrs++];
+            a.id = cudaLaunchAttributeCooperative;
+            a.val.cooperative = 1;
+        }
+    }
+    Configuration(const Configuration&) = delete;
+};
+
+// What a kernel must be allowed before it is launched so. nullptr, or what is wrong.
+inline const char* allow(const void* function, const Launch& shape) {
     if (shape.shared_bytes > 48 * 1024)
         if (const char* error = failed(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                             static_cast<int>(shape.shared_bytes))))
             return error;
-    if (shape.cluster > 8)
-        if (const char* error =
-                failed(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1)))
-            return error;
-    cudaLaunchAttribute attributes[2];
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(shape.grid_x), static_cast<unsigned>(shape.grid_y));
-    config.blockDim = dim3(static_cast<unsigned>(shape.threads));
-    config.dynamicSmemBytes = shape.shared_bytes;
-    config.stream = static_cast<cudaStream_t>(shape.stream);
-    config.attrs = attributes;
-    if (shape.cluster > 1) {
-        cudaLaunchAttribute& a = attributes[config.numAttrs++];
-        a.id = cudaLaunchAttributeClusterDimension;
-        a.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
-        a.val.clusterDim.y = a.val.clusterDim.z = 1;
-    }
-    if (shape.cooperative) {
-        cudaLaunchAttribute& a = attributes[config.numAttrs++];
-        a.id = cudaLaunchAttributeCooperative;
-        a.val.cooperative = 1;
-    }
+    if (shape.cluster > 8) return failed(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+    return nullptr;
+}
+
+}  // namespace detail
+
+// nullptr, or what is wrong; the error is cleared.
+template <class Params>
+const char* launch(void (*kernel)(Params), const Launch& shape, const Params& params) {
+    if (shape.grid_x == 0 || shape.grid_y == 0) return nullptr;
+    const void* function = reinterpret_cast<const void*>(kernel);
+    if (const char* error = detail::allow(function, shape)) return error;
+    const detail::Configuration configuration(shape);
     Params copy = params;
     void* arguments[] = {&copy};
-    return failed(cudaLaunchKernelExC(&config, function, arguments));
+    return detail::failed(cudaLaunchKernelExC(&configuration.config, function, arguments));
+}
+
+// The device is asked once for a kernel and a shape.
+template <class Params>
+int clusters_at_once(void (*kernel)(Params), const Launch& shape) {
+    static std::mutex mutex;
+    static std::map<std::tuple<int, const void*, int, int, size_t>, int> known;
+    int device = 0;
+    cudaGetDevice(&device);
+    const void* function = reinterpret_cast<const void*>(kernel);
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto [entry, is_new] =
+        known.try_emplace(std::make_tuple(device, function, shape.cluster, shape.threads, shape.shared_bytes), 0);
+    if (!is_new || detail::allow(function, shape)) return entry->second;
+    int count = 0;
+    if (shape.cluster > 1) {
+        Launch one = shape;
+        one.grid_x = shape.cluster;
+        one.grid_y = 1;
+        const detail::Configuration configuration(one);
+        if (detail::failed(cudaOccupancyMaxActiveClusters(&count, function, &configuration.config))) count = 0;
+    } else {
+        int of_multiprocessor = 0, multiprocessors = 0;
+        if (!detail::failed(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_multiprocessor, function, shape.threads,
+                                                                          shape.shared_bytes)) &&
+            !detail::failed(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device)))
+            count = of_multiprocessor * multiprocessors;
+    }
+    return entry->second = count;
 }
 
 // Of the current device. Cheap: attributes are cached by the runtime; nothing synchronises.

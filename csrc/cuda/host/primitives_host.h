@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <string>
 #include <type_traits>
 
@@ -469,6 +470,13 @@ struct Product<float> {
 
 namespace host {
 
+// A multiprocessor has 1 KB more than its largest block may ask for, and gives 1 KB of it to each block.
+inline int blocks_of_multiprocessor(const Launch& shape) {
+    const size_t by_shared = (static_cast<size_t>(device_limits().shared_bytes) + 1024) / (shape.shared_bytes + 1024);
+    const size_t by_threads = 1536 / static_cast<size_t>(shape.threads);
+    return static_cast<int>(by_shared < by_threads ? by_shared : by_threads);
+}
+
 inline const char* refuse(const Launch& shape) {
     const DeviceLimits device = device_limits();
     if (shape.threads < 1 || shape.threads > 1024 || shape.threads % kWarp != 0)
@@ -479,17 +487,24 @@ inline const char* refuse(const Launch& shape) {
         return "invalid argument: more shared memory than a block may have";
     if (shape.cluster < 1 || shape.cluster > device.max_cluster || shape.grid_x % shape.cluster != 0)
         return "invalid cluster size";
-    // A multiprocessor has 1 KB more than its largest block may ask for, and gives 1 KB of it to each block.
-    const size_t by_shared = (static_cast<size_t>(device.shared_bytes) + 1024) / (shape.shared_bytes + 1024);
-    const size_t by_threads = 1536 / static_cast<size_t>(shape.threads);
-    const size_t at_once = (by_shared < by_threads ? by_shared : by_threads);
-    if (shape.cooperative &&
-        static_cast<size_t>(shape.grid_x * shape.grid_y) > at_once * static_cast<size_t>(device.multiprocessors))
+    if (shape.cooperative && shape.grid_x * shape.grid_y > blocks_of_multiprocessor(shape) * device.multiprocessors)
         return "too many blocks in cooperative launch";
     return nullptr;
 }
 
 }  // namespace host
+
+namespace host {
+// By size of a cluster, where it is not what the multiprocessors alone would hold: as a device whose GPCs have gaps, or
+// a MIG slice, answers.
+inline std::map<int, int> clusters;
+}  // namespace host
+
+template <class Params>
+int clusters_at_once(void (*)(Params), const Launch& shape) {
+    if (const auto known = host::clusters.find(shape.cluster); known != host::clusters.end()) return known->second;
+    return host::blocks_of_multiprocessor(shape) * host::limits.multiprocessors / shape.cluster;
+}
 
 template <class Params>
 const char* launch(void (*kernel)(Params), const Launch& shape, const Params& params) {
