@@ -11,7 +11,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 _LINE = re.compile(
-    r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P[0-9T]+\s+)?([A-Z][\w.]*)([^;]*);\s*/\* 0x[0-9a-f]{16} \*/\s+/\* 0x([0-9a-f]{16}) \*/"
+    r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P[0-9T]+\s+)?([A-Z][\w.]*)([^;]*);"
+    r"\s*/\* 0x[0-9a-f]{16} \*/\s+/\* 0x([0-9a-f]{16}) \*/"
 )
 _NO_SCOREBOARD = 7
 # Behind these a thread has sent what others wait for, or has itself waited for others.
@@ -128,17 +129,17 @@ class Code:
         Not those past L1 (.STRONG: weights that are streamed, and the exchange itself); nor paths round an inner loop,
         whose next turn a load may be meant for."""
         inner = [(self._head(other), other) for other in self.loops if other < loop]
-        self._turns = {(i, head) for head, other in inner for i in other if head in self.successors[i]}
+        turns = {(i, head) for head, other in inner for i in other if head in self.successors[i]}
         found = []
         for i in sorted(loop):
             load = self.all[i]
             if not load.loads_global or "STRONG" in load.name or load.scoreboard == _NO_SCOREBOARD:
                 continue
-            if self._waits_before_exchange(i, loop):
+            if self._waits_before_exchange(i, loop, turns):
                 found.append(load)
         return found
 
-    def _waits_before_exchange(self, start: int, loop: frozenset[int]) -> bool:
+    def _waits_before_exchange(self, start: int, loop: frozenset[int], turns: set[tuple[int, int]]) -> bool:
         bit = 1 << self.all[start].scoreboard
         seen, left = set(), [j for j in self.successors[start] if j in loop]
         while left:
@@ -151,7 +152,7 @@ class Code:
                 continue
             if instruction.waits & bit:
                 return True
-            left += [j for j in self.successors[i] if j in loop and (i, j) not in self._turns]
+            left += [j for j in self.successors[i] if j in loop and (i, j) not in turns]
         return False
 
 

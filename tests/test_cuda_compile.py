@@ -106,6 +106,8 @@ def test_the_debug_build_ends_waits_and_names_them(tmp_path: Path) -> None:
         subprocess.run([*command, str(source)], cwd=ROOT, check=True)
         text = target.read_text()
         assert ("__assertfail" in text or "__assert_fail" in text) == found
-        words = bytes(int(n) for n in re.findall(r"\b(\d{1,3})\b", " ".join(re.findall(r"\{([\d, ]+)\}", text))) if int(n) < 256)
+        words = bytes(
+            int(n) for n in re.findall(r"\b(\d{1,3})\b", " ".join(re.findall(r"\{([\d, ]+)\}", text))) if int(n) < 256
+        )
         for what in (b"a mailbox that blocks of the cluster send to", b"a counter that blocks of the grid add to"):
             assert (what in words) == found, what

@@ -111,13 +111,14 @@ gru_backward_kernel(BackwardParams params) {
     team.start();
 
     // An item: two units of a row. `parts` neighbouring threads share the sources of its sum.
-    const int part = thread_id() % plan.parts, own_sources = (sources - part + plan.parts - 1) / plan.parts;
+    const int parts = kRowTiles == 1 ? plan.parts : 1;  // with more rows there are no registers left for it
+    const int part = thread_id() % parts, own_sources = (sources - part + parts - 1) / parts;
     const int pairs = units / 2, items = kTileRows * pairs;
     int row_of[kItems], unit_of[kItems];  // of a thread's items, in the tile and in the block
     bool summed[kItems], mine[kItems];    // whether there is one, and whether its gates are this thread's
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
-        const int item = thread_id() / plan.parts + i * block_threads();
+        const int item = thread_id() / parts + i * block_threads();
         summed[i] = item < items;
         mine[i] = summed[i] && part == 0;
         row_of[i] = summed[i] ? item / pairs : 0;
@@ -130,8 +131,8 @@ gru_backward_kernel(BackwardParams params) {
         const auto step_time = [&](int s) { return k.reverse ? s : longest - 1 - s; };
 
         Inputs<S, paired> ahead[kItems] = {};
-        // At padding they are left as they were: nothing that is made of them there is kept. No branch between the loads,
-        // so that none of them waits for the one before.
+        // At padding they are left as they were: nothing that is made of them there is kept. No branch between the
+        // loads, so that none of them waits for the one before.
         const auto load_ahead = [&](int t) {
             int count[kItems], count_before[kItems];
 #pragma unroll
@@ -177,8 +178,8 @@ gru_backward_kernel(BackwardParams params) {
             if (any) {
                 const int source_size = kTileRows * sum_stride, slot = part * source_size + b * sum_stride + j;
                 const auto add = [&](const auto& load, const float* from) {
-#pragma unroll(kRowTiles == 1 ? 8 : 4)  // more would spill registers
-                    for (int i = 0; i < own_sources; ++i, from += plan.parts * source_size) {
+#pragma unroll 8
+                    for (int i = 0; i < own_sources; ++i, from += parts * source_size) {
                         const auto one = load(reinterpret_cast<const Vector<float, 2>*>(from));
                         sum.v[0] += one.v[0];
                         sum.v[1] += one.v[1];
@@ -190,7 +191,7 @@ gru_backward_kernel(BackwardParams params) {
                             slot);
                 else
                     add([](const auto* p) { return *p; }, sums + team.buffer() * sums_size + slot);
-                for (int mask = 1; mask < plan.parts; mask *= 2) {
+                for (int mask = 1; mask < parts; mask *= 2) {
                     sum.v[0] += shuffle_xor(sum.v[0], mask);
                     sum.v[1] += shuffle_xor(sum.v[1], mask);
                 }

@@ -16,8 +16,8 @@ constexpr int kMailboxBytes = 16;            // at the start of shared memory, t
 constexpr int kLengthBytes = 4 * 2 * kRows;  // steps of each row of the batch tile
 constexpr int kHeaderBytes = kMailboxBytes + kLengthBytes;
 
-// (r, z, n, a) of two neighbouring units, of which `count` lie within the tensor. `paired` and what reload leaves: as in
-// Ahead.
+// (r, z, n, a) of two neighbouring units, of which `count` lie within the tensor. `paired` and what reload leaves: as
+// in Ahead.
 template <class S, bool paired>
 VSSN_DEVICE void reload_gates(Packed<S, 8>& gates, const void* sequence, int64_t at, int count) {
     const S* p = static_cast<const S*>(sequence) + 4 * at;
@@ -122,8 +122,8 @@ struct Team {
 
 // ---- For the launchers (host code, gru_plan.cu) -----------------------------------------------------------------
 
-// Whether neighbours at even units form aligned pairs in all of these tensors, and in `gates` their eight elements: even
-// H, strides and addresses.
+// Whether neighbours at even units form aligned pairs in all of these tensors, and in `gates` their eight elements:
+// even H, strides and addresses.
 bool all_paired(int64_t H, Storage storage, const void* gates, std::initializer_list<const void*> tensors,
                 std::initializer_list<int64_t> strides);
 

@@ -161,8 +161,8 @@ gru_forward_kernel(ForwardParams params) {
             first_state[b * stride + j] =
                 P::rounded(inside ? load_state<S>(k.h0, float_state, (first_row + b) * k.h0_row + j) : 0.0f);
         }
-        // At padding it is left as it was: nothing that is made of it there is kept. No branch between the loads, so that
-        // none of them waits for the one before.
+        // At padding it is left as it was: nothing that is made of it there is kept. No branch between the loads, so
+        // that none of them waits for the one before.
         const auto load_x = [&](int t) {
             int count[kItems];
 #pragma unroll
@@ -282,8 +282,9 @@ gru_forward_kernel(ForwardParams params) {
                         send_state(team, operands<P>(h[i][0], h[i][1]), next, global_next, stride, global_stride,
                                    row_of(i), unit);
                     if (active)
-                        result[i] = {Packed<S, 2>::round(h[i][0], h[i][1]),
-                                     Packed<S, 8>::round(g[0].r, g[0].z, g[0].n, g[0].a, g[1].r, g[1].z, g[1].n, g[1].a)};
+                        result[i] = {
+                            Packed<S, 2>::round(h[i][0], h[i][1]),
+                            Packed<S, 8>::round(g[0].r, g[0].z, g[0].n, g[0].a, g[1].r, g[1].z, g[1].n, g[1].a)};
                 }
             if (!last) team.sent();
 

@@ -83,7 +83,8 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
         plan.depth = static_cast<int>(std::max<int64_t>(depth, plan.register_depth));
         if (unit_tiles > plan.groups * plan.slices) return plan;  // a thread has two pairs of units in each 8 rows
         const int64_t items = rows * unit_tiles * kUnits / 2;
-        for (plan.parts = 1; 2 * plan.parts * items <= plan.threads() && 2 * plan.parts <= blocks * plan.slices;)
+        plan.parts = 1;
+        while (row_tiles == 1 && 2 * plan.parts * items <= plan.threads() && 2 * plan.parts <= blocks * plan.slices)
             plan.parts *= 2;
         across = gpu::kBackwardTiles;
         tiles = int64_t{gpu::kBackwardTiles} * plan.depth * plan.rounds;
@@ -131,8 +132,8 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
 
 // Cycles of a step, roughly: the products at 62% of mma.sync's peak rate (or 80% of the multiply-adds'), at least a
 // chain of them; weights and operands at 128 bytes a cycle from shared memory, 32 from L2; 200 for the gates, backward
-// 100; 30 for a block's barrier; to another block of the cluster 210, 14 bytes a cycle and 4 for each block that is sent
-// to; through L2 2000, and 340 for each eight sums that a thread collects there.
+// 100; 30 for a block's barrier; to another block of the cluster 210, 14 bytes a cycle and 4 for each block that is
+// sent to; through L2 2000, and 340 for each eight sums that a thread collects there.
 double step_cycles(const GruPlan& plan, const ComputeType& type, bool backward, int bytes) {
     const double across = backward ? gpu::kBackwardTiles : 3, warps = plan.groups * plan.slices;
     const double deep = static_cast<double>(plan.depth) * plan.rounds, units = plan.unit_tiles * kUnits;
@@ -141,14 +142,16 @@ double step_cycles(const GruPlan& plan, const ComputeType& type, bool backward, 
     cycles += warps * plan.shared_tiles * type.tile_bytes / 128 + warps * plan.streamed_tiles * type.tile_bytes / 32;
     cycles += warps * deep * rows * type.depth * bytes / 128;
     cycles += backward ? 100 : 200;
-    const double sums = plan.blocks * plan.slices, sent = backward ? sums * rows * units * 4 : rows * plan.blocks * units * bytes;
+    const double sums = plan.blocks * plan.slices,
+                 sent = backward ? sums * rows * units * 4 : rows * plan.blocks * units * bytes;
     if (backward)
         cycles += 30;
     else if (plan.slices > 1)
         cycles += 30 + 2 * warps * 2 * plan.row_tiles * 3 * gpu::kWarp * 8 / 128;
     if (plan.exchange == Exchange::block) return cycles + 30 + (backward ? sent / 128 : 0);
     if (plan.exchange == Exchange::cluster) return cycles + 210 + sent / 14 + 4 * plan.blocks;
-    return cycles + 2000 + (backward ? 340 * static_cast<double>(ceil_div(ceil_div(plan.blocks * plan.slices, plan.parts), 8)) : 340);
+    return cycles + 2000 +
+           (backward ? 340 * static_cast<double>(ceil_div(ceil_div(plan.blocks * plan.slices, plan.parts), 8)) : 340);
 }
 
 bool fits(const GruPlan& plan) { return plan.shared_bytes > 0; }
@@ -179,8 +182,8 @@ GruPlan gru_plan(Storage storage, bool tf32, bool backward, int64_t B, int64_t H
             if (wish.row_tiles != 0 && row_tiles != std::min(wish.row_tiles, widest)) continue;
             GruPlan plan = lay(exchange, blocks, row_tiles);
             if (!fits(plan) || (!streams && !on_chip(plan))) continue;
-            plan.at_once = backward ? gpu::backward_launchable(storage, tf32, plan)
-                                    : gpu::forward_launchable(storage, tf32, plan);
+            plan.at_once =
+                backward ? gpu::backward_launchable(storage, tf32, plan) : gpu::forward_launchable(storage, tf32, plan);
             if (exchange == Exchange::grid) plan.at_once = std::min<int64_t>(plan.at_once / blocks, plan.teams);
             if (plan.at_once == 0) continue;
             if (exchange == Exchange::grid) plan.teams = std::min<int64_t>(plan.teams, plan.at_once);
@@ -196,7 +199,8 @@ GruPlan gru_plan(Storage storage, bool tf32, bool backward, int64_t B, int64_t H
         for (const int64_t tiles : {backward ? 2 : 1, 1})
             if (!fits(best) || best.exchange != Exchange::grid)
                 consider(Exchange::grid,
-                         ceil_div(unit_tiles, std::max(tiles, ceil_div(unit_tiles, device.multiprocessors))), tiles == 1);
+                         ceil_div(unit_tiles, std::max(tiles, ceil_div(unit_tiles, device.multiprocessors))),
+                         tiles == 1);
     };
     if (wish.exchange != 0) {
         const auto exchange = static_cast<Exchange>(wish.exchange);

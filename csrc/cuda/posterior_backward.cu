@@ -98,8 +98,7 @@ struct Backward : BackwardWeights<C> {
     }
 
     template <int n>
-    VSSN_DEVICE void hidden_finish(Four (&products)[n], const Loaded (&inputs)[n],
-                                   StoredFour<T> (&kept)[n]) const {
+    VSSN_DEVICE void hidden_finish(Four (&products)[n], const Loaded (&inputs)[n], StoredFour<T> (&kept)[n]) const {
         multiply_slopes_by(k.activation, products, inputs);
 #pragma unroll
         for (int j = 0; j < n; ++j) kept[j] = StoredFour<T>::of(products[j]);
@@ -107,7 +106,7 @@ struct Backward : BackwardWeights<C> {
 
     VSSN_DEVICE void store_hidden(int step, int net, int tile, const StoredFour<T>& kept) const {
         store_four<paired, T>(net == 0 ? k.grad_context : k.grad_prior_context, batch, k.B, last - step, tile, M, M, 0,
-                            kept);
+                              kept);
     }
 
     VSSN_DEVICE Result first_latent(int group) const {
@@ -120,9 +119,8 @@ struct Backward : BackwardWeights<C> {
     // Of the step before: what its gradients need beside dz.
     VSSN_DEVICE LatentInputs latent_input(int step, int group) const {
         const int t = last - step - 1;
-        return {grad_z.load(batch, t, group, Z), grad_mu.load(batch, t, group, Z),
-                grad_logvar.load(batch, t, group, Z), logvar.load(batch, t, group, Z),
-                eps.load(batch, t, group, Z)};
+        return {grad_z.load(batch, t, group, Z), grad_mu.load(batch, t, group, Z), grad_logvar.load(batch, t, group, Z),
+                logvar.load(batch, t, group, Z), eps.load(batch, t, group, Z)};
     }
 
     VSSN_DEVICE Prepared prepared(int step, int group, const LatentInputs& loaded) const {
@@ -212,10 +210,10 @@ constexpr const char* kName = "posterior_backward";
 template <class C, bool paired>
 void launch_registers(const BackwardParams& params) {
     const bool prior = params.call.prior_weight_z.data != nullptr;
-    const auto kernel = params.plan.wide
-                            ? prior ? backward_in_registers<C, paired, Wide, true> : backward_in_registers<C, paired, Wide, false>
-                        : prior ? backward_in_registers<C, paired, Narrow, true>
-                                : backward_in_registers<C, paired, Narrow, false>;
+    const auto kernel = params.plan.wide ? prior ? backward_in_registers<C, paired, Wide, true>
+                                                 : backward_in_registers<C, paired, Wide, false>
+                        : prior          ? backward_in_registers<C, paired, Narrow, true>
+                                         : backward_in_registers<C, paired, Narrow, false>;
     launch_or_throw(kName, kernel, launch_shape(params), params);
 }
 
@@ -224,15 +222,16 @@ void run(const PosteriorBackward& call) {
     using T = typename Product<C>::Stored;
     BackwardParams params{};
     params.call = call;
-    params.plan = posterior_plan(call.storage, call.tf32, call.B, call.M, call.Z, call.prior_weight_z.data != nullptr, true,
-                                 call.variant);
-    params.paired = call.M % 2 == 0 && call.Z % 2 == 0 && in_pairs<T>(call.hidden) &&
-                    in_pairs<T>(call.prior_hidden) && in_pairs<T>(call.logvar) && in_pairs<T>(call.eps) &&
-                    in_pairs<T>(call.grad_z) && in_pairs<T>(call.grad_mu) && in_pairs<T>(call.grad_logvar);
+    params.plan = posterior_plan(call.storage, call.tf32, call.B, call.M, call.Z, call.prior_weight_z.data != nullptr,
+                                 true, call.variant);
+    params.paired = call.M % 2 == 0 && call.Z % 2 == 0 && in_pairs<T>(call.hidden) && in_pairs<T>(call.prior_hidden) &&
+                    in_pairs<T>(call.logvar) && in_pairs<T>(call.eps) && in_pairs<T>(call.grad_z) &&
+                    in_pairs<T>(call.grad_mu) && in_pairs<T>(call.grad_logvar);
     if constexpr (sizeof(T) == 2)
         if (params.plan.variant == PosteriorVariant::registers)
             return params.paired ? launch_registers<C, true>(params) : launch_registers<C, false>(params);
-    launch_in_memory(kName, params.paired ? backward_in_memory<C, true> : backward_in_memory<C, false>, backward_pack<C>, params);
+    launch_in_memory(kName, params.paired ? backward_in_memory<C, true> : backward_in_memory<C, false>,
+                     backward_pack<C>, params);
 }
 
 }  // namespace

@@ -89,8 +89,7 @@ struct Forward : ForwardWeights<C> {
     }
 
     template <int n>
-    VSSN_DEVICE void hidden_finish(Four (&products)[n], const Loaded (&inputs)[n],
-                                   StoredFour<T> (&kept)[n]) const {
+    VSSN_DEVICE void hidden_finish(Four (&products)[n], const Loaded (&inputs)[n], StoredFour<T> (&kept)[n]) const {
 #pragma unroll
         for (int j = 0; j < n; ++j) add(products[j], inputs[j].wide());
         if (keeps_input(k.activation)) {
@@ -124,9 +123,7 @@ struct Forward : ForwardWeights<C> {
     VSSN_DEVICE void store_first(int, const Result&) const {}
     VSSN_DEVICE void store_last(int, const Result&) const {}
 
-    VSSN_DEVICE Loaded latent_input(int step, int group) const {
-        return eps.load(batch, step, group, Z);
-    }
+    VSSN_DEVICE Loaded latent_input(int step, int group) const { return eps.load(batch, step, group, Z); }
 
     VSSN_DEVICE Prepared prepared(int, int, const Loaded& noise) const { return noise.wide(); }
 
@@ -185,10 +182,10 @@ constexpr const char* kName = "posterior_forward";
 template <class C, bool paired>
 void launch_registers(const ForwardParams& params) {
     const bool prior = params.call.prior_weight_z.data != nullptr;
-    const auto kernel = params.plan.wide
-                            ? prior ? forward_in_registers<C, paired, Wide, true> : forward_in_registers<C, paired, Wide, false>
-                        : prior ? forward_in_registers<C, paired, Narrow, true>
-                                : forward_in_registers<C, paired, Narrow, false>;
+    const auto kernel = params.plan.wide ? prior ? forward_in_registers<C, paired, Wide, true>
+                                                 : forward_in_registers<C, paired, Wide, false>
+                        : prior          ? forward_in_registers<C, paired, Narrow, true>
+                                         : forward_in_registers<C, paired, Narrow, false>;
     launch_or_throw(kName, kernel, launch_shape(params), params);
 }
 
@@ -197,14 +194,15 @@ void run(const PosteriorForward& call) {
     using T = typename Product<C>::Stored;
     ForwardParams params{};
     params.call = call;
-    params.plan = posterior_plan(call.storage, call.tf32, call.B, call.M, call.Z, call.prior_weight_z.data != nullptr, false,
-                                 call.variant);
+    params.plan = posterior_plan(call.storage, call.tf32, call.B, call.M, call.Z, call.prior_weight_z.data != nullptr,
+                                 false, call.variant);
     params.paired = call.M % 2 == 0 && call.Z % 2 == 0 && in_pairs<T>(call.context) &&
                     in_pairs<T>(call.prior_context) && in_pairs<T>(call.eps);
     if constexpr (sizeof(T) == 2)
         if (params.plan.variant == PosteriorVariant::registers)
             return params.paired ? launch_registers<C, true>(params) : launch_registers<C, false>(params);
-    launch_in_memory(kName, params.paired ? forward_in_memory<C, true> : forward_in_memory<C, false>, forward_pack<C>, params);
+    launch_in_memory(kName, params.paired ? forward_in_memory<C, true> : forward_in_memory<C, false>, forward_pack<C>,
+                     params);
 }
 
 }  // namespace

@@ -168,7 +168,8 @@ PosteriorPlan fastest(const Sizes& s, int64_t B, PosteriorVariant wanted, const 
             plan.step_cycles = estimate(s, plan);
             const int64_t waves = divide_up(std::max<int64_t>(divide_up(B, kRows), 1), plan.at_once);
             // A cluster asked for by name is the largest one.
-            const double cycles = wanted == PosteriorVariant::choice ? plan.step_cycles * static_cast<double>(waves) : -cluster;
+            const double cycles =
+                wanted == PosteriorVariant::choice ? plan.step_cycles * static_cast<double>(waves) : -cluster;
             if (best.shared_bytes == 0 || cycles < best_cycles) {
                 best = plan;
                 best_cycles = cycles;

@@ -73,8 +73,8 @@ struct Packed {
     VSSN_DEVICE float operator[](int i) const { return to_float(element(i)); }
 };
 
-// Two neighbouring elements that were loaded for a later step. paired: such pairs are aligned, and lie within the tensor
-// together; else each element was loaded by itself.
+// Two neighbouring elements that were loaded for a later step. paired: such pairs are aligned, and lie within the
+// tensor together; else each element was loaded by itself.
 template <class T, bool paired>
 struct Ahead {
     Packed<T, 2> pair;

@@ -102,10 +102,10 @@ VSSN_DEVICE void store_l2(T* p, const T& value) {
 }
 
 VSSN_DEVICE void copy_l2(void* shared, const void* global) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                     static_cast<unsigned>(__cvta_generic_to_shared(shared))),
-                 "l"(global)
-                 : "memory");
+    asm volatile(
+        "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(shared))),
+        "l"(global)
+        : "memory");
 }
 VSSN_DEVICE void await_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
@@ -573,7 +573,8 @@ inline const char* allow(const void* function, const Launch& shape) {
         if (const char* error = failed(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                             static_cast<int>(shape.shared_bytes))))
             return error;
-    if (shape.cluster > 8) return failed(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+    if (shape.cluster > 8)
+        return failed(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
     return nullptr;
 }
 

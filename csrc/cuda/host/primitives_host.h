@@ -503,7 +503,10 @@ inline std::map<int, int> clusters;
 template <class Params>
 int clusters_at_once(void (*)(Params), const Launch& shape) {
     if (const auto known = host::clusters.find(shape.cluster); known != host::clusters.end()) return known->second;
-    return host::blocks_of_multiprocessor(shape) * host::limits.multiprocessors / shape.cluster;
+    // The compiler gives the recurrences about 256 registers a thread: of 65536.
+    const int by_registers = shape.threads < 256 ? 256 / shape.threads : 1;
+    const int by_memory = host::blocks_of_multiprocessor(shape);
+    return (by_memory < by_registers ? by_memory : by_registers) * host::limits.multiprocessors / shape.cluster;
 }
 
 template <class Params>
