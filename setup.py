@@ -10,6 +10,7 @@ runtime is linked statically, and no PyTorch header is used: one build serves ev
     VSSN_BUILD_CUDA=0|1  never | always (an error where nvcc is absent)
     VSSN_CUDA_ARCHS      always, for these architectures, such as "90a" or "80 90a"; else for those of the GPUs here,
                          else DEFAULT_ARCHS
+    VSSN_CUDA_DEBUG=1    a kernel that waits for another block without end stops and says where: after 2^24 polls, seconds
     CUDA_HOME            the toolkit, where nvcc is not on the path
 """
 
@@ -133,6 +134,10 @@ class BuildExtensions(build_ext):
         flags = [*NVCC_FLAGS, *(f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures)]
         flags += [f"-I{path}" for path in ext.include_dirs]
         flags.append('-DVSSN_CUDA_ARCHITECTURES=\\"' + "+".join(f"sm_{name}" for name in architectures) + '\\"')
+        if (debug := os.environ.get("VSSN_CUDA_DEBUG", "0")) not in ("0", "1"):
+            raise SystemExit(f"VSSN_CUDA_DEBUG must be 0 or 1, got {debug!r}")
+        if debug == "1":
+            flags.append("-DVSSN_DEBUG_POLLS=(1<<24)")
         folder = Path(self.build_temp, "cuda")
         folder.mkdir(parents=True, exist_ok=True)
 

@@ -26,6 +26,7 @@ class Kernel(NamedTuple):
     spilled: int  # bytes stored and loaded
     tensor_core: int  # instructions
     wide: int  # global accesses of 16 bytes
+    code: str = ""  # as cuobjdump prints it, for machine_code.py; sm_90a alone
 
 
 def nvcc() -> str | None:
@@ -68,5 +69,6 @@ def kernels(source: str, architecture: str) -> tuple[Kernel, ...]:
         body = functions[mangled]
         tensor_core, wide = len(re.findall(r"\b[HQ]MMA\.", body)), len(re.findall(r"\b(?:LDG|STG)\.E\.128", body))
         short = re.sub(r"\(anonymous namespace\)::|vssn::|gpu::|^void |\(.*\)$", "", name)
-        result.append(Kernel(short, int(registers), int(stack), int(stores) + int(loads), tensor_core, wide))
+        kept = body if architecture == "sm_90a" else ""
+        result.append(Kernel(short, int(registers), int(stack), int(stores) + int(loads), tensor_core, wide, kept))
     return tuple(result)

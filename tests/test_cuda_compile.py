@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from pathlib import Path
 
 import cuda_compile
 import pytest
-from cuda_compile import ARCHITECTURES, SOURCES, Kernel, kernels
+from cuda_compile import ARCHITECTURES, COMMAND, ROOT, SOURCES, Kernel, kernels
+from machine_code import Code
 
 pytestmark = [
     pytest.mark.slow,
@@ -43,3 +46,68 @@ def test_every_compute_type_has_its_kernels(op: str) -> None:
     for direction in ("forward", "backward"):
         for compute in ("__nv_bfloat16", "__half", "tf32", "float"):
             assert any(direction in name and re.search(rf"[<, ]{compute}[,>]", name) for name in names), names
+
+
+def recurrences(source: str) -> list[Kernel]:
+    return [kernel for kernel in kernels(source, "sm_90a") if "_pack<" not in kernel.name]
+
+
+RECURRENCES = tuple(source for source in SOURCES if source.endswith(("_forward.cu", "_backward.cu")))
+
+
+@pytest.mark.parametrize("source", RECURRENCES)
+def test_a_step_waits_for_no_global_load(source: str) -> None:
+    """Inputs are loaded a step ahead: between a load and the first instruction that waits for it lies an exchange.
+    Nothing is read or written byte by byte, and nobody divides integers."""
+    assert recurrences(source)
+    for kernel in recurrences(source):
+        code = Code(kernel.code)
+        steps = code.steps if source.startswith("gru") else code.outermost(code.steps)
+        assert len(steps) == 1, f"{kernel.name}: {len(steps)} loops over steps"
+        names = [code.all[i].name for i in steps[0]]
+        bytewise = [name for name in names if re.match(r"(LDG?|STG?)\.E\.[US]8", name)]
+        assert not bytewise, f"{kernel.name} has {len(bytewise)} accesses of single bytes in a step"
+        paired = re.search(r"[<, ]true[,>]", kernel.name.split("Shape")[0])
+        waits = code.waited_for_at_once(steps[0]) if paired else []
+        assert not waits, f"{kernel.name} waits at once for {len(waits)} loads: {[load.name for load in waits[:4]]}"
+        if source.startswith("gru"):
+            divisions = [name for name in names if name.startswith(("I2F.RP", "I2F.U32.RP"))]
+            assert not divisions, f"{kernel.name} divides {len(divisions)} integers in a step"
+
+
+@pytest.mark.parametrize("source", RECURRENCES)
+def test_half_storage_is_written_in_words(source: str) -> None:
+    for kernel in recurrences(source):
+        paired = re.search(r"[<, ]true[,>]", kernel.name.split("Shape")[0])
+        if not paired or not re.search("__half|__nv_bfloat16", kernel.name):
+            continue
+        code = Code(kernel.code)
+        steps = code.steps if source.startswith("gru") else code.outermost(code.steps)
+        halves = [i for i in steps[0] if code.all[i].name == "STG.E.U16"]
+        # posterior_backward writes the first state's gradient, of any alignment, in its last step.
+        assert len(halves) <= (4 if source == "posterior_backward.cu" else 0), f"{kernel.name}: {len(halves)}"
+
+
+POLLS = """
+#include "primitives.cuh"
+using namespace vssn::gpu;
+struct Params { unsigned* flag; Mailbox* mailbox; };
+VSSN_KERNEL waits(Params p) { await(p.mailbox, 0); wait_acquire(p.flag, 1); }
+"""
+
+
+def test_the_debug_build_ends_waits_and_names_them(tmp_path: Path) -> None:
+    """VSSN_DEBUG_POLLS: await and wait_acquire give up after so many polls, each with its own words; else neither."""
+    source = tmp_path / "polls.cu"
+    source.write_text(POLLS)
+    for flags, found in (["-DVSSN_DEBUG_POLLS=1000"], True), ([], False):
+        target = tmp_path / "polls.ptx"
+        command = [cuda_compile.nvcc() or "nvcc", *COMMAND[1:], *flags, "-arch=sm_90a", "-ptx", "-o", str(target)]
+        subprocess.run([*command, str(source)], cwd=ROOT, check=True)
+        text = target.read_text()
+        assert ("__assertfail" in text or "__assert_fail" in text) == found
+        words = bytes(
+            int(n) for n in re.findall(r"\b(\d{1,3})\b", " ".join(re.findall(r"\{([\d, ]+)\}", text))) if int(n) < 256
+        )
+        for what in (b"a mailbox that blocks of the cluster send to", b"a counter that blocks of the grid add to"):
+            assert (what in words) == found, what

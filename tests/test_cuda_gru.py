@@ -112,7 +112,7 @@ def test_tf32(monkeypatch: pytest.MonkeyPatch, kernels: Any, exchange: int, reve
     ids=str,
 )
 def test_streamed_weights(cuda_host: ModuleType, kernels: Any, dtype: torch.dtype, exchange: int, hidden: int) -> None:
-    cuda_host.set_device_limits(90, 8, 40 * 1024, 16)
+    cuda_host.set_device_limits(90, 8, 44 * 1024, 16)
     kernels.wish = kernels.Wish(exchange, 2, 1)
     for backward in (False, True):
         assert ", 0 streamed" not in kernels.describe_plan(dtype, 3, hidden, backward)
@@ -155,3 +155,31 @@ def test_inputs_of_any_strides(kernels: Any) -> None:
     again = host.run(Sample(sample.op, sample.name, tensors, sample.options))
     for name, tensor in host.without_products(again).items():
         assert_equal(name, tensor, host.without_products(plain)[name])
+
+
+H100 = (90, 132, 227 * 1024, 16)
+
+
+def test_the_plan_counts_the_clusters_that_fit(cuda_host: ModuleType, kernels: Any) -> None:
+    """132 multiprocessors are 8 clusters of 16 on paper; where the device holds 7, eight tiles would run in two waves."""
+
+    def plan(batch: int) -> str:
+        return str(kernels.describe_plan(torch.bfloat16, batch, 512))
+
+    cuda_host.set_device_limits(*H100)
+    assert "8 at once" in plan(64)
+    assert "teams of 16 blocks" in plan(64)
+    cuda_host.set_clusters_at_once(16, 7)
+    assert "7 at once" in plan(56)
+    assert "7 at once" not in plan(64) or "16 rows" in plan(64), "two waves of 8 rows cost more than one of 16"
+    cuda_host.set_clusters_at_once(16, 0)
+    assert "teams of 16 blocks" not in plan(8), "a MIG slice that holds none"
+    for size in (2, 4, 8):
+        cuda_host.set_clusters_at_once(size, 0)
+    assert plan(8).startswith("grid")
+
+
+def test_a_device_that_holds_no_cluster_computes_all_the_same(cuda_host: ModuleType) -> None:
+    for size in (2, 4, 8, 16):
+        cuda_host.set_clusters_at_once(size, 0)
+    host.check(draw(2, 5, 160), torch.bfloat16)

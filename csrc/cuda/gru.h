@@ -73,15 +73,18 @@ struct GruPlan {
     int unit_tiles;  // of a block
     int groups, slices, depth, rounds;
     int register_depth, shared_tiles, streamed_tiles;
+    int parts;  // backward: neighbouring threads that share the sources of a unit's sum
     // Shared memory, in bytes from its start, behind gru_common.cuh's header.
     int operand;   // the product's right side: forward the states, backward the gradients of this block's gates
     int stride;    // of its rows, in elements
     int partials;  // forward: sums of the slices; backward: the sums that the sources send
-    int carry;     // backward: what stays of the state's gradient in this block
+    int carry;     // backward: what stays of the state's gradient in this block, then the first state
     int tiles;     // weights
     int shared_bytes;
     // The workspace: what blocks of a grid exchange, then the streamed tiles.
     int64_t exchange_bytes, workspace_bytes, counter_bytes;
+    int64_t at_once;     // teams, by the device's own answer
+    double step_cycles;  // an estimate
 
     int threads() const { return 32 * groups * slices; }
 };

@@ -22,28 +22,28 @@ namespace {
 struct BackwardParams {
     GruBackward k;
     GruPlan plan;
-    bool paired;  // H is even and every row of the sequences starts at a pair's alignment
 };
 
 // Two units of a row of the batch: what their gradients are computed from.
-template <class S>
+template <class S, bool paired>
 struct Inputs {
-    Vector<S, 4> gates[2];
-    Vector<S, 2> before;  // the state that the step started from
-    Vector<S, 2> grad_output;
+    Packed<S, 8> gates;
+    Ahead<S, paired> before;  // the state that the step started from
+    Ahead<S, paired> grad_output;
 };
 
-template <class C, int kDepth, int kRowTiles>
+// paired: H is even and every row of the sequences starts at a pair's alignment.
+template <class C, int kDepth, int kRowTiles, bool paired>
 VSSN_BOUNDED_KERNEL(kGruThreads, 1)
 gru_backward_kernel(BackwardParams params) {
     using P = Product<C>;
     using S = typename P::Stored;
-    constexpr int kAhead = 2 * kRowTiles;  // items of a thread whose inputs are read a step ahead
+    constexpr int kItems = 2 * kRowTiles;  // of a thread, at most: the plan sees to it
     constexpr int kTileRows = kRows * kRowTiles;
     constexpr int kTiles = kBackwardTiles;
     const GruBackward& k = params.k;
     const GruPlan& plan = params.plan;
-    const bool paired = params.paired, float_state = k.state_storage == Storage::float32;
+    const bool float_state = k.state_storage == Storage::float32;
     const int H = static_cast<int>(k.H), T = static_cast<int>(k.steps);
     const int units = plan.unit_tiles * kUnits, all_units = plan.blocks * units;  // of the block, of the team
     const int first_own = block_x() * units;
@@ -57,6 +57,7 @@ gru_backward_kernel(BackwardParams params) {
     S* grads = reinterpret_cast<S*>(shared + plan.operand);
     const int grads_size = kTileRows * plan.stride;
     float* carry = reinterpret_cast<float*>(shared + plan.carry);  // [rows][units]
+    float* first_state = carry + kTileRows * units;                // [rows][units] of h0
     const int sum_stride = grid ? units : units + 4;               // 16 modulo 128 bytes between shared rows
     const int sums_size = sources * kTileRows * sum_stride;        // what a block receives in a step
     // [2][sources][rows][sum_stride], in the grid [2][blocks][sources][rows][sum_stride]
@@ -75,6 +76,8 @@ gru_backward_kernel(BackwardParams params) {
     const int first_depth = slice * plan.depth;
     const int source = block_x() * plan.slices + slice;
     const int row_tiles = all_units / kUnits;  // tiles of 16 units of the state before
+    // to * inverse >> 16 is to / unit_tiles: these are at most 8, and `to` below 8192.
+    const int inverse = (65536 + plan.unit_tiles - 1) / plan.unit_tiles;
     const auto row_tile = [&](int round, int i) { return (round * plan.groups + group) * kTiles + i; };
 
     // ---- Weights, once: row `unit` of the state before, k = a gate of an own unit ----------------------------------
@@ -107,119 +110,144 @@ gru_backward_kernel(BackwardParams params) {
     for (int i = thread_id(); i < 2 * grads_size; i += block_threads()) grads[i] = from_float<S>(0.0f);
     team.start();
 
-    // An item: two units of a row.
+    // An item: two units of a row. `parts` neighbouring threads share the sources of its sum.
+    const int parts = kRowTiles == 1 ? plan.parts : 1;  // with more rows there are no registers left for it
+    const int part = thread_id() % parts, own_sources = (sources - part + parts - 1) / parts;
     const int pairs = units / 2, items = kTileRows * pairs;
+    int row_of[kItems], unit_of[kItems];  // of a thread's items, in the tile and in the block
+    bool summed[kItems], mine[kItems];    // whether there is one, and whether its gates are this thread's
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+        const int item = thread_id() / parts + i * block_threads();
+        summed[i] = item < items;
+        mine[i] = summed[i] && part == 0;
+        row_of[i] = summed[i] ? item / pairs : 0;
+        unit_of[i] = item % pairs * 2;
+    }
 
     for (int64_t tile = block_y(); tile < plan.batch_tiles; tile += grid_y()) {
         const int64_t first_row = tile * kTileRows;
         const int longest = tile_steps(k, first_row, kTileRows, lengths);
         const auto step_time = [&](int s) { return k.reverse ? s : longest - 1 - s; };
 
-        const auto load_inputs = [&](int item, int t) {
-            const int unit = first_own + item % pairs * 2, own_units = H - unit;
-            const int64_t row = first_row + item / pairs, at = (t * k.B + row) * H + unit;
-            const int length = lengths[item / pairs];
-            Inputs<S> in;
-            const int count = t < length ? own_units : 0;
+        Inputs<S, paired> ahead[kItems] = {};
+        // At padding they are left as they were: nothing that is made of them there is kept. No branch between the
+        // loads, so that none of them waits for the one before.
+        const auto load_ahead = [&](int t) {
+            int count[kItems], count_before[kItems];
 #pragma unroll
-            for (int j = 0; j < 2; ++j) {
-                const S zero = from_float<S>(0.0f);
-                in.gates[j] = {{zero, zero, zero, zero}};
-                if (j < count) in.gates[j] = static_cast<const Vector<S, 4>*>(k.gates)[at + j];
+            for (int i = 0; i < kItems; ++i) {
+                const int length = lengths[row_of[i]];
+                count[i] = mine[i] && t < length ? H - first_own - unit_of[i] : 0;
+                count_before[i] = t == (k.reverse ? length - 1 : 0) ? 0 : count[i];
             }
-            const bool first = t == (k.reverse ? length - 1 : 0);
-            const int64_t before = at + (k.reverse ? k.B : -k.B) * H;
-            in.before = load_pair(static_cast<const S*>(k.output) + before, first ? 0 : count, paired);
-            const S* grad =
-                static_cast<const S*>(k.grad_output) + t * k.grad_output_step + row * k.grad_output_row + unit;
-            in.grad_output = load_pair(grad, k.grad_output ? count : 0, paired);
-            return in;
+#pragma unroll
+            for (int i = 0; i < kItems; ++i) {
+                const int unit = first_own + unit_of[i];
+                const int64_t row = first_row + row_of[i], at = (t * k.B + row) * H + unit;
+                reload_gates<S, paired>(ahead[i].gates, k.gates, at, count[i]);
+                ahead[i].before.reload(static_cast<const S*>(k.output) + at + (k.reverse ? k.B : -k.B) * H,
+                                       count_before[i]);
+                ahead[i].grad_output.reload(
+                    static_cast<const S*>(k.grad_output) + t * k.grad_output_step + row * k.grad_output_row + unit,
+                    k.grad_output ? count[i] : 0);
+            }
         };
 
-        // The gradient of the state, at two units of a row.
-        const auto collect = [&](int item, bool any) {
-            const int b = item / pairs, j = item % pairs * 2;
-            Vector<float, 2> sum = *reinterpret_cast<const Vector<float, 2>*>(carry + b * units + j);
+        // What load_ahead reads, as a hint: a lane for each 32 bytes.
+        const auto prefetch = [&](int t) {
+            constexpr int kSector = 32 / sizeof(S);
+#pragma unroll
+            for (int i = 0; i < kItems; ++i) {
+                const int unit = first_own + unit_of[i];
+                const int64_t row = first_row + row_of[i], at = (t * k.B + row) * H + unit;
+                if (!mine[i] || row >= k.B || unit >= H) continue;
+                if (4 * unit_of[i] % kSector == 0) prefetch_l2(static_cast<const S*>(k.gates) + 4 * at);
+                if (unit_of[i] % kSector != 0) continue;
+                prefetch_l2(static_cast<const S*>(k.output) + at);
+                if (k.grad_output)
+                    prefetch_l2(static_cast<const S*>(k.grad_output) + t * k.grad_output_step +
+                                row * k.grad_output_row + unit);
+            }
+        };
+
+        // The gradient of the state, at two units of a row: what stayed here, and the sources' parts, added in a fixed
+        // order. Called by all lanes of a warp.
+        const auto collect = [&](int b, int j, bool any) {
+            Vector<float, 2> sum = {{0, 0}};
             if (any) {
-                const int slot = b * sum_stride + j, source_size = kTileRows * sum_stride;
-                if (grid) {
-                    const float* from = global_sums +
-                                        (static_cast<int64_t>(team.buffer()) * plan.blocks + block_x()) * sums_size +
-                                        slot;
+                const int source_size = kTileRows * sum_stride, slot = part * source_size + b * sum_stride + j;
+                const auto add = [&](const auto& load, const float* from) {
 #pragma unroll 8
-                    for (int i = 0; i < sources; ++i) {
-                        const auto part = load_l2(reinterpret_cast<const Vector<float, 2>*>(from + i * source_size));
-                        sum.v[0] += part.v[0];
-                        sum.v[1] += part.v[1];
+                    for (int i = 0; i < own_sources; ++i, from += parts * source_size) {
+                        const auto one = load(reinterpret_cast<const Vector<float, 2>*>(from));
+                        sum.v[0] += one.v[0];
+                        sum.v[1] += one.v[1];
                     }
-                } else {
-                    const float* from = sums + team.buffer() * sums_size + slot;
-#pragma unroll 4
-                    for (int i = 0; i < sources; ++i) {
-                        const auto part = *reinterpret_cast<const Vector<float, 2>*>(from + i * source_size);
-                        sum.v[0] += part.v[0];
-                        sum.v[1] += part.v[1];
-                    }
+                };
+                if (grid)
+                    add([](const auto* p) { return load_l2(p); },
+                        global_sums + (static_cast<int64_t>(team.buffer()) * plan.blocks + block_x()) * sums_size +
+                            slot);
+                else
+                    add([](const auto* p) { return *p; }, sums + team.buffer() * sums_size + slot);
+                for (int mask = 1; mask < parts; mask *= 2) {
+                    sum.v[0] += shuffle_xor(sum.v[0], mask);
+                    sum.v[1] += shuffle_xor(sum.v[1], mask);
                 }
             }
-            return sum;
+            const auto stayed = *reinterpret_cast<const Vector<float, 2>*>(carry + b * units + j);
+            return Vector<float, 2>{{stayed.v[0] + sum.v[0], stayed.v[1] + sum.v[1]}};
         };
 
-        const auto gate_gradients = [&](int item, int t, const Inputs<S>& in, bool any) {
-            const int b = item / pairs, j = item % pairs * 2, unit = first_own + j, own_units = H - unit;
+        const auto gate_gradients = [&](int b, int j, int t, const Inputs<S, paired>& in, Vector<float, 2> dh) {
+            const int unit = first_own + j, own_units = H - unit;
             const int64_t row = first_row + b, at = t * k.B + row;
             const int length = lengths[b];
             const bool active = t < length, first = t == (k.reverse ? length - 1 : 0);
-            Vector<float, 2> dh = collect(item, any);
             GruGates<float> grad[2];
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                float before = to_float(in.before.v[i]);
-                if (active && first && i < own_units)
-                    before = load_state<S>(k.h0, float_state, row * k.h0_row + unit + i);
-                const GruGates<float> g = {to_float(in.gates[i].v[0]), to_float(in.gates[i].v[1]),
-                                           to_float(in.gates[i].v[2]), to_float(in.gates[i].v[3])};
-                grad[i] = gru_gate_grads(g, before, dh.v[i] + to_float(in.grad_output.v[i]));
+                const float before = first ? first_state[b * units + j + i] : in.before[i];
+                const GruGates<float> g = {in.gates[4 * i], in.gates[4 * i + 1], in.gates[4 * i + 2],
+                                           in.gates[4 * i + 3]};
+                const float sum = dh.v[i] + in.grad_output[i];
+                grad[i] = gru_gate_grads(g, before, sum);
                 if (active)
-                    dh.v[i] = (dh.v[i] + to_float(in.grad_output.v[i])) * g.z;
+                    dh.v[i] = sum * g.z;
                 else
                     grad[i] = {0, 0, 0, 0};
             }
             *reinterpret_cast<Vector<float, 2>*>(carry + b * units + j) = dh;
             S* operand = grads + team.buffer() * grads_size + b * plan.stride + j;
-            const auto rounded = [](float first, float second) {
-                return Vector<S, 2>{{P::rounded(first), P::rounded(second)}};
-            };
-            *reinterpret_cast<Vector<S, 2>*>(operand) = rounded(grad[0].r, grad[1].r);
-            *reinterpret_cast<Vector<S, 2>*>(operand + units) = rounded(grad[0].z, grad[1].z);
-            *reinterpret_cast<Vector<S, 2>*>(operand + 2 * units) = rounded(grad[0].a, grad[1].a);
+            operands<P>(grad[0].r, grad[1].r).store(operand);
+            operands<P>(grad[0].z, grad[1].z).store(operand + units);
+            operands<P>(grad[0].a, grad[1].a).store(operand + 2 * units);
             if (row < k.B) {
+                using Pair = Packed<S, 2>;
                 S* grad_x = static_cast<S*>(k.grad_gates_x) + 3 * at * H + unit;
-                store_pair(grad_x, make_pair<S>(grad[0].r, grad[1].r), own_units, paired);
-                store_pair(grad_x + H, make_pair<S>(grad[0].z, grad[1].z), own_units, paired);
-                store_pair(grad_x + 2 * H, make_pair<S>(grad[0].n, grad[1].n), own_units, paired);
+                store_pair<paired>(grad_x, Pair::round(grad[0].r, grad[1].r), own_units);
+                store_pair<paired>(grad_x + H, Pair::round(grad[0].z, grad[1].z), own_units);
+                store_pair<paired>(grad_x + 2 * H, Pair::round(grad[0].n, grad[1].n), own_units);
                 if (k.grad_a)
-                    store_pair(static_cast<S*>(k.grad_a) + at * H + unit, make_pair<S>(grad[0].a, grad[1].a), own_units,
-                               paired);
+                    store_pair<paired>(static_cast<S*>(k.grad_a) + at * H + unit, Pair::round(grad[0].a, grad[1].a),
+                                       own_units);
             }
         };
 
-        for (int item = thread_id(); item < items; item += block_threads()) {
-            const int b = item / pairs, j = item % pairs * 2, unit = first_own + j;
-            for (int i = 0; i < 2; ++i)
-                carry[b * units + j + i] =
-                    k.grad_h_n && first_row + b < k.B && unit + i < H
-                        ? load_state<S>(k.grad_h_n, float_state, (first_row + b) * k.grad_h_n_row + unit + i)
-                        : 0.0f;
-        }
-        Inputs<S> ahead[kAhead];
-        const auto load_ahead = [&](int t) {
 #pragma unroll
-            for (int i = 0; i < kAhead; ++i) {
-                const int item = thread_id() + i * block_threads();
-                if (item < items) ahead[i] = load_inputs(item, t);
+        for (int i = 0; i < kItems; ++i) {
+            if (!mine[i]) continue;
+            const int64_t row = first_row + row_of[i];
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                const int at = row_of[i] * units + unit_of[i] + j, unit = first_own + unit_of[i] + j;
+                const bool inside = row < k.B && unit < H;
+                carry[at] =
+                    inside && k.grad_h_n ? load_state<S>(k.grad_h_n, float_state, row * k.grad_h_n_row + unit) : 0.0f;
+                first_state[at] = inside ? load_state<S>(k.h0, float_state, row * k.h0_row + unit) : 0.0f;
             }
-        };
+        }
         if (longest > 0) load_ahead(step_time(0));
 
 #pragma unroll 1
@@ -231,13 +259,11 @@ gru_backward_kernel(BackwardParams params) {
 
             // ---- Gates -------------------------------------------------------------------------------------------
 #pragma unroll
-            for (int i = 0; i < kAhead; ++i) {
-                const int item = thread_id() + i * block_threads();
-                if (item < items) gate_gradients(item, t, ahead[i], s > 0);
-            }
-#pragma unroll 1
-            for (int item = thread_id() + kAhead * block_threads(); item < items; item += block_threads())
-                gate_gradients(item, t, load_inputs(item, t), s > 0);
+            for (int i = 0; i < kItems; ++i)
+                if (summed[i]) {
+                    const Vector<float, 2> dh = collect(row_of[i], unit_of[i], s > 0);
+                    if (mine[i]) gate_gradients(row_of[i], unit_of[i], t, ahead[i], dh);
+                }
             if (!sends) break;
             if (s + 1 < longest) load_ahead(step_time(s + 1));
             sync_block();
@@ -274,7 +300,7 @@ gru_backward_kernel(BackwardParams params) {
                 for (; depth < plan.depth; ++depth) {
                     typename P::A a[kTiles];
 #pragma unroll
-                    for (int i = 0; i < kTiles; ++i, from_stream += P::kTileBytes) a[i] = P::load(from_stream);
+                    for (int i = 0; i < kTiles; ++i, from_stream += P::kTileBytes) a[i] = P::load_l2(from_stream);
                     multiply(a, depth);
                 }
                 // Neighbouring lanes put their pairs of two rows together: 16 bytes of one row each.
@@ -282,8 +308,8 @@ gru_backward_kernel(BackwardParams params) {
                 const int column = accumulator_column(odd ? 1 : 0), first = accumulator_row(0) - (odd ? 2 : 0);
 #pragma unroll
                 for (int i = 0; i < kTiles; ++i) {
-                    const int to = row_tile(round, i), owner = to / plan.unit_tiles;
-                    const int unit = to % plan.unit_tiles * kUnits + first;
+                    const int to = row_tile(round, i), owner = to * inverse >> 16;
+                    const int unit = (to - owner * plan.unit_tiles) * kUnits + first;
                     if (to < row_tiles)
 #pragma unroll
                         for (int n = 0; n < kRowTiles; ++n) {
@@ -310,27 +336,29 @@ gru_backward_kernel(BackwardParams params) {
                 }
             }
             team.sent();
+            if (kRowTiles == 1 && s + 4 < longest) prefetch(step_time(s + 4));  // two would spill registers
             team.receive();
         }
 
         // ---- Steps past the tile's longest row, and the gradient of the first state
         // ----------------------------------
-#pragma unroll 1
-        for (int item = thread_id(); item < items; item += block_threads()) {
-            const int unit = first_own + item % pairs * 2, own_units = H - unit;
-            const int64_t row = first_row + item / pairs;
-            if (row >= k.B) continue;
-            const Vector<S, 2> zero = make_pair<S>(0, 0);
+#pragma unroll
+        for (int i = 0; i < kItems; ++i) {
+            const int unit = first_own + unit_of[i], own_units = H - unit;
+            const int64_t row = first_row + row_of[i];
+            if (!summed[i]) continue;
+            const Vector<float, 2> dh = collect(row_of[i], unit_of[i], longest > 0 && k.grad_h0);
+            if (!mine[i] || row >= k.B) continue;
+            const auto zero = Packed<S, 2>::zero();
 #pragma unroll 1
             for (int t = longest; t < T; ++t) {
                 const int64_t at = t * k.B + row;
 #pragma unroll
                 for (int gate = 0; gate < 3; ++gate)
-                    store_pair(static_cast<S*>(k.grad_gates_x) + (3 * at + gate) * H + unit, zero, own_units, paired);
-                if (k.grad_a) store_pair(static_cast<S*>(k.grad_a) + at * H + unit, zero, own_units, paired);
+                    store_pair<paired>(static_cast<S*>(k.grad_gates_x) + (3 * at + gate) * H + unit, zero, own_units);
+                if (k.grad_a) store_pair<paired>(static_cast<S*>(k.grad_a) + at * H + unit, zero, own_units);
             }
             if (k.grad_h0) {
-                const Vector<float, 2> dh = collect(item, longest > 0);
 #pragma unroll
                 for (int j = 0; j < 2; ++j)
                     if (j < own_units) store_state<S>(k.grad_h0, float_state, row * H + unit + j, dh.v[j]);
@@ -341,24 +369,31 @@ gru_backward_kernel(BackwardParams params) {
 
 // ---- Launchers --------------------------------------------------------------------------------------------------
 
-template <class C, int kDepth>
-const char* launch_backward(const Launch& shape, const BackwardParams& params) {
-    return params.plan.row_tiles == 1 ? launch(&gru_backward_kernel<C, kDepth, 1>, shape, params)
-                                      : launch(&gru_backward_kernel<C, kDepth, 2>, shape, params);
+template <class C, bool paired>
+auto kernel_of(const GruPlan& plan) -> void (*)(BackwardParams) {
+    if constexpr (!Product<C>::kTensorCores) {
+        return gru_backward_kernel<C, 3, 1, paired>;
+    } else {
+        const bool narrow = plan.row_tiles == 1;
+        if (plan.register_depth == 6)
+            return narrow ? gru_backward_kernel<C, 6, 1, paired> : gru_backward_kernel<C, 6, 2, paired>;
+        return narrow ? gru_backward_kernel<C, 3, 1, paired> : gru_backward_kernel<C, 3, 2, paired>;
+    }
 }
 
-template <class C>
-const char* launch_backward(const Launch& shape, const BackwardParams& params) {
-    return params.plan.register_depth == 6 ? launch_backward<C, 6>(shape, params)
-                                           : launch_backward<C, 3>(shape, params);
-}
-
-template <>
-const char* launch_backward<float>(const Launch& shape, const BackwardParams& params) {
-    return launch(&gru_backward_kernel<float, 3, 1>, shape, params);
+template <bool paired>
+auto kernel_of(Storage storage, bool tf32_products, const GruPlan& plan) {
+    return storage == Storage::bfloat16  ? kernel_of<bfloat16, paired>(plan)
+           : storage == Storage::float16 ? kernel_of<float16, paired>(plan)
+           : tf32_products               ? kernel_of<tf32, paired>(plan)
+                                         : kernel_of<float, paired>(plan);
 }
 
 }  // namespace
+
+int backward_launchable(Storage storage, bool tf32, const GruPlan& plan) {
+    return clusters_at_once(kernel_of<true>(storage, tf32, plan), launch_shape(plan, nullptr));
+}
 
 }  // namespace vssn::gpu
 
@@ -369,14 +404,12 @@ void gru_backward(const GruBackward& k) {
     if (k.B == 0) return;
     require_countable("gru_backward", k);
     const GruPlan plan = gru_plan(k.storage, k.tf32, true, k.B, k.H, k.wish);
-    const bool paired = all_paired(k.H, k.storage, {k.output, k.grad_output, k.grad_gates_x, k.grad_a},
+    const bool paired = all_paired(k.H, k.storage, k.gates, {k.output, k.grad_output, k.grad_gates_x, k.grad_a},
                                    {k.grad_output_step, k.grad_output_row});
-    const BackwardParams params{k, plan, paired};
+    const BackwardParams params{k, plan};
     const Launch shape = launch_shape(plan, k.stream);
-    const char* error = k.storage == Storage::bfloat16  ? launch_backward<bfloat16>(shape, params)
-                        : k.storage == Storage::float16 ? launch_backward<float16>(shape, params)
-                        : k.tf32                        ? launch_backward<tf32>(shape, params)
-                                                        : launch_backward<float>(shape, params);
+    const auto kernel = paired ? kernel_of<true>(k.storage, k.tf32, plan) : kernel_of<false>(k.storage, k.tf32, plan);
+    const char* error = launch(kernel, shape, params);
     if (error) fail_to_launch("gru_backward", k, plan, error);
 }
 

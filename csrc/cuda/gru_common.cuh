@@ -16,33 +16,28 @@ constexpr int kMailboxBytes = 16;            // at the start of shared memory, t
 constexpr int kLengthBytes = 4 * 2 * kRows;  // steps of each row of the batch tile
 constexpr int kHeaderBytes = kMailboxBytes + kLengthBytes;
 
-// Two neighbouring elements, of which `count` lie within the tensor (<= 0: none). `paired`: such pairs are aligned, and
-// lie within the tensor together.
-template <class S>
-VSSN_DEVICE Vector<S, 2> load_pair(const S* p, int count, bool paired) {
-    Vector<S, 2> pair{{from_float<S>(0.0f), from_float<S>(0.0f)}};
-    if (paired) {
-        if (count > 0) pair = *reinterpret_cast<const Vector<S, 2>*>(p);
+// (r, z, n, a) of two neighbouring units, of which `count` lie within the tensor. `paired` and what reload leaves: as
+// in Ahead.
+template <class S, bool paired>
+VSSN_DEVICE void reload_gates(Packed<S, 8>& gates, const void* sequence, int64_t at, int count) {
+    const S* p = static_cast<const S*>(sequence) + 4 * at;
+    if constexpr (paired) {
+        if (count > 0) gates = Packed<S, 8>::load(p);
     } else {
-        if (count > 0) pair.v[0] = p[0];
-        if (count > 1) pair.v[1] = p[1];
-    }
-    return pair;
-}
-
-template <class S>
-VSSN_DEVICE void store_pair(S* p, const Vector<S, 2>& pair, int count, bool paired) {
-    if (paired) {
-        if (count > 0) *reinterpret_cast<Vector<S, 2>*>(p) = pair;
-    } else {
-        if (count > 0) p[0] = pair.v[0];
-        if (count > 1) p[1] = pair.v[1];
+        if (count > 0) gates.set_half(0, Packed<S, 4>::load(p));
+        if (count > 1) gates.set_half(1, Packed<S, 4>::load(p + 4));
     }
 }
 
-template <class S>
-VSSN_DEVICE Vector<S, 2> make_pair(float first, float second) {
-    return {{from_float<S>(first), from_float<S>(second)}};
+template <class S, bool paired>
+VSSN_DEVICE void store_gates(void* sequence, int64_t at, int count, const Packed<S, 8>& gates) {
+    S* p = static_cast<S*>(sequence) + 4 * at;
+    if constexpr (paired) {
+        if (count > 0) gates.store(p);
+    } else {
+        if (count > 0) gates.half(0).store(p);
+        if (count > 1) gates.half(1).store(p + 4);
+    }
 }
 
 // An element of h0 or grad_h_n: of the storage type S, or float32 beside it.
@@ -127,11 +122,16 @@ struct Team {
 
 // ---- For the launchers (host code, gru_plan.cu) -----------------------------------------------------------------
 
-// Whether neighbours at even units form aligned pairs in all of these tensors: even H, strides and addresses.
-bool all_paired(int64_t H, Storage storage, std::initializer_list<const void*> tensors,
+// Whether neighbours at even units form aligned pairs in all of these tensors, and in `gates` their eight elements:
+// even H, strides and addresses.
+bool all_paired(int64_t H, Storage storage, const void* gates, std::initializer_list<const void*> tensors,
                 std::initializer_list<int64_t> strides);
 
 Launch launch_shape(const GruPlan& plan, void* stream);
+
+// Blocks, or where the plan has clusters these, that the device holds at once; 0: the plan does not fit.
+int forward_launchable(Storage storage, bool tf32, const GruPlan& plan);
+int backward_launchable(Storage storage, bool tf32, const GruPlan& plan);
 
 // Throws std::runtime_error for sizes that the kernels do not count in an int.
 void require_countable(const char* kernel, const GruProblem& problem);

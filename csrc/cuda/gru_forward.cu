@@ -21,53 +21,38 @@ namespace {
 struct ForwardParams {
     GruForward k;
     GruPlan plan;
-    bool paired;  // H is even and every row of gates_x and of the outputs starts at a pair's alignment
 };
 
 // What a lane writes of a step for one row of the batch and its two units.
 template <class S>
 struct StepResult {
-    Vector<S, 2> h;
-    Vector<S, 4> gates[2];
+    Packed<S, 2> h;
+    Packed<S, 8> gates;
 };
 
 // The state of two units of a row, to every block of the team. `next`: the state that the next step reads in shared
 // memory, `global`: the same for the grid.
 template <class S>
-VSSN_DEVICE void send_state(const Team& team, const Vector<S, 2>& pair, S* next, S* global, int stride,
+VSSN_DEVICE void send_state(const Team& team, const Packed<S, 2>& pair, S* next, S* global, int stride,
                             int global_stride, int row, int first_unit) {
     constexpr int kMembers = 8 / sizeof(S);  // lanes whose pairs make 16 bytes: 4 or 2, 8 units or 4
     if (team.exchange == Exchange::block) {
-        *reinterpret_cast<Vector<S, 2>*>(next + row * stride + first_unit) = pair;
+        pair.store(next + row * stride + first_unit);
         return;
     }
     const int member = lane_id() / 4 % kMembers;
-    Vector<S, 8 / sizeof(S) * 2> together;
+    const auto swapped = [](bool swap, uint32_t a, uint32_t b) { return swap ? b : a; };
+    Vector<uint32_t, 4> together;
     if constexpr (sizeof(S) == 2) {
-        union Word {
-            Vector<S, 2> pair;
-            unsigned bits;
-        };
-        Word own, words[4];
-        own.pair = pair;
-        const unsigned next_one = shuffle_xor(own.bits, 4);
-        const unsigned low = member & 1 ? next_one : own.bits, high = member & 1 ? own.bits : next_one;
-        const unsigned other_low = shuffle_xor(low, 8), other_high = shuffle_xor(high, 8);
-        words[0].bits = member & 2 ? other_low : low;
-        words[1].bits = member & 2 ? other_high : high;
-        words[2].bits = member & 2 ? low : other_low;
-        words[3].bits = member & 2 ? high : other_high;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            together.v[2 * i] = words[i].pair.v[0];
-            together.v[2 * i + 1] = words[i].pair.v[1];
-        }
+        const uint32_t own = pair.words[0], neighbour = shuffle_xor(own, 4);
+        const uint32_t low = swapped(member & 1, own, neighbour), high = swapped(member & 1, neighbour, own);
+        const uint32_t other_low = shuffle_xor(low, 8), other_high = shuffle_xor(high, 8);
+        together = {{swapped(member & 2, low, other_low), swapped(member & 2, high, other_high),
+                     swapped(member & 2, other_low, low), swapped(member & 2, other_high, high)}};
     } else {
-        const float first = shuffle_xor(pair.v[0], 4), second = shuffle_xor(pair.v[1], 4);
-        together.v[0] = member ? first : pair.v[0];
-        together.v[1] = member ? second : pair.v[1];
-        together.v[2] = member ? pair.v[0] : first;
-        together.v[3] = member ? pair.v[1] : second;
+        const uint32_t first = shuffle_xor(pair.words[0], 4), second = shuffle_xor(pair.words[1], 4);
+        together = {{swapped(member, pair.words[0], first), swapped(member, pair.words[1], second),
+                     swapped(member, first, pair.words[0]), swapped(member, second, pair.words[1])}};
     }
     const int unit = first_unit - 2 * member;
     if (team.exchange == Exchange::cluster) {
@@ -79,7 +64,8 @@ VSSN_DEVICE void send_state(const Team& team, const Vector<S, 2>& pair, S* next,
     }
 }
 
-template <class C, int kDepth, int kRowTiles>
+// paired: H is even and every row of gates_x and of the outputs starts at a pair's alignment.
+template <class C, int kDepth, int kRowTiles, bool paired>
 VSSN_BOUNDED_KERNEL(kGruThreads, 1)
 gru_forward_kernel(ForwardParams params) {
     using P = Product<C>;
@@ -89,7 +75,7 @@ gru_forward_kernel(ForwardParams params) {
     constexpr int kTileRows = kRows * kRowTiles;
     const GruForward& k = params.k;
     const GruPlan& plan = params.plan;
-    const bool paired = params.paired, float_state = k.state_storage == Storage::float32;
+    const bool float_state = k.state_storage == Storage::float32;
     const int H = static_cast<int>(k.H), T = static_cast<int>(k.steps);
 
     unsigned char* shared = dynamic_shared();
@@ -144,8 +130,8 @@ gru_forward_kernel(ForwardParams params) {
     Vector<float, 2> bias[3];
 #pragma unroll
     for (int gate = 0; gate < 3; ++gate) {
-        const auto pair = load_pair(static_cast<const S*>(k.bias) + gate * H + unit, own_units, false);
-        bias[gate] = {{to_float(pair.v[0]), to_float(pair.v[1])}};
+        const auto pair = Ahead<S, false>::load(static_cast<const S*>(k.bias) + gate * H + unit, own_units);
+        bias[gate] = {{pair[0], pair[1]}};
     }
     for (int i = thread_id(); i < (plan.exchange == Exchange::grid ? 1 : 2) * state_size; i += block_threads())
         states[i] = from_float<S>(0.0f);
@@ -158,10 +144,11 @@ gru_forward_kernel(ForwardParams params) {
 
         // ---- The first state: its units in registers, all of it in shared memory ---------------------------------
         float h[kItems][2];
-        Vector<S, 2> x[kItems][3];
+        Ahead<S, paired> x[kItems][3];
 #pragma unroll
         for (int i = 0; i < kItems; ++i) {
             const int64_t row = first_row + row_of(i);
+            for (auto& gate : x[i]) gate = Ahead<S, paired>::zero();
 #pragma unroll
             for (int j = 0; j < 2; ++j)
                 h[i][j] =
@@ -174,16 +161,19 @@ gru_forward_kernel(ForwardParams params) {
             first_state[b * stride + j] =
                 P::rounded(inside ? load_state<S>(k.h0, float_state, (first_row + b) * k.h0_row + j) : 0.0f);
         }
+        // At padding it is left as it was: nothing that is made of it there is kept. No branch between the loads, so
+        // that none of them waits for the one before.
         const auto load_x = [&](int t) {
+            int count[kItems];
 #pragma unroll
-            for (int i = 0; i < kItems; ++i)
-                if (mine[i]) {
-                    const S* from = static_cast<const S*>(k.gates_x) + t * k.gates_x_step +
-                                    (first_row + row_of(i)) * k.gates_x_row + unit;
-                    const int count = t < lengths[row_of(i)] ? own_units : 0;
+            for (int i = 0; i < kItems; ++i) count[i] = mine[i] && t < lengths[row_of(i)] ? own_units : 0;
 #pragma unroll
-                    for (int gate = 0; gate < 3; ++gate) x[i][gate] = load_pair(from + gate * H, count, paired);
-                }
+            for (int i = 0; i < kItems; ++i) {
+                const S* from = static_cast<const S*>(k.gates_x) + t * k.gates_x_step +
+                                (first_row + row_of(i)) * k.gates_x_row + unit;
+#pragma unroll
+                for (int gate = 0; gate < 3; ++gate) x[i][gate].reload(from + gate * H, count[i]);
+            }
         };
         if (longest > 0) load_x(step_time(0));
         sync_block();
@@ -214,11 +204,10 @@ gru_forward_kernel(ForwardParams params) {
                     for (int gate = 0; gate < 3; ++gate)
                         P::multiply(sum[gate][n][depth % kChains], resident[depth][gate], b);
                 }
-            const auto multiply_rest = [&](const unsigned char* tiles, int depth, int count) {
+            const auto multiply_rest = [&](const auto& tile, int depth, int count) {
 #pragma unroll 2
-                for (int i = 0; i < count; ++i, tiles += 3 * P::kTileBytes) {
-                    const typename P::A a[3] = {P::load(tiles), P::load(tiles + P::kTileBytes),
-                                                P::load(tiles + 2 * P::kTileBytes)};
+                for (int i = 0; i < count; ++i) {
+                    const typename P::A a[3] = {tile(3 * i), tile(3 * i + 1), tile(3 * i + 2)};
 #pragma unroll
                     for (int n = 0; n < kRowTiles; ++n) {
                         const auto b = P::load_b(state + n * kRows * stride + (depth + i) * P::kDepth, stride);
@@ -227,8 +216,10 @@ gru_forward_kernel(ForwardParams params) {
                     }
                 }
             };
-            multiply_rest(shared_tiles, kDepth, plan.shared_tiles / 3);
-            multiply_rest(streamed_tiles, kDepth + plan.shared_tiles / 3, plan.streamed_tiles / 3);
+            multiply_rest([&](int i) { return P::load(shared_tiles + i * P::kTileBytes); }, kDepth,
+                          plan.shared_tiles / 3);
+            multiply_rest([&](int i) { return P::load_l2(streamed_tiles + static_cast<int64_t>(i) * P::kTileBytes); },
+                          kDepth + plan.shared_tiles / 3, plan.streamed_tiles / 3);
 
             // ---- Sums over the slices; slice i takes the items i, i + slices, ...
             // ------------------------------------
@@ -278,21 +269,22 @@ gru_forward_kernel(ForwardParams params) {
             for (int i = 0; i < kItems; ++i)
                 if (mine[i]) {
                     const bool active = t < lengths[row_of(i)];
+                    GruGates<float> g[2];
 #pragma unroll
                     for (int j = 0; j < 2; ++j) {
-                        const GruGates<float> g =
-                            gru_gates<Math>(to_float(x[i][0].v[j]) + (total[i][0].v[j] + bias[0].v[j]),
-                                            to_float(x[i][1].v[j]) + (total[i][1].v[j] + bias[1].v[j]),
-                                            to_float(x[i][2].v[j]), total[i][2].v[j] + bias[2].v[j]);
-                        const float after = gru_next(g, h[i][j]);
+                        g[j] = gru_gates<Math>(x[i][0][j] + (total[i][0].v[j] + bias[0].v[j]),
+                                               x[i][1][j] + (total[i][1].v[j] + bias[1].v[j]), x[i][2][j],
+                                               total[i][2].v[j] + bias[2].v[j]);
+                        const float after = gru_next(g[j], h[i][j]);
                         if (active && j < own_units) h[i][j] = after;
-                        result[i].h.v[j] = from_float<S>(active ? h[i][j] : 0.0f);
-                        result[i].gates[j] = {{from_float<S>(active ? g.r : 0.0f), from_float<S>(active ? g.z : 0.0f),
-                                               from_float<S>(active ? g.n : 0.0f), from_float<S>(active ? g.a : 0.0f)}};
                     }
                     if (!last)
-                        send_state(team, Vector<S, 2>{{P::rounded(h[i][0]), P::rounded(h[i][1])}}, next, global_next,
-                                   stride, global_stride, row_of(i), unit);
+                        send_state(team, operands<P>(h[i][0], h[i][1]), next, global_next, stride, global_stride,
+                                   row_of(i), unit);
+                    if (active)
+                        result[i] = {
+                            Packed<S, 2>::round(h[i][0], h[i][1]),
+                            Packed<S, 8>::round(g[0].r, g[0].z, g[0].n, g[0].a, g[1].r, g[1].z, g[1].n, g[1].a)};
                 }
             if (!last) team.sent();
 
@@ -302,25 +294,20 @@ gru_forward_kernel(ForwardParams params) {
             for (int i = 0; i < kItems; ++i)
                 if (mine[i] && first_row + row_of(i) < k.B) {
                     const int64_t at = (t * k.B + first_row + row_of(i)) * H + unit;
-                    store_pair(static_cast<S*>(k.output) + at, result[i].h, own_units, paired);
-                    if (k.gates) {
-                        auto* gates = reinterpret_cast<Vector<S, 4>*>(k.gates) + at;
-#pragma unroll
-                        for (int j = 0; j < 2; ++j)
-                            if (j < own_units) gates[j] = result[i].gates[j];
-                    }
+                    store_pair<paired>(static_cast<S*>(k.output) + at, result[i].h, own_units);
+                    if (k.gates) store_gates<S, paired>(k.gates, at, own_units, result[i].gates);
                 }
             if (last) break;
 
             // ---- The next state ------------------------------------------------------------------------------------
             team.receive();
             if (plan.exchange == Exchange::grid) {
-                using Piece = Vector<S, 16 / sizeof(S)>;
                 constexpr int kPiece = 16 / sizeof(S);
                 const S* from = global + team.buffer() * global_size;
-                for (int i = thread_id() * kPiece; i < global_size; i += block_threads() * kPiece)
-                    *reinterpret_cast<Piece*>(states + i / global_stride * stride + i % global_stride) =
-                        load_l2(reinterpret_cast<const Piece*>(from + i));
+                for (int b = warp_id(); b < kTileRows; b += warps())
+                    for (int i = lane_id() * kPiece; i < global_stride; i += kWarp * kPiece)
+                        copy_l2(states + b * stride + i, from + b * global_stride + i);
+                await_copies();
                 sync_block();
             }
         }
@@ -333,11 +320,8 @@ gru_forward_kernel(ForwardParams params) {
 #pragma unroll 1
                 for (int t = longest; t < T; ++t) {
                     const int64_t at = (t * k.B + first_row + row_of(i)) * H + unit;
-                    store_pair(static_cast<S*>(k.output) + at, make_pair<S>(0, 0), own_units, paired);
-                    const S zero = from_float<S>(0.0f);
-                    if (k.gates)
-                        for (int j = 0; j < 2 && j < own_units; ++j)
-                            reinterpret_cast<Vector<S, 4>*>(k.gates)[at + j] = {{zero, zero, zero, zero}};
+                    store_pair<paired>(static_cast<S*>(k.output) + at, Packed<S, 2>::zero(), own_units);
+                    if (k.gates) store_gates<S, paired>(k.gates, at, own_units, Packed<S, 8>::zero());
                 }
 #pragma unroll
                 for (int j = 0; j < 2; ++j)
@@ -349,23 +333,31 @@ gru_forward_kernel(ForwardParams params) {
 
 // ---- Launchers --------------------------------------------------------------------------------------------------
 
-template <class C, int kDepth>
-const char* launch_forward(const Launch& shape, const ForwardParams& params) {
-    return params.plan.row_tiles == 1 ? launch(&gru_forward_kernel<C, kDepth, 1>, shape, params)
-                                      : launch(&gru_forward_kernel<C, kDepth, 2>, shape, params);
+template <class C, bool paired>
+auto kernel_of(const GruPlan& plan) -> void (*)(ForwardParams) {
+    if constexpr (!Product<C>::kTensorCores) {
+        return gru_forward_kernel<C, 4, 1, paired>;
+    } else {
+        const bool narrow = plan.row_tiles == 1;
+        if (plan.register_depth == 8)
+            return narrow ? gru_forward_kernel<C, 8, 1, paired> : gru_forward_kernel<C, 8, 2, paired>;
+        return narrow ? gru_forward_kernel<C, 4, 1, paired> : gru_forward_kernel<C, 4, 2, paired>;
+    }
 }
 
-template <class C>
-const char* launch_forward(const Launch& shape, const ForwardParams& params) {
-    return params.plan.register_depth == 8 ? launch_forward<C, 8>(shape, params) : launch_forward<C, 4>(shape, params);
-}
-
-template <>
-const char* launch_forward<float>(const Launch& shape, const ForwardParams& params) {
-    return launch(&gru_forward_kernel<float, 4, 1>, shape, params);
+template <bool paired>
+auto kernel_of(Storage storage, bool tf32_products, const GruPlan& plan) {
+    return storage == Storage::bfloat16  ? kernel_of<bfloat16, paired>(plan)
+           : storage == Storage::float16 ? kernel_of<float16, paired>(plan)
+           : tf32_products               ? kernel_of<tf32, paired>(plan)
+                                         : kernel_of<float, paired>(plan);
 }
 
 }  // namespace
+
+int forward_launchable(Storage storage, bool tf32, const GruPlan& plan) {
+    return clusters_at_once(kernel_of<true>(storage, tf32, plan), launch_shape(plan, nullptr));
+}
 
 }  // namespace vssn::gpu
 
@@ -376,13 +368,11 @@ void gru_forward(const GruForward& k) {
     if (k.B == 0) return;
     require_countable("gru_forward", k);
     const GruPlan plan = gru_plan(k.storage, k.tf32, false, k.B, k.H, k.wish);
-    const bool paired = all_paired(k.H, k.storage, {k.gates_x, k.output}, {k.gates_x_step, k.gates_x_row});
-    const ForwardParams params{k, plan, paired};
+    const bool paired = all_paired(k.H, k.storage, k.gates, {k.gates_x, k.output}, {k.gates_x_step, k.gates_x_row});
+    const ForwardParams params{k, plan};
     const Launch shape = launch_shape(plan, k.stream);
-    const char* error = k.storage == Storage::bfloat16  ? launch_forward<bfloat16>(shape, params)
-                        : k.storage == Storage::float16 ? launch_forward<float16>(shape, params)
-                        : k.tf32                        ? launch_forward<tf32>(shape, params)
-                                                        : launch_forward<float>(shape, params);
+    const auto kernel = paired ? kernel_of<true>(k.storage, k.tf32, plan) : kernel_of<false>(k.storage, k.tf32, plan);
+    const char* error = launch(kernel, shape, params);
     if (error) fail_to_launch("gru_forward", k, plan, error);
 }
 

@@ -81,6 +81,11 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
         const int64_t depth = ceil_div(deep, plan.slices);
         plan.register_depth = type.tensor_cores && depth <= 3 ? 3 : most;
         plan.depth = static_cast<int>(std::max<int64_t>(depth, plan.register_depth));
+        if (unit_tiles > plan.groups * plan.slices) return plan;  // a thread has two pairs of units in each 8 rows
+        const int64_t items = rows * unit_tiles * kUnits / 2;
+        plan.parts = 1;
+        while (row_tiles == 1 && 2 * plan.parts * items <= plan.threads() && 2 * plan.parts <= blocks * plan.slices)
+            plan.parts *= 2;
         across = gpu::kBackwardTiles;
         tiles = int64_t{gpu::kBackwardTiles} * plan.depth * plan.rounds;
     }
@@ -100,7 +105,7 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
         plan.stride = operand_stride(deep_width, bytes);
         at += 2 * rows * int64_t{plan.stride} * bytes;
         plan.carry = static_cast<int>(at);
-        at += rows * unit_tiles * kUnits * 4;
+        at += 2 * rows * unit_tiles * kUnits * 4;
         plan.partials = static_cast<int>(at);
         if (through_shared) at += 2 * int64_t{blocks} * plan.slices * rows * (unit_tiles * kUnits + 4) * 4;
     }
@@ -125,12 +130,28 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
     return plan;
 }
 
-// Blocks of the smallest cluster whose registers hold the weights, or, in full precision, of one unit tile a block.
-int wanted_blocks(Storage storage, bool tf32, int64_t H) {
-    const ComputeType type(storage, tf32);
-    const int64_t unit_tiles = ceil_div(H, kUnits);
-    if (!type.tensor_cores) return static_cast<int>(std::min<int64_t>(unit_tiles, 1 << 20));
-    return static_cast<int>(ceil_div(3 * unit_tiles * ceil_div(H, type.depth), kWarps * kResidentTiles));
+// Cycles of a step, roughly: the products at 62% of mma.sync's peak rate (or 80% of the multiply-adds'), at least a
+// chain of them; weights and operands at 128 bytes a cycle from shared memory, 32 from L2; 200 for the gates, backward
+// 100; 30 for a block's barrier; to another block of the cluster 210, 14 bytes a cycle and 4 for each block that is
+// sent to; through L2 2000, and 340 for each eight sums that a thread collects there.
+double step_cycles(const GruPlan& plan, const ComputeType& type, bool backward, int bytes) {
+    const double across = backward ? gpu::kBackwardTiles : 3, warps = plan.groups * plan.slices;
+    const double deep = static_cast<double>(plan.depth) * plan.rounds, units = plan.unit_tiles * kUnits;
+    const double rows = kRows * plan.row_tiles, products = warps * across * deep * plan.row_tiles;
+    double cycles = type.tensor_cores ? std::max(products / 0.62, 18 * deep) : products * 4 / 0.8;
+    cycles += warps * plan.shared_tiles * type.tile_bytes / 128 + warps * plan.streamed_tiles * type.tile_bytes / 32;
+    cycles += warps * deep * rows * type.depth * bytes / 128;
+    cycles += backward ? 100 : 200;
+    const double sums = plan.blocks * plan.slices,
+                 sent = backward ? sums * rows * units * 4 : rows * plan.blocks * units * bytes;
+    if (backward)
+        cycles += 30;
+    else if (plan.slices > 1)
+        cycles += 30 + 2 * warps * 2 * plan.row_tiles * 3 * gpu::kWarp * 8 / 128;
+    if (plan.exchange == Exchange::block) return cycles + 30 + (backward ? sent / 128 : 0);
+    if (plan.exchange == Exchange::cluster) return cycles + 210 + sent / 14 + 4 * plan.blocks;
+    return cycles + 2000 +
+           (backward ? 340 * static_cast<double>(ceil_div(ceil_div(plan.blocks * plan.slices, plan.parts), 8)) : 340);
 }
 
 bool fits(const GruPlan& plan) { return plan.shared_bytes > 0; }
@@ -150,42 +171,50 @@ GruPlan gru_plan(Storage storage, bool tf32, bool backward, int64_t B, int64_t H
     const auto lay = [&](Exchange exchange, int64_t blocks, int row_tiles) {
         return lay_out(device, storage, tf32, backward, B, H, exchange, static_cast<int>(blocks), row_tiles);
     };
-    // Wider batch tiles where the narrow ones would not all run at once; in full precision the multiply-adds leave no
-    // time to win.
-    const bool may_widen = ComputeType(storage, tf32).tensor_cores;
-    const auto widened = [&](Exchange exchange, int64_t blocks) {
-        const int64_t at_once = std::max<int64_t>(1, device.multiprocessors / blocks);
-        if (may_widen && wish.row_tiles == 0 && ceil_div(B, kRows) > at_once) {
-            const GruPlan wide = lay(exchange, blocks, 2);
-            if (on_chip(wide)) return wide;
+    // In full precision the multiply-adds leave no time to win by wider batch tiles.
+    const ComputeType type(storage, tf32);
+    const int widest = type.tensor_cores ? 2 : 1;
+    GruPlan best{};
+    // The fewest cycles of a step, times the waves in which the batch tiles run; by the device's own answer how many
+    // run at once. A larger team must be worth it.
+    const auto consider = [&](Exchange exchange, int64_t blocks, bool streams) {
+        for (int row_tiles = 1; row_tiles <= widest; ++row_tiles) {
+            if (wish.row_tiles != 0 && row_tiles != std::min(wish.row_tiles, widest)) continue;
+            GruPlan plan = lay(exchange, blocks, row_tiles);
+            if (!fits(plan) || (!streams && !on_chip(plan))) continue;
+            plan.at_once =
+                backward ? gpu::backward_launchable(storage, tf32, plan) : gpu::forward_launchable(storage, tf32, plan);
+            if (exchange == Exchange::grid) plan.at_once = std::min<int64_t>(plan.at_once / blocks, plan.teams);
+            if (plan.at_once == 0) continue;
+            if (exchange == Exchange::grid) plan.teams = std::min<int64_t>(plan.teams, plan.at_once);
+            plan.step_cycles = step_cycles(plan, type, backward, element_bytes(storage));
+            const auto cost = [](const GruPlan& p) {
+                return static_cast<double>(ceil_div(p.batch_tiles, p.at_once)) * p.step_cycles;
+            };
+            if (!fits(best) || cost(plan) < 0.95 * cost(best)) best = plan;
         }
-        return lay(exchange, blocks, may_widen && wish.row_tiles == 2 ? 2 : 1);
     };
     // Backward, two unit tiles a block where they fit: fewer sums to collect.
-    const auto grid = [&] {
-        const auto blocks = [&](int64_t tiles) {
-            return ceil_div(unit_tiles, std::max(tiles, ceil_div(unit_tiles, device.multiprocessors)));
-        };
-        const GruPlan plan = widened(Exchange::grid, blocks(backward ? 2 : 1));
-        return on_chip(plan) ? plan : widened(Exchange::grid, blocks(1));
+    const auto consider_grid = [&] {
+        for (const int64_t tiles : {backward ? 2 : 1, 1})
+            if (!fits(best) || best.exchange != Exchange::grid)
+                consider(Exchange::grid,
+                         ceil_div(unit_tiles, std::max(tiles, ceil_div(unit_tiles, device.multiprocessors))),
+                         tiles == 1);
     };
-    GruPlan plan{};
     if (wish.exchange != 0) {
         const auto exchange = static_cast<Exchange>(wish.exchange);
-        plan = exchange == Exchange::grid && wish.blocks == 0 ? grid() : widened(exchange, std::max(1, wish.blocks));
+        if (exchange == Exchange::grid && wish.blocks == 0)
+            consider_grid();
+        else
+            consider(exchange, std::max(1, wish.blocks), true);
     } else {
-        const int wanted = wanted_blocks(storage, tf32, H);
-        if (wanted == 1 || device.max_cluster == 1) {
-            const GruPlan block = widened(Exchange::block, 1);
-            if (H <= 128 && on_chip(block)) plan = block;
-        }
-        for (int blocks = 2; !fits(plan) && blocks <= device.max_cluster && H <= 512; blocks *= 2) {
-            if (blocks < wanted && blocks < device.max_cluster) continue;
-            const GruPlan cluster = widened(Exchange::cluster, blocks);
-            if (on_chip(cluster)) plan = cluster;
-        }
-        if (!fits(plan)) plan = grid();
+        if (H <= 128) consider(Exchange::block, 1, false);
+        for (int blocks = 2; blocks <= device.max_cluster && H <= 512; blocks *= 2)
+            if (blocks <= unit_tiles) consider(Exchange::cluster, blocks, false);
+        if (!fits(best)) consider_grid();
     }
+    const GruPlan plan = best;
     if (!fits(plan))
         throw std::runtime_error(std::string("gru_") + (backward ? "backward" : "forward") + ": " + sizes(B, H) +
                                  " does not fit this device (" + std::to_string(device.multiprocessors) +
@@ -202,14 +231,15 @@ std::string describe(const GruPlan& plan) {
            " groups of " + number(plan.slices) + " warps, " + number(plan.shared_bytes) +
            " bytes of shared memory; of a warp's weights " + number(plan.register_depth) + " of " + number(plan.depth) +
            " k tiles (" + number(plan.rounds) + " rounds) in registers, " + number(plan.shared_tiles) +
-           " tiles in shared memory, " + number(plan.streamed_tiles) + " streamed";
+           " tiles in shared memory, " + number(plan.streamed_tiles) + " streamed; " + number(plan.at_once) +
+           " at once; estimated " + number(static_cast<int64_t>(plan.step_cycles)) + " cycles a step";
 }
 
 namespace gpu {
 
-bool all_paired(int64_t H, Storage storage, std::initializer_list<const void*> tensors,
+bool all_paired(int64_t H, Storage storage, const void* gates, std::initializer_list<const void*> tensors,
                 std::initializer_list<int64_t> strides) {
-    bool paired = H % 2 == 0;
+    bool paired = H % 2 == 0 && reinterpret_cast<uintptr_t>(gates) % 16 == 0;
     for (const void* tensor : tensors)
         paired &= reinterpret_cast<uintptr_t>(tensor) % (2 * element_bytes(storage)) == 0;
     for (const int64_t stride : strides) paired &= stride % 2 == 0;

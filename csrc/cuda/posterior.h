@@ -64,6 +64,8 @@ struct PosteriorPlan {
     int latent_at, hidden_at, bias_at, held_at, exchange_at, mailboxes_at;  // where in shared memory, in bytes
     int64_t shared_bytes;
     int64_t workspace_bytes;  // of global memory, for the weights as they are streamed
+    int at_once;              // batch tiles, by the device's own answer
+    double step_cycles;       // an estimate; 0: of registers there is none
 };
 
 // What both directions take.
@@ -102,7 +104,7 @@ struct PosteriorBackward : PosteriorProblem {
 };
 
 // Throws std::runtime_error where the variant asked for, or any, cannot hold these sizes on the current device.
-PosteriorPlan posterior_plan(Storage storage, bool tf32, int64_t M, int64_t Z, bool prior, bool backward,
+PosteriorPlan posterior_plan(Storage storage, bool tf32, int64_t B, int64_t M, int64_t Z, bool prior, bool backward,
                              PosteriorVariant variant);
 void posterior_forward(const PosteriorForward& call);
 void posterior_backward(const PosteriorBackward& call);

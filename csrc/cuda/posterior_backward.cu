@@ -42,16 +42,19 @@ struct BackwardWeights {
     }
 };
 
-template <class C>
+// tight: no register is left to hold single elements of hidden in.
+template <class C, bool paired, bool tight = false>
 struct Backward : BackwardWeights<C> {
     using Params = BackwardParams;
     using Weights = BackwardWeights<C>;
     using P = Product<C>;
     using T = typename P::Stored;
+    using Steps = Sequence<T, paired>;
+    using Loaded = LoadedFour<T, paired || tight>;  // of hidden
     static constexpr int kParts = 2, kSums = 1;
 
-    struct Loaded {
-        StoredFour<T> grad_z, grad_mu, grad_logvar, logvar, eps;
+    struct LatentInputs {
+        typename Steps::Loaded grad_z, grad_mu, grad_logvar, logvar, eps;
     };
 
     // grad_raw = raw_from_logvar + dz raw_from_z
@@ -67,43 +70,43 @@ struct Backward : BackwardWeights<C> {
 
     using Weights::k;
     const BatchTile& batch;
-    const bool hidden_pairs, latent_pairs;
-    const Sequence<T> grad_z, grad_mu, grad_logvar, logvar, eps, hidden, prior_hidden;
+    const Steps grad_z, grad_mu, grad_logvar, logvar, eps, hidden, prior_hidden;
     const int M, Z, last;
 
     VSSN_DEVICE Backward(const Params& params, const BatchTile& batch)
         : Weights(params.call),
           batch(batch),
-          hidden_pairs(params.hidden_pairs),
-          latent_pairs(params.latent_pairs),
           grad_z(k.grad_z),
           grad_mu(k.grad_mu),
           grad_logvar(k.grad_logvar),
-          logvar(Sequence<T>::contiguous(k.logvar, k.B, k.Z)),
+          logvar(Steps::contiguous(k.logvar, k.B, k.Z)),
           eps(k.eps),
-          hidden(Sequence<T>::contiguous(k.hidden, k.B, k.M)),
-          prior_hidden(Sequence<T>::contiguous(k.prior_hidden, k.B, k.M)),
+          hidden(Steps::contiguous(k.hidden, k.B, k.M)),
+          prior_hidden(Steps::contiguous(k.prior_hidden, k.B, k.M)),
           M(static_cast<int>(k.M)),
           Z(static_cast<int>(k.Z)),
           last(batch.steps - 1) {}
 
     VSSN_DEVICE void prepare_block() const {}
 
-    VSSN_DEVICE StoredFour<T> hidden_input(int step, int net, int tile) const {
-        return Sequence<T>::choose(net == 0, hidden, prior_hidden).load(batch, last - step, tile, M, hidden_pairs);
+    VSSN_DEVICE Loaded hidden_input(int step, int net, int tile) const {
+        const auto loaded = Steps::choose(net == 0, hidden, prior_hidden).load(batch, last - step, tile, M);
+        if constexpr (tight && !paired)
+            return loaded.joined();
+        else
+            return loaded;
     }
 
     template <int n>
-    VSSN_DEVICE void hidden_finish(Four (&products)[n], const StoredFour<T> (&inputs)[n],
-                                   StoredFour<T> (&kept)[n]) const {
+    VSSN_DEVICE void hidden_finish(Four (&products)[n], const Loaded (&inputs)[n], StoredFour<T> (&kept)[n]) const {
         multiply_slopes_by(k.activation, products, inputs);
 #pragma unroll
         for (int j = 0; j < n; ++j) kept[j] = StoredFour<T>::of(products[j]);
     }
 
     VSSN_DEVICE void store_hidden(int step, int net, int tile, const StoredFour<T>& kept) const {
-        store_four<T>(net == 0 ? k.grad_context : k.grad_prior_context, batch, k.B, last - step, tile, M, M, 0,
-                      hidden_pairs, kept);
+        store_four<paired, T>(net == 0 ? k.grad_context : k.grad_prior_context, batch, k.B, last - step, tile, M, M, 0,
+                              kept);
     }
 
     VSSN_DEVICE Result first_latent(int group) const {
@@ -114,14 +117,13 @@ struct Backward : BackwardWeights<C> {
     VSSN_DEVICE void store_first(int group, const Result& result) const { store_latent(-1, group, result); }
 
     // Of the step before: what its gradients need beside dz.
-    VSSN_DEVICE Loaded latent_input(int step, int group) const {
+    VSSN_DEVICE LatentInputs latent_input(int step, int group) const {
         const int t = last - step - 1;
-        return {grad_z.load(batch, t, group, Z, latent_pairs), grad_mu.load(batch, t, group, Z, latent_pairs),
-                grad_logvar.load(batch, t, group, Z, latent_pairs), logvar.load(batch, t, group, Z, latent_pairs),
-                eps.load(batch, t, group, Z, latent_pairs)};
+        return {grad_z.load(batch, t, group, Z), grad_mu.load(batch, t, group, Z), grad_logvar.load(batch, t, group, Z),
+                logvar.load(batch, t, group, Z), eps.load(batch, t, group, Z)};
     }
 
-    VSSN_DEVICE Prepared prepared(int step, int group, const Loaded& loaded) const {
+    VSSN_DEVICE Prepared prepared(int step, int group, const LatentInputs& loaded) const {
         Prepared result;
         const Four grad_logvar = loaded.grad_logvar.wide(), logvar = loaded.logvar.wide(), eps = loaded.eps.wide();
         result.grad_z = loaded.grad_z.wide();
@@ -158,9 +160,9 @@ struct Backward : BackwardWeights<C> {
     VSSN_DEVICE void store_latent(int step, int group, const Result& result) const {
         const int t = last - step - 1;
         if (t < 0) return;
-        store_four<T>(k.grad_out, batch, k.B, t, group, Z, 2 * k.Z, 0, latent_pairs, result.grad_mu);
-        store_four<T>(k.grad_out, batch, k.B, t, group, Z, 2 * k.Z, k.Z, latent_pairs, result.grad_raw);
-        store_four<T>(k.grad_eps, batch, k.B, t, group, Z, Z, 0, latent_pairs, result.grad_eps);
+        store_four<paired, T>(k.grad_out, batch, k.B, t, group, Z, 2 * k.Z, 0, result.grad_mu);
+        store_four<paired, T>(k.grad_out, batch, k.B, t, group, Z, 2 * k.Z, k.Z, result.grad_raw);
+        store_four<paired, T>(k.grad_eps, batch, k.B, t, group, Z, Z, 0, result.grad_eps);
     }
 
     VSSN_DEVICE void store_last(int group, const Result& result) const {
@@ -185,32 +187,33 @@ struct Backward : BackwardWeights<C> {
     }
 };
 
-template <class C>
+template <class C, bool paired>
 VSSN_BOUNDED_KERNEL(kMaxThreads)
 backward_in_memory(BackwardParams params) {
-    run_in_memory<Backward<C>>(params);
+    run_in_memory<Backward<C, paired>>(params);
 }
 
 template <class C>
 VSSN_KERNEL backward_pack(BackwardParams params) {
-    pack_weights<Backward<C>>(params);
+    pack_weights<Backward<C, true>>(params);
 }
 
-template <class C, class Shape, bool prior>
+template <class C, bool paired, class Shape, bool prior>
 VSSN_BOUNDED_KERNEL(Shape::kWarps* kWarp)
 backward_in_registers(BackwardParams params) {
-    run_in_registers<Backward<C>, Shape, prior>(params);
+    constexpr bool tight = prior && std::is_same_v<Shape, Wide>;
+    run_in_registers<Backward<C, paired, tight>, Shape, prior>(params);
 }
 
 constexpr const char* kName = "posterior_backward";
 
-template <class C>
+template <class C, bool paired>
 void launch_registers(const BackwardParams& params) {
     const bool prior = params.call.prior_weight_z.data != nullptr;
-    const auto kernel = params.plan.wide
-                            ? prior ? backward_in_registers<C, Wide, true> : backward_in_registers<C, Wide, false>
-                        : prior ? backward_in_registers<C, Narrow, true>
-                                : backward_in_registers<C, Narrow, false>;
+    const auto kernel = params.plan.wide ? prior ? backward_in_registers<C, paired, Wide, true>
+                                                 : backward_in_registers<C, paired, Wide, false>
+                        : prior          ? backward_in_registers<C, paired, Narrow, true>
+                                         : backward_in_registers<C, paired, Narrow, false>;
     launch_or_throw(kName, kernel, launch_shape(params), params);
 }
 
@@ -219,17 +222,30 @@ void run(const PosteriorBackward& call) {
     using T = typename Product<C>::Stored;
     BackwardParams params{};
     params.call = call;
-    params.plan = posterior_plan(call.storage, call.tf32, call.M, call.Z, call.prior_weight_z.data != nullptr, true,
-                                 call.variant);
-    params.hidden_pairs = call.M % 2 == 0 && in_pairs<T>(call.hidden) && in_pairs<T>(call.prior_hidden);
-    params.latent_pairs = call.Z % 2 == 0 && in_pairs<T>(call.logvar) && in_pairs<T>(call.eps) &&
-                          in_pairs<T>(call.grad_z) && in_pairs<T>(call.grad_mu) && in_pairs<T>(call.grad_logvar);
+    params.plan = posterior_plan(call.storage, call.tf32, call.B, call.M, call.Z, call.prior_weight_z.data != nullptr,
+                                 true, call.variant);
+    params.paired = call.M % 2 == 0 && call.Z % 2 == 0 && in_pairs<T>(call.hidden) && in_pairs<T>(call.prior_hidden) &&
+                    in_pairs<T>(call.logvar) && in_pairs<T>(call.eps) && in_pairs<T>(call.grad_z) &&
+                    in_pairs<T>(call.grad_mu) && in_pairs<T>(call.grad_logvar);
     if constexpr (sizeof(T) == 2)
-        if (params.plan.variant == PosteriorVariant::registers) return launch_registers<C>(params);
-    launch_in_memory(kName, backward_in_memory<C>, backward_pack<C>, params);
+        if (params.plan.variant == PosteriorVariant::registers)
+            return params.paired ? launch_registers<C, true>(params) : launch_registers<C, false>(params);
+    launch_in_memory(kName, params.paired ? backward_in_memory<C, true> : backward_in_memory<C, false>,
+                     backward_pack<C>, params);
 }
 
 }  // namespace
+
+int backward_at_once(Storage storage, bool tf32, const PosteriorPlan& plan) {
+    BackwardParams params{};
+    params.plan = plan;
+    params.call.B = kRows;
+    const auto kernel = storage == Storage::bfloat16  ? backward_in_memory<bfloat16, true>
+                        : storage == Storage::float16 ? backward_in_memory<float16, true>
+                        : tf32                        ? backward_in_memory<gpu::tf32, true>
+                                                      : backward_in_memory<float, true>;
+    return clusters_at_once(kernel, launch_shape(params));
+}
 
 }  // namespace posterior
 

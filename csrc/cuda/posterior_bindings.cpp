@@ -85,18 +85,18 @@ void backward(const py::args& values) {
 }
 
 // (variant, blocks of a cluster, warps, weight tiles of a block, of these in shared memory, bytes of shared memory,
-// bytes of workspace)
+// bytes of workspace, batch tiles at once, estimated cycles of a step)
 py::tuple plan(const py::args& values) {
     Arguments in(values);
     const Storage storage = in.storage();
     const bool tf32 = in.flag();
-    const int64_t M = in.size(), Z = in.size();
+    const int64_t B = in.size(), M = in.size(), Z = in.size();
     const bool prior = in.flag(), backward = in.flag();
     const PosteriorVariant wanted = variant(in);
     in.done();
-    const PosteriorPlan plan = posterior_plan(storage, tf32, M, Z, prior, backward, wanted);
+    const PosteriorPlan plan = posterior_plan(storage, tf32, B, M, Z, prior, backward, wanted);
     return py::make_tuple(static_cast<int>(plan.variant), plan.cluster, plan.warps, plan.tiles, plan.kept,
-                          plan.shared_bytes, plan.workspace_bytes);
+                          plan.shared_bytes, plan.workspace_bytes, plan.at_once, plan.step_cycles);
 }
 
 }  // namespace

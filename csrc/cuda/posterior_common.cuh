@@ -31,7 +31,6 @@
 // timing.
 #pragma once
 
-#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -105,53 +104,34 @@ bool in_pairs(const PosteriorSteps& steps) {
     return in_pairs<T>(steps.data) && steps.step_stride % 2 == 0 && steps.row_stride % 2 == 0;
 }
 
-// Two neighbouring units as they are stored, in one word: what waits for its step should not take a register each.
-template <class T>
-struct Pair {
-    using Word = std::conditional_t<sizeof(T) == 2, uint32_t, uint64_t>;
-    using Part = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
+// A Four as it was loaded: for each of the lane's two batch rows its two units. `paired`: as in Ahead.
+template <class T, bool paired>
+struct LoadedFour {
+    Ahead<T, paired> row[2];
 
-    Word word;
-
-    static VSSN_DEVICE Pair zero() { return {0}; }
-    static VSSN_DEVICE Pair of(const Vector<T, 2>& units) {
-        Pair pair;
-        memcpy(&pair.word, &units, sizeof(Word));
-        return pair;
-    }
-    static VSSN_DEVICE Pair of(T first, T second) { return of(Vector<T, 2>{{first, second}}); }
-
-    VSSN_DEVICE T unit(int i) const {
-        const Part part = static_cast<Part>(word >> (i * 8 * sizeof(T)));
-        T value;
-        memcpy(&value, &part, sizeof(T));
-        return value;
-    }
-    VSSN_DEVICE Vector<T, 2> units() const {
-        Vector<T, 2> units;
-        memcpy(&units, &word, sizeof(Word));
-        return units;
+    static VSSN_DEVICE LoadedFour zero() { return {{Ahead<T, paired>::zero(), Ahead<T, paired>::zero()}}; }
+    VSSN_DEVICE Four wide() const { return {{row[0][0], row[1][0], row[0][1], row[1][1]}}; }
+    // In half the registers; waits for the elements.
+    VSSN_DEVICE LoadedFour<T, true> joined() const {
+        return {{{Packed<T, 2>::round(row[0][0], row[0][1])}, {Packed<T, 2>::round(row[1][0], row[1][1])}}};
     }
 };
 
-// A Four as it is stored: for each of the lane's two batch rows its two units.
+// A Four as it is to be stored.
 template <class T>
 struct StoredFour {
-    Pair<T> row[2];
+    Packed<T, 2> row[2];
 
-    VSSN_DEVICE Four wide() const {
-        return {
-            {to_float(row[0].unit(0)), to_float(row[1].unit(0)), to_float(row[0].unit(1)), to_float(row[1].unit(1))}};
-    }
     static VSSN_DEVICE StoredFour of(const Four& four) {
-        return {{Pair<T>::of(from_float<T>(four.v[0]), from_float<T>(four.v[2])),
-                 Pair<T>::of(from_float<T>(four.v[1]), from_float<T>(four.v[3]))}};
+        return {{Packed<T, 2>::round(four.v[0], four.v[2]), Packed<T, 2>::round(four.v[1], four.v[3])}};
     }
 };
 
 // [T, B, width] as the caller gave it.
-template <class T>
+template <class T, bool paired>
 struct Sequence {
+    using Loaded = LoadedFour<T, paired>;
+
     const T* data;
     int64_t step_stride, row_stride;
 
@@ -170,40 +150,36 @@ struct Sequence {
     }
 
     // The four of a tile of units at step t; 0 at padding, beyond the width, and where there is no tensor.
-    VSSN_DEVICE StoredFour<T> load(const BatchTile& batch, int t, int tile, int width, bool pairs) const {
+    VSSN_DEVICE Loaded load(const BatchTile& batch, int t, int tile, int width) const {
         const int unit = tile * kUnits + accumulator_row(0);
-        StoredFour<T> four{{Pair<T>::zero(), Pair<T>::zero()}};
-        if (data == nullptr || unit >= width) return four;
+        const int count = data == nullptr ? 0 : width - unit;
         const T* p = data + t * step_stride + batch.row * row_stride + unit;
+        Loaded four;
 #pragma unroll
-        for (int j = 0; j < 2; ++j, p += row_stride) {
-            if (!batch.valid(t, j)) continue;
-            four.row[j] = pairs ? Pair<T>::of(*reinterpret_cast<const Vector<T, 2>*>(p))
-                                : Pair<T>::of(p[0], unit + 1 < width ? p[1] : from_float<T>(0.0f));
-        }
+        for (int j = 0; j < 2; ++j, p += row_stride)
+            four.row[j] = Ahead<T, paired>::load(p, batch.valid(t, j) ? count : 0);
         return four;
+    }
+    // The same as a hint, for a later step.
+    VSSN_DEVICE void prefetch(const BatchTile& batch, int t, int tile, int width) const {
+        const int unit = tile * kUnits + accumulator_row(0);
+        if (data != nullptr && unit < width && t >= 0 && batch.valid(t, 0))
+            prefetch_l2(data + t * step_stride + batch.row * row_stride + unit);
     }
 };
 
 // Writes the four of a tile of units at step t of a contiguous [T, B, row_width], whose columns from `column` on hold
 // `width` units; 0 at padding.
-template <class T>
+template <bool paired, class T>
 VSSN_DEVICE void store_four(void* sequence, const BatchTile& batch, int64_t B, int t, int tile, int width,
-                            int64_t row_width, int64_t column, bool pairs, const StoredFour<T>& four) {
+                            int64_t row_width, int64_t column, const StoredFour<T>& four) {
     const int unit = tile * kUnits + accumulator_row(0);
     if (sequence == nullptr || unit >= width) return;
     T* p = static_cast<T*>(sequence) + (t * B + batch.row) * row_width + column + unit;
 #pragma unroll
-    for (int j = 0; j < 2; ++j, p += row_width) {
-        if (!batch.inside(j)) continue;
-        const Pair<T> pair = batch.valid(t, j) ? four.row[j] : Pair<T>::zero();
-        if (pairs) {
-            *reinterpret_cast<Vector<T, 2>*>(p) = pair.units();
-        } else {
-            p[0] = pair.unit(0);
-            if (unit + 1 < width) p[1] = pair.unit(1);
-        }
-    }
+    for (int j = 0; j < 2; ++j, p += row_width)
+        if (batch.inside(j))
+            store_pair<paired>(p, batch.valid(t, j) ? four.row[j] : Packed<T, 2>::zero(), width - unit);
 }
 
 // Zeros in the tile's rows of a contiguous [T, B, width] behind its longest length; blocks of a cluster take turns.
@@ -242,8 +218,8 @@ VSSN_DEVICE void activate_by(Activation act, Four (&x)[n]) {
     }
 }
 
-template <Activation act, class T, int n>
-VSSN_DEVICE void multiply_slopes(Four (&x)[n], const StoredFour<T> (&kept)[n]) {
+template <Activation act, class Loaded, int n>
+VSSN_DEVICE void multiply_slopes(Four (&x)[n], const Loaded (&kept)[n]) {
 #pragma unroll
     for (int j = 0; j < n; ++j) {
         const Four wide = kept[j].wide();
@@ -252,8 +228,8 @@ VSSN_DEVICE void multiply_slopes(Four (&x)[n], const StoredFour<T> (&kept)[n]) {
     }
 }
 
-template <class T, int n>
-VSSN_DEVICE void multiply_slopes_by(Activation act, Four (&x)[n], const StoredFour<T> (&kept)[n]) {
+template <class Loaded, int n>
+VSSN_DEVICE void multiply_slopes_by(Activation act, Four (&x)[n], const Loaded (&kept)[n]) {
     switch (act) {
         case Activation::tanh:
             return multiply_slopes<Activation::tanh>(x, kept);
@@ -273,21 +249,20 @@ template <class P>
 VSSN_DEVICE void put(typename P::Stored* buffer, int stride, int column, const Four& four) {
 #pragma unroll
     for (int j = 0; j < 2; ++j)
-        *reinterpret_cast<Vector<typename P::Stored, 2>*>(buffer + accumulator_column(j) * stride + column +
-                                                          accumulator_row(0)) = {
-            {P::rounded(four.v[j]), P::rounded(four.v[2 + j])}};
+        operands<P>(four.v[j], four.v[2 + j])
+            .store(buffer + accumulator_column(j) * stride + column + accumulator_row(0));
 }
 
 // The same into that buffer of every block of the cluster.
 template <class P>
 VSSN_DEVICE void send_to_all(typename P::Stored* buffer, int stride, int column, const Four& four, Mailbox* mailbox,
                              int cluster) {
+    using Pair = Packed<typename P::Stored, 2>;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-        const Vector<typename P::Stored, 2> pair = {{P::rounded(four.v[j]), P::rounded(four.v[2 + j])}};
-        auto* p = reinterpret_cast<Vector<typename P::Stored, 2>*>(buffer + accumulator_column(j) * stride + column +
-                                                                   accumulator_row(0));
-        for (int rank = 0; rank < cluster; ++rank) send(p, pair, mailbox, rank);
+        const Pair pair = operands<P>(four.v[j], four.v[2 + j]);
+        auto* p = buffer + accumulator_column(j) * stride + column + accumulator_row(0);
+        for (int rank = 0; rank < cluster; ++rank) send(reinterpret_cast<Pair*>(p), pair, mailbox, rank);
     }
 }
 
@@ -321,7 +296,7 @@ VSSN_DEVICE void run_in_registers(const typename Pass::Params& params) {
 
     typename P::A weights_in[kTiles][Pass::kParts][kLatentDepth], prior_in[prior ? kTiles : 1][kLatentDepth];
     typename P::A weights_out[kShare][kSums], prior_out[prior ? kShare : 1];
-    StoredFour<Stored> inputs[kNets * kTiles];
+    typename Pass::Loaded inputs[kNets * kTiles];
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
 #pragma unroll
@@ -482,7 +457,7 @@ VSSN_DEVICE unsigned char* streamed_tiles(const Params& params, int rank) {
 }
 
 // sums[i] += the tiles i, i + n, i + 2n, ... of n depth tiles, times depth k-steps of b.
-template <class P, int n>
+template <class P, int n, bool streamed>
 VSSN_DEVICE void multiply_run(Four* sums, const unsigned char* tiles, int depth, const typename P::Stored* b,
                               int stride) {
     // Even and odd k-steps on tensor cores, whose results come late: two chains are half as long.
@@ -495,8 +470,10 @@ VSSN_DEVICE void multiply_run(Four* sums, const unsigned char* tiles, int depth,
     const auto multiply_step = [&](Four(&chain)[n], int k) {
         const auto right = P::load_b(b + k * P::kDepth, stride);
 #pragma unroll
-        for (int i = 0; i < n; ++i)
-            P::multiply(chain[i], P::load(tiles + (static_cast<int64_t>(k) * n + i) * P::kTileBytes), right);
+        for (int i = 0; i < n; ++i) {
+            const unsigned char* tile = tiles + (static_cast<int64_t>(k) * n + i) * P::kTileBytes;
+            P::multiply(chain[i], streamed ? P::load_l2(tile) : P::load(tile), right);
+        }
     };
     int k = 0;
 #pragma unroll 1  // more takes more than 128 registers
@@ -516,10 +493,11 @@ VSSN_DEVICE void multiply_tiles(Four* sums, const WeightTiles& weights, int firs
     int near = weights.kept > first ? (weights.kept - first) / n : 0;
     if (near > depth) near = depth;
     if (near > 0)
-        multiply_run<P, n>(sums, weights.in_shared + static_cast<int64_t>(first) * P::kTileBytes, near, b, stride);
+        multiply_run<P, n, false>(sums, weights.in_shared + static_cast<int64_t>(first) * P::kTileBytes, near, b,
+                                  stride);
     if (near < depth)
-        multiply_run<P, n>(sums, weights.streamed + static_cast<int64_t>(first + near * n) * P::kTileBytes,
-                           depth - near, b + near * P::kDepth, stride);
+        multiply_run<P, n, true>(sums, weights.streamed + static_cast<int64_t>(first + near * n) * P::kTileBytes,
+                                 depth - near, b + near * P::kDepth, stride);
 }
 
 // Where partial sums meet: slots of warps of one block or of blocks of a cluster.
@@ -649,13 +627,13 @@ struct InMemory {
     // A tile counts the posterior's hidden units of the slice, then the prior's.
     VSSN_DEVICE int net_of(int tile) const { return tile < plan.slice ? 0 : 1; }
     VSSN_DEVICE int unit_tile(int tile) const { return rank * plan.slice + tile - net_of(tile) * plan.slice; }
-    VSSN_DEVICE StoredFour<Stored> hidden_input(int step, int tile) const {
+    VSSN_DEVICE typename Pass::Loaded hidden_input(int step, int tile) const {
         return pass.hidden_input(step, net_of(tile), unit_tile(tile));
     }
 
-    VSSN_DEVICE void finish_hidden(int step, int tile, int column, const StoredFour<Stored>& input) const {
+    VSSN_DEVICE void finish_hidden(int step, int tile, int column, const typename Pass::Loaded& input) const {
         Four products[1] = {zeros()};
-        const StoredFour<Stored> inputs[1] = {input};
+        const typename Pass::Loaded inputs[1] = {input};
         StoredFour<Stored> kept[1];
         const int net = net_of(tile);
         for (int part = 0; part < (net == 0 ? Pass::kParts : 1); ++part)
@@ -720,43 +698,50 @@ VSSN_DEVICE void run_in_memory(const typename Pass::Params& params) {
         sync_block();
 
     const int hidden_tiles = block.hidden_tiles(), phases = exchange.slots > 1 ? 2 : 1;
+    // Each is loaded when the warp begins with what comes before it: mostly a whole step ahead.
     auto hidden_input = block.hidden_input(0, own);
+    auto latent_input = pass.latent_input(0, exchange.group(own));
     for (int step = 0; step < batch.steps; ++step) {
         if (step > 0) exchange.await_latents(step - 1);
         int begin = 0, end = 0;
         while (end < hidden_tiles) {  // once, but where the hidden buffer holds a part of the tiles
             begin = end;
             end = begin + plan.chunk < hidden_tiles ? begin + plan.chunk : hidden_tiles;
-            if (begin > 0 && begin + own < end) hidden_input = block.hidden_input(step, begin + own);
             for (int tile = begin + own; tile < end; tile += warps()) {
                 const auto input = hidden_input;
-                const int next = tile + warps();
-                hidden_input = next < end ? block.hidden_input(step, next) : block.hidden_input(step + 1, own);
+                const int next = tile + warps() < end ? tile + warps() : end + own;
+                const bool last = next >= hidden_tiles;
+                hidden_input = block.hidden_input(last ? step + 1 : step, last ? own : next);
                 block.finish_hidden(step, tile, (tile - begin) * kUnits, input);
             }
             sync_block();
-            auto latent_input = pass.latent_input(step, exchange.group(own));  // comes while sums are computed
             for (int phase = 0; phase < (end == hidden_tiles ? phases : 1); ++phase) {
                 const bool sums_up = phase == 0, finishes = end == hidden_tiles && phase == phases - 1;
                 if (!sums_up) exchange.meet(step);
                 const int items = sums_up ? plan.groups * plan.splits : exchange.count();
-                for (int item = own; item < items; item += warps()) {
-                    const int group = sums_up ? item % plan.groups : exchange.group(item);
-                    if (finishes && item != own) latent_input = pass.latent_input(step, group);
+                for (int item = own, split = 0; item < items; item += warps()) {
+                    int group = exchange.group(item);
+                    if (sums_up) {
+                        split = item / plan.groups;
+                        group = item - split * plan.groups;
+                    }
                     Four sums[Pass::kSums];
                     if (sums_up)
-                        block.sum_up(sums, group, item / plan.groups, begin, end);
+                        block.sum_up(sums, group, split, begin, end);
                     else
                         exchange.take(step, group, sums);
                     if (finishes) {
                         const auto result = pass.latent_finish(sums, pass.prepared(step, group, latent_input), group);
                         block.put_latent(group, result, plan.scatter);
+                        const bool last = item + warps() >= items;
+                        latent_input =
+                            pass.latent_input(last ? step + 1 : step, exchange.group(last ? own : item + warps()));
                         if (group % plan.cluster == rank) {
                             pass.store_latent(step, group, result);
                             if (step == batch.steps - 1) pass.store_last(group, result);
                         }
                     } else if (end == hidden_tiles) {
-                        exchange.give(step, item / plan.groups, group, sums);
+                        exchange.give(step, split, group, sums);
                     } else {
                         block.hold(group, sums);
                     }
@@ -784,7 +769,7 @@ template <class Call>
 struct KernelParams {
     Call call;
     PosteriorPlan plan;
-    bool hidden_pairs, latent_pairs;  // neighbouring hidden units, or latents, lie in memory as aligned pairs
+    bool paired;  // neighbouring hidden units and neighbouring latents lie in memory as aligned pairs
 };
 
 template <class Params>
@@ -799,6 +784,10 @@ void launch_or_throw(const char* name, void (*kernel)(Params), const Launch& sha
                              ", cluster=" + std::to_string(shape.cluster) +
                              ", shared memory=" + std::to_string(shape.shared_bytes) + "): " + error);
 }
+
+// Batch tiles that the device holds at once, of a plan whose weights are in memory; 0: the plan does not fit.
+int forward_at_once(Storage storage, bool tf32, const PosteriorPlan& plan);
+int backward_at_once(Storage storage, bool tf32, const PosteriorPlan& plan);
 
 // Throws for sizes that the kernels' indices cannot count.
 inline void require_sizes(const char* name, const PosteriorProblem& k) {

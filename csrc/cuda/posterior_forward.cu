@@ -40,12 +40,14 @@ struct ForwardWeights {
     }
 };
 
-template <class C>
+template <class C, bool paired>
 struct Forward : ForwardWeights<C> {
     using Params = ForwardParams;
     using Weights = ForwardWeights<C>;
     using P = Product<C>;
     using T = typename P::Stored;
+    using Steps = Sequence<T, paired>;
+    using Loaded = typename Steps::Loaded;
     static constexpr int kParts = 1, kSums = 2;
 
     using Prepared = Four;  // eps
@@ -57,16 +59,13 @@ struct Forward : ForwardWeights<C> {
 
     using Weights::k;
     const BatchTile& batch;
-    const bool hidden_pairs, latent_pairs;
-    const Sequence<T> context, prior_context, eps;
+    const Steps context, prior_context, eps;
     const int M, Z, groups;
     float* bias;  // [mu, raw][groups x 16], b_mu added to mu's
 
     VSSN_DEVICE Forward(const Params& params, const BatchTile& batch)
         : Weights(params.call),
           batch(batch),
-          hidden_pairs(params.hidden_pairs),
-          latent_pairs(params.latent_pairs),
           context(k.context),
           prior_context(k.prior_context),
           eps(k.eps),
@@ -85,13 +84,12 @@ struct Forward : ForwardWeights<C> {
         }
     }
 
-    VSSN_DEVICE StoredFour<T> hidden_input(int step, int net, int tile) const {
-        return Sequence<T>::choose(net == 0, context, prior_context).load(batch, step, tile, M, hidden_pairs);
+    VSSN_DEVICE Loaded hidden_input(int step, int net, int tile) const {
+        return Steps::choose(net == 0, context, prior_context).load(batch, step, tile, M);
     }
 
     template <int n>
-    VSSN_DEVICE void hidden_finish(Four (&products)[n], const StoredFour<T> (&inputs)[n],
-                                   StoredFour<T> (&kept)[n]) const {
+    VSSN_DEVICE void hidden_finish(Four (&products)[n], const Loaded (&inputs)[n], StoredFour<T> (&kept)[n]) const {
 #pragma unroll
         for (int j = 0; j < n; ++j) add(products[j], inputs[j].wide());
         if (keeps_input(k.activation)) {
@@ -106,7 +104,7 @@ struct Forward : ForwardWeights<C> {
     }
 
     VSSN_DEVICE void store_hidden(int step, int net, int tile, const StoredFour<T>& kept) const {
-        store_four<T>(net == 0 ? k.hidden : k.prior_hidden, batch, k.B, step, tile, M, M, 0, hidden_pairs, kept);
+        store_four<paired, T>(net == 0 ? k.hidden : k.prior_hidden, batch, k.B, step, tile, M, M, 0, kept);
     }
 
     VSSN_DEVICE Result first_latent(int group) const {
@@ -125,11 +123,9 @@ struct Forward : ForwardWeights<C> {
     VSSN_DEVICE void store_first(int, const Result&) const {}
     VSSN_DEVICE void store_last(int, const Result&) const {}
 
-    VSSN_DEVICE StoredFour<T> latent_input(int step, int group) const {
-        return eps.load(batch, step, group, Z, latent_pairs);
-    }
+    VSSN_DEVICE Loaded latent_input(int step, int group) const { return eps.load(batch, step, group, Z); }
 
-    VSSN_DEVICE Prepared prepared(int, int, const StoredFour<T>& noise) const { return noise.wide(); }
+    VSSN_DEVICE Prepared prepared(int, int, const Loaded& noise) const { return noise.wide(); }
 
     VSSN_DEVICE Result latent_finish(const Four* sums, const Prepared& noise, int group) const {
         Result result;
@@ -153,9 +149,9 @@ struct Forward : ForwardWeights<C> {
     }
 
     VSSN_DEVICE void store_latent(int step, int group, const Result& result) const {
-        store_four<T>(k.z, batch, k.B, step, group, Z, Z, 0, latent_pairs, result.z);
-        store_four<T>(k.mu, batch, k.B, step, group, Z, Z, 0, latent_pairs, result.mu);
-        store_four<T>(k.logvar, batch, k.B, step, group, Z, Z, 0, latent_pairs, result.logvar);
+        store_four<paired, T>(k.z, batch, k.B, step, group, Z, Z, 0, result.z);
+        store_four<paired, T>(k.mu, batch, k.B, step, group, Z, Z, 0, result.mu);
+        store_four<paired, T>(k.logvar, batch, k.B, step, group, Z, Z, 0, result.logvar);
     }
 
     VSSN_DEVICE void zero_padding(int rank, int cluster) const {
@@ -164,32 +160,32 @@ struct Forward : ForwardWeights<C> {
     }
 };
 
-template <class C>
+template <class C, bool paired>
 VSSN_BOUNDED_KERNEL(kMaxThreads)
 forward_in_memory(ForwardParams params) {
-    run_in_memory<Forward<C>>(params);
+    run_in_memory<Forward<C, paired>>(params);
 }
 
 template <class C>
 VSSN_KERNEL forward_pack(ForwardParams params) {
-    pack_weights<Forward<C>>(params);
+    pack_weights<Forward<C, true>>(params);
 }
 
-template <class C, class Shape, bool prior>
+template <class C, bool paired, class Shape, bool prior>
 VSSN_BOUNDED_KERNEL(Shape::kWarps* kWarp)
 forward_in_registers(ForwardParams params) {
-    run_in_registers<Forward<C>, Shape, prior>(params);
+    run_in_registers<Forward<C, paired>, Shape, prior>(params);
 }
 
 constexpr const char* kName = "posterior_forward";
 
-template <class C>
+template <class C, bool paired>
 void launch_registers(const ForwardParams& params) {
     const bool prior = params.call.prior_weight_z.data != nullptr;
-    const auto kernel = params.plan.wide
-                            ? prior ? forward_in_registers<C, Wide, true> : forward_in_registers<C, Wide, false>
-                        : prior ? forward_in_registers<C, Narrow, true>
-                                : forward_in_registers<C, Narrow, false>;
+    const auto kernel = params.plan.wide ? prior ? forward_in_registers<C, paired, Wide, true>
+                                                 : forward_in_registers<C, paired, Wide, false>
+                        : prior          ? forward_in_registers<C, paired, Narrow, true>
+                                         : forward_in_registers<C, paired, Narrow, false>;
     launch_or_throw(kName, kernel, launch_shape(params), params);
 }
 
@@ -198,16 +194,29 @@ void run(const PosteriorForward& call) {
     using T = typename Product<C>::Stored;
     ForwardParams params{};
     params.call = call;
-    params.plan = posterior_plan(call.storage, call.tf32, call.M, call.Z, call.prior_weight_z.data != nullptr, false,
-                                 call.variant);
-    params.hidden_pairs = call.M % 2 == 0 && in_pairs<T>(call.context) && in_pairs<T>(call.prior_context);
-    params.latent_pairs = call.Z % 2 == 0 && in_pairs<T>(call.eps);
+    params.plan = posterior_plan(call.storage, call.tf32, call.B, call.M, call.Z, call.prior_weight_z.data != nullptr,
+                                 false, call.variant);
+    params.paired = call.M % 2 == 0 && call.Z % 2 == 0 && in_pairs<T>(call.context) &&
+                    in_pairs<T>(call.prior_context) && in_pairs<T>(call.eps);
     if constexpr (sizeof(T) == 2)
-        if (params.plan.variant == PosteriorVariant::registers) return launch_registers<C>(params);
-    launch_in_memory(kName, forward_in_memory<C>, forward_pack<C>, params);
+        if (params.plan.variant == PosteriorVariant::registers)
+            return params.paired ? launch_registers<C, true>(params) : launch_registers<C, false>(params);
+    launch_in_memory(kName, params.paired ? forward_in_memory<C, true> : forward_in_memory<C, false>, forward_pack<C>,
+                     params);
 }
 
 }  // namespace
+
+int forward_at_once(Storage storage, bool tf32, const PosteriorPlan& plan) {
+    ForwardParams params{};
+    params.plan = plan;
+    params.call.B = kRows;
+    const auto kernel = storage == Storage::bfloat16  ? forward_in_memory<bfloat16, true>
+                        : storage == Storage::float16 ? forward_in_memory<float16, true>
+                        : tf32                        ? forward_in_memory<gpu::tf32, true>
+                                                      : forward_in_memory<float, true>;
+    return clusters_at_once(kernel, launch_shape(params));
+}
 
 }  // namespace posterior
 

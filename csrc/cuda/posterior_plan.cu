@@ -149,7 +149,9 @@ double estimate(const Sizes& s, const PosteriorPlan& plan) {
     return cycles;
 }
 
-PosteriorPlan fastest(const Sizes& s, PosteriorVariant wanted) {
+// By the estimate, times the waves in which the batch tiles run.
+template <class AtOnce>
+PosteriorPlan fastest(const Sizes& s, int64_t B, PosteriorVariant wanted, const AtOnce& at_once) {
     PosteriorPlan best{};
     double best_cycles = 0;
     const int largest = std::min(s.device.max_cluster, kLargestCluster);
@@ -158,11 +160,16 @@ PosteriorPlan fastest(const Sizes& s, PosteriorVariant wanted) {
             if (scatter && cluster == 1) continue;
             if (cluster > 1 && (cluster - 1) * divide_up(s.hidden_tiles(), cluster) >= s.hidden_tiles()) continue;
             const bool half = wanted == PosteriorVariant::streamed;
-            const PosteriorPlan plan = plan_in_memory(s, cluster, scatter, half ? 0.5 : 1);
+            PosteriorPlan plan = plan_in_memory(s, cluster, scatter, half ? 0.5 : 1);
             if (plan.shared_bytes < 0) continue;
             if (wanted != PosteriorVariant::choice && plan.variant != wanted) continue;
+            plan.at_once = at_once(plan);
+            if (plan.at_once == 0) continue;
+            plan.step_cycles = estimate(s, plan);
+            const int64_t waves = divide_up(std::max<int64_t>(divide_up(B, kRows), 1), plan.at_once);
             // A cluster asked for by name is the largest one.
-            const double cycles = wanted == PosteriorVariant::choice ? estimate(s, plan) : -cluster;
+            const double cycles =
+                wanted == PosteriorVariant::choice ? plan.step_cycles * static_cast<double>(waves) : -cluster;
             if (best.shared_bytes == 0 || cycles < best_cycles) {
                 best = plan;
                 best_cycles = cycles;
@@ -180,7 +187,7 @@ const char* name_of(PosteriorVariant variant) {
 
 }  // namespace posterior
 
-PosteriorPlan posterior_plan(Storage storage, bool tf32, int64_t M, int64_t Z, bool prior, bool backward,
+PosteriorPlan posterior_plan(Storage storage, bool tf32, int64_t B, int64_t M, int64_t Z, bool prior, bool backward,
                              PosteriorVariant variant) {
     using namespace posterior;
     const Sizes s = storage == Storage::bfloat16  ? sizes_of<bfloat16>(M, Z, prior, backward)
@@ -198,7 +205,9 @@ PosteriorPlan posterior_plan(Storage storage, bool tf32, int64_t M, int64_t Z, b
             if (plan.shared_bytes <= s.device.shared_bytes) return plan;
         }
     }
-    const PosteriorPlan plan = fastest(s, variant);
+    const PosteriorPlan plan = fastest(s, B, variant, [&](const PosteriorPlan& p) {
+        return backward ? backward_at_once(storage, tf32, p) : forward_at_once(storage, tf32, p);
+    });
     if (plan.shared_bytes == 0)
         throw std::runtime_error(std::string("posterior_sequence: no ") +
                                  (variant == PosteriorVariant::choice ? "variant" : name_of(variant)) +

@@ -15,8 +15,11 @@
 //            block_x() block_y() grid_x() grid_y()
 // Memory     dynamic_shared()        the block's shared memory, 16-byte aligned, not initialised
 //            Vector<T, N>            N values read or written as one access of sizeof(T) * N bytes
+//            load_words<n>(p), store_words<n>(p, w)   n = 1, 2 or 4 words of 32 bits as one access
 //            load_l2(p), store_l2(p, v)   of 4, 8 or 16 bytes, past the L1 cache: for what other blocks write or read
 //                                    while the kernel runs
+//            copy_l2(shared, global), await_copies()   16 aligned bytes, past the L1 cache: they come while the thread
+//                                    goes on, until it waits for all that it has copied
 //            prefetch_l2(p)          asks for what lies around p to be brought into L2: a hint
 // Barriers   sync_block() sync_warp()     all threads of the block, of the warp
 //            sync_cluster()          all threads of the cluster; = cluster_arrive() then cluster_wait()
@@ -36,9 +39,12 @@
 // Warp       shuffle_xor(v, mask) shuffle(v, lane)    every lane of the warp must call it
 //            sum_over_lanes(v, width)    butterfly over groups of `width` lanes: every lane gets the same bits
 // Numbers    bfloat16 float16; to_float(x), from_float<T>(x) (rounds to nearest even; T float too)
+//            bits<To>(from) the same bits as another type; pack<T>(low, high) two of 16 bits, rounded, in a word
 //            exp(x) (fast, about 2 ulp), divide(a, b) (fast), expm1, log1p, maximum
 // Matrices   Product<C> for C = bfloat16, float16, tf32 (tensor cores) and float (full precision, FMA): below
 // Launching  Launch, launch(kernel, shape, params), device_limits(): below; host code
+//            clusters_at_once(kernel, shape)   by the device's own answer (the multiprocessors of its GPCs leave gaps);
+//                                    of blocks where shape.cluster is 1; 0: the shape does not fit
 #pragma once
 
 #include <cstddef>
@@ -59,7 +65,9 @@ struct tf32;  // the compute type of float32 storage where tf32 is allowed
 //                rows 2g + i / 2 and columns 2q + i % 2 in lane 4g + q, so a lane's rows are neighbours
 //   A            load_rows(base, row_stride, k_stride, rows, depth): from memory of any strides, where only rows and
 //                depths below `rows` and `depth` are read, the rest is 0 (both may be <= 0 or above the tile);
-//                store(a, tile) and load(tile): to and from kTileBytes of shared memory in the lanes' own order
+//                store(a, tile) and load(tile): to and from kTileBytes of shared memory in the lanes' own order;
+//                load_l2(tile): the same from global memory, past the L1 cache, of a tile that an earlier kernel or
+//                this warp has written
 //   B            load_b(base, stride): 8 rows of `stride` elements of Stored, K of them read from each, in shared
 //                memory. No bank conflicts where stride * sizeof(Stored) is 16 modulo 128 bytes.
 //

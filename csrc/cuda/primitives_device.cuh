@@ -5,6 +5,10 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cassert>
+#include <map>
+#include <mutex>
+#include <tuple>
 #include <type_traits>
 
 #define VSSN_KERNEL __global__ void
@@ -53,6 +57,8 @@ struct Word<16> {
     using type = uint4;
 };
 
+}  // namespace detail
+
 template <class To, class From>
 VSSN_DEVICE To bits(const From& from) {
     static_assert(sizeof(To) == sizeof(From));
@@ -60,23 +66,82 @@ VSSN_DEVICE To bits(const From& from) {
     memcpy(&to, &from, sizeof(To));
     return to;
 }
-}  // namespace detail
 
+// As the words' own type: a memcpy straight from memory becomes loads of single bytes.
+template <int n>
+VSSN_DEVICE Vector<uint32_t, n> load_words(const void* p) {
+    return *static_cast<const Vector<uint32_t, n>*>(p);
+}
+
+template <int n>
+VSSN_DEVICE void store_words(void* p, const Vector<uint32_t, n>& words) {
+    *static_cast<Vector<uint32_t, n>*>(p) = words;
+}
+
+// Volatile, and with memory clobbered: never moved across a barrier or a wait for a counter.
 template <class T>
 VSSN_DEVICE T load_l2(const T* p) {
-    using Word = typename detail::Word<sizeof(T)>::type;
-    return detail::bits<T>(__ldcg(reinterpret_cast<const Word*>(p)));
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
+    Vector<uint32_t, sizeof(T) / 4> w;
+    if constexpr (sizeof(T) == 4)
+        asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(w.v[0]) : "l"(p) : "memory");
+    else if constexpr (sizeof(T) == 8)
+        asm volatile("ld.global.cg.v2.u32 {%0, %1}, [%2];" : "=r"(w.v[0]), "=r"(w.v[1]) : "l"(p) : "memory");
+    else
+        asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(w.v[0]), "=r"(w.v[1]), "=r"(w.v[2]), "=r"(w.v[3])
+                     : "l"(p)
+                     : "memory");
+    return bits<T>(w);
 }
 
 template <class T>
 VSSN_DEVICE void store_l2(T* p, const T& value) {
     using Word = typename detail::Word<sizeof(T)>::type;
-    __stcg(reinterpret_cast<Word*>(p), detail::bits<Word>(value));
+    __stcg(reinterpret_cast<Word*>(p), bits<Word>(value));
 }
+
+VSSN_DEVICE void copy_l2(void* shared, const void* global) {
+    asm volatile(
+        "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(shared))),
+        "l"(global)
+        : "memory");
+}
+VSSN_DEVICE void await_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 VSSN_DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // ---- Barriers, clusters and grids -------------------------------------------------------------------------------
+
+// With VSSN_DEBUG_POLLS (VSSN_CUDA_DEBUG=1 when building) a wait that has polled so often ends the launch, and the
+// runtime prints where in the source, and which block and thread, it was. try_wait sleeps for a time that nobody says:
+// there test_wait polls.
+namespace detail {
+#if defined(VSSN_DEBUG_POLLS)
+#define VSSN_POLL "test_wait"
+struct Site {
+    const char* file;
+    int line;
+    static constexpr __device__ Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+        return {file, line};
+    }
+};
+struct Polls {
+    unsigned polls = 0;
+    VSSN_DEVICE void count(const char* what, Site site) {
+        if (++polls == VSSN_DEBUG_POLLS) __assert_fail(what, site.file, site.line, "a wait that does not end");
+    }
+};
+#else
+#define VSSN_POLL "try_wait"
+struct Site {
+    static constexpr __device__ Site here() { return {}; }
+};
+struct Polls {
+    VSSN_DEVICE void count(const char*, Site) {}
+};
+#endif
+}  // namespace detail
 
 VSSN_DEVICE void sync_block() { __syncthreads(); }
 VSSN_DEVICE void sync_warp() { __syncwarp(); }
@@ -118,7 +183,7 @@ VSSN_DEVICE void expect(Mailbox* m, int bytes) {
 template <class T>
 VSSN_DEVICE void send(T* p, const T& value, Mailbox* m, int rank) {
     using Word = typename detail::Word<sizeof(T)>::type;
-    const Word word = detail::bits<Word>(value);
+    const Word word = bits<Word>(value);
     const unsigned to = detail::cluster_shared_address(p, rank), mailbox = detail::cluster_shared_address(m, rank);
     if constexpr (sizeof(T) == 4)
         asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to), "r"(word),
@@ -135,16 +200,16 @@ VSSN_DEVICE void send(T* p, const T& value, Mailbox* m, int rank) {
             : "memory");
 }
 
-VSSN_DEVICE void await(Mailbox* m, unsigned round) {
+VSSN_DEVICE void await(Mailbox* m, unsigned round, detail::Site site = detail::Site::here()) {
     unsigned done;
-    do {
-        asm volatile(
-            "{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, "
-            "p; }"
-            : "=r"(done)
-            : "r"(detail::shared_address(m)), "r"(round & 1)
-            : "memory");
-    } while (!done);
+    for (detail::Polls polls;; polls.count("await: a mailbox that blocks of the cluster send to", site)) {
+        asm volatile("{ .reg .pred p; mbarrier." VSSN_POLL
+                     ".parity.acquire.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(done)
+                     : "r"(detail::shared_address(m)), "r"(round & 1)
+                     : "memory");
+        if (done) break;
+    }
 }
 #else  // no launcher asks for a cluster here
 struct alignas(8) Mailbox {
@@ -172,17 +237,19 @@ VSSN_DEVICE void sync_cluster() {
     cluster_wait();
 }
 
+// Behind a sync_block the release covers what the whole block wrote: it is cumulative.
 VSSN_DEVICE void add_release(unsigned* flag, unsigned n) {
-    // The fence orders what the whole block wrote before its sync_block, not only this thread's writes.
-    __threadfence();
     asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(flag), "r"(n) : "memory");
 }
 
-VSSN_DEVICE void wait_acquire(const unsigned* flag, unsigned n) {
+// Polls are relaxed, and one fence behind the last of them acquires.
+VSSN_DEVICE void wait_acquire(const unsigned* flag, unsigned n, detail::Site site = detail::Site::here()) {
     unsigned seen;
-    do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
-    } while (static_cast<int>(seen - n) < 0);
+    for (detail::Polls polls;; polls.count("wait_acquire: a counter that blocks of the grid add to", site)) {
+        asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
+        if (static_cast<int>(seen - n) >= 0) break;
+    }
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 
 // ---- Warp -------------------------------------------------------------------------------------------------------
@@ -211,6 +278,12 @@ VSSN_DEVICE T from_float(float x) {
     if constexpr (std::is_same_v<T, float>) return x;
     if constexpr (std::is_same_v<T, bfloat16>) return __float2bfloat16_rn(x);
     if constexpr (std::is_same_v<T, float16>) return __float2half_rn(x);
+}
+
+template <class T>
+VSSN_DEVICE uint32_t pack(float low, float high) {
+    if constexpr (std::is_same_v<T, bfloat16>) return bits<uint32_t>(__floats2bfloat162_rn(low, high));
+    if constexpr (std::is_same_v<T, float16>) return bits<uint32_t>(__floats2half2_rn(low, high));
 }
 
 VSSN_DEVICE float exp(float x) { return __expf(x); }
@@ -294,6 +367,8 @@ struct HalfProduct {
         return {{r.x, r.y, r.z, r.w}};
     }
 
+    static VSSN_DEVICE A load_l2(const void* tile) { return gpu::load_l2(static_cast<const A*>(tile) + lane_id()); }
+
     static VSSN_DEVICE B load_b(const T* base, int stride) {
         const T* p = base + lane_id() / 4 * stride + lane_id() % 4 * 2;
         return {{*reinterpret_cast<const unsigned*>(p), *reinterpret_cast<const unsigned*>(p + 8)}};
@@ -366,6 +441,8 @@ struct Product<tf32> {
         return {{r.x, r.y, r.z, r.w}};
     }
 
+    static VSSN_DEVICE A load_l2(const void* tile) { return gpu::load_l2(static_cast<const A*>(tile) + lane_id()); }
+
     static VSSN_DEVICE B load_b(const float* base, int stride) {
         const float* p = base + lane_id() / 4 * stride + lane_id() % 4;
         return {{__float_as_uint(p[0]), __float_as_uint(p[4])}};
@@ -434,6 +511,11 @@ struct Product<float> {
         return {{rows[0], rows[1]}};
     }
 
+    static VSSN_DEVICE A load_l2(const void* tile) {
+        const auto* rows = static_cast<const Vector<float, 4>*>(tile) + lane_id() / 4 * 2;
+        return {{gpu::load_l2(rows), gpu::load_l2(rows + 1)}};
+    }
+
     static VSSN_DEVICE B load_b(const float* base, int stride) {
         const float* p = base + lane_id() % 4 * 2 * stride;
         return {
@@ -450,45 +532,93 @@ struct Product<float> {
 
 // ---- Launching (host code) --------------------------------------------------------------------------------------
 
+namespace detail {
+
 // nullptr, or what is wrong; the error is cleared.
-template <class Params>
-const char* launch(void (*kernel)(Params), const Launch& shape, const Params& params) {
-    if (shape.grid_x == 0 || shape.grid_y == 0) return nullptr;
-    const auto failed = [](cudaError_t error) -> const char* {
-        if (error == cudaSuccess) return nullptr;
-        cudaGetLastError();
-        return cudaGetErrorString(error);
-    };
-    const void* function = reinterpret_cast<const void*>(kernel);
+inline const char* failed(cudaError_t error) {
+    if (error == cudaSuccess) return nullptr;
+    cudaGetLastError();
+    return cudaGetErrorString(error);
+}
+
+// A launch as the runtime takes it.
+struct Configuration {
+    cudaLaunchAttribute attributes[2];
+    cudaLaunchConfig_t config{};
+
+    explicit Configuration(const Launch& shape) {
+        config.gridDim = dim3(static_cast<unsigned>(shape.grid_x), static_cast<unsigned>(shape.grid_y));
+        config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+        config.dynamicSmemBytes = shape.shared_bytes;
+        config.stream = static_cast<cudaStream_t>(shape.stream);
+        config.attrs = attributes;
+        if (shape.cluster > 1) {
+            cudaLaunchAttribute& a = attributes[config.numAttrs++];
+            a.id = cudaLaunchAttributeClusterDimension;
+            a.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
+            a.val.clusterDim.y = a.val.clusterDim.z = 1;
+        }
+        if (shape.cooperative) {
+            cudaLaunchAttribute& a = attributes[config.numAttrs++];
+            a.id = cudaLaunchAttributeCooperative;
+            a.val.cooperative = 1;
+        }
+    }
+    Configuration(const Configuration&) = delete;
+};
+
+// What a kernel must be allowed before it is launched so. nullptr, or what is wrong.
+inline const char* allow(const void* function, const Launch& shape) {
     if (shape.shared_bytes > 48 * 1024)
         if (const char* error = failed(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                             static_cast<int>(shape.shared_bytes))))
             return error;
     if (shape.cluster > 8)
-        if (const char* error =
-                failed(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1)))
-            return error;
-    cudaLaunchAttribute attributes[2];
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(shape.grid_x), static_cast<unsigned>(shape.grid_y));
-    config.blockDim = dim3(static_cast<unsigned>(shape.threads));
-    config.dynamicSmemBytes = shape.shared_bytes;
-    config.stream = static_cast<cudaStream_t>(shape.stream);
-    config.attrs = attributes;
-    if (shape.cluster > 1) {
-        cudaLaunchAttribute& a = attributes[config.numAttrs++];
-        a.id = cudaLaunchAttributeClusterDimension;
-        a.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
-        a.val.clusterDim.y = a.val.clusterDim.z = 1;
-    }
-    if (shape.cooperative) {
-        cudaLaunchAttribute& a = attributes[config.numAttrs++];
-        a.id = cudaLaunchAttributeCooperative;
-        a.val.cooperative = 1;
-    }
+        return failed(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+    return nullptr;
+}
+
+}  // namespace detail
+
+// nullptr, or what is wrong; the error is cleared.
+template <class Params>
+const char* launch(void (*kernel)(Params), const Launch& shape, const Params& params) {
+    if (shape.grid_x == 0 || shape.grid_y == 0) return nullptr;
+    const void* function = reinterpret_cast<const void*>(kernel);
+    if (const char* error = detail::allow(function, shape)) return error;
+    const detail::Configuration configuration(shape);
     Params copy = params;
     void* arguments[] = {&copy};
-    return failed(cudaLaunchKernelExC(&config, function, arguments));
+    return detail::failed(cudaLaunchKernelExC(&configuration.config, function, arguments));
+}
+
+// The device is asked once for a kernel and a shape.
+template <class Params>
+int clusters_at_once(void (*kernel)(Params), const Launch& shape) {
+    static std::mutex mutex;
+    static std::map<std::tuple<int, const void*, int, int, size_t>, int> known;
+    int device = 0;
+    cudaGetDevice(&device);
+    const void* function = reinterpret_cast<const void*>(kernel);
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto [entry, is_new] =
+        known.try_emplace(std::make_tuple(device, function, shape.cluster, shape.threads, shape.shared_bytes), 0);
+    if (!is_new || detail::allow(function, shape)) return entry->second;
+    int count = 0;
+    if (shape.cluster > 1) {
+        Launch one = shape;
+        one.grid_x = shape.cluster;
+        one.grid_y = 1;
+        const detail::Configuration configuration(one);
+        if (detail::failed(cudaOccupancyMaxActiveClusters(&count, function, &configuration.config))) count = 0;
+    } else {
+        int of_multiprocessor = 0, multiprocessors = 0;
+        if (!detail::failed(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_multiprocessor, function, shape.threads,
+                                                                          shape.shared_bytes)) &&
+            !detail::failed(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device)))
+            count = of_multiprocessor * multiprocessors;
+    }
+    return entry->second = count;
 }
 
 // Of the current device. Cheap: attributes are cached by the runtime; nothing synchronises.

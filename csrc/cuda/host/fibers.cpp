@@ -189,6 +189,7 @@ void start() {
     now.body(now.argument);
     if (thread.arrived_at_cluster)
         fail("thread " + std::to_string(thread.id) + " ended between cluster_arrive and cluster_wait");
+    if (!thread.copies.empty()) fail("thread " + std::to_string(thread.id) + " ended between copy_l2 and await_copies");
     thread.finished = true;
     --thread.block->running;
     to_scheduler(*thread.context, true);

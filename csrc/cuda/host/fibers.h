@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace vssn::gpu::host {
 
@@ -54,6 +55,11 @@ struct Block {
     int rank = 0;
 };
 
+struct Copy {  // under way: its 16 bytes arrive where the thread waits for them
+    void* to;
+    const void* from;
+};
+
 struct Thread {
     Block* block = nullptr;
     int id = 0;
@@ -68,6 +74,7 @@ struct Thread {
     // The round of the cluster's barrier at which it arrived and has not waited yet.
     bool arrived_at_cluster = false;
     unsigned cluster_round = 0;
+    std::vector<Copy> copies;
     struct Context* context = nullptr;
 };
 

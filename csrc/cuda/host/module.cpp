@@ -32,7 +32,10 @@ PYBIND11_MODULE(_cuda, module) {
     module.def("set_order", gpu::host::set_order);
     module.def("set_device_limits", [](int compute_capability, int multiprocessors, int shared_bytes, int max_cluster) {
         gpu::host::limits = {compute_capability, multiprocessors, shared_bytes, max_cluster};
+        gpu::host::clusters.clear();
     });
+    // How many clusters of a size run at once, where the multiprocessors alone do not say it.
+    module.def("set_clusters_at_once", [](int size, int count) { gpu::host::clusters[size] = count; });
     module.def("exchange", [](intptr_t out, int threads, bool barrier) {
         return gpu::host::exchange(pointer<float>(out), threads, barrier);
     });

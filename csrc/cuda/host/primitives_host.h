@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <string>
 #include <type_traits>
 
@@ -50,6 +51,8 @@ inline void require_aligned(const void* p, size_t bytes, const char* what, Site 
              std::to_string(bytes) + " bytes");
 }
 
+}  // namespace host
+
 template <class To, class From>
 To bits(const From& from) {
     static_assert(sizeof(To) == sizeof(From));
@@ -58,7 +61,21 @@ To bits(const From& from) {
     return to;
 }
 
-}  // namespace host
+template <int n>
+Vector<uint32_t, n> load_words(const void* p, host::Site site = host::Site::here()) {
+    static_assert(n == 1 || n == 2 || n == 4);
+    host::require_aligned(p, sizeof(uint32_t) * n, "load_words", site);
+    Vector<uint32_t, n> words;
+    std::memcpy(words.v, p, sizeof(words));
+    return words;
+}
+
+template <int n>
+void store_words(void* p, const Vector<uint32_t, n>& words, host::Site site = host::Site::here()) {
+    static_assert(n == 1 || n == 2 || n == 4);
+    host::require_aligned(p, sizeof(uint32_t) * n, "store_words", site);
+    std::memcpy(p, words.v, sizeof(words));
+}
 
 template <class T>
 T load_l2(const T* p, host::Site site = host::Site::here()) {
@@ -72,6 +89,23 @@ void store_l2(T* p, const T& value, host::Site site = host::Site::here()) {
     static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
     host::require_aligned(p, sizeof(T), "store_l2", site);
     *p = value;
+}
+
+inline void copy_l2(void* shared, const void* global, host::Site site = host::Site::here()) {
+    host::require_aligned(shared, 16, "copy_l2", site);
+    host::require_aligned(global, 16, "copy_l2", site);
+    const auto* to = static_cast<const unsigned char*>(shared);
+    const host::Block& own = *host::current->block;
+    if (to < own.shared || to + 16 > own.shared + own.shared_bytes)
+        host::fail("copy_l2 at " + host::describe(site) + ": not into the block's shared memory");
+    // Until the wait nobody may read it: NaN in every floating type.
+    std::memset(shared, 0xff, 16);
+    host::current->copies.push_back({shared, global});
+}
+
+inline void await_copies() {
+    for (const host::Copy& copy : host::current->copies) std::memcpy(copy.to, copy.from, 16);
+    host::current->copies.clear();
 }
 
 inline void prefetch_l2(const void*) {}
@@ -236,6 +270,11 @@ T from_float(float x) {
     if constexpr (std::is_same_v<T, float16>) return host::round_to_float16(x);
 }
 
+template <class T>
+uint32_t pack(float low, float high) {
+    return bits<uint16_t>(from_float<T>(low)) | static_cast<uint32_t>(bits<uint16_t>(from_float<T>(high))) << 16;
+}
+
 // As the device's __expf: 2^y of a rounded product.
 inline float exp(float x) { return std::exp2(x * 1.4426950408889634f); }
 
@@ -309,6 +348,8 @@ struct TensorCoreProduct {
         std::memcpy(&a, static_cast<const unsigned char*>(tile) + 16 * lane_id(), 16);
         return a;
     }
+
+    static A load_l2(const void* tile, Site site = Site::here()) { return load(tile, site); }
 
     static B load_b(const T* base, int stride, Site site = Site::here()) {
         const T* p = base + lane_id() / 4 * stride + lane_id() % 4 * kPack;
@@ -409,6 +450,8 @@ struct Product<float> {
         return {{rows[0], rows[1]}};
     }
 
+    static A load_l2(const void* tile, host::Site site = host::Site::here()) { return load(tile, site); }
+
     static B load_b(const float* base, int stride, host::Site site = host::Site::here()) {
         const float* p = base + lane_id() % 4 * 2 * stride;
         host::require_aligned(p, 16, "load_b", site);
@@ -427,6 +470,13 @@ struct Product<float> {
 
 namespace host {
 
+// A multiprocessor has 1 KB more than its largest block may ask for, and gives 1 KB of it to each block.
+inline int blocks_of_multiprocessor(const Launch& shape) {
+    const size_t by_shared = (static_cast<size_t>(device_limits().shared_bytes) + 1024) / (shape.shared_bytes + 1024);
+    const size_t by_threads = 1536 / static_cast<size_t>(shape.threads);
+    return static_cast<int>(by_shared < by_threads ? by_shared : by_threads);
+}
+
 inline const char* refuse(const Launch& shape) {
     const DeviceLimits device = device_limits();
     if (shape.threads < 1 || shape.threads > 1024 || shape.threads % kWarp != 0)
@@ -437,17 +487,27 @@ inline const char* refuse(const Launch& shape) {
         return "invalid argument: more shared memory than a block may have";
     if (shape.cluster < 1 || shape.cluster > device.max_cluster || shape.grid_x % shape.cluster != 0)
         return "invalid cluster size";
-    // A multiprocessor has 1 KB more than its largest block may ask for, and gives 1 KB of it to each block.
-    const size_t by_shared = (static_cast<size_t>(device.shared_bytes) + 1024) / (shape.shared_bytes + 1024);
-    const size_t by_threads = 1536 / static_cast<size_t>(shape.threads);
-    const size_t at_once = (by_shared < by_threads ? by_shared : by_threads);
-    if (shape.cooperative &&
-        static_cast<size_t>(shape.grid_x * shape.grid_y) > at_once * static_cast<size_t>(device.multiprocessors))
+    if (shape.cooperative && shape.grid_x * shape.grid_y > blocks_of_multiprocessor(shape) * device.multiprocessors)
         return "too many blocks in cooperative launch";
     return nullptr;
 }
 
 }  // namespace host
+
+namespace host {
+// By size of a cluster, where it is not what the multiprocessors alone would hold: as a device whose GPCs have gaps, or
+// a MIG slice, answers.
+inline std::map<int, int> clusters;
+}  // namespace host
+
+template <class Params>
+int clusters_at_once(void (*)(Params), const Launch& shape) {
+    if (const auto known = host::clusters.find(shape.cluster); known != host::clusters.end()) return known->second;
+    // The compiler gives the recurrences about 256 registers a thread: of 65536.
+    const int by_registers = shape.threads < 256 ? 256 / shape.threads : 1;
+    const int by_memory = host::blocks_of_multiprocessor(shape);
+    return (by_memory < by_registers ? by_memory : by_registers) * host::limits.multiprocessors / shape.cluster;
+}
 
 template <class Params>
 const char* launch(void (*kernel)(Params), const Launch& shape, const Params& params) {

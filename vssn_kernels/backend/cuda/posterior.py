@@ -34,11 +34,17 @@ class Plan(NamedTuple):
     kept: int  # of these in shared memory
     shared_bytes: int  # of a block
     workspace_bytes: int
+    at_once: int  # batch tiles, by the device's own answer; 0 of registers, as next
+    step_cycles: float  # an estimate
 
 
-def plan(dtype: torch.dtype, width: int, latent: int, prior: bool, backward: bool, tf32: bool = False) -> Plan:
-    """The layout for M = width and Z = latent."""
-    chosen, *rest = _cuda.posterior_plan(STORAGE[dtype], tf32, width, latent, prior, backward, VARIANTS.index(variant))
+def plan(
+    dtype: torch.dtype, width: int, latent: int, prior: bool, backward: bool, tf32: bool = False, batch: int = 8
+) -> Plan:
+    """The layout for M = width, Z = latent and B = batch."""
+    chosen, *rest = _cuda.posterior_plan(
+        STORAGE[dtype], tf32, batch, width, latent, prior, backward, VARIANTS.index(variant)
+    )
     return Plan(VARIANTS[chosen], *rest)
 
 
@@ -76,7 +82,8 @@ def _problem(
 
 
 def _workspace(like: Tensor, latent: int, prior: bool, backward: bool, tf32: bool) -> Tensor | None:
-    size = plan(like.dtype, like.shape[-1], latent, prior, backward, tf32).workspace_bytes
+    """For a call whose context, or its gradient, is `like` [T, B, M]."""
+    size = plan(like.dtype, like.shape[-1], latent, prior, backward, tf32, like.shape[1]).workspace_bytes
     return torch.empty(size, dtype=torch.uint8, device=like.device) if size else None
 
 
