@@ -44,6 +44,11 @@ class Result(NamedTuple):
     ratio: float | None = None  # to the first contestant of the case that ran
     error: float | None = None  # relative, from the first contestant's results
 
+    def line(self) -> str:
+        """For a reader who watches."""
+        found = self.status if self.us is None else f"{self.us:.4g} us ({self.timing}), error {self.error or 0:.1e}"
+        return f"{self.case}, {self.run}, {self.contestant}: {found}"
+
 
 class _Ready(NamedTuple):
     name: str
