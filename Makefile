@@ -40,8 +40,9 @@ cuda-compile: $(VENV)/test-installed
 	$(PYTEST) -n 2 tests/test_cuda_compile.py
 
 # All that needs a GPU, on the Python, PyTorch and Triton that are installed: no network, no pins, under ten minutes.
+# OUT=folder: results and logs go there as well.
 gpu:
-	$(PYTHON) -m benchmarks.gpu
+	$(PYTHON) -m benchmarks.gpu $(if $(OUT),--out "$(OUT)")
 
 # Close other programs first: two that want all cores make each other's threads wait at every barrier.
 bench: $(VENV)/bench-installed

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import vssn_kernels
 from vssn_kernels.backend import table
-from vssn_kernels.testing import OPS, RecordCalls, Sample, find_sample, registered
+from vssn_kernels.testing import OPS, RecordCalls, Sample, find_sample, registered, targets
 
 ROOT = Path(__file__).resolve().parent.parent
 ABSENT = [name for name, status in vssn_kernels.backends().items() if status != "available"]
@@ -325,3 +325,21 @@ def test_a_wrong_backend_raises_in_compiled_code_too() -> None:
     compiled = torch.compile(lambda of: of.run("fast"), backend="aot_eager")
     with pytest.raises(ValueError, match="gru_sequence: backend must be one of"):
         compiled(sample())
+
+
+# ---- Where the tests run ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("here", ["cuda", "xpu", None])
+def test_targets_are_devices_of_this_machine(here: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton takes CUDA and Intel tensors: a machine with one kind has no target of the other."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    for name in ("cuda", "xpu"):
+        monkeypatch.setattr(getattr(torch, name), "is_available", lambda name=name: name == here)
+    for backend in ("cuda", "triton"):
+        monkeypatch.setitem(table.BACKENDS, backend, table.BACKENDS[backend]._replace(status="available"))
+    found = {(target.backend, target.device) for target in targets(torch.float32)}
+    assert {device for _, device in found} == {"cpu", here} - {None}
+    assert {backend for backend, device in found if device == "cpu"} == {"reference", "cpu"}
+    on_gpu = {"cuda": {"reference", "cuda", "triton"}, "xpu": {"reference", "triton"}, None: set()}
+    assert {backend for backend, device in found if device != "cpu"} == on_gpu[here]

@@ -88,7 +88,7 @@ def test_posterior_sizes(size: tuple[int, int], batch: int, dtype: torch.dtype) 
 @pytest.mark.parametrize("sample", [gru(9, 32, 256), gru(9, 32, 1024), posterior(7, 32, 256, 64)], ids=str)
 def test_tf32_follows_pytorchs_setting(sample: Sample) -> None:
     """Full precision unless it is allowed; then products of ten bits, and of no fewer."""
-    from benchmarks.gpu import tf32
+    from benchmarks.gpu_problems import tf32
 
     with tf32(False):
         check(sample, torch.float32)

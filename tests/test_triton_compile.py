@@ -3,16 +3,25 @@ how the launchers cut the work, which the interpreter does not see."""
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from torch import Tensor
 
 pytest.importorskip("triton", reason="needs Triton, which is for Linux")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("compiles nothing in a process that interprets", allow_module_level=True)
 
+import triton
 from triton_resources import (
     BEGIN,
     CASES,
@@ -31,6 +40,8 @@ from triton_resources import (
 )
 
 from vssn_kernels.backend import triton as backend
+from vssn_kernels.backend.triton_kernels import gaussian, gru, posterior
+from vssn_kernels.backend.triton_kernels.launch import Kernel
 
 README = Path(__file__).resolve().parent.parent / "vssn_kernels" / "README.md"
 # At each chip one of each kernel, and what the default settings of PyTorch run.
@@ -66,7 +77,7 @@ def test_compiles_without_spills(name: str, case: Case) -> None:
     assert len(launches) == 2
     for launch in launches:
         found = resources(chip, compile_for(chip, launch))
-        kernel = launch.kernel.fn.__name__
+        kernel = launch.kernel.function.__name__
         assert found.spilled <= STATED.get((name, case), 0), f"{kernel} spills {found.spilled} bytes"
         assert found.shared <= chip.device.shared_memory, f"{kernel} asks for {found.shared} bytes of shared memory"
         on_matrix_cores = case.op != "gaussian" and (case.precision != "float32" or chip.device.float32)
@@ -152,3 +163,127 @@ def test_products_follow_the_setting_for_tf32(setting: str, precision: str) -> N
         assert launch.keywords["PRECISION"] == precision
     without = CHIPS["sm_90"]._replace(device=CHIPS["sm_90"].device._replace(tf32=False))
     assert gru_launches(without, setting, 64)[0].keywords["PRECISION"] == "ieee"
+
+
+# ---- What is compiled anew -------------------------------------------------------------------------------
+
+
+KERNELS = [
+    value for module in (gru, posterior, gaussian) for value in vars(module).values() if isinstance(value, Kernel)
+]
+
+
+@contextmanager
+def counted(chip: Chip) -> Iterator[set[tuple[str, str]]]:
+    """Inside the block Triton's own launcher runs on CPU tensors as if for `chip`, up to where it would compile; the
+    set holds the function and the key of each compilation that it asked for."""
+    asked: set[tuple[str, str]] = set()
+
+    class Driver:
+        get_current_device = staticmethod(lambda: 0)
+        get_current_stream = staticmethod(lambda device: 0)
+        get_current_target = staticmethod(lambda: chip.target)
+
+    def compile_(function: Any, key: str, *_: Any) -> None:
+        # A function for other unaligned tensors is another one, to be compiled of its own.
+        asked.add((f"{function.fn.__name__} {id(function)}", key))
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(backend, "device_of", return_value=chip.device))
+        stack.enter_context(mock.patch.object(backend, "_emulated", return_value=False))
+        stack.enter_context(mock.patch.object(triton.runtime.jit, "driver", SimpleNamespace(active=Driver())))
+        stack.enter_context(mock.patch.object(triton.runtime.jit.JITFunction, "_do_compile", compile_))
+        for kernel in KERNELS:  # what is bound to this device is not to stay
+            stack.enter_context(mock.patch.dict(kernel._compiled_for, clear=True))
+        yield asked
+
+
+def laid_out(layout: str, steps: int, batch: int, width: int) -> Tensor:
+    """[T, B, width]: contiguous, batch first in memory, a part of wider rows, or a later part of a long sequence."""
+    if layout == "batch first":
+        return torch.zeros(batch, steps, width).transpose(0, 1)
+    if layout == "wider rows":
+        return torch.zeros(steps, batch, 2 * width + 1)[..., 1 : width + 1]
+    if layout == "chunk":
+        return torch.zeros(steps + 3, batch, width)[3:]
+    return torch.zeros(steps, batch, width)
+
+
+def run_gru(layout: str, steps: int, batch: int, hidden: int) -> None:
+    """Forward and backward."""
+    x, h0 = laid_out(layout, steps, batch, 3 * hidden), laid_out(layout, 1, batch, hidden)[0]
+    weight, bias, lengths = torch.zeros(3 * hidden, hidden), torch.zeros(3 * hidden), torch.zeros(2 * batch).long()
+    output, h_n, gates = backend.gru_forward(x, h0, weight, bias, lengths[batch:], False, True)
+    grad = laid_out(layout, steps, batch, hidden)
+    backend.gru_backward(grad, h_n, output, gates, h0, weight, lengths[batch:], False, (True, True, False, False))
+
+
+def run_posterior(layout: str, steps: int, batch: int, width: int, latent: int) -> None:
+    """Forward and backward, with a prior's mean."""
+    context, eps = laid_out(layout, steps, batch, width), laid_out(layout, steps, batch, latent)
+    z0, lengths = laid_out(layout, 1, batch, latent)[0], torch.zeros(2 * batch).long()[batch:]
+    weights = torch.zeros(width, latent), torch.zeros(2 * latent, width)
+    prior = torch.zeros(width, latent), torch.zeros(latent, width)
+    z, _, logvar, hidden, prior_hidden = backend.posterior_forward(
+        context, z0, eps, *weights, torch.zeros(2 * latent), context, *prior, torch.zeros(latent), lengths, "silu",
+        -12.0, True,
+    )  # fmt: skip
+    needs = (True, True, True, False, False, False, True, False, False, False)
+    backend.posterior_backward(
+        eps, z, eps, z, logvar, hidden, prior_hidden, z0, eps, *weights, *prior, lengths, "silu", -12.0, needs
+    )
+
+
+def run_gaussian(layout: str, steps: int, batch: int, latent: int) -> None:
+    """Forward and backward, with a prior."""
+    full = laid_out(layout, steps, batch, latent)
+    z, kl = backend.gaussian_forward(full, full, full, full, full)
+    backend.gaussian_backward(z, kl, full, full, full, full, full, [True] * 5)
+
+
+LAYOUTS = ("contiguous", "batch first", "wider rows", "chunk")
+RUNS = [
+    *((run_gru, (hidden,), 2) for hidden in (1, 16, 33, 40, 64, 200, 256)),
+    *((run_posterior, sizes, 2) for sizes in ((64, 16), (33, 7), (64, 9), (50, 16), (512, 100), (300, 64))),
+    *((run_gaussian, (latent,), 2) for latent in (5, 64, 100)),
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("run", "sizes", "kernels"), RUNS, ids=lambda v: getattr(v, "__name__", str(v)))
+def test_nothing_is_compiled_anew_for_another_batch_or_length(
+    run: Callable[..., None], sizes: tuple[int, ...], kernels: int, layout: str
+) -> None:
+    with counted(CHIPS["sm_90"]) as asked:
+        for steps, batch in ((4, 16), (4, 1), (4, 2), (5, 3), (16, 8), (7, 17), (1, 4), (2, 33)):
+            run(layout, steps, batch, *sizes)
+            assert len(asked) == kernels, f"T = {steps}, B = {batch}: {sorted(name for name, _ in asked)}"
+
+
+def test_the_count_sees_a_new_size() -> None:
+    with counted(CHIPS["sm_90"]) as asked:
+        for count, hidden in enumerate((33, 34, 64), 1):
+            run_gru("contiguous", 3, 2, hidden)
+            assert len(asked) == 2 * count
+
+
+def test_every_tensor_with_strides_is_known_to_its_kernel() -> None:
+    """The strides stand right behind the tensor, and none is left over."""
+    assert len(KERNELS) == 10
+    for kernel in KERNELS:
+        names = list(inspect.signature(kernel.function).parameters)
+        found: list[str] = []
+        for view in kernel.views:
+            assert tuple(names[view.at + 1 : view.at + 1 + len(view.strides)]) == view.strides
+            found += view.strides
+        assert found == [name for name in names if re.search("_[tburc]$", name)]
+
+
+@pytest.mark.parametrize("hidden", [64, 33])
+def test_aligned_rows_are_loaded_whole(hidden: int) -> None:
+    """Where 16 divides H, a thread loads and stores 16 bytes at a time."""
+    for launch in gru_launches(CHIPS["sm_90"], "bfloat16", hidden):
+        unaligned = {view.name for view in launch.kernel.unaligned(launch.arguments)}
+        assert unaligned.isdisjoint({"gates_x", "grad_output", "h0", "weight"}) == (hidden == 64)
+        text = compile_for(CHIPS["sm_90"], launch).asm["ptx"]
+        assert bool(re.search(r"ld\.global\S*\.v4", text)) == (hidden == 64)

@@ -23,21 +23,15 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
 
 from vssn_kernels.backend import triton as backend
-from vssn_kernels.backend.triton_kernels import gaussian, gru, posterior
+from vssn_kernels.backend.triton_kernels.launch import Kernel
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 BEGIN, END = "<!-- triton resources -->", "<!-- end of triton resources -->"
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-POINTERS = {
-    torch.float32: "*fp32",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-}
 
 
 class Chip(NamedTuple):
@@ -58,7 +52,7 @@ CHIPS = {
 class Launch(NamedTuple):
     """One kernel as a launcher calls it."""
 
-    kernel: Any
+    kernel: Kernel
     grid: tuple[int, ...]
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
@@ -81,25 +75,15 @@ def recorded(chip: Chip, precision: str) -> Iterator[list[Launch]]:
     """Inside the block the backend's functions launch nothing on CPU tensors, but record what `chip` would get."""
     launches: list[Launch] = []
 
-    class Recorder:
-        def __init__(self, kernel: Any) -> None:
-            self.kernel = kernel
-
-        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-            return lambda *arguments, **keywords: launches.append(Launch(self.kernel, grid, arguments, keywords))
-
-    def recorders(module: Any, prefix: str) -> Any:
-        kernels = {name: kernel for name, kernel in vars(module).items() if name.startswith(prefix)}
-        return mock.patch.multiple(module, **{name: Recorder(kernel) for name, kernel in kernels.items()})
+    def record(kernel: Kernel, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *arguments, **keywords: launches.append(Launch(kernel, grid, arguments, keywords))
 
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     with (
         mock.patch.object(backend, "device_of", return_value=chip.device),
         mock.patch.object(backend, "_emulated", return_value=False),
-        recorders(gru, "gru_"),
-        recorders(posterior, "posterior_"),
-        recorders(gaussian, "gaussian_"),
+        mock.patch.object(Kernel, "__getitem__", record),
     ):
         yield launches
     torch.set_float32_matmul_precision(before)
@@ -164,28 +148,13 @@ def gaussian_launches(chip: Chip, precision: str, latent: int) -> list[Launch]:
 
 
 def compile_for(chip: Chip, launch: Launch) -> Any:
-    """The kernel compiled with the types and constants that Triton's launcher would give it."""
-    bound = launch.kernel.signature.bind_partial(*launch.arguments)
-    names = set(launch.kernel.signature.parameters)
-    values = bound.arguments | {name: value for name, value in launch.keywords.items() if name in names}
-    options = {name: value for name, value in launch.keywords.items() if name not in names}
-    signature, constants, attributes = {}, {}, {}
-    for number, parameter in enumerate(launch.kernel.params):
-        value = values[parameter.name]
-        special = not parameter.do_not_specialize
-        if parameter.is_constexpr or value is None or (special and type(value) is int and value == 1):
-            signature[parameter.name], constants[(number,)] = "constexpr", value
-            continue
-        if isinstance(value, Tensor):
-            signature[parameter.name] = POINTERS[value.dtype]
-        elif isinstance(value, float):
-            signature[parameter.name] = "fp32"
-            continue
-        else:
-            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-        if special and (isinstance(value, Tensor) or value % 16 == 0):
-            attributes[(number,)] = [["tt.divisibility", 16]]
-    source = ASTSource(launch.kernel, signature, constants, attributes)
+    """The kernel compiled with the types, constants and alignments that Triton's launcher would give it."""
+    function = launch.kernel.jit(launch.kernel.unaligned(launch.arguments))
+    compiler = make_backend(chip.target)
+    bind = create_function_from_signature(function.signature, function.params, compiler)
+    bound, specialization, options = bind(*launch.arguments, **launch.keywords)
+    _, signature, constants, attributes = function._pack_args(compiler, options, bound, specialization, options)
+    source = ASTSource(function, signature, constants, attributes)
     return triton.compile(source, target=chip.target, options=options)
 
 

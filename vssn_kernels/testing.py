@@ -98,8 +98,9 @@ def targets(*dtypes: torch.dtype) -> list[Target]:
 def _devices(backend: str) -> list[str]:
     if backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
         return ["cpu"]
-    takes = BACKENDS[backend].devices or ("cpu", "cuda")
-    return [device for device in takes if device == "cpu" or torch.cuda.is_available()]
+    here = ["cpu", *(name for name in ("cuda", "xpu") if getattr(torch, name).is_available())]
+    takes = BACKENDS[backend].devices
+    return [device for device in here if takes is None or device in takes]
 
 
 # ---- Samples -------------------------------------------------------------------------------------

@@ -51,8 +51,8 @@ INTERPRETER = Device(processors=8, shared_memory=232448, cooperative=False, tf32
 
 def info() -> str:
     """Triton's version and where its kernels run, for bug reports."""
-    compiled = isinstance(gru.gru_forward_resident, triton.JITFunction)
-    return f"Triton {triton.__version__}, {'compiled' if compiled else 'interpreter'}"
+    interpreted = gru.gru_forward_resident.interpreted
+    return f"Triton {triton.__version__}, {'interpreter' if interpreted else 'compiled'}"
 
 
 # ---- Devices and launches --------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from vssn_kernels.backend.triton_kernels.cell import exp_excess, expm1, put
+from vssn_kernels.backend.triton_kernels.launch import kernel
 
 
 @triton.jit
@@ -24,7 +25,7 @@ def _load(base, row_stride, column_stride, rows, columns, mask):
         return tl.load(base + rows * row_stride + columns * column_stride, mask=mask, other=0).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["count"])
+@kernel("count")
 def gaussian_forward(
     mu,
     mu_r,
@@ -69,7 +70,7 @@ def gaussian_forward(
     put(kl, at, tl.sum(total, 1) * 0.5, at < count, EMULATED)
 
 
-@triton.jit(do_not_specialize=["count"])
+@kernel("count")
 def gaussian_backward(
     mu,
     mu_r,

@@ -1,9 +1,10 @@
 """The GRU recurrence, forward and backward; equations and gradients stand in vssn_kernels/README.md.
 
 Each direction has two forms. "resident": one program for ROWS sequences, the weights loaded once, the state in
-registers, no barrier; for H that fits one tile. "tiled": a group of `slices` programs for ROWS sequences, each owning
-tiles of UNITS hidden units; per step a product over K in parts of DEPTH, weights from the caches, what the group
-exchanges through global memory, and one barrier (cell.barrier).
+registers, no barrier but those that Triton puts in (vssn_kernels/README.md counts them); for H that fits one tile.
+"tiled": a group of `slices` programs for ROWS sequences, each owning tiles of UNITS hidden units; per step a product
+over K in parts of DEPTH, weights from the caches, what the group exchanges through global memory, and one barrier
+(cell.barrier).
 
 Step i of a kernel is time t: forward runs over t = i, or t = T - 1 - i with REVERSE; backward the other way round.
 Every output is written in full, with 0 at padding; padding is never read. LENGTHS None means T for every row; a length
@@ -21,6 +22,7 @@ import triton
 import triton.language as tl
 
 from vssn_kernels.backend.triton_kernels.cell import barrier, has_step, product, put, row_lengths, sigmoid, tanh
+from vssn_kernels.backend.triton_kernels.launch import kernel
 
 
 @triton.jit
@@ -59,7 +61,7 @@ def _gate_grads(dh, r, z, n, a, h):
 # ---- Resident --------------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["steps", "batch"])
+@kernel("steps", "batch")
 def gru_forward_resident(
     gates_x,
     gates_x_t,
@@ -173,12 +175,12 @@ def _store_grads(
     put(grad_a, row * H + units[None, :], grad_h, tile, EMULATED)
 
 
-@triton.jit(do_not_specialize=["steps", "batch"])
+@kernel("steps", "batch")
 def gru_backward_resident(
     grad_output,
-    grad_t,
-    grad_b,
-    grad_u,
+    grad_output_t,
+    grad_output_b,
+    grad_output_u,
     grad_h_n,
     grad_h_n_b,
     grad_h_n_u,
@@ -223,14 +225,16 @@ def gru_backward_resident(
 
     time = tl.cast(0 if REVERSE else steps - 1, tl.int32)
     grad, r, z, n, a, h = _load_step(
-        grad_output, output, gates, time, length, rows, units, unit_mask, batch, grad_t, grad_b, grad_u, H, REVERSE
-    )
+        grad_output, output, gates, time, length, rows, units, unit_mask, batch,
+        grad_output_t, grad_output_b, grad_output_u, H, REVERSE,
+    )  # fmt: skip
     for i in range(steps):
         time = i if REVERSE else steps - 1 - i
         later = time + 1 if REVERSE else time - 1
         next_grad, next_r, next_z, next_n, next_a, next_h = _load_step(
-            grad_output, output, gates, later, length, rows, units, unit_mask, batch, grad_t, grad_b, grad_u, H, REVERSE
-        )
+            grad_output, output, gates, later, length, rows, units, unit_mask, batch,
+            grad_output_t, grad_output_b, grad_output_u, H, REVERSE,
+        )  # fmt: skip
         valid = (time < length)[:, None]
         starts = (time == (length - 1 if REVERSE else tl.zeros_like(length)))[:, None] & valid
         h = tl.where(starts, first, h)
@@ -248,7 +252,7 @@ def gru_backward_resident(
 # ---- Tiled -----------------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["steps", "batch", "first_tile", "slices", "begin", "end"])
+@kernel("steps", "batch", "first_tile", "slices", "begin", "end")
 def gru_forward_tiled(
     gates_x,
     gates_x_t,
@@ -340,12 +344,12 @@ def gru_forward_tiled(
         barrier(counters + group, (i + 1 - begin) * slices, SYNC)
 
 
-@triton.jit(do_not_specialize=["steps", "batch", "first_tile", "slices", "begin", "end"])
+@kernel("steps", "batch", "first_tile", "slices", "begin", "end")
 def gru_backward_tiled(
     grad_output,
-    grad_t,
-    grad_b,
-    grad_u,
+    grad_output_t,
+    grad_output_b,
+    grad_output_u,
     output,
     gates,
     h0,
@@ -414,8 +418,8 @@ def gru_backward_tiled(
                 dh = product(grad_h, w_n, dh, PRECISION, EMULATED)
             if i < steps:
                 grad, r, z, n, a, h = _load_step(
-                    grad_output, output, gates, time, length, rows, units, unit_mask, batch, grad_t, grad_b, grad_u,
-                    H, REVERSE,
+                    grad_output, output, gates, time, length, rows, units, unit_mask, batch,
+                    grad_output_t, grad_output_b, grad_output_u, H, REVERSE,
                 )  # fmt: skip
                 valid = (time < length)[:, None]
                 starts = (time == (length - 1 if REVERSE else tl.zeros_like(length)))[:, None] & valid

@@ -33,6 +33,7 @@ from vssn_kernels.backend.triton_kernels.cell import (
     row_lengths,
     softplus,
 )
+from vssn_kernels.backend.triton_kernels.launch import kernel
 
 
 @triton.jit
@@ -108,7 +109,7 @@ def _store_out_grads(
 # ---- Resident --------------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["steps", "batch"])
+@kernel("steps", "batch")
 def posterior_forward_resident(
     context,
     context_t,
@@ -219,7 +220,7 @@ def _hidden_grad(kept_base, at, gradient, mask, ACTIVATION: tl.constexpr):
     return gradient * activation_slope(kept, ACTIVATION)
 
 
-@triton.jit(do_not_specialize=["steps", "batch"])
+@kernel("steps", "batch")
 def posterior_backward_resident(
     grad_z,
     grad_z_t,
@@ -335,7 +336,7 @@ def _add_product(
     return total
 
 
-@triton.jit(do_not_specialize=["steps", "batch", "first_tile", "slices", "begin", "end"])
+@kernel("steps", "batch", "first_tile", "slices", "begin", "end")
 def posterior_forward_tiled(
     context,
     context_t,
@@ -460,7 +461,7 @@ def posterior_forward_tiled(
         barrier(counters + group, (phase + 1 - begin) * slices, SYNC)
 
 
-@triton.jit(do_not_specialize=["steps", "batch", "first_tile", "slices", "begin", "end"])
+@kernel("steps", "batch", "first_tile", "slices", "begin", "end")
 def posterior_backward_tiled(
     grad_z,
     grad_z_t,

@@ -1,0 +1,173 @@
+"""python -m benchmarks.gpu_small cuda|triton: every kernel and form once, forward and backward, at small sizes.
+
+Each is named before it runs and waited for behind it, so that the last line names the one that hangs or breaks the
+context. Under compute-sanitizer this is what is examined. Exit status 0 only if all of them ran.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import vssn_kernels
+from benchmarks.gpu_problems import COMPUTE, NOT_HERE, gru_tensors, posterior_tensors, tf32
+
+STEPS, BATCH, WIDE_BATCH = 3, 3, 19
+LENGTHS = (3, 0, 2)
+# gru_sequence: (form, what csrc/cuda/gru_plan.cu is asked for, H): odd sizes, a unit tile of 16 for each block or more.
+GRU_FORMS: tuple[tuple[str, dict[str, int], int], ...] = (
+    ("as planned", {}, 33),
+    ("block", {"exchange": 1}, 33),
+    ("cluster of 2", {"exchange": 2, "blocks": 2}, 41),
+    ("cluster of 4", {"exchange": 2, "blocks": 4}, 57),
+    ("cluster of 8", {"exchange": 2, "blocks": 8}, 121),
+    ("cluster of 16", {"exchange": 2, "blocks": 16}, 249),
+    ("grid", {"exchange": 3}, 33),
+    ("grid of 5 blocks", {"exchange": 3, "blocks": 5}, 73),
+)
+# Sizes that take each form of the Triton kernels on an H100: (form, dtype, sizes)
+TRITON_GRU = (("resident", "bfloat16", 33), ("alone", "float32", 128), ("shared", "bfloat16", 160))
+TRITON_POSTERIOR = (
+    ("resident", "bfloat16", (18, 5)),
+    ("alone", "float32", (80, 17)),
+    ("shared", "bfloat16", (300, 17)),
+)
+
+
+class Case(NamedTuple):
+    """One kernel and form, both passes."""
+
+    name: str
+    run: Callable[[], None]
+
+
+def both_passes(
+    op: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor], backend: str, **options: Any
+) -> Callable[[], None]:
+    """The op and the gradients of all its tensors, which have to be finite."""
+
+    def call() -> None:
+        outputs = op(*tensors, backend=backend, **options)
+        grads = torch.autograd.grad([out.float().square().sum() for out in outputs], tensors)
+        for tensor in (*outputs, *grads):
+            if not torch.isfinite(tensor).all():
+                raise ArithmeticError("a result is not finite")
+
+    return call
+
+
+def lengths_on(device: str, batch: int) -> Tensor:
+    """Full, empty and between."""
+    return torch.tensor([LENGTHS[row % len(LENGTHS)] for row in range(batch)], device=device)
+
+
+def gaussian(backend: str, device: str, dtype: torch.dtype) -> Callable[[], None]:
+    """gaussian_rsample_kl with a prior."""
+    flat = [torch.randn(5, 24, device=device, dtype=dtype, requires_grad=True) for _ in range(5)]
+    return both_passes(vssn_kernels.gaussian_rsample_kl, flat, backend)
+
+
+@contextmanager
+def changed(place: Any, name: str, value: Any) -> Iterator[None]:
+    """Inside the block place.name is `value`."""
+    before = getattr(place, name)
+    setattr(place, name, value)
+    try:
+        yield
+    finally:
+        setattr(place, name, before)
+
+
+def cuda_cases(device: str) -> Iterator[Case]:
+    """Every variant in every compute type."""
+    from vssn_kernels.backend.cuda import gru, posterior  # imports the extension
+
+    def under(place: Any, name: str, value: Any, compute: str, call: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            with changed(place, name, value), tf32(compute == "tf32"):
+                call()
+
+        return run
+
+    for compute, dtype in COMPUTE.items():
+        for reverse, (form, wish, hidden) in enumerate(GRU_FORMS):
+            for rows, batch in ((1, BATCH), (2, WIDE_BATCH)):
+                if rows == 2 and compute == "float32":
+                    continue  # wider batch tiles are for tensor cores
+                call = both_passes(
+                    vssn_kernels.gru_sequence, gru_tensors(STEPS, batch, hidden, dtype, device), "cuda",
+                    lengths=lengths_on(device, batch), reverse=reverse % 2 == 1,
+                )  # fmt: skip
+                name = f"cuda gru {compute} {form}, {8 * rows} rows, B={batch} H={hidden}"
+                yield Case(name, under(gru, "wish", gru.Wish(**wish, row_tiles=rows), compute, call))
+        for variant in posterior.VARIANTS:
+            for width, latent in ((18, 5), (70, 33)):
+                call = both_passes(
+                    vssn_kernels.posterior_sequence, posterior_tensors(STEPS, BATCH, width, latent, dtype, device),
+                    "cuda", lengths=lengths_on(device, BATCH),
+                )  # fmt: skip
+                name = f"cuda posterior {compute} {variant}, M={width} Z={latent}"
+                yield Case(name, under(posterior, "variant", variant, compute, call))
+        if compute != "tf32":
+            yield Case(f"cuda gaussian {compute}", gaussian("cuda", device, dtype))
+
+
+def triton_cases(device: str) -> Iterator[Case]:
+    """Every form; not every dtype, since each takes a second to compile."""
+    for form, compute, hidden in TRITON_GRU:
+        tensors = gru_tensors(STEPS, WIDE_BATCH, hidden, COMPUTE[compute], device)
+        lengths = lengths_on(device, WIDE_BATCH)
+        call = both_passes(vssn_kernels.gru_sequence, tensors, "triton", lengths=lengths)
+        yield Case(f"triton gru {compute} {form}, H={hidden}", call)
+    for form, compute, (width, latent) in TRITON_POSTERIOR:
+        posterior = posterior_tensors(STEPS, WIDE_BATCH, width, latent, COMPUTE[compute], device)
+        call = both_passes(vssn_kernels.posterior_sequence, posterior, "triton", lengths=lengths_on(device, WIDE_BATCH))
+        yield Case(f"triton posterior {compute} {form}, M={width} Z={latent}", call)
+    yield Case("triton gaussian bfloat16", gaussian("triton", device, torch.bfloat16))
+
+
+CASES = {"cuda": cuda_cases, "triton": triton_cases}
+
+
+def run_all(cases: Iterator[Case], wait: Callable[[], None]) -> list[str]:
+    """Runs them, each named before; the names of those that failed."""
+    failed = []
+    for case in cases:
+        print(case.name, end=" ... ", flush=True)
+        try:
+            case.run()
+            wait()
+        except (RuntimeError, ValueError, ArithmeticError) as error:
+            why = str(error).partition("\n")[0]
+            if any(text in why for text in NOT_HERE):
+                print(f"left out: {why}", flush=True)
+                continue
+            print(f"FAILED: {type(error).__name__}: {why}", flush=True)
+            failed.append(case.name)
+            try:
+                wait()
+            except RuntimeError:
+                print("the device takes no more work: what follows is not run", flush=True)
+                break
+        else:
+            print("ok", flush=True)
+    return failed
+
+
+def main(backend: str) -> int:
+    """All cases of a backend, on the GPU."""
+    if (status := vssn_kernels.backends()[backend]) != "available":
+        print(f"backend {backend}: {status}")
+        return 1
+    failed = run_all(CASES[backend]("cuda"), torch.cuda.synchronize)
+    print(f"failed: {'; '.join(failed)}" if failed else "all ran")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
