@@ -118,7 +118,7 @@ def in_transform() -> bool:
 def of_ended_transform(tensors: Sequence[Tensor]) -> bool:
     """Whether a tensor was saved at a level that has ended since: what torch.func.vjp returns is called then, and a
     view of such a tensor needs no gradient."""
-    return any(torch._C._functorch.is_dead_tensor_wrapper(tensor) for tensor in tensors)
+    return any(torch._C._functorch.is_dead_tensor_wrapper(tensor) for tensor in tensors)  # type: ignore[attr-defined]
 
 
 def vjp(
