@@ -240,12 +240,21 @@ void weight_grads(const GruBackward<T>& k, const BackwardBuffers<T>& w, Team tea
     const Rows<const T> later_a = {k.grad_a + (k.reverse || !later ? 0 : k.B) * H, H};
     const Rows<const T> states = {k.output + (k.reverse && later ? k.B : 0) * H, H};
     const int64_t first = k.steps > 0 ? k.B : 0;
+    // Rows without a valid step are left out: their h0 may be anything, and 0 times inf is NaN.
+    auto add_first = [&](const Rows<const T>& grads, int64_t units, T* out, int turn) {
+        for (int64_t from = 0, to = 0; to <= first; ++to) {
+            if (to < first && (!k.lengths || k.lengths[to] > 0)) continue;
+            const Rows<const T> run = {grads.row(from), grads.stride}, h0 = {k.h0.row(from), k.h0.stride};
+            if (to > from) outer(Outer<T>{run, h0, to - from, units, H, out, H, true}, team, turn);
+            from = to + 1;
+        }
+    };
     if (k.grad_weight) {
         T* grad_n = k.grad_weight + 2 * H * H;
         outer(Outer<T>{later_rz, states, later, 2 * H, H, k.grad_weight, H, false}, team, 0);
-        outer(Outer<T>{first_rz, k.h0, first, 2 * H, H, k.grad_weight, H, true}, team, 0);
+        add_first(first_rz, 2 * H, k.grad_weight, 0);
         outer(Outer<T>{later_a, states, later, H, H, grad_n, H, false}, team, 1);
-        outer(Outer<T>{first_a, k.h0, first, H, H, grad_n, H, true}, team, 1);
+        add_first(first_a, H, grad_n, 1);
     }
     if (k.grad_bias) {
         sum_rows(Rows<const T>{k.grad_gates_x, 3 * H}, all, 2 * H, k.grad_bias, team, 0);

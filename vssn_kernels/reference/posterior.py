@@ -157,8 +157,6 @@ def posterior_backward(
     grads_out, grads_z, grads_context, grads_prior = ([dz] * steps for _ in range(4))
     for t in reversed(range(steps)):
         total = dz + grad_z[t]
-        if valid is not None:
-            total = zero_padding(total, valid[t])
         grads_z[t] = total
         grads_out[t] = torch.cat((grad_mu[t] + total, (grad_logvar[t] + total * noise[t]) * slope_raw[t]), -1)
         grads_context[t] = grads_out[t] @ weight_out_ * activation_slope(hidden[t], activation)
@@ -167,9 +165,13 @@ def posterior_backward(
             grad_prior_hidden = grads_out[t][:, :latent] @ prior_weight_mu.to(dtype)
             grads_prior[t] = grad_prior_hidden * activation_slope(prior_hidden[t], activation)
             dz = dz + grads_prior[t] @ prior_weight_z.to(dtype)
+        if valid is not None:
+            dz = zero_padding(dz, valid[t])  # 0 already, unless a weight is NaN
     out = stack_steps(grads_out, zero, 2 * latent)
-    context = stack_steps(grads_context, zero, hidden.shape[-1])
-    prior_context = stack_steps(grads_prior, zero, hidden.shape[-1]) if prior_weight_z is not None else zero
+    context = zero_padding(stack_steps(grads_context, zero, hidden.shape[-1]), valid)
+    prior_context = zero
+    if prior_weight_z is not None:
+        prior_context = zero_padding(stack_steps(grads_prior, zero, hidden.shape[-1]), valid)
     previous = torch.cat((z0.to(dtype)[None], z[:-1].to(dtype))) if steps else z.to(dtype)  # z_{t-1}
     activated = activate(hidden, activation)
 
