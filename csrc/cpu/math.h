@@ -5,8 +5,8 @@
 //             exp   expm1   tanh   sigmoid   softplus
 //   float     2     3       3      3         3
 //   double    2     3       3      3         3
-// Outside: exp goes to 0 and to inf, so that sigmoid reaches 0 and 1: a gate times an infinite state is NaN here where it
-// is NaN in PyTorch. NaN gives NaN.
+// Outside: exp goes to 0 and to inf, so that sigmoid reaches 0 and 1: a gate times an infinite state is NaN here where
+// it is NaN in PyTorch. NaN gives NaN.
 //
 // The polynomials interpolate at Chebyshev nodes, computed with 50 digits:
 //   expm1(r) = r + r^2 q(r) for |r| <= log(2) / 2,      log1p(u) = 2 s (1 + s^2 w(s^2)) with s = u / (2 + u)
