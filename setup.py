@@ -8,7 +8,7 @@ vssn_kernels._cuda: csrc/cuda/*.cu and *.cpp by nvcc, which leaves the latter to
 runtime is linked statically, and no PyTorch header is used: one build serves every version of it.
     VSSN_BUILD_CUDA=0|1  never | always (an error where nvcc is absent)
     VSSN_CUDA_ARCHS      architectures, such as "90a" or "80 90a"; else those of the GPUs here, else DEFAULT_ARCHS
-    VSSN_CUDA_DEBUG=1    a kernel that waits for another block without end stops and says where: after 2^24 polls, seconds
+    VSSN_CUDA_DEBUG=1    a kernel that waits for another block without end stops, and says where: after 2^24 polls
     CUDA_HOME            the toolkit, where nvcc is not on the path
 """
 
