@@ -10,7 +10,7 @@ runtime is linked statically, and no PyTorch header is used: one build serves ev
     VSSN_BUILD_CUDA=0|1  never | always (an error where nvcc is absent)
     VSSN_CUDA_ARCHS      always, for these architectures, such as "90a" or "80 90a"; else for those of the GPUs here,
                          else DEFAULT_ARCHS
-    VSSN_CUDA_DEBUG=1    a kernel that waits for another block without end stops after 2^24 polls, and says where
+    VSSN_CUDA_DEBUG=1    a kernel that waits for another block without end stops, and says where: after 2^24 polls
     CUDA_HOME            the toolkit, where nvcc is not on the path
 """
 

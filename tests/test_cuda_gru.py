@@ -161,7 +161,7 @@ H100 = (90, 132, 227 * 1024, 16)
 
 
 def test_the_plan_counts_the_clusters_that_fit(cuda_host: ModuleType, kernels: Any) -> None:
-    """132 multiprocessors are 8 clusters of 16 on paper; where the device holds 7, eight tiles would take two waves."""
+    """132 multiprocessors are 8 clusters of 16 on paper; where a device holds 7, eight tiles take two waves."""
 
     def plan(batch: int) -> str:
         return str(kernels.describe_plan(torch.bfloat16, batch, 512))

@@ -178,7 +178,7 @@ gru_backward_kernel(BackwardParams params) {
             if (any) {
                 const int source_size = kTileRows * sum_stride, slot = part * source_size + b * sum_stride + j;
                 const auto add = [&](const auto& load, const float* from) {
-#pragma unroll 8
+#pragma unroll(kRowTiles == 1 || paired ? 8 : 4)  // single elements take more registers
                     for (int i = 0; i < own_sources; ++i, from += parts * source_size) {
                         const auto one = load(reinterpret_cast<const Vector<float, 2>*>(from));
                         sum.v[0] += one.v[0];
