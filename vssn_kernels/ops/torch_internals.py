@@ -18,6 +18,7 @@ from torch._C._functorch import (
     TransformType,
     get_interpreter_stack,
     get_single_level_autograd_function_allowed,
+    is_legacy_batchedtensor,
     peek_interpreter_stack,
     set_single_level_autograd_function_allowed,
 )
@@ -47,13 +48,21 @@ def unobserved(args: Sequence[object]) -> bool:
 def _all_plain(args: Sequence[Any]) -> bool:
     for arg in args:
         kind = type(arg)
-        if kind is Tensor or kind is torch.nn.Parameter:
+        if kind in _TENSORS:
             raw = _dispatch_keys(arg).raw_repr()
             if not (_known[raw] if raw in _known else _learn(arg, raw)):
                 return False
-        elif isinstance(arg, Tensor) or ((kind is list or kind is tuple) and not _all_plain(arg)):
+        elif kind in _LISTS:
+            if not _all_plain(arg):
+                return False
+        elif kind not in _NO_TENSORS and isinstance(arg, Tensor):
             return False
     return True
+
+
+_TENSORS = frozenset((Tensor, torch.nn.Parameter))
+_LISTS = frozenset((list, tuple))
+_NO_TENSORS = frozenset((type(None), bool, int, float, str))
 
 
 # By the bits of a key set: whether it has these keys alone, which any dense tensor on a device has. Those are named,
@@ -78,7 +87,9 @@ def is_plain(tensor: Tensor) -> bool:
 
 def forward_mode() -> bool:
     """Whether forward-mode AD is on: a dual level of torch.autograd.forward_ad, or torch.func.jvp at any depth."""
-    return forward_ad._current_level >= 0 or TransformType.Jvp in _transforms()
+    if forward_ad._current_level >= 0:
+        return True
+    return peek_interpreter_stack() is not None and TransformType.Jvp in _transforms()
 
 
 def beyond_the_kernels() -> bool:
@@ -150,7 +161,7 @@ def _tangent(tensor: Tensor) -> Tensor | None:
 
 def is_grads_batched(grads: Sequence[Tensor | None]) -> bool:
     """Whether these came through torch.autograd.grad(is_grads_batched=True): batches of a kind of their own."""
-    return any(grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads)
+    return any(grad is not None and is_legacy_batchedtensor(grad) for grad in grads)
 
 
 def apply(function: type[torch.autograd.Function], run: Callable[..., Any], *args: Any) -> Any:
