@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import LENGTHS, B, T, X, batch, flat, make, parameter_gradients
+from small_models import LENGTHS, MODELS, B, T, X, batch, flat, make, parameter_gradients
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, prune
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from vssn import VSSN, LayerOutput
 from vssn.bounds import sequence_bounds
 from vssn.layer import Inference
-from vssn.networks import SplitLinear, is_plain
+from vssn.networks import SplitLinear, is_plain, is_plain_linear
 from vssn.prediction import latent_states, one_step_predictions
 from vssn_kernels.testing import assert_all_close, assert_close
 
@@ -369,6 +369,72 @@ def test_dynamic_quantisation(kind: str) -> None:
     assert (found["loss"] - want["loss"]).abs() > 0
     for name in ("elbo", "iwae", "reconstruction", "kl_z"):
         assert_close(name, found[name], want[name], 0.05)
+
+
+class Quantised(Tensor):
+    """A weight that wraps another and knows F.linear alone, as those of torchao's `quantize_` do."""
+
+    @staticmethod
+    def __new__(cls, weight: Tensor) -> Quantised:
+        return Tensor._make_wrapper_subclass(cls, weight.shape, dtype=weight.dtype, device=weight.device)
+
+    def __init__(self, weight: Tensor) -> None:
+        self.wrapped = (weight.detach() * 64).round() / 64
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["wrapped"], None
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.linear:
+            return func(args[0], args[1].wrapped, *args[2:])
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].wrapped)
+        raise NotImplementedError(f"{func} of a quantised weight")
+
+
+@pytest.mark.parametrize("kind", ["vssn", "srnn_residual", "dkf_both_residual", "embedded_both", "nade"])
+def test_weights_that_wrap_others(kind: str) -> None:
+    """In place of the weight of every nn.Linear, which stays an nn.Linear."""
+    model, plain = make(kind), make(kind)
+    given = batch(model)
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            wrapping = Quantised(module.weight)
+            module.weight = nn.Parameter(wrapping, requires_grad=False)
+            with torch.no_grad():
+                plain.get_submodule(path).weight.copy_(wrapping.wrapped)
+    assert_all_close(results(model, given), results(plain, given), 1e-11)
+
+
+def replica_of(module: nn.Module) -> Any:
+    """As nn.DataParallel makes one for each device: tensors that are no parameters, set as attributes."""
+    replica = module._replicate_for_data_parallel()
+    for name, parameter in module._parameters.items():
+        if parameter is None:
+            replica._parameters[name] = None
+        else:
+            setattr(replica, name, parameter.view_as(parameter))
+    for name, child in module._modules.items():
+        replica._modules[name] = None if child is None else replica_of(child)
+    return replica
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_replica_is_as_plain_as_its_source(kind: str) -> None:
+    """The fused ops run in it, rather than a step at a time."""
+    model = make(kind)
+    given = batch(model)
+    replica = replica_of(model)
+    assert all(is_plain_linear(child) for child in replica.modules() if isinstance(child, nn.Linear))
+    want = model(**given, lengths=LENGTHS)
+    out = replica(**given, lengths=LENGTHS)
+    assert_all_close(flat(out), flat(want), 1e-11)
+    assert_all_close(parameter_gradients(model, out.loss), parameter_gradients(model, want.loss), 1e-10, "grad of")
 
 
 # ---- FSDP ----------------------------------------------------------------------------------------

@@ -361,6 +361,15 @@ def test_flat_weights_may_be_set(kind: type) -> None:
 
 
 @each_class
+@pytest.mark.parametrize("both", [0, 1, np.bool_(True), np.int64(0)])
+def test_bidirectional_takes_what_nn_gru_takes(kind: type, both: Any) -> None:
+    ours, theirs = kind(X, H, bidirectional=both), nn.GRU(X, H, bidirectional=both)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert ours.bidirectional is bool(both)
+    ours(torch.zeros(2, 3, X))
+
+
+@each_class
 def test_functional_call_replicas_and_moves(kind: type) -> None:
     ours, theirs = pair(kind, 2)
     x = batch()

@@ -36,12 +36,11 @@ from torch import Tensor
 
 from vssn.checks import require_choice, require_number, require_seed, require_size, require_tensor
 from vssn.evaluation_mode import evaluating, time_major
-from vssn.layer import check_sequences
 from vssn.model import VSSN, Prepared, require_model
 from vssn.nade import NADE
 from vssn.networks import Recurrence, SplitLinear, is_plain, is_plain_latent
 from vssn.seeds import generator
-from vssn.sequences import check_lengths, check_mask, swap, with_first
+from vssn.sequences import check_lengths, check_mask, check_sequences, swap, with_first
 
 BOUNDS = ("elbo", "iwae", "fivo")
 RESAMPLINGS = ("systematic", "multinomial")

@@ -55,7 +55,8 @@ class GRU(nn.RNNBase):
                 f"got {dropout!r}"
             )
         for name, flag in (("bias", bias), ("batch_first", batch_first), ("bidirectional", bidirectional)):
-            if not isinstance(flag, bool):
+            # torch.nn.GRU takes whatever has a truth value as bidirectional, 1 and a bool of NumPy among it.
+            if not isinstance(flag, bool) and (name != "bidirectional" or flag not in (0, 1)):
                 raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__} {flag!r}")
         nn.RNNBase.__init__(
             self,
@@ -66,7 +67,7 @@ class GRU(nn.RNNBase):
             bias,
             batch_first,
             float(dropout),
-            bidirectional,
+            bool(bidirectional),
             device=device,
             dtype=dtype,
         )

@@ -15,16 +15,15 @@ from typing import Any, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
-from vssn.checks import require_choice, require_like, require_number, require_shape, require_size, require_tensor
+from vssn.checks import require_choice, require_like, require_number, require_shape, require_size
 from vssn.networks import GaussianMLP, LatentNetwork, Recurrence, is_plain_latent, reset_children
-from vssn.sequences import check_lengths, last_valid, swap, valid_steps, with_first, zero_padding
-from vssn.values import require_finite
+from vssn.sequences import check_lengths, check_sequences, last_valid, swap, valid_steps, with_first, zero_padding
+from vssn.values import NO_NAN_IN_U, require_finite
 from vssn_kernels import PriorMean, gaussian_kl, gaussian_rsample_kl, posterior_sequence
 from vssn_kernels.activations import ACTIVATIONS
 
 CONTROLS = ("previous", "external", "both", "none")
 UNIVERSALS = ("point", "gaussian")
-NO_NAN_IN_U = "fill in missing controls: a mask speaks of x alone"
 
 
 class State(NamedTuple):
@@ -285,10 +284,8 @@ class VSSNLayer(nn.Module):
 
     def draw_noise(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """(eps_w [T, B, W], eps_z [T, B, Z]) standard normal, for `like` [T, B, ·]."""
-        steps, batch = like.shape[:2]
-        return like.new_empty(steps, batch, self.noise_size).normal_(), like.new_empty(
-            steps, batch, self.latent_size
-        ).normal_()
+        eps_w, eps_z = (like.new_empty(*like.shape[:2], size).normal_() for size in (self.noise_size, self.latent_size))
+        return eps_w, eps_z
 
     def check_noise(self, noise: object, like: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """The noise time-major. Raises TypeError or ValueError where it does not fit `like` [T, B, ·], or is not finite
@@ -531,38 +528,3 @@ class VSSNLayer(nn.Module):
             f"{self.input_size}, D={self.hidden_size}, Z={self.latent_size}, W={self.noise_size}, "
             f"A={self.backward_size}, M={self.mlp_size}, control={self.control!r}, activation={self.activation!r}"
         )
-
-
-def check_sequences(
-    x: object, u: object, x_size: int, control_size: int, batch_first: bool, like: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """x and u time-major. Raises TypeError or ValueError where they do not fit, or not the parameter `like`."""
-    x = require_tensor("x", x)
-    letters = "[B, T, X]" if batch_first else "[T, B, X]"
-    if x.dim() != 3 or x.shape[-1] != x_size:
-        raise ValueError(f"x must have shape {letters} with X = {x_size}, got {list(x.shape)}")
-    require_like("x", x, like)
-    x = swap(x, batch_first)
-    return x, check_control("u", u, x, control_size, batch_first)
-
-
-def check_control(
-    name: str, u: object, like: Tensor, control_size: int, batch_first: bool, time: str = "T"
-) -> Tensor | None:
-    """The external control of `like` [T, B, ·], time-major. Raises TypeError or ValueError where it does not fit.
-
-    Args:
-        time: what the caller calls the number of steps.
-    """
-    if control_size == 0:
-        if u is not None:
-            raise ValueError(f"{name} must be None: this model has no external control (control_size=0)")
-        return None
-    if u is None:
-        raise ValueError(f"{name} is missing: this model has an external control of size {control_size}")
-    letters = f"[B, {time}, U]" if batch_first else f"[{time}, B, U]"
-    steps, batch = like.shape[:2]
-    u = require_tensor(name, u)
-    require_shape(name, u, letters, (batch, steps, control_size) if batch_first else (steps, batch, control_size))
-    require_like(name, u, like)
-    return swap(u, batch_first)

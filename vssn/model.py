@@ -12,20 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from vssn.checks import require_choice, require_factor, require_flag, require_number, require_shape, require_size
-from vssn.layer import (
-    NO_NAN_IN_U,
-    Embedded,
-    Inference,
-    State,
-    VSSNLayer,
-    check_control,
-    check_sequences,
-    require_control,
-)
+from vssn.layer import Embedded, Inference, State, VSSNLayer, require_control
 from vssn.likelihoods import LIKELIHOODS, make_likelihood
 from vssn.networks import MLP, Embedding, reset_children
-from vssn.sequences import check_lengths, check_mask, last_valid, swap, valid_steps, with_first, zero_padding
-from vssn.values import MARK_MISSING, require_finite, require_values
+from vssn.sequences import (
+    check_control,
+    check_lengths,
+    check_mask,
+    check_sequences,
+    last_valid,
+    swap,
+    valid_steps,
+    with_first,
+    zero_padding,
+)
+from vssn.values import MARK_MISSING, NO_NAN_IN_U, require_finite, require_values
 
 OBJECTIVES = ("elbo", "paper")
 

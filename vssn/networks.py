@@ -57,8 +57,14 @@ def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
 
 
 def is_plain_linear(module: nn.Module) -> bool:
-    """`is_plain` of a torch.nn.Linear; one without a bias is another class to the ops."""
-    return is_plain(module, nn.Linear) and module._parameters.get("bias") is not None
+    """`is_plain` of a torch.nn.Linear; another class to the ops is one without a bias, and one whose weight wraps other
+    tensors (a quantised one, a DTensor), which its own F.linear multiplies."""
+    own = module._parameters  # empty in a replica of DataParallel, where tensors are attributes
+    return (
+        is_plain(module, nn.Linear)
+        and own.get("bias", own) is not None
+        and not hasattr(type(own.get("weight")), "__tensor_flatten__")
+    )
 
 
 def reset(name: str, module: nn.Module) -> None:

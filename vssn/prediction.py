@@ -24,12 +24,12 @@ from torch import Tensor
 
 from vssn.checks import require_choice, require_flag, require_seed, require_shape, require_size, require_tensor
 from vssn.evaluation_mode import evaluating, time_major
-from vssn.layer import NO_NAN_IN_U, State, check_control, check_sequences
+from vssn.layer import State
 from vssn.model import VSSN, require_model
 from vssn.networks import Recurrence, is_plain
 from vssn.seeds import seeded
-from vssn.sequences import check_lengths, swap
-from vssn.values import require_finite
+from vssn.sequences import check_control, check_lengths, check_sequences, swap
+from vssn.values import NO_NAN_IN_U, require_finite
 
 INFERENCES = ("filtering", "smoothing")
 

@@ -18,7 +18,7 @@ def replace_gru(model: nn.Module, to: type[nn.RNNBase] = GRU) -> int:
     requires_grad are what they were, optimisers and shared references still hold, and a model that is an nn.GRU
     itself is turned too. Left alone, with one warning that names them: subclasses of nn.GRU (a parametrised GRU is
     one), whose own code would be lost, a forward set on the module itself, and a proj_size. Call it before
-    torch.compile.
+    torch.compile and torch.jit.script: what is scripted is no nn.GRU any more, and not counted.
 
     Args:
         model: any module.

@@ -7,7 +7,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from vssn.checks import require_device, require_shape, require_tensor
+from vssn.checks import require_device, require_like, require_shape, require_tensor
 from vssn.values import require_lengths_in_range, require_whole_frames
 
 
@@ -17,6 +17,41 @@ def valid_steps(lengths: Tensor | None, like: Tensor) -> Tensor | None:
         return None
     require_shape("lengths", lengths, "[B]", (like.shape[1],))
     return torch.arange(like.shape[0], device=like.device)[:, None] < lengths
+
+
+def check_sequences(
+    x: object, u: object, x_size: int, control_size: int, batch_first: bool, like: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """x and u time-major. Raises TypeError or ValueError where they do not fit, or not the parameter `like`."""
+    x = require_tensor("x", x)
+    letters = "[B, T, X]" if batch_first else "[T, B, X]"
+    if x.dim() != 3 or x.shape[-1] != x_size:
+        raise ValueError(f"x must have shape {letters} with X = {x_size}, got {list(x.shape)}")
+    require_like("x", x, like)
+    x = swap(x, batch_first)
+    return x, check_control("u", u, x, control_size, batch_first)
+
+
+def check_control(
+    name: str, u: object, like: Tensor, control_size: int, batch_first: bool, time: str = "T"
+) -> Tensor | None:
+    """The external control of `like` [T, B, ·], time-major. Raises TypeError or ValueError where it does not fit.
+
+    Args:
+        time: what the caller calls the number of steps.
+    """
+    if control_size == 0:
+        if u is not None:
+            raise ValueError(f"{name} must be None: this model has no external control (control_size=0)")
+        return None
+    if u is None:
+        raise ValueError(f"{name} is missing: this model has an external control of size {control_size}")
+    letters = f"[B, {time}, U]" if batch_first else f"[{time}, B, U]"
+    steps, batch = like.shape[:2]
+    u = require_tensor(name, u)
+    require_shape(name, u, letters, (batch, steps, control_size) if batch_first else (steps, batch, control_size))
+    require_like(name, u, like)
+    return swap(u, batch_first)
 
 
 def check_lengths(lengths: Tensor | None, like: Tensor) -> None:

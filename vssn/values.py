@@ -33,6 +33,7 @@ REAL = Support("be finite", -math.inf, math.inf)
 _SUPPORTS = (UNIT, BINARY, REAL)  # the op takes its number here
 
 MARK_MISSING = "leave missing values out with mask=, True where x is observed"
+NO_NAN_IN_U = "fill in missing controls: a mask speaks of x alone"
 
 
 def require_values(name: str, tensor: Tensor, support: Support, if_not_finite: str) -> None:
