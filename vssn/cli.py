@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vssn.command import INTERRUPTED, check_target, not_negative, positive, run_command, writing
+from vssn.command import INTERRUPTED, check_target, positive, run_command, seed, threads, writing
 from vssn.heartbeat import Heartbeat
 from vssn_kernels.version import __version__
 
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--particles", metavar="K", type=positive, help="of iwae and fivo (100); of elbo: draws that are averaged (1)"
     )
-    evaluate.add_argument("--seed", metavar="N", type=not_negative, default=0, help="of the draws (0)")
+    evaluate.add_argument("--seed", metavar="N", type=seed, default=0, help="of the draws (0)")
     evaluate.add_argument("--batch-size", metavar="B", type=positive, help="sequences read at once (else the run's)")
     evaluate.add_argument(
         "--memory", metavar="MIB", type=positive, default=1024, help="that iwae and fivo may use (1024)"
@@ -105,7 +105,7 @@ def _add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads",
         metavar="N",
-        type=positive,
+        type=threads,
         help="of PyTorch and the kernels (else as OMP_NUM_THREADS says, else all cores); 1 where other programs run",
     )
 
