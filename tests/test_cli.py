@@ -124,7 +124,7 @@ def test_mistakes_are_one_line(config: str, run: Path, tmp_path: Path, capsys: p
     assert "there is no such file" in error_of(capsys, *fit, str(tmp_path / "no.yaml"))
     assert "did you mean max_epochs?" in error_of(capsys, *fit, config, "--set", "training.max_epoch=1")
     assert "no data folder for JSB_Chorales" in error_of(capsys, *fit, "jsb", "--data", str(tmp_path / "absent"))
-    assert "data.folder: unknown key" in error_of(capsys, *fit, config, "--data", str(tmp_path))
+    assert "--data: the set 'pendulum' is simulated" in error_of(capsys, *fit, config, "--data", str(tmp_path))
     assert "holds no last.ckpt" in error_of(capsys, *fit, config, "--resume")
     assert not (tmp_path / "new").exists()
     assert "holds a run already" in error_of(capsys, "fit", "--config", config, "--output", str(run))
@@ -134,7 +134,9 @@ def test_mistakes_are_one_line(config: str, run: Path, tmp_path: Path, capsys: p
     cut_short.write_bytes((run / "best.ckpt").read_bytes()[:2000])
     assert "truncated" in error_of(capsys, "evaluate", str(cut_short))
     best = str(run / "best.ckpt")
-    assert "is simulated and has no folder" in error_of(capsys, "evaluate", best, "--data", str(tmp_path))
+    for command in (("evaluate", best), ("fit", "--config", "demo")):
+        message = error_of(capsys, *command, "--data", str(tmp_path))
+        assert message.startswith("vssn: error: --data: the set 'pendulum' is simulated and has no folder")
     assert "there is no folder" in error_of(capsys, "evaluate", best, "--json", str(tmp_path / "a" / "b.json"))
 
 

@@ -10,10 +10,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vssn.command import INTERRUPTED, check_target, positive, run_command, seed, threads, writing
 from vssn.heartbeat import Heartbeat
 from vssn_kernels.version import __version__
+
+if TYPE_CHECKING:
+    from vssn.config import Config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,15 +121,21 @@ def _use_threads(options: argparse.Namespace) -> None:
         torch.set_num_threads(options.threads)
 
 
+def _with_data(config: Config, folder: str | None) -> Config:
+    from vssn.config import ConfigError
+
+    if folder is not None and "folder" not in type(config.data).model_fields:
+        raise ConfigError(f"--data: the set {config.data.set!r} is simulated and has no folder; leave it out")
+    return config.with_folder(folder)
+
+
 def _fit(options: argparse.Namespace) -> int:
     from vssn.config import load_config
 
     overrides = list(options.set)
-    if options.data is not None:
-        overrides.append(f"data.folder={json.dumps(options.data)}")
     if options.output is not None:
         overrides.append(f"training.output={json.dumps(options.output)}")
-    config = load_config(options.config, overrides)
+    config = _with_data(load_config(options.config, overrides), options.data)
 
     from vssn.training import fit
 
@@ -144,7 +154,6 @@ def _fit(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from vssn.config import ConfigError
     from vssn.data.batching import sequence_loader
     from vssn.data.speech import scale_of, speech_scores
     from vssn.evaluation import BoundScores, Scores, evaluate, evaluate_bound, load_model
@@ -153,10 +162,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.json is not None:
         check_target("--json", options.json)
     model, config = load_model(options.checkpoint)
-    if options.data is not None:
-        if "folder" not in type(config.data).model_fields:
-            raise ConfigError(f"--data: the set {config.data.set!r} is simulated and has no folder; leave it out")
-        config = config.model_copy(update={"data": config.data.model_copy(update={"folder": options.data})})
+    config = _with_data(config, options.data)
     particles = options.particles or (1 if options.bound == "elbo" else 100)
     scores: Scores | BoundScores
     with Heartbeat("reading the data", lambda line: print(line, file=sys.stderr)) as pulse:
