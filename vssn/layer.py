@@ -15,9 +15,6 @@ from typing import Any, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
-<<<<<<< HEAD
-from vssn.checks import require_choice, require_like, require_number, require_shape, require_size
-=======
 from vssn.checks import (
     require_choice,
     require_like,
@@ -25,9 +22,7 @@ from vssn.checks import (
     require_parts,
     require_shape,
     require_size,
-    require_tensor,
 )
->>>>>>> w-inputs
 from vssn.networks import GaussianMLP, LatentNetwork, Recurrence, is_plain_latent, reset_children
 from vssn.sequences import check_lengths, check_sequences, last_valid, swap, valid_steps, with_first, zero_padding
 from vssn.values import NO_NAN_IN_U, require_finite

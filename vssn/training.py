@@ -224,11 +224,8 @@ def fit(config: Config, resume: bool = False) -> FitResult:
         TrainingError: the model diverged; last.ckpt holds the epoch before.
         KeyboardInterrupt: after Ctrl-C; last.ckpt holds the last whole epoch.
     """
-<<<<<<< HEAD
-    keep_memory()
-=======
     started = time.monotonic()
->>>>>>> w-inputs
+    keep_memory()
     with Heartbeat("reading the data") as pulse:
         folder = Path(config.training.output)
         done = check_folder(folder, config, resume)
