@@ -41,7 +41,8 @@ gru_backward_kernel(BackwardParams params) {
     constexpr int kItems = 2 * kRowTiles;  // of a thread, at most: the plan sees to it
     constexpr int kTileRows = kRows * kRowTiles;
     constexpr int kTiles = kBackwardTiles;
-    constexpr int kAtOnce = kRowTiles == 1 || paired ? 2 : 1;  // k tiles on their way: single elements take registers
+    [[maybe_unused]] constexpr int kAtOnce =
+        kRowTiles == 1 || paired ? 2 : 1;  // k tiles on their way: single elements take registers
     const GruBackward& k = params.k;
     const GruPlan& plan = params.plan;
     const bool float_state = k.state_storage == Storage::float32;
