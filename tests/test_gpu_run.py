@@ -349,7 +349,7 @@ def test_last():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_each_test_has_a_limit_and_the_first_failure_is_shown_at_once(tmp_path: Path, workers: int) -> None:
     write(tmp_path / "test_slow.py", SLOW_TESTS)
-    options = ["-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "benchmarks.gpu_pytest", "--each-limit", "2"]
+    options = ["-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "benchmarks.gpu_pytest", "--each-limit", "10"]
     options += ["-n", str(workers)] if workers else []
     result = subprocess.run(
         [PYTHON, "-m", "pytest", *options, "--rootdir", str(tmp_path), str(tmp_path / "test_slow.py")],
