@@ -24,8 +24,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from vssn import evaluation, heartbeat, training
 from vssn.cli import main
-from vssn.config import check_config
-from vssn.training import TrainingModule
+from vssn.training.config import check_config
+from vssn.training.fit import TrainingModule
 from vssn_kernels.version import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -294,7 +294,7 @@ def test_the_bar_counts_from_1_and_is_gone_when_interrupted(stop: str, config: s
     code = f"""
 import sys
 from vssn.cli import main
-from vssn.training import TrainingModule
+from vssn.training.fit import TrainingModule
 step = TrainingModule.{stop}
 def interrupted(module, *arguments):
     if module.current_epoch == 1:

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vssn.command import INTERRUPTED, check_target, not_negative, positive, run_command, writing
-from vssn.heartbeat import Heartbeat
+from vssn.training.heartbeat import Heartbeat
+from vssn.utils.command import INTERRUPTED, check_target, not_negative, positive, run_command, writing
 from vssn_kernels.version import __version__
 
 
@@ -118,7 +118,7 @@ def _use_threads(options: argparse.Namespace) -> None:
 
 
 def _fit(options: argparse.Namespace) -> int:
-    from vssn.config import load_config
+    from vssn.training.config import load_config
 
     overrides = list(options.set)
     if options.data is not None:
@@ -127,7 +127,7 @@ def _fit(options: argparse.Namespace) -> int:
         overrides.append(f"training.output={json.dumps(options.output)}")
     config = load_config(options.config, overrides)
 
-    from vssn.training import fit
+    from vssn.training.fit import fit
 
     _use_threads(options)
     try:
@@ -144,10 +144,11 @@ def _fit(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from vssn.config import ConfigError
     from vssn.data.batching import sequence_loader
     from vssn.data.speech import scale_of, speech_scores
-    from vssn.evaluation import BoundScores, Scores, evaluate, evaluate_bound, load_model
+    from vssn.errors import ConfigError
+    from vssn.inference.scoring import BoundScores, Scores, evaluate, evaluate_bound
+    from vssn.training.checkpoints import load_model
 
     _use_threads(options)
     if options.json is not None:
@@ -195,9 +196,9 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from vssn.config import ConfigError
-    from vssn.reproduce import TABLES, Settings, reproduce
-    from vssn.results import write_report
+    from vssn.errors import ConfigError
+    from vssn.experiments.report import write_report
+    from vssn.experiments.runner import TABLES, Settings, reproduce
 
     unknown = [table for table in options.tables if table not in TABLES]
     if unknown or not (options.tables or options.report):
@@ -227,7 +228,3 @@ def _info(options: argparse.Namespace) -> int:
 
     print(vssn_kernels.info())
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
