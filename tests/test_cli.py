@@ -22,8 +22,10 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vssn import evaluation, heartbeat, training
 from vssn.cli import main
+from vssn.inference import scoring as evaluation
+from vssn.training import fit as training
+from vssn.training import heartbeat
 from vssn.training.config import check_config
 from vssn.training.fit import TrainingModule
 from vssn_kernels.version import __version__
@@ -124,7 +126,7 @@ def test_mistakes_are_one_line(config: str, run: Path, tmp_path: Path, capsys: p
     assert "there is no such file" in error_of(capsys, *fit, str(tmp_path / "no.yaml"))
     assert "did you mean max_epochs?" in error_of(capsys, *fit, config, "--set", "training.max_epoch=1")
     assert "no data folder for JSB_Chorales" in error_of(capsys, *fit, "jsb", "--data", str(tmp_path / "absent"))
-    assert "data.folder: unknown key" in error_of(capsys, *fit, config, "--data", str(tmp_path))
+    assert "--data: the set 'pendulum' is simulated" in error_of(capsys, *fit, config, "--data", str(tmp_path))
     assert "holds no last.ckpt" in error_of(capsys, *fit, config, "--resume")
     assert not (tmp_path / "new").exists()
     assert "holds a run already" in error_of(capsys, "fit", "--config", config, "--output", str(run))
@@ -134,7 +136,9 @@ def test_mistakes_are_one_line(config: str, run: Path, tmp_path: Path, capsys: p
     cut_short.write_bytes((run / "best.ckpt").read_bytes()[:2000])
     assert "truncated" in error_of(capsys, "evaluate", str(cut_short))
     best = str(run / "best.ckpt")
-    assert "is simulated and has no folder" in error_of(capsys, "evaluate", best, "--data", str(tmp_path))
+    for command in (("evaluate", best), ("fit", "--config", "demo")):
+        message = error_of(capsys, *command, "--data", str(tmp_path))
+        assert message.startswith("vssn: error: --data: the set 'pendulum' is simulated and has no folder")
     assert "there is no folder" in error_of(capsys, "evaluate", best, "--json", str(tmp_path / "a" / "b.json"))
 
 
@@ -153,6 +157,57 @@ def test_counts_must_be_whole_numbers(option: str, value: str, capsys: pytest.Ca
         main(["evaluate", "best.ckpt", f"--{option}={value}"])
     assert caught.value.code == 2
     assert f"expected a whole number of at least 1, got '{value}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value", "least", "most"),
+    [
+        ("evaluate best.ckpt", "seed", str(2**64), 0, 2**64 - 1),
+        ("evaluate best.ckpt", "seed", "-1", 0, 2**64 - 1),
+        ("fit --config demo", "threads", str(10**30), 1, 1024),
+        ("reproduce demo", "threads", "1025", 1, 1024),
+    ],
+)
+def test_seeds_and_threads_have_an_upper_end(
+    command: str, option: str, value: str, least: int, most: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*command.split(), f"--{option}={value}"])
+    assert caught.value.code == 2
+    assert f"expected a whole number from {least} to {most}, got '{value}'" in capsys.readouterr().err
+
+
+def test_the_lines_of_a_resumed_run_have_one_clock(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What says that a run is alive counts the seconds of the epochs before, as the lines of the epochs do."""
+    output = str(tmp_path / "run")
+    fit = ["fit", "--config", config, "--output", output, "--set", "training.report_every=1"]
+    assert main([*fit, "--set", "training.max_epochs=1"]) == 0
+    metrics = tmp_path / "run" / "metrics.csv"
+    with open(metrics, newline="") as file:
+        rows = list(csv.DictReader(file))
+    with open(metrics, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerow(rows[0] | {"seconds": "500.0"})
+    monkeypatch.setattr(heartbeat, "EVERY", 0.15)
+    step = TrainingModule.training_step
+
+    def slowly(module: TrainingModule, *arguments: Any) -> Any:
+        time.sleep(0.4)
+        return step(module, *arguments)
+
+    monkeypatch.setattr(TrainingModule, "training_step", slowly)
+    capsys.readouterr()
+    assert main([*fit, "--resume"]) == 0
+    out = capsys.readouterr().out
+    alive = [int(seconds) for seconds in re.findall(r"^epoch +\d+  update \d+ +(\d+) s$", out, re.MULTILINE)]
+    epochs = [int(seconds) for seconds in re.findall(r"^epoch +\d+  train .*? (\d+) s", out, re.MULTILINE)]
+    assert alive
+    assert epochs
+    assert min(alive) >= 500
+    assert max(alive) <= epochs[-1]
 
 
 def test_interrupt_says_what_is_kept(

@@ -129,15 +129,32 @@ def test_an_unknown_order_raises(cuda_host: ModuleType) -> None:
         ("two_collectives", ("sync_warp at planted.cu:", "shuffle_xor at planted.cu:")),
         ("flag_never_reached", ("deadlock", "1 of 64 threads, thread 0 first, wait in wait_acquire at planted.cu:")),
         ("arrive_without_wait", ("between cluster_arrive and cluster_wait",)),
+        ("copy_without_wait", ("ended between copy_l2 and await_copies",)),
         ("misaligned", ("store_l2 at planted.cu:", "not a multiple of 16 bytes")),
     ],
 )
 @each_order
 def test_a_planted_error_is_reported(name: str, words: tuple[str, ...], order: str, cuda_host: ModuleType) -> None:
     cuda_host.set_order(order)
-    data = torch.zeros(64)
+    data = aligned_zeros(64)
     report = cuda_host.plant(name, data.data_ptr(), 64)
     assert all(word in report for word in words), report
+
+
+def aligned_zeros(count: int) -> Tensor:
+    """From a multiple of 16 bytes on, as copies need it."""
+    memory = torch.zeros(count + 4)
+    return memory[-(memory.data_ptr() // 4) % 4 :][:count]
+
+
+@each_order
+def test_a_copy_is_nan_until_it_is_waited_for(order: str, cuda_host: ModuleType) -> None:
+    cuda_host.set_order(order)
+    data = aligned_zeros(64)
+    data[4] = 7
+    assert not cuda_host.plant("copy_read_too_early", data.data_ptr(), 64)
+    assert data[0].isnan()
+    assert data[1] == 7
 
 
 def test_what_the_device_would_refuse_is_refused(cuda_host: ModuleType) -> None:

@@ -70,6 +70,10 @@ def test_dataset_refuses_what_does_not_fit() -> None:
         SequenceDataset(sequences, sequences[:1])
     with pytest.raises(ValueError, match="lengths must be one for each of 3 sequences, got 2"):
         SequenceDataset(sequences, lengths=[1, 2])
+    for wrong in ("long", 2.5, None, -1):
+        with pytest.raises(ValueError, match=rf"lengths\[1\] must be an int of at least 0, got {wrong!r}"):
+            SequenceDataset(sequences, lengths=[3, wrong, 3])  # type: ignore[list-item]
+    assert SequenceDataset(sequences, lengths=torch.tensor([1, 2, 3])).lengths == [1, 2, 3]  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"seed must be an int in \[0, 2\*\*64\), got -1"):
         SequenceDataset(sequences, seed=-1)
     with pytest.raises(ValueError, match="batch_size must be an int of at least 1, got 0"):

@@ -28,9 +28,12 @@ def test_the_demo_ends_with_a_figure_and_a_line_of_numbers(tmp_path: Path, capsy
     assert 0 < model < 20
 
 
-def test_a_wrong_option_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["--output", str(tmp_path), "--epochs", "0"]) == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+def test_a_wrong_option_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--output", str(tmp_path), "--epochs", "0"])
+    assert caught.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith("argument --epochs: expected a whole number of at least 1, got '0'")
     assert not list(tmp_path.iterdir())
 
 

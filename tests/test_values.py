@@ -53,6 +53,8 @@ OUTSIDE = [
     ("bernoulli", 1.5, "x must lie in [0, 1] with likelihood='bernoulli', got 1.5; scale it to [0, 1], or take "),
     ("bernoulli", -0.25, "x must lie in [0, 1] with likelihood='bernoulli', got -0.25; take likelihood='gaussian' for"),
     ("bernoulli", 255.0, "x must lie in [0, 1] with likelihood='bernoulli', got 255; divide grey values of 8 bits by"),
+    ("nade", 7.0, "x must hold 0 and 1 alone with likelihood='nade', got 7; divide grey values of 8 bits by 255 and"),
+    ("nade", 1.5, "x must hold 0 and 1 alone with likelihood='nade', got 1.5; scale it to [0, 1] and take"),
     ("bernoulli", 7.0, "x must lie in [0, 1] with likelihood='bernoulli', got 7; divide grey values"),
     ("bernoulli", 1e6, "x must lie in [0, 1] with likelihood='bernoulli', got 1e+06; scale it to [0, 1], or take"),
     ("nade", 0.5, "x must hold 0 and 1 alone with likelihood='nade', got 0.5; take likelihood='bernoulli'"),

@@ -10,10 +10,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vssn.training.heartbeat import Heartbeat
-from vssn.utils.command import INTERRUPTED, check_target, not_negative, positive, run_command, writing
+from vssn.utils.command import INTERRUPTED, check_target, positive, run_command, seed, threads, writing
 from vssn_kernels.version import __version__
+
+if TYPE_CHECKING:
+    from vssn.training.config import Config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--particles", metavar="K", type=positive, help="of iwae and fivo (100); of elbo: draws that are averaged (1)"
     )
-    evaluate.add_argument("--seed", metavar="N", type=not_negative, default=0, help="of the draws (0)")
+    evaluate.add_argument("--seed", metavar="N", type=seed, default=0, help="of the draws (0)")
     evaluate.add_argument("--batch-size", metavar="B", type=positive, help="sequences read at once (else the run's)")
     evaluate.add_argument(
         "--memory", metavar="MIB", type=positive, default=1024, help="that iwae and fivo may use (1024)"
@@ -105,7 +109,7 @@ def _add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads",
         metavar="N",
-        type=positive,
+        type=threads,
         help="of PyTorch and the kernels (else as OMP_NUM_THREADS says, else all cores); 1 where other programs run",
     )
 
@@ -117,15 +121,21 @@ def _use_threads(options: argparse.Namespace) -> None:
         torch.set_num_threads(options.threads)
 
 
+def _with_data(config: Config, folder: str | None) -> Config:
+    from vssn.errors import ConfigError
+
+    if folder is not None and "folder" not in type(config.data).model_fields:
+        raise ConfigError(f"--data: the set {config.data.set!r} is simulated and has no folder; leave it out")
+    return config.with_folder(folder)
+
+
 def _fit(options: argparse.Namespace) -> int:
     from vssn.training.config import load_config
 
     overrides = list(options.set)
-    if options.data is not None:
-        overrides.append(f"data.folder={json.dumps(options.data)}")
     if options.output is not None:
         overrides.append(f"training.output={json.dumps(options.output)}")
-    config = load_config(options.config, overrides)
+    config = _with_data(load_config(options.config, overrides), options.data)
 
     from vssn.training.fit import fit
 
@@ -146,7 +156,6 @@ def _fit(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from vssn.data.batching import sequence_loader
     from vssn.data.speech import scale_of, speech_scores
-    from vssn.errors import ConfigError
     from vssn.inference.scoring import BoundScores, Scores, evaluate, evaluate_bound
     from vssn.training.checkpoints import load_model
 
@@ -154,10 +163,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.json is not None:
         check_target("--json", options.json)
     model, config = load_model(options.checkpoint)
-    if options.data is not None:
-        if "folder" not in type(config.data).model_fields:
-            raise ConfigError(f"--data: the set {config.data.set!r} is simulated and has no folder; leave it out")
-        config = config.model_copy(update={"data": config.data.model_copy(update={"folder": options.data})})
+    config = _with_data(config, options.data)
     particles = options.particles or (1 if options.bound == "elbo" else 100)
     scores: Scores | BoundScores
     with Heartbeat("reading the data", lambda line: print(line, file=sys.stderr)) as pulse:

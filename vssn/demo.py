@@ -18,7 +18,7 @@ from vssn.data.pendulum import IMAGE_SIZE, PendulumSet
 from vssn.inference.filtering import squared_errors
 from vssn.models.vssn import VSSN
 from vssn.training.config import load_config
-from vssn.utils.command import check_folder, positive, run_command, writing
+from vssn.utils.command import check_folder, positive, run_command, threads, writing
 from vssn.utils.evaluation_mode import evaluating, time_major
 from vssn.utils.random import seeded
 
@@ -71,8 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the demo and returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m vssn.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder of the run and the figure")
-    parser.add_argument("--epochs", type=int, default=None, help="training epochs, fewer for a quick look")
-    parser.add_argument("--threads", metavar="N", type=positive, help="1 where other programs run (else all cores)")
+    parser.add_argument("--epochs", type=positive, help="training epochs, fewer for a quick look")
+    parser.add_argument("--threads", metavar="N", type=threads, help="1 where other programs run (else all cores)")
     options = parser.parse_args(arguments)
     return run_command("demo", lambda: _demo(options))
 

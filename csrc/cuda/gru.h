@@ -70,7 +70,8 @@ struct GruPlan {
     int blocks;  // of a team
     int64_t teams, batch_tiles;
     int row_tiles;
-    int unit_tiles;  // of a block
+    int unit_tiles;          // of a block
+    int unit_tiles_inverse;  // times n, shifted by 16: n / unit_tiles, for unit_tiles <= 8 and n < 8192
     int groups, slices, depth, rounds;
     int register_depth, shared_tiles, streamed_tiles;
     int parts;  // backward: neighbouring threads that share the sources of a unit's sum

@@ -41,6 +41,8 @@ gru_backward_kernel(BackwardParams params) {
     constexpr int kItems = 2 * kRowTiles;  // of a thread, at most: the plan sees to it
     constexpr int kTileRows = kRows * kRowTiles;
     constexpr int kTiles = kBackwardTiles;
+    [[maybe_unused]] constexpr int kAtOnce =
+        kRowTiles == 1 || paired ? 2 : 1;  // k tiles on their way: single elements take registers
     const GruBackward& k = params.k;
     const GruPlan& plan = params.plan;
     const bool float_state = k.state_storage == Storage::float32;
@@ -76,8 +78,6 @@ gru_backward_kernel(BackwardParams params) {
     const int first_depth = slice * plan.depth;
     const int source = block_x() * plan.slices + slice;
     const int row_tiles = all_units / kUnits;  // tiles of 16 units of the state before
-    // to * inverse >> 16 is to / unit_tiles: these are at most 8, and `to` below 8192.
-    const int inverse = (65536 + plan.unit_tiles - 1) / plan.unit_tiles;
     const auto row_tile = [&](int round, int i) { return (round * plan.groups + group) * kTiles + i; };
 
     // ---- Weights, once: row `unit` of the state before, k = a gate of an own unit ----------------------------------
@@ -134,23 +134,18 @@ gru_backward_kernel(BackwardParams params) {
         // At padding they are left as they were: nothing that is made of them there is kept. No branch between the
         // loads, so that none of them waits for the one before.
         const auto load_ahead = [&](int t) {
-            int count[kItems], count_before[kItems];
 #pragma unroll
             for (int i = 0; i < kItems; ++i) {
-                const int length = lengths[row_of[i]];
-                count[i] = mine[i] && t < length ? H - first_own - unit_of[i] : 0;
-                count_before[i] = t == (k.reverse ? length - 1 : 0) ? 0 : count[i];
-            }
-#pragma unroll
-            for (int i = 0; i < kItems; ++i) {
-                const int unit = first_own + unit_of[i];
+                const int length = lengths[row_of[i]], unit = first_own + unit_of[i];
+                const int count = mine[i] && t < length ? H - unit : 0;
+                const int count_before = t == (k.reverse ? length - 1 : 0) ? 0 : count;
                 const int64_t row = first_row + row_of[i], at = (t * k.B + row) * H + unit;
-                reload_gates<S, paired>(ahead[i].gates, k.gates, at, count[i]);
+                reload_gates<S, paired>(ahead[i].gates, k.gates, at, count);
                 ahead[i].before.reload(static_cast<const S*>(k.output) + at + (k.reverse ? k.B : -k.B) * H,
-                                       count_before[i]);
+                                       count_before);
                 ahead[i].grad_output.reload(
                     static_cast<const S*>(k.grad_output) + t * k.grad_output_step + row * k.grad_output_row + unit,
-                    k.grad_output ? count[i] : 0);
+                    k.grad_output ? count : 0);
             }
         };
 
@@ -178,7 +173,7 @@ gru_backward_kernel(BackwardParams params) {
             if (any) {
                 const int source_size = kTileRows * sum_stride, slot = part * source_size + b * sum_stride + j;
                 const auto add = [&](const auto& load, const float* from) {
-#pragma unroll(kRowTiles == 1 || paired ? 8 : 4)  // single elements take more registers
+#pragma unroll(4 * kAtOnce)
                     for (int i = 0; i < own_sources; ++i, from += parts * source_size) {
                         const auto one = load(reinterpret_cast<const Vector<float, 2>*>(from));
                         sum.v[0] += one.v[0];
@@ -289,14 +284,14 @@ gru_backward_kernel(BackwardParams params) {
                     for (int i = 0; i < kDepth; ++i) multiply(resident[i], i);
                     depth = kDepth;
                 }
-#pragma unroll 2
+#pragma unroll(kAtOnce)
                 for (; depth < plan.depth && left_in_shared > 0; ++depth, left_in_shared -= kTiles) {
                     typename P::A a[kTiles];
 #pragma unroll
                     for (int i = 0; i < kTiles; ++i, from_shared += P::kTileBytes) a[i] = P::load(from_shared);
                     multiply(a, depth);
                 }
-#pragma unroll 2
+#pragma unroll(kAtOnce)
                 for (; depth < plan.depth; ++depth) {
                     typename P::A a[kTiles];
 #pragma unroll
@@ -308,7 +303,7 @@ gru_backward_kernel(BackwardParams params) {
                 const int column = accumulator_column(odd ? 1 : 0), first = accumulator_row(0) - (odd ? 2 : 0);
 #pragma unroll
                 for (int i = 0; i < kTiles; ++i) {
-                    const int to = row_tile(round, i), owner = to * inverse >> 16;
+                    const int to = row_tile(round, i), owner = to * plan.unit_tiles_inverse >> 16;
                     const int unit = (to - owner * plan.unit_tiles) * kUnits + first;
                     if (to < row_tiles)
 #pragma unroll

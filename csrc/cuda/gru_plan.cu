@@ -1,9 +1,8 @@
 // How a GRU call is laid out on the device: host code, no kernels.
 //
-// The weights are meant to lie in registers: 8 warps with 24 tiles of 512 bytes each, so the number of blocks in a team
-// grows with H until they do (or, in full precision, until the multiply-adds have spread over a cluster). What
-// registers do not hold lies in shared memory, and what that does not hold either is read from the L2 cache in each
-// step.
+// What a warp's registers do not hold of the weights (24 tiles of 512 bytes) lies in shared memory, and what that does
+// not hold either is read from the L2 cache in each step. Of the teams that keep their weights on chip the plan takes
+// the one with the fewest estimated cycles: larger ones share the products, and fewer of them run at once.
 #include <algorithm>
 #include <stdexcept>
 
@@ -18,7 +17,6 @@ using gpu::kRows;
 using gpu::kUnits;
 
 constexpr int kWarps = kGruThreads / gpu::kWarp;
-constexpr int kResidentTiles = 24;  // of a warp
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -53,6 +51,7 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
     plan.row_tiles = row_tiles;
     plan.batch_tiles = ceil_div(B, rows);
     plan.unit_tiles = static_cast<int>(unit_tiles);
+    plan.unit_tiles_inverse = static_cast<int>((65536 + unit_tiles - 1) / unit_tiles);
     plan.rounds = 1;
     int64_t tiles;  // of weights, of a warp
     int across;     // tiles of rows that a k tile of a warp multiplies

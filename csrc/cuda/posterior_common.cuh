@@ -160,12 +160,6 @@ struct Sequence {
             four.row[j] = Ahead<T, paired>::load(p, batch.valid(t, j) ? count : 0);
         return four;
     }
-    // The same as a hint, for a later step.
-    VSSN_DEVICE void prefetch(const BatchTile& batch, int t, int tile, int width) const {
-        const int unit = tile * kUnits + accumulator_row(0);
-        if (data != nullptr && unit < width && t >= 0 && batch.valid(t, 0))
-            prefetch_l2(data + t * step_stride + batch.row * row_stride + unit);
-    }
 };
 
 // Writes the four of a tile of units at step t of a contiguous [T, B, row_width], whose columns from `column` on hold

@@ -6,6 +6,7 @@ epoch sees what the unbroken run would have seen, with any number of loader work
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vssn.utils.checks import require_flag, require_seed, require_size
+from vssn.utils.checks import require_flag, require_parts, require_seed, require_size
 from vssn.utils.random import generator
 
 Item = tuple[Tensor, Tensor | None]
@@ -66,7 +67,7 @@ class SequenceDataset(Dataset[Item]):
         require_seed("seed", seed)
         if lengths is None:
             lengths = [len(sequence) for sequence in self.sequences]
-        self.lengths = [int(length) for length in lengths]
+        self.lengths = [_length(f"lengths[{index}]", length) for index, length in enumerate(lengths)]
         self.transform = transform
         self.seed = seed
         # In shared memory, so that loader workers which outlive an epoch see the next one.
@@ -83,6 +84,17 @@ class SequenceDataset(Dataset[Item]):
         if self.transform is not None:
             x = self.transform(x, generator(self.seed, int(self._epoch), index))
         return x, None if self.controls is None else _checked(f"controls[{index}]", self.controls[index])
+
+
+def _length(name: str, length: Any) -> int:
+    """As an int, also where it is NumPy's or stands in a tensor."""
+    try:
+        number = operator.index(length)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise ValueError(f"{name} must be an int of at least 0, got {length!r}")
+    return number
 
 
 def _listed(name: str, sequences: object) -> Sequence[Any]:
@@ -130,8 +142,7 @@ def collate_sequences(items: Sequence[Item]) -> SequenceBatch:
     if not isinstance(items, list | tuple) or not items:
         raise TypeError(f"items must be a list of pairs (x, u), one at least, got {_name(items)}")
     for number, item in enumerate(items):
-        if not isinstance(item, tuple | list) or len(item) != 2:
-            raise TypeError(f"items[{number}] must be a pair (x, u), got {_name(item)}")
+        require_parts(f"items[{number}]", item, "(x, u)", lists=True)
     items = [(_checked("an item's x", x), None if u is None else _checked("an item's u", u)) for x, u in items]
     lengths = torch.tensor([len(x) for x, _ in items], dtype=torch.int64)
     controls = [u for _, u in items if u is not None]

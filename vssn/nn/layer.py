@@ -16,7 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from vssn.nn.blocks import GaussianMLP, LatentNetwork, Recurrence, is_plain_latent, reset_children
-from vssn.utils.checks import require_choice, require_like, require_number, require_shape, require_size
+from vssn.utils.checks import (
+    require_choice,
+    require_like,
+    require_number,
+    require_parts,
+    require_shape,
+    require_size,
+)
 from vssn.utils.sequences import check_lengths, check_sequences, last_valid, swap, valid_steps, with_first, zero_padding
 from vssn.utils.values import NO_NAN_IN_U, require_finite
 from vssn_kernels import PriorMean, gaussian_kl, gaussian_rsample_kl, posterior_sequence
@@ -248,16 +255,15 @@ class VSSNLayer(nn.Module):
         if state is None:
             assert batch is not None
             return State(*self.initial_state(batch, like), like.new_zeros(batch, frame_size))
-        if not isinstance(state, tuple) or len(state) != 3:
-            raise TypeError(f"state must be a tuple (d, z, x_last) or None, got {type(state).__name__}")
+        parts = require_parts("state", state, "(d, z, x_last)", " or None")
         sizes = {"d": ("[B, D]", self.hidden_size), "z": ("[B, Z]", self.latent_size), "x_last": ("[B, F]", frame_size)}
-        for (name, (letters, size)), part in zip(sizes.items(), state, strict=True):
+        for (name, (letters, size)), part in zip(sizes.items(), parts, strict=True):
             if batch is None:
                 batch = part.shape[0] if isinstance(part, Tensor) and part.dim() else 0
             require_shape(f"state's {name}", part, letters, (batch, size))
             require_like(f"state's {name}", part, like, or_float32=name == "d")
             require_finite(f"state's {name}", part, "start anew with state=None")
-        return State(*state)
+        return State(*parts)
 
     def initial_state(self, batch: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """d_0 [B, D] and z_0 [B, Z], in the dtype and on the device of `like`."""
@@ -290,13 +296,12 @@ class VSSNLayer(nn.Module):
     def check_noise(self, noise: object, like: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """The noise time-major. Raises TypeError or ValueError where it does not fit `like` [T, B, ·], or is not finite
         where `valid` [T, B] (None: everywhere)."""
-        if not isinstance(noise, tuple | list) or len(noise) != 2:
-            raise TypeError(f"noise must be a tuple (eps_w, eps_z) or None, got {type(noise).__name__}")
+        given = require_parts("noise", noise, "(eps_w, eps_z)", " or None", lists=True)
         letters = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
         leading = (like.shape[1], like.shape[0]) if self.batch_first else like.shape[:2]
         parts = []
         for name, letter, size, part in zip(
-            ("noise's eps_w", "noise's eps_z"), "WZ", (self.noise_size, self.latent_size), noise, strict=True
+            ("noise's eps_w", "noise's eps_z"), "WZ", (self.noise_size, self.latent_size), given, strict=True
         ):
             require_shape(name, part, letters.format(letter), (*leading, size))
             require_like(name, part, like)

@@ -226,6 +226,7 @@ def fit(config: Config, resume: bool = False) -> FitResult:
         TrainingError: the model diverged; last.ckpt holds the epoch before.
         KeyboardInterrupt: after Ctrl-C; last.ckpt holds the last whole epoch.
     """
+    started = time.monotonic()
     keep_memory()
     with Heartbeat("reading the data") as pulse:
         folder = Path(config.training.output)
@@ -236,7 +237,7 @@ def fit(config: Config, resume: bool = False) -> FitResult:
         config = config.with_scale(splits)
         model = config.build_model(_count_chunks(splits, config.training.chunk_length))
         data, module = SequenceData(splits, config), TrainingModule(model, config)
-        run = RunFolder(folder, done, config.training.report_every, pulse.say)
+        run = RunFolder(folder, done, config.training.report_every, pulse)
         with creating(folder), quiet(), first_rank():
             with replacing(folder / "config.yaml") as part:
                 part.write_text(config.to_yaml(), encoding="utf-8")
@@ -250,7 +251,7 @@ def fit(config: Config, resume: bool = False) -> FitResult:
         model, _ = load_model(best)
         model.to(device)
         valid, test = (evaluate(model, loader) for loader in (data.valid, data.test))
-    return FitResult(epoch, best, valid, test, time.monotonic() - pulse.started)
+    return FitResult(epoch, best, valid, test, time.monotonic() - started)
 
 
 def _describe(config: Config, splits: Splits, model: VSSN, device: torch.device) -> str:

@@ -21,6 +21,8 @@ class Heartbeat:
     Args:
         doing: what is at hand, such as "reading the data", or a function that tells; None: nothing is said.
         say: takes the lines.
+
+    Its lines end with the seconds since `started`, which may be set.
     """
 
     def __init__(self, doing: str | Callable[[], str | None], say: Callable[[str], None] = print_line) -> None:

@@ -12,17 +12,17 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint, TQDMProgressBar
 
-from vssn.errors import ConfigError, TrainingError
+from vssn.errors import TrainingError
 from vssn.training.checkpoints import read_checkpoint
-from vssn.training.config import Config
-from vssn.training.heartbeat import print_line
+from vssn.training.config import Config, ConfigError
+from vssn.training.heartbeat import Heartbeat
 
 SCORES = ("loss", "elbo_per_frame", "kl_z_per_frame", "kl_w_per_frame")  # logged as train/... and valid/...
 MONITOR = "valid/elbo_per_frame"
@@ -132,10 +132,8 @@ class RunFolder(Checkpoint):
         *(f"{split}/{name}" for split in ("train", "valid") for name in SCORES),
     )
 
-    def __init__(
-        self, folder: Path, resumed_epoch: int, report_every: int, say: Callable[[str], None] = print_line
-    ) -> None:
-        self.folder, self.report_every, self.say = folder, report_every, say
+    def __init__(self, folder: Path, resumed_epoch: int, report_every: int, pulse: Heartbeat) -> None:
+        self.folder, self.report_every, self.pulse = folder, report_every, pulse
         self.best = -math.inf
         self.rows: list[dict[str, Any]] = []
         if resumed_epoch:
@@ -145,11 +143,11 @@ class RunFolder(Checkpoint):
         self.seconds_before = float(self.rows[-1]["seconds"]) if self.rows else 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.started = time.monotonic() - self.seconds_before
+        self.pulse.started = time.monotonic() - self.seconds_before  # one clock for the lines of both
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         values: dict[str, float] = pl_module.metrics  # type: ignore[assignment]  # vssn.training.fit.TrainingModule's
-        seconds = time.monotonic() - self.started
+        seconds = time.monotonic() - self.pulse.started
         if not math.isfinite(values[MONITOR]):
             raise TrainingError(
                 f"training diverged in epoch {trainer.current_epoch + 1}: the validation ELBO is {values[MONITOR]}; "
@@ -173,7 +171,7 @@ class RunFolder(Checkpoint):
         )
         if counts["epoch"] % self.report_every == 0:
             bar = trainer.progress_bar_callback
-            say = bar.print if isinstance(bar, TQDMProgressBar) else self.say
+            say = bar.print if isinstance(bar, TQDMProgressBar) else self.pulse.say
             say(line + ("  best" if improved else ""))
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:

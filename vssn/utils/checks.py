@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,6 +53,14 @@ def require_factor(name: str, value: object) -> float | Tensor:
 def require_flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def require_parts(name: str, value: object, parts: str, instead: str = "", lists: bool = False) -> Sequence[Any]:
+    """A tuple (or a list) of as many values as `parts` names, such as "(d, z, x_last)"; else TypeError."""
+    if isinstance(value, (tuple, list) if lists else tuple) and len(value) == parts.count(",") + 1:
+        return value
+    came = type(value).__name__ + (f" of {len(value)}" if isinstance(value, tuple | list) else "")
+    raise TypeError(f"{name} must be a tuple {parts}{instead}, got {came}")
 
 
 def require_tensor(name: str, value: object, kind: str = "torch.Tensor") -> Tensor:

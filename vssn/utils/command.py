@@ -87,16 +87,22 @@ def positive(text: str) -> int:
     return _whole(text, 1)
 
 
-def not_negative(text: str) -> int:
-    """A whole number of at least 0, for argparse."""
-    return _whole(text, 0)
+def seed(text: str) -> int:
+    """What generators take, for argparse."""
+    return _whole(text, 0, 2**64 - 1)
 
 
-def _whole(text: str, least: int) -> int:
+def threads(text: str) -> int:
+    """For argparse: more of them than any machine runs end the process without a word of the reason."""
+    return _whole(text, 1, 1024)
+
+
+def _whole(text: str, least: int, most: int | None = None) -> int:
     try:
         value = int(text)
     except ValueError:
         value = least - 1
-    if value < least:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
+    if value < least or (most is not None and value > most):
+        span = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise argparse.ArgumentTypeError(f"expected a whole number {span}, got {text[:40]!r}")
     return value

@@ -100,18 +100,19 @@ def _check(tensor: Tensor, name: str, support: int, if_not_finite: str) -> None:
         inside = not bool(between.any())
         got = high if inside else float(tensor[between][0])
     if not inside:
-        raise DataError(f"{name} must {wanted.text}, got {got:g}; {_likelihood_for(tensor, low, high)}")
+        raise DataError(f"{name} must {wanted.text}, got {got:g}; {_advice(tensor, low, high, wanted)}")
 
 
-def _likelihood_for(x: Tensor, low: float, high: float) -> str:
-    """What fits values that another likelihood does not take."""
+def _advice(x: Tensor, low: float, high: float, wanted: Support) -> str:
+    """What to do with values that the likelihood does not take."""
     if low < 0:
         return "take likelihood='gaussian' for real values"
     if high <= 1:
         return "take likelihood='bernoulli' for values between"
+    then = " and take likelihood='bernoulli'" if wanted.ends_only else ""
     if high <= 255 and bool((x == x.round()).all()):
-        return "divide grey values of 8 bits by 255, or take likelihood='gaussian' for counts"
-    return "scale it to [0, 1], or take likelihood='gaussian'"
+        return f"divide grey values of 8 bits by 255{then}, or take likelihood='gaussian' for counts"
+    return f"scale it to [0, 1]{then}, or take likelihood='gaussian'"
 
 
 def _check_whole_frames(observed: Tensor, likelihood: str) -> None:

@@ -115,6 +115,20 @@ VSSN_KERNEL write_to_ended_block(PlantParams) {
 
 VSSN_KERNEL arrive_without_wait(PlantParams) { cluster_arrive(); }
 
+// 16 bytes are on their way into shared memory, and read before they are waited for: they are NaN there.
+VSSN_KERNEL copy_read_too_early(PlantParams p) {
+    auto* shared = reinterpret_cast<float*>(dynamic_shared());
+    if (thread_id() != 0) return;
+    copy_l2(shared, p.data + 4);
+    p.data[0] = shared[0];
+    await_copies();
+    p.data[1] = shared[0];
+}
+
+VSSN_KERNEL copy_without_wait(PlantParams p) {
+    if (thread_id() == 0) copy_l2(dynamic_shared(), p.data);
+}
+
 VSSN_KERNEL misaligned(PlantParams p) { store_l2(reinterpret_cast<Vector<float, 4>*>(p.data + 1), {}); }
 
 template <class C>
@@ -193,6 +207,8 @@ std::string plant(const std::string& name, float* data, int64_t count) {
         {"flag_never_reached", flag_never_reached},
         {"write_to_ended_block", write_to_ended_block},
         {"arrive_without_wait", arrive_without_wait},
+        {"copy_read_too_early", copy_read_too_early},
+        {"copy_without_wait", copy_without_wait},
         {"misaligned", misaligned},
     };
     unsigned flag = 0;
