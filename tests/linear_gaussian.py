@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from vssn import VSSN
-from vssn.networks import MLP, LatentNetwork, Recurrence, SplitLinear
+from vssn.nn.blocks import MLP, LatentNetwork, Recurrence, SplitLinear
 
 SMALL = 1e-4
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vssn.ar_gaussian import ArGaussian
-from vssn.likelihoods import Gaussian, make_likelihood
-from vssn.model import VSSN
+from vssn.likelihoods.ar_gaussian import ArGaussian
+from vssn.likelihoods.registry import Gaussian, make_likelihood
+from vssn.models.vssn import VSSN
 
 X = 5
 MIN_LOGVAR = -3.0

@@ -17,9 +17,10 @@ from torch.distributions import MultivariateNormal
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import vssn.bounds
+import vssn.inference.importance
 from vssn import VSSN
-from vssn.bounds import BOUNDS, MemoryLimitError, Plan, SequenceBounds, _Particles, resample, sequence_bounds
+from vssn.errors import MemoryLimitError
+from vssn.inference.importance import BOUNDS, Plan, SequenceBounds, _Particles, resample, sequence_bounds
 from vssn_kernels.testing import assert_all_close, assert_close
 
 STEPS = 5
@@ -59,7 +60,7 @@ def test_the_bounds_are_ordered_and_converge_to_the_exact_likelihood(linear: tup
         assert path[3][0] < 3 * path[3][1] + 0.02 * path[0][0]
 
 
-@pytest.mark.parametrize("resampling", vssn.bounds.RESAMPLINGS)
+@pytest.mark.parametrize("resampling", vssn.inference.importance.RESAMPLINGS)
 def test_fivo_is_unbiased_when_it_resamples_at_every_step(resampling: str) -> None:
     exact, steps, count = LinearModel(), 3, 1500
     x = exact.sample(steps, seed=4)
@@ -167,7 +168,7 @@ def test_weights_are_those_of_the_model_step_by_step(name: str) -> None:
         assert_all_close(got[bound]._asdict(), want[bound]._asdict(), 1e-10, bound)
 
 
-@pytest.mark.parametrize("resampling", vssn.bounds.RESAMPLINGS)
+@pytest.mark.parametrize("resampling", vssn.inference.importance.RESAMPLINGS)
 @pytest.mark.parametrize("name", ["vssn", "smoothing", "both", "storn", "dkf"])
 def test_fivo_is_a_particle_filter_that_copies_whole_paths(name: str, resampling: str) -> None:
     """A particle is its noise: eps_w of all steps, eps_z of those taken. Copied whole, it gives d, a and z anew."""
@@ -308,7 +309,7 @@ MEMORY_MODELS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("bound", ["iwae", "fivo"])
 @pytest.mark.parametrize("name", MEMORY_MODELS)
 def test_a_memory_limit_is_kept_and_changes_nothing(name: str, bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vssn.bounds, "PART", 16)
+    monkeypatch.setattr(vssn.inference.importance, "PART", 16)
     torch.manual_seed(5)
     model = VSSN(40, 32, 12, **MEMORY_MODELS[name]).double()
     x, lengths = (torch.rand(60, 3, 40) < 0.1).double(), torch.tensor([30, 60, 7])
@@ -317,7 +318,9 @@ def test_a_memory_limit_is_kept_and_changes_nothing(name: str, bound: str, monke
     plans, peaks = [], []
     limits = (8, 5, 3.5) if bound == "iwae" else (5, 2.5, 1.5)
     for mib in limits:
-        plan = vssn.bounds.make_plan(model, x, 60, torch.tensor([1, 0, 2]), 10, int(mib * 2**20), split=bound != "fivo")
+        plan = vssn.inference.importance.make_plan(
+            model, x, 60, torch.tensor([1, 0, 2]), 10, int(mib * 2**20), split=bound != "fivo"
+        )
         plans.append(plan)
         with PeakBytes() as used:
             got = sequence_bounds(model, x, None, lengths, memory=int(mib * 2**20), **options)

@@ -17,10 +17,10 @@ from torch.nn.utils import parametrizations, prune
 from torch.utils._pytree import tree_map
 
 from vssn import VSSN, LayerOutput
-from vssn.bounds import sequence_bounds
-from vssn.layer import Inference
-from vssn.networks import SplitLinear, is_plain, is_plain_linear
-from vssn.prediction import latent_states, one_step_predictions
+from vssn.inference.filtering import latent_states, one_step_predictions
+from vssn.inference.importance import sequence_bounds
+from vssn.nn.blocks import SplitLinear, is_plain, is_plain_linear
+from vssn.nn.layer import Inference
 from vssn_kernels.testing import assert_all_close, assert_close
 
 AR = ("vssn", {"likelihood": "ar_gaussian"})

@@ -22,10 +22,12 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vssn import evaluation, heartbeat, training
 from vssn.cli import main
-from vssn.config import check_config
-from vssn.training import TrainingModule
+from vssn.inference import scoring as evaluation
+from vssn.training import fit as training
+from vssn.training import heartbeat
+from vssn.training.config import check_config
+from vssn.training.fit import TrainingModule
 from vssn_kernels.version import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -347,7 +349,7 @@ def test_the_bar_counts_from_1_and_is_gone_when_interrupted(stop: str, config: s
     code = f"""
 import sys
 from vssn.cli import main
-from vssn.training import TrainingModule
+from vssn.training.fit import TrainingModule
 step = TrainingModule.{stop}
 def interrupted(module, *arguments):
     if module.current_epoch == 1:

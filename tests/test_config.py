@@ -11,8 +11,9 @@ import pytest
 import scipy.io
 import yaml
 
-from vssn.config import Config, ConfigError, ModelSection, check_config, load_config, packaged_configs
-from vssn.model import VSSN
+from vssn.errors import ConfigError
+from vssn.models.vssn import VSSN
+from vssn.training.config import Config, ModelSection, check_config, load_config, packaged_configs
 
 TINY = {"data": {"set": "pendulum"}, "model": {"hidden_size": 5, "latent_size": 3}}
 

@@ -87,10 +87,10 @@ def choose() -> bool:
 
 
 def test_the_trainer_chooses_to_keep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import vssn.training
-    from vssn.config import load_config
+    import vssn.training.fit
+    from vssn.training.config import load_config
 
-    monkeypatch.setattr(vssn.training, "keep_memory", choose)
+    monkeypatch.setattr(vssn.training.fit, "keep_memory", choose)
     with pytest.raises(Chosen):
         vssn.training.fit(load_config("pendulum", [f"training.output={tmp_path / 'run'}"]))
 

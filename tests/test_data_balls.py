@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from vssn.data.balls import RADIUS, balls_splits, make_balls, render_balls, simulate_balls
-from vssn.data.baselines import copy_last_frame_error, mean_frame_error
 from vssn.data.batching import SequenceDataset, sequence_loader
+from vssn.experiments.baselines import copy_last_frame_error, mean_frame_error
 
 
 def energy(velocities: np.ndarray) -> np.ndarray:

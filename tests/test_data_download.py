@@ -15,8 +15,8 @@ import pytest
 from vssn.cli import main
 from vssn.data import download
 from vssn.data.download import SHA256, SOURCE, download_music
-from vssn.data.errors import DataError
 from vssn.data.music import MUSIC_SETS
+from vssn.errors import DataError
 
 pytest.importorskip("pooch", reason="a download needs pooch: pip install 'vssn[download]'")
 

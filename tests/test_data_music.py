@@ -13,10 +13,10 @@ import pytest
 import scipy.io
 import torch
 
-from vssn.data import DataError
-from vssn.data.baselines import markov_baseline
 from vssn.data.download import SHA256
 from vssn.data.music import MUSIC_SETS, SPLITS, MusicSet, Transpose, find_music_file, load_music
+from vssn.errors import DataError
+from vssn.experiments.baselines import markov_baseline
 
 # sequences, frames, notes per frame (each train/valid/test), longest test sequence
 FACTS = {

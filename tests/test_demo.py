@@ -10,8 +10,8 @@ import matplotlib.image
 import pytest
 import torch
 
-from vssn import training
 from vssn.demo import main
+from vssn.training import fit as training
 
 
 def test_the_demo_ends_with_a_figure_and_a_line_of_numbers(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

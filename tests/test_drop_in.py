@@ -400,8 +400,8 @@ def test_torch_gru_is_one_by_type() -> None:
 
 def test_torch_gru_runs_the_fused_op(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
-    op = vssn.gru.gru_sequence
-    monkeypatch.setattr(vssn.gru, "gru_sequence", lambda *args, **named: called.append(1) or op(*args, **named))
+    op = vssn.nn.gru.gru_sequence
+    monkeypatch.setattr(vssn.nn.gru, "gru_sequence", lambda *args, **named: called.append(1) or op(*args, **named))
     vssn.TorchGRU(X, H, 2, bidirectional=True)(batch(torch.float32))
     assert len(called) == 4
 

@@ -9,21 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from vssn.bounds import sequence_bounds
-from vssn.config import Config, check_config
 from vssn.data.batching import SequenceDataset, sequence_loader
-from vssn.evaluation import (
-    FORMAT,
-    CheckpointError,
-    draw_noise,
-    evaluate,
-    evaluate_bound,
-    load_model,
-    read_checkpoint,
-    sequence_sums,
-    summarize,
-)
-from vssn.model import VSSN
+from vssn.errors import CheckpointError
+from vssn.inference.importance import sequence_bounds
+from vssn.inference.scoring import draw_noise, evaluate, evaluate_bound, sequence_sums, summarize
+from vssn.models.vssn import VSSN
+from vssn.training.checkpoints import FORMAT, load_model, read_checkpoint
+from vssn.training.config import Config, check_config
 
 X = 5
 LENGTHS = (7, 1, 4, 9, 2)

@@ -11,9 +11,9 @@ from small_models import LENGTHS, MODELS, B, D, T, W, X, Z, batch, flat, make
 from torch import Tensor, nn
 
 from vssn import GRU, VSSN, VSSNLayer
-from vssn.ar_gaussian import ArGaussian
-from vssn.nade import NADE
-from vssn.networks import MLP, Embedding, GaussianMLP, LatentNetwork, Recurrence, SplitLinear
+from vssn.likelihoods.ar_gaussian import ArGaussian
+from vssn.likelihoods.nade import NADE
+from vssn.nn.blocks import MLP, Embedding, GaussianMLP, LatentNetwork, Recurrence, SplitLinear
 from vssn_kernels.testing import assert_all_close, assert_close, assert_equal
 
 MODULES: dict[str, Any] = {

@@ -11,17 +11,17 @@ from test_model import batch
 from torch import Tensor
 
 from vssn import VSSN
-from vssn.bounds import sequence_bounds
-from vssn.config import check_config
 from vssn.data.batching import SequenceBatch
 from vssn.data.pendulum import pendulum_splits
 from vssn.demo import forecast_films
-from vssn.evaluation import evaluate, evaluate_bound
-from vssn.evaluation_mode import time_major
-from vssn.prediction import latent_states, one_step_predictions, prediction_error, rollouts, squared_errors
-from vssn.protocols import PROTOCOLS, Effort
-from vssn.regression import regress_pendulum
-from vssn.training import TrainingModule
+from vssn.experiments.linear_probe import regress_pendulum
+from vssn.experiments.tasks import PROTOCOLS, Effort
+from vssn.inference.filtering import latent_states, one_step_predictions, prediction_error, rollouts, squared_errors
+from vssn.inference.importance import sequence_bounds
+from vssn.inference.scoring import evaluate, evaluate_bound
+from vssn.training.config import check_config
+from vssn.training.fit import TrainingModule
+from vssn.utils.evaluation_mode import time_major
 from vssn_kernels.testing import assert_close
 
 SIZES = [(4, 4), (6, 3)]  # T, B: equal, so that nothing but the numbers tells the layouts apart, and not

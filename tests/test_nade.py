@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vssn.nade import MEAN_SAMPLES, NADE, nade_logits
-from vssn.values import MARK_MISSING, require_values
+from vssn.likelihoods.nade import MEAN_SAMPLES, NADE, nade_logits
+from vssn.utils.values import MARK_MISSING, require_values
 from vssn_kernels.testing import assert_all_close, assert_close
 
 

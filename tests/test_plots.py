@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from vssn.plots import draw_error_ahead, draw_film, draw_latents, draw_rolls, draw_training, read_metrics
+from vssn.experiments.figures import draw_error_ahead, draw_film, draw_latents, draw_rolls, draw_training, read_metrics
 
 COLUMNS = [
     "epoch",

@@ -12,11 +12,11 @@ from step_by_step import PlainModel
 from test_model import MODELS, B, T, X, batch, make
 from torch import Tensor
 
-from vssn.data.baselines import copy_last_frame_error
 from vssn.data.pendulum import pendulum_splits
-from vssn.model import VSSN
-from vssn.prediction import latent_states, one_step_predictions, prediction_error, rollouts, squared_errors
-from vssn.regression import PENDULUM_TARGETS, filtering_limit, regress, regress_pendulum
+from vssn.experiments.baselines import copy_last_frame_error
+from vssn.experiments.linear_probe import PENDULUM_TARGETS, filtering_limit, regress, regress_pendulum
+from vssn.inference.filtering import latent_states, one_step_predictions, prediction_error, rollouts, squared_errors
+from vssn.models.vssn import VSSN
 from vssn_kernels.testing import assert_all_close, assert_close, assert_equal
 
 PLAIN = [name for name in MODELS if "masked" not in name]

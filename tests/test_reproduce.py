@@ -16,14 +16,15 @@ import scipy.io
 import torch
 import yaml
 
-from vssn import reproduce as module
 from vssn.cli import main
-from vssn.config import ConfigError, check_config, load_config, packaged_configs
-from vssn.protocols import PROTOCOLS, Effort, draw_pendulum
-from vssn.published import BALLS, MUSIC, PENDULUM, SPEECH
-from vssn.reproduce import TABLES, Entry, Settings, reproduce
-from vssn.results import SECTIONS, write_report
-from vssn.training import TrainingModule, fit
+from vssn.errors import ConfigError
+from vssn.experiments import runner as module
+from vssn.experiments.published import BALLS, MUSIC, PENDULUM, SPEECH
+from vssn.experiments.report import SECTIONS, write_report
+from vssn.experiments.runner import TABLES, Entry, Settings, reproduce
+from vssn.experiments.tasks import PROTOCOLS, Effort, draw_pendulum
+from vssn.training.config import check_config, load_config, packaged_configs
+from vssn.training.fit import TrainingModule, fit
 
 MODEL = {"hidden_size": 4, "latent_size": 2, "noise_size": 1, "mlp_size": 4}
 PENDULUM_DATA = {"set": "pendulum", "batch_size": 20}
@@ -359,7 +360,7 @@ def test_a_disk_that_fills_up_is_one_line(
     monkeypatch.setattr(
         Path, "write_text", lambda path, *rest, **more: full() if path.stem == name else write(path, *rest, **more)
     )
-    monkeypatch.setattr("vssn.results._copy_figures", full if name == "report" else lambda *_: set())
+    monkeypatch.setattr("vssn.experiments.report._copy_figures", full if name == "report" else lambda *_: set())
     if name == "figure.png":
         monkeypatch.setitem(PROTOCOLS, table, PROTOCOLS[table]._replace(draw=full))
     arguments = ["reproduce", "--budget", "quick", table, "--only", "vssn", "--output", str(tmp_path / "runs")]

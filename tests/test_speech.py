@@ -15,8 +15,6 @@ import pytest
 import torch
 
 from vssn.cli import main
-from vssn.config import check_config, load_config
-from vssn.data.errors import DataError
 from vssn.data.speech import (
     FRAME_SIZE,
     SEGMENT,
@@ -26,8 +24,10 @@ from vssn.data.speech import (
     scale_of,
     speech_scores,
 )
-from vssn.evaluation import load_model
-from vssn.training import fit
+from vssn.errors import DataError
+from vssn.training.checkpoints import load_model
+from vssn.training.config import check_config, load_config
+from vssn.training.fit import fit
 
 soundfile = pytest.importorskip("soundfile", reason="reading speech needs soundfile: pip install 'vssn[speech]'")
 RATE = 16000

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from vssn.cli import main
-from vssn.config import Config, ConfigError, TrainingSection, check_config
 from vssn.data.batching import SequenceBatch
-from vssn.data.errors import DataError
-from vssn.evaluation import evaluate, load_model, read_checkpoint
-from vssn.layer import State, VSSNLayer
-from vssn.model import VSSN
-from vssn.run_folder import TrainingError
-from vssn.training import SequenceData, TrainingModule, cut, fit, kl_weight, learning_rate
+from vssn.errors import ConfigError, DataError, TrainingError
+from vssn.inference.scoring import evaluate
+from vssn.models.vssn import VSSN
+from vssn.nn.layer import State, VSSNLayer
+from vssn.training.checkpoints import load_model, read_checkpoint
+from vssn.training.config import Config, TrainingSection, check_config
+from vssn.training.fit import SequenceData, TrainingModule, cut, fit, kl_weight, learning_rate
 
 FILES = {"best.ckpt", "config.yaml", "last.ckpt", "metrics.csv", "tensorboard"}
 

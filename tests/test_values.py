@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vssn import VSSN, VSSNLayer
-from vssn.bounds import sequence_bounds
 from vssn.data.batching import SequenceBatch
-from vssn.data.errors import DataError
-from vssn.evaluation import evaluate, evaluate_bound
-from vssn.likelihoods import LIKELIHOODS
-from vssn.prediction import latent_states, one_step_predictions, rollouts
-from vssn.values import BINARY, REAL, UNIT, looked_at, require_values
+from vssn.errors import DataError
+from vssn.inference.filtering import latent_states, one_step_predictions, rollouts
+from vssn.inference.importance import sequence_bounds
+from vssn.inference.scoring import evaluate, evaluate_bound
+from vssn.likelihoods.registry import LIKELIHOODS
+from vssn.utils.values import BINARY, REAL, UNIT, looked_at, require_values
 from vssn_kernels import arguments
 from vssn_kernels.testing import assert_all_close
 

@@ -13,7 +13,6 @@ from small_models import LENGTHS, B, D, T, U, W, X, Z, make, zeros
 from torch import Tensor, nn
 
 from vssn import State, VSSNLayer
-from vssn.bounds import resample, sequence_bounds
 from vssn.data.batching import (
     LengthBucketSampler,
     SequenceBatch,
@@ -21,8 +20,10 @@ from vssn.data.batching import (
     collate_sequences,
     sequence_loader,
 )
-from vssn.evaluation import draw_noise, evaluate, evaluate_bound, load_model, read_checkpoint, sequence_sums, summarize
-from vssn.prediction import latent_states, one_step_predictions, prediction_error, rollouts, squared_errors
+from vssn.inference.filtering import latent_states, one_step_predictions, prediction_error, rollouts, squared_errors
+from vssn.inference.importance import resample, sequence_bounds
+from vssn.inference.scoring import draw_noise, evaluate, evaluate_bound, sequence_sums, summarize
+from vssn.training.checkpoints import load_model, read_checkpoint
 
 MODEL = make("both", torch.float32)
 LAYER = VSSNLayer(X, D, Z, W, control="both", control_size=U).eval()

@@ -1,13 +1,20 @@
-"""The Variational Structured Stochastic Network: layer, model, data and training.
+"""The Variational Structured Stochastic Network: layers, models, inference, data and training.
 
 The fused ops live in `vssn_kernels`; training and the command line need `pip install -e .[train]`.
 """
 
-from vssn.gru import GRU, TorchGRU
-from vssn.layer import LayerOutput, State, VSSNLayer
-from vssn.model import VSSN, Generation, VSSNOutput
-from vssn.replace import replace_gru
+from typing import TYPE_CHECKING, Any
+
+from vssn.models.vssn import VSSN, Generation, VSSNOutput
+from vssn.nn.gru import GRU, TorchGRU
+from vssn.nn.layer import LayerOutput, State, VSSNLayer
+from vssn.nn.replace import replace_gru
 from vssn_kernels.version import __version__
+
+if TYPE_CHECKING:
+    from vssn.inference.importance import sequence_bounds
+    from vssn.inference.scoring import evaluate
+    from vssn.training.fit import fit
 
 __all__ = [
     "GRU",
@@ -19,5 +26,22 @@ __all__ = [
     "VSSNLayer",
     "VSSNOutput",
     "__version__",
+    "evaluate",
+    "fit",
     "replace_gru",
+    "sequence_bounds",
 ]
+# Imported when they are asked for: importing vssn needs torch and numpy alone, and is quick.
+_LATE = {"evaluate": "inference.scoring", "fit": "training.fit", "sequence_bounds": "inference.importance"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module 'vssn' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"vssn.{_LATE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE})

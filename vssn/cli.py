@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vssn.command import INTERRUPTED, check_target, positive, run_command, seed, threads, writing
-from vssn.heartbeat import Heartbeat
+from vssn.training.heartbeat import Heartbeat
+from vssn.utils.command import INTERRUPTED, check_target, positive, run_command, seed, threads, writing
 from vssn_kernels.version import __version__
 
 if TYPE_CHECKING:
-    from vssn.config import Config
+    from vssn.training.config import Config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -122,7 +122,7 @@ def _use_threads(options: argparse.Namespace) -> None:
 
 
 def _with_data(config: Config, folder: str | None) -> Config:
-    from vssn.config import ConfigError
+    from vssn.errors import ConfigError
 
     if folder is not None and "folder" not in type(config.data).model_fields:
         raise ConfigError(f"--data: the set {config.data.set!r} is simulated and has no folder; leave it out")
@@ -130,14 +130,14 @@ def _with_data(config: Config, folder: str | None) -> Config:
 
 
 def _fit(options: argparse.Namespace) -> int:
-    from vssn.config import load_config
+    from vssn.training.config import load_config
 
     overrides = list(options.set)
     if options.output is not None:
         overrides.append(f"training.output={json.dumps(options.output)}")
     config = _with_data(load_config(options.config, overrides), options.data)
 
-    from vssn.training import fit
+    from vssn.training.fit import fit
 
     _use_threads(options)
     try:
@@ -156,7 +156,8 @@ def _fit(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from vssn.data.batching import sequence_loader
     from vssn.data.speech import scale_of, speech_scores
-    from vssn.evaluation import BoundScores, Scores, evaluate, evaluate_bound, load_model
+    from vssn.inference.scoring import BoundScores, Scores, evaluate, evaluate_bound
+    from vssn.training.checkpoints import load_model
 
     _use_threads(options)
     if options.json is not None:
@@ -201,9 +202,9 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from vssn.config import ConfigError
-    from vssn.reproduce import TABLES, Settings, reproduce
-    from vssn.results import write_report
+    from vssn.errors import ConfigError
+    from vssn.experiments.report import write_report
+    from vssn.experiments.runner import TABLES, Settings, reproduce
 
     unknown = [table for table in options.tables if table not in TABLES]
     if unknown or not (options.tables or options.report):
@@ -233,7 +234,3 @@ def _info(options: argparse.Namespace) -> int:
 
     print(vssn_kernels.info())
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vssn.command import check_folder, positive, run_command, threads, writing
-from vssn.config import load_config
 from vssn.data.pendulum import IMAGE_SIZE, PendulumSet
-from vssn.evaluation_mode import evaluating, time_major
-from vssn.model import VSSN
-from vssn.prediction import squared_errors
-from vssn.seeds import seeded
+from vssn.inference.filtering import squared_errors
+from vssn.models.vssn import VSSN
+from vssn.training.config import load_config
+from vssn.utils.command import check_folder, positive, run_command, threads, writing
+from vssn.utils.evaluation_mode import evaluating, time_major
+from vssn.utils.random import seeded
 
 SEEN = 6
 FILMS_SHOWN = 3
@@ -91,8 +91,8 @@ def _demo(options: argparse.Namespace) -> int:
         torch.set_num_threads(options.threads)
 
     # Lightning takes seconds to import; a wrong option is answered before.
-    from vssn.evaluation import load_model
-    from vssn.training import fit
+    from vssn.training.checkpoints import load_model
+    from vssn.training.fit import fit
 
     train, _, test = config.data.swings()
     films, frames, _ = train.images.shape

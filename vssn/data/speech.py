@@ -48,8 +48,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vssn.data.batching import SequenceDataset
-from vssn.data.errors import DataError, shorten
 from vssn.data.folder import data_folder, entries, files_below
+from vssn.errors import DataError, shorten
 
 SPEECH_SETS = ("timit", "blizzard")
 FRAME_SIZE = 200

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
-from vssn.checks import (
+from vssn.nn.blocks import GaussianMLP, LatentNetwork, Recurrence, is_plain_latent, reset_children
+from vssn.utils.checks import (
     require_choice,
     require_like,
     require_number,
@@ -23,9 +24,8 @@ from vssn.checks import (
     require_shape,
     require_size,
 )
-from vssn.networks import GaussianMLP, LatentNetwork, Recurrence, is_plain_latent, reset_children
-from vssn.sequences import check_lengths, check_sequences, last_valid, swap, valid_steps, with_first, zero_padding
-from vssn.values import NO_NAN_IN_U, require_finite
+from vssn.utils.sequences import check_lengths, check_sequences, last_valid, swap, valid_steps, with_first, zero_padding
+from vssn.utils.values import NO_NAN_IN_U, require_finite
 from vssn_kernels import PriorMean, gaussian_kl, gaussian_rsample_kl, posterior_sequence
 from vssn_kernels.activations import ACTIVATIONS
 

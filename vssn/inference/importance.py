@@ -34,23 +34,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vssn.checks import require_choice, require_number, require_seed, require_size, require_tensor
-from vssn.evaluation_mode import evaluating, time_major
-from vssn.model import VSSN, Prepared, require_model
-from vssn.nade import NADE
-from vssn.networks import Recurrence, SplitLinear, is_plain, is_plain_latent
-from vssn.seeds import generator
-from vssn.sequences import check_lengths, check_mask, check_sequences, swap, with_first
+from vssn.errors import MemoryLimitError
+from vssn.likelihoods.nade import NADE
+from vssn.models.vssn import VSSN, Prepared, require_model
+from vssn.nn.blocks import Recurrence, SplitLinear, is_plain, is_plain_latent
+from vssn.utils.checks import require_choice, require_number, require_seed, require_size, require_tensor
+from vssn.utils.evaluation_mode import evaluating, time_major
+from vssn.utils.random import generator
+from vssn.utils.sequences import check_lengths, check_mask, check_sequences, swap, with_first
 
 BOUNDS = ("elbo", "iwae", "fivo")
 RESAMPLINGS = ("systematic", "multinomial")
 DEFAULT_MEMORY = 2**30  # bytes
 PART = 64  # frames; a multiple of 16, so that a draw of a part does not depend on the library's vector width
 FEW_PARTICLES = 8  # a group of fewer would waste the matrix products: cut the sequence into parts instead
-
-
-class MemoryLimitError(ValueError):
-    """The memory limit does not suffice for one sequence. The message is one line."""
 
 
 class SequenceBounds(NamedTuple):

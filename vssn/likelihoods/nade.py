@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vssn.sequences import terms_of_whole_frames
-from vssn.values import BINARY
+from vssn.utils.sequences import terms_of_whole_frames
+from vssn.utils.values import BINARY
 
 MEAN_SAMPLES = 32
 

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vssn.checks import require_choice, require_factor, require_flag, require_number, require_shape, require_size
-from vssn.layer import Embedded, Inference, State, VSSNLayer, require_control
-from vssn.likelihoods import LIKELIHOODS, make_likelihood
-from vssn.networks import MLP, Embedding, reset_children
-from vssn.sequences import (
+from vssn.likelihoods.registry import LIKELIHOODS, make_likelihood
+from vssn.nn.blocks import MLP, Embedding, reset_children
+from vssn.nn.layer import Embedded, Inference, State, VSSNLayer, require_control
+from vssn.utils.checks import require_choice, require_factor, require_flag, require_number, require_shape, require_size
+from vssn.utils.sequences import (
     check_control,
     check_lengths,
     check_mask,
@@ -26,7 +26,7 @@ from vssn.sequences import (
     with_first,
     zero_padding,
 )
-from vssn.values import MARK_MISSING, NO_NAN_IN_U, require_finite, require_values
+from vssn.utils.values import MARK_MISSING, NO_NAN_IN_U, require_finite, require_values
 
 OBJECTIVES = ("elbo", "paper")
 

@@ -19,20 +19,21 @@ from typing import NamedTuple
 
 import torch
 
-from vssn.config import Config
 from vssn.data.balls import RESOLUTION
-from vssn.data.baselines import copy_last_frame_error
 from vssn.data.batching import SequenceBatch, SequenceDataset, collate_sequences, sequence_loader
 from vssn.data.pendulum import PendulumSet
 from vssn.data.speech import scale_of, speech_scores
 from vssn.demo import SEEN as DEMO_SEEN
 from vssn.demo import forecast_films
-from vssn.evaluation import evaluate, evaluate_bound, load_model
-from vssn.evaluation_mode import time_major
-from vssn.model import VSSN
-from vssn.plots import draw_error_ahead, draw_film, draw_latents, draw_rolls, draw_training
-from vssn.prediction import latent_states, one_step_predictions, prediction_error, rollouts, squared_errors
-from vssn.regression import filtering_limit, regress_pendulum
+from vssn.experiments.baselines import copy_last_frame_error
+from vssn.experiments.figures import draw_error_ahead, draw_film, draw_latents, draw_rolls, draw_training
+from vssn.experiments.linear_probe import filtering_limit, regress_pendulum
+from vssn.inference.filtering import latent_states, one_step_predictions, prediction_error, rollouts, squared_errors
+from vssn.inference.scoring import evaluate, evaluate_bound
+from vssn.models.vssn import VSSN
+from vssn.training.checkpoints import load_model
+from vssn.training.config import Config
+from vssn.utils.evaluation_mode import time_major
 
 SEEN = 17  # frames of a video of balls before a rollout
 SHOWN = 6  # frames of the rollout in the figure

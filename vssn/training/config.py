@@ -20,7 +20,8 @@ from vssn.data.batching import SequenceDataset
 from vssn.data.music import NUM_NOTES, Transpose, load_music
 from vssn.data.pendulum import IMAGE_SIZE, PendulumSplits, pendulum_splits
 from vssn.data.speech import FRAME_SIZE, SPEECH_SETS, load_speech, scale_of
-from vssn.model import VSSN
+from vssn.errors import ConfigError
+from vssn.models.vssn import VSSN
 
 MUSIC_NAMES = {"jsb": "JSB_Chorales", "nottingham": "Nottingham", "musedata": "MuseData", "piano_midi": "Piano_midi"}
 SIMULATED_NAMES = ("pendulum", "balls")
@@ -41,14 +42,6 @@ Seed = Annotated[Whole, Field(ge=0, lt=2**32)]
 Positive = Annotated[Real, Field(gt=0)]
 NotNegative = Annotated[Real, Field(ge=0)]
 Share = Annotated[Real, Field(ge=0, le=1)]
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used. The message is one line."""
-
-    def __init__(self, message: str) -> None:
-        # Parts of a message may quote a file; a line break in there must not break the line.
-        super().__init__(" ".join(message.split()))
 
 
 class Splits(NamedTuple):

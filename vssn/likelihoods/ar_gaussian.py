@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vssn.networks import floor_logvar, gaussian_log_density
-from vssn.sequences import terms_of_whole_frames
-from vssn.values import REAL
+from vssn.nn.blocks import floor_logvar, gaussian_log_density
+from vssn.utils.sequences import terms_of_whole_frames
+from vssn.utils.values import REAL
 
 
 class ArGaussian(nn.Module):

@@ -19,18 +19,15 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint, TQDMProgressBar
 
-from vssn.config import Config, ConfigError
-from vssn.evaluation import read_checkpoint
-from vssn.heartbeat import Heartbeat
+from vssn.errors import TrainingError
+from vssn.training.checkpoints import read_checkpoint
+from vssn.training.config import Config, ConfigError
+from vssn.training.heartbeat import Heartbeat
 
 SCORES = ("loss", "elbo_per_frame", "kl_z_per_frame", "kl_w_per_frame")  # logged as train/... and valid/...
 MONITOR = "valid/elbo_per_frame"
 FREE_DATA = {"folder", "workers", "mean", "std"}  # settings of data that may differ between two runs of an experiment
 _CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENOTDIR)
-
-
-class TrainingError(ValueError):
-    """A run that cannot go on. The message is one line."""
 
 
 def differences(
@@ -149,7 +146,7 @@ class RunFolder(Checkpoint):
         self.pulse.started = time.monotonic() - self.seconds_before  # one clock for the lines of both
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        values: dict[str, float] = pl_module.metrics  # type: ignore[assignment]  # vssn.training.TrainingModule's
+        values: dict[str, float] = pl_module.metrics  # type: ignore[assignment]  # vssn.training.fit.TrainingModule's
         seconds = time.monotonic() - self.pulse.started
         if not math.isfinite(values[MONITOR]):
             raise TrainingError(

@@ -11,19 +11,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from vssn.errors import TargetError, UserError
+
 FAILED, INTERRUPTED, CLOSED = 2, 130, 141  # the last two as a shell names the ends by SIGINT and SIGPIPE
-USER_ERRORS = (
-    "ConfigError",
-    "DataError",
-    "CheckpointError",
-    "TrainingError",
-    "MemoryLimitError",
-)  # by name: their modules load late
 TRAINING_NEEDS = ("pydantic", "pytorch_lightning", "yaml", "scipy", "tensorboard", "matplotlib", "filelock")
-
-
-class TargetError(ValueError):
-    """A place that cannot be written. The message is one line."""
 
 
 def run_command(name: str, function: Callable[[], int]) -> int:
@@ -56,9 +47,7 @@ def run_command(name: str, function: Callable[[], int]) -> int:
             raise
         where = f" {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
         return fail(f"cannot read or write{where} ({error.strerror}); check the path, its permissions and the disk")
-    except ValueError as error:
-        if not isinstance(error, TargetError) and type(error).__name__ not in USER_ERRORS:
-            raise
+    except UserError as error:
         return fail(str(error))
 
 

@@ -28,18 +28,20 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vssn.config import Config, ConfigError, Splits, TrainingSection
 from vssn.data.batching import LengthBucketSampler, SequenceBatch, sequence_loader
 from vssn.data.speech import scale_of
-from vssn.evaluation import FORMAT, Scores, draw_noise, evaluate, load_model, read_checkpoint, sequence_sums, summarize
-from vssn.evaluation_mode import time_major
-from vssn.heartbeat import Heartbeat
-from vssn.layer import State
-from vssn.model import VSSN
-from vssn.run_folder import MONITOR, SCORES, RunFolder, TrainingError, check_folder, creating, replacing
-from vssn.seeds import mixed_seed
-from vssn.trainer import OneProcess, ProgressBar, first_rank, quiet
-from vssn.values import looked_at
+from vssn.errors import ConfigError, TrainingError
+from vssn.inference.scoring import Scores, draw_noise, evaluate, sequence_sums, summarize
+from vssn.models.vssn import VSSN
+from vssn.nn.layer import State
+from vssn.training.checkpoints import FORMAT, load_model, read_checkpoint
+from vssn.training.config import Config, Splits, TrainingSection
+from vssn.training.heartbeat import Heartbeat
+from vssn.training.run_directory import MONITOR, SCORES, RunFolder, check_folder, creating, replacing
+from vssn.training.trainer import OneProcess, ProgressBar, first_rank, quiet
+from vssn.utils.evaluation_mode import time_major
+from vssn.utils.random import mixed_seed
+from vssn.utils.values import looked_at
 from vssn_kernels import keep_memory
 
 VALIDATION_SEED = 0  # every epoch is validated with the same noise, that of `evaluate`

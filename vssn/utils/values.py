@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops.effects import _EffectType, _register_effectful_op
 
-from vssn.data.errors import DataError
+from vssn.errors import DataError
 from vssn_kernels import arguments
 
 

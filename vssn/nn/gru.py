@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from vssn.sequences import valid_steps, zero_padding
+from vssn.utils.sequences import valid_steps, zero_padding
 from vssn_kernels import gru_sequence
 from vssn_kernels.ops.registration import autocast_is_on
 

@@ -22,14 +22,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vssn.checks import require_choice, require_flag, require_seed, require_shape, require_size, require_tensor
-from vssn.evaluation_mode import evaluating, time_major
-from vssn.layer import State
-from vssn.model import VSSN, require_model
-from vssn.networks import Recurrence, is_plain
-from vssn.seeds import seeded
-from vssn.sequences import check_control, check_lengths, check_sequences, swap
-from vssn.values import NO_NAN_IN_U, require_finite
+from vssn.models.vssn import VSSN, require_model
+from vssn.nn.blocks import Recurrence, is_plain
+from vssn.nn.layer import State
+from vssn.utils.checks import require_choice, require_flag, require_seed, require_shape, require_size, require_tensor
+from vssn.utils.evaluation_mode import evaluating, time_major
+from vssn.utils.random import seeded
+from vssn.utils.sequences import check_control, check_lengths, check_sequences, swap
+from vssn.utils.values import NO_NAN_IN_U, require_finite
 
 INFERENCES = ("filtering", "smoothing")
 
@@ -131,7 +131,7 @@ def prediction_error(
     predicted: Tensor, x: Tensor, lengths: Tensor | None = None, *, batch_first: bool = False
 ) -> float:
     """Of `one_step_predictions`: squared error summed over the features, mean over t = 2..T of each sequence, then over
-    the sequences that have a second frame. Compare with `vssn.data.baselines.copy_last_frame_error`.
+    the sequences that have a second frame. Compare with `vssn.experiments.baselines.copy_last_frame_error`.
 
     Args:
         predicted, x: [T-1, B, X] and [T, B, X], batch-major with batch_first.

@@ -8,29 +8,23 @@
 both also with the first frame of every sequence left out; a sequence of one frame has no part in those.
 Annealing, free bits and the `paper` objective play no role here.
 
-The importance-weighted bounds of `vssn.bounds` are averaged the same way. They are bounds for a whole sequence; without
-the first frame stands the bound on log p(x_{1:T}) less that on log p(x_1), an estimate and no bound.
+The importance-weighted bounds of `vssn.inference.importance` are averaged the same way. They are bounds for a whole
+sequence; without the first frame stands the bound on log p(x_{1:T}) less that on log p(x_1), an estimate and no bound.
 """
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vssn.bounds import DEFAULT_MEMORY, check_bound, sequence_bounds
-from vssn.checks import require_seed, require_shape, require_size, require_tensor
-from vssn.config import Config, ConfigError, check_config
 from vssn.data.batching import SequenceBatch
-from vssn.evaluation_mode import evaluating, time_major
-from vssn.model import VSSN, VSSNOutput, require_model
-
-FORMAT = 1  # of what a checkpoint holds under "vssn"
+from vssn.inference.importance import DEFAULT_MEMORY, check_bound, sequence_bounds
+from vssn.models.vssn import VSSN, VSSNOutput, require_model
+from vssn.utils.checks import require_seed, require_shape, require_size, require_tensor
+from vssn.utils.evaluation_mode import evaluating, time_major
 
 
 class Scores(NamedTuple):
@@ -82,10 +76,6 @@ def _averages_table(name: str, scores: Scores | BoundScores) -> tuple[str, ...]:
         f"{'  micro':<24}{scores.micro:>14.4f}{scores.micro_without_first:>16.4f}",
         f"{'  macro':<24}{scores.macro:>14.4f}{scores.macro_without_first:>16.4f}",
     )
-
-
-class CheckpointError(ValueError):
-    """A checkpoint file that cannot be used. The message is one line."""
 
 
 def sequence_sums(output: VSSNOutput, lengths: Tensor) -> Tensor:
@@ -190,7 +180,7 @@ def evaluate_bound(
         loader: of `SequenceBatch`es; sequence n of it draws from the stream (seed, n), whatever its batches.
         bound: "iwae" or "fivo".
         particles: K.
-        memory: bytes, as in `vssn.bounds.sequence_bounds`.
+        memory: bytes, as in `vssn.inference.importance.sequence_bounds`.
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
@@ -234,66 +224,3 @@ def draw_noise(model: VSSN, x: Tensor, generator: torch.Generator) -> tuple[Tens
         torch.randn(*x.shape[:2], size, generator=generator, dtype=x.dtype, device=x.device) for size in sizes
     )
     return eps_w, eps_z
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint that `vssn fit` wrote: tensors and plain types, nothing is executed.
-
-    Raises:
-        CheckpointError: missing, damaged, or not of this program.
-    """
-    if not isinstance(path, str | Path):
-        raise TypeError(f"path must be a str or a Path, got {type(path).__name__}")
-    file = Path(path)
-    if not file.is_file():
-        what = "it is a folder" if file.is_dir() else "there is no such file"
-        raise CheckpointError(
-            f"{path}: expected a checkpoint file, but {what}; give the path of a best.ckpt or last.ckpt"
-        )
-    try:
-        data = io.BytesIO(file.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what the reader thinks of a foreign file is said below, in one line
-            content = torch.load(data, map_location="cpu", weights_only=True)
-    except Exception:  # the reader raises whatever the damaged bytes lead it to
-        raise CheckpointError(
-            f"{path}: expected a checkpoint of vssn fit, but it is truncated, damaged or of another kind; "
-            "use an intact best.ckpt or last.ckpt"
-        ) from None
-    own = content.get("vssn") if isinstance(content, dict) else None
-    if not isinstance(own, dict) or not isinstance(content.get("state_dict"), dict):
-        raise CheckpointError(
-            f"{path}: expected a checkpoint of vssn fit, got another program's; use best.ckpt or last.ckpt"
-        )
-    if own.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: expected a checkpoint of format {FORMAT}, got {own.get('format')!r}; use the vssn that wrote it"
-        )
-    return content
-
-
-def load_model(path: str | Path) -> tuple[VSSN, Config]:
-    """The trained model of a checkpoint, on the CPU and in evaluation mode, and its configuration.
-
-    Raises:
-        CheckpointError: missing, damaged, or not of this program.
-    """
-    content = read_checkpoint(path)
-    try:
-        config = check_config(content["vssn"].get("config"), str(path))
-        model = config.build_model(content["vssn"].get("num_sequences"))
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from None
-    weights = {name.removeprefix("model."): weight for name, weight in content["state_dict"].items()}
-    try:
-        if config.training.precision == "64-true":
-            model.double()
-        model.load_state_dict(weights)
-    except (RuntimeError, AttributeError, TypeError):
-        raise CheckpointError(
-            f"{path}: its weights do not fit its own configuration; use an intact checkpoint"
-        ) from None
-    return model.eval(), config

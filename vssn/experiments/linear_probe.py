@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from vssn.data.pendulum import PendulumSet
-from vssn.evaluation_mode import time_major
-from vssn.model import VSSN
-from vssn.prediction import latent_states
+from vssn.inference.filtering import latent_states
+from vssn.models.vssn import VSSN
+from vssn.utils.evaluation_mode import time_major
 
 PENDULUM_TARGETS = ("sin phi", "cos phi", "phi'")
 
@@ -68,7 +68,7 @@ def regress_pendulum(
     Args:
         model: trained on the pendulum, with or without its torque as control.
         train, test: to fit on, and to score.
-        inference, samples, seed: as in `vssn.prediction.latent_states`.
+        inference, samples, seed: as in `vssn.inference.filtering.latent_states`.
     """
     rows = []
     for part in (train, test):

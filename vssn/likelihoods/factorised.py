@@ -1,24 +1,14 @@
-"""Emission densities p(x_t | z_t, d_t): log-density of a frame, mean and samples, from a decoder's output.
-
-`support` says which values of x have a density. `log_prob` does not look at them: VSSN checks x once, for all that it
-does with it (`vssn.values.require_values`).
-"""
+"""Entries that are independent given the latents, Bernoulli or Gaussian, and a mixture of such Gaussians."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssn.ar_gaussian import ArGaussian
-from vssn.nade import NADE
-from vssn.networks import floor_logvar, gaussian_log_density
-from vssn.values import REAL, UNIT
+from vssn.nn.blocks import floor_logvar, gaussian_log_density
+from vssn.utils.values import REAL, UNIT
 from vssn_kernels import bernoulli_log_prob
-
-LIKELIHOODS = ("bernoulli", "gaussian", "mixture", "nade", "ar_gaussian")
 
 
 class Bernoulli:
@@ -100,25 +90,6 @@ class Mixture:
         index = chosen.expand(*chosen.shape[:-1], self.x_size)
         mu, logvar = mu.gather(-2, index).squeeze(-2), logvar.gather(-2, index).squeeze(-2)
         return mu + torch.exp(logvar / 2) * torch.randn_like(mu)
-
-
-Likelihood = Bernoulli | Gaussian | Mixture | NADE | ArGaussian
-
-
-def make_likelihood(
-    name: str, x_size: int, mixture_size: int, min_logvar_x: float, nade_size: int, **factory: Any
-) -> Likelihood:
-    if name == "bernoulli":
-        return Bernoulli(x_size)
-    if name == "gaussian":
-        return Gaussian(x_size, min_logvar_x)
-    if name == "mixture":
-        return Mixture(x_size, mixture_size, min_logvar_x)
-    if name == "nade":
-        return NADE(x_size, nade_size, **factory)
-    if name == "ar_gaussian":
-        return ArGaussian(x_size, min_logvar_x, **factory)
-    raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}, got {name!r}")
 
 
 def _sum_observed(terms: Tensor, observed: Tensor | None) -> Tensor:

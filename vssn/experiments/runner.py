@@ -6,7 +6,7 @@
 A run that has its score.json is skipped, one that was interrupted goes on from its last epoch; either only if it was
 made with the settings of now. One that cannot be run (data that is absent, training that diverges) leaves failed.json
 with the reason, and is tried again the next time. A run is locked while it is made, so several processes may share an
-output. `vssn.results` makes the report of what is there.
+output. `vssn.experiments.report` makes the report of what is there.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from typing import Any, NamedTuple
 import filelock
 import torch
 
-from vssn.command import check_folder, writing
-from vssn.config import Config, ConfigError, load_config
-from vssn.data.errors import DataError
-from vssn.evaluation import CheckpointError, load_model, read_checkpoint
-from vssn.heartbeat import Heartbeat, print_line
-from vssn.plots import read_metrics
-from vssn.protocols import PROTOCOLS, Effort, Runs
-from vssn.run_folder import FREE_DATA, TrainingError, differences, replacing
-from vssn.training import fit
+from vssn.errors import CheckpointError, ConfigError, DataError, RunningError, TrainingError
+from vssn.experiments.figures import read_metrics
+from vssn.experiments.tasks import PROTOCOLS, Effort, Runs
+from vssn.training.checkpoints import load_model, read_checkpoint
+from vssn.training.config import Config, load_config
+from vssn.training.fit import fit
+from vssn.training.heartbeat import Heartbeat, print_line
+from vssn.training.run_directory import FREE_DATA, differences, replacing
+from vssn.utils.command import check_folder, writing
 from vssn_kernels.version import __version__
 
 BUDGETS = ("quick", "full")
@@ -40,10 +40,6 @@ SCORE, FAILED, TRAINED, LOCK = "score.json", "failed.json", "trained.json", "loc
 _QUICK = Effort(music_particles=3, speech_particles=2, sequences=4)
 _SMALL = 8  # units of every part of a model, quick
 _FREE = {"data": FREE_DATA, "model": set(), "training": {"output", "accelerator", "report_every"}}
-
-
-class RunningError(ValueError):
-    """Another process makes the run. The message is one line."""
 
 
 class Entry(NamedTuple):

@@ -6,7 +6,7 @@ import warnings
 
 from torch import nn
 
-from vssn.gru import GRU, TorchGRU
+from vssn.nn.gru import GRU, TorchGRU
 
 _KINDS = (nn.GRU, GRU, TorchGRU)
 

@@ -7,8 +7,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from vssn.checks import require_device, require_like, require_shape, require_tensor
-from vssn.values import require_lengths_in_range, require_whole_frames
+from vssn.utils.checks import require_device, require_like, require_shape, require_tensor
+from vssn.utils.values import require_lengths_in_range, require_whole_frames
 
 
 def valid_steps(lengths: Tensor | None, like: Tensor) -> Tensor | None:

@@ -10,8 +10,8 @@ makes by hand; as this project's RESULTS.md has. Then, of the full budget:
     page/runs/TABLE/RUN.json  the records of all runs on the page
 
 Nothing on the page is typed by hand: every number comes from a run's folder, from a record that an earlier page kept
-(of a run made on another machine, or whose folder is gone) or from `vssn.published`; what is said of the runs comes
-from their records too.
+(of a run made on another machine, or whose folder is gone) or from `vssn.experiments.published`; what is said of the
+runs comes from their records too.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from vssn.command import writing
 from vssn.data.balls import RESOLUTION, balls_splits
 from vssn.data.pendulum import IMAGE_SIZE, pendulum_splits
 from vssn.data.speech import FRAME_SIZE
 from vssn.demo import SEEN as DEMO_SEEN
-from vssn.protocols import SEEN, STEPS
-from vssn.published import BALLS, MUSIC, PENDULUM, SPEECH, Published
-from vssn.reproduce import TABLES, Settings, keep_records, read_records
-from vssn.run_folder import replacing
+from vssn.experiments.published import BALLS, MUSIC, PENDULUM, SPEECH, Published
+from vssn.experiments.runner import TABLES, Settings, keep_records, read_records
+from vssn.experiments.tasks import SEEN, STEPS
+from vssn.training.run_directory import replacing
+from vssn.utils.command import writing
 
 MISSING = "—"
 SIMULATED = ("balls", "pendulum")
@@ -55,7 +55,7 @@ class Column(NamedTuple):
     set: str
     metric: str
     digits: int
-    published: str = ""  # the key of `vssn.published`; none: not published
+    published: str = ""  # the key of `vssn.experiments.published`; none: not published
 
 
 class Target(NamedTuple):

@@ -1,0 +1,1 @@
+"""Whole models: embeddings, a layer, an emission density and its objectives."""

@@ -1,0 +1,1 @@
+"""From a YAML file to a trained model: configuration, trainer, checkpoints, the folder of a run."""
