@@ -42,7 +42,7 @@ gru_backward_kernel(BackwardParams params) {
     constexpr int kTileRows = kRows * kRowTiles;
     constexpr int kTiles = kBackwardTiles;
     [[maybe_unused]] constexpr int kAtOnce =
-        kRowTiles == 1 || paired ? 2 : 1;  // k tiles on their way: single elements take registers
+        kRowTiles == 1 || (paired && sizeof(S) == 2) ? 2 : 1;  // k tiles on their way: single elements take registers
     const GruBackward& k = params.k;
     const GruPlan& plan = params.plan;
     const bool float_state = k.state_storage == Storage::float32;
@@ -331,7 +331,8 @@ gru_backward_kernel(BackwardParams params) {
                 }
             }
             team.sent();
-            if (kRowTiles == 1 && s + 4 < longest) prefetch(step_time(s + 4));  // two would spill registers
+            // In the others there is no register for it, and a step is longer.
+            if (kRowTiles == 1 && P::kTensorCores && s + 4 < longest) prefetch(step_time(s + 4));
             team.receive();
         }
 
