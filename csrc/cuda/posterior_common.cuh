@@ -153,15 +153,11 @@ struct Sequence {
     VSSN_DEVICE Loaded load(const BatchTile& batch, int t, int tile, int width) const {
         const int unit = tile * kUnits + accumulator_row(0);
         const int count = data == nullptr ? 0 : width - unit;
-        // A number until it is read: there may be no tensor, and t may lie outside of it.
-        const int64_t first = t * step_stride + batch.row * row_stride + unit;
-        const auto address = reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(first) * sizeof(T);
+        const T* p = data + t * step_stride + batch.row * row_stride + unit;
         Loaded four;
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-            const auto* p = reinterpret_cast<const T*>(address + static_cast<uintptr_t>(j * row_stride) * sizeof(T));
+        for (int j = 0; j < 2; ++j, p += row_stride)
             four.row[j] = Ahead<T, paired>::load(p, batch.valid(t, j) ? count : 0);
-        }
         return four;
     }
 };
