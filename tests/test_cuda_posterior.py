@@ -195,3 +195,23 @@ def test_gradients_not_needed_are_not_computed(kernels: Any) -> None:
         grads = kernels.posterior_backward(*saved, lengths, activation, min_logvar, asked)
         assert [grad is not None for grad in grads] == asked
         assert_equal(f"gradient {only}", grads[only], full[only])
+
+
+def test_clusters_that_the_device_does_not_hold_are_not_chosen(cuda_host: ModuleType, kernels: Any) -> None:
+    """As in a MIG slice; and few that run at once cost waves."""
+
+    def cluster(batch: int) -> int:
+        return int(kernels.plan(torch.float32, 256, 64, False, False, batch=batch).cluster)
+
+    cuda_host.set_device_limits(90, 132, 227 * 1024, 16)
+    try:
+        assert cluster(128) == 8
+        cuda_host.set_clusters_at_once(8, 1)
+        assert cluster(8) == 8
+        assert cluster(128) < 8, "sixteen waves of clusters of 8"
+        for size in (2, 4, 8):
+            cuda_host.set_clusters_at_once(size, 0)
+        assert cluster(8) == 1
+        check(draw(2, 5, 256, 64, prior=False), torch.float32)
+    finally:
+        cuda_host.set_device_limits(*host.HOPPER)

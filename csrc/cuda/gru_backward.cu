@@ -143,9 +143,9 @@ gru_backward_kernel(BackwardParams params) {
                 reload_gates<S, paired>(ahead[i].gates, k.gates, at, count);
                 ahead[i].before.reload(static_cast<const S*>(k.output) + at + (k.reverse ? k.B : -k.B) * H,
                                        count_before);
-                ahead[i].grad_output.reload(
-                    static_cast<const S*>(k.grad_output) + t * k.grad_output_step + row * k.grad_output_row + unit,
-                    k.grad_output ? count : 0);
+                ahead[i].grad_output.reload(moved(static_cast<const S*>(k.grad_output),
+                                                  t * k.grad_output_step + row * k.grad_output_row + unit),
+                                            k.grad_output ? count : 0);
             }
         };
 

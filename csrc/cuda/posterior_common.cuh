@@ -153,10 +153,10 @@ struct Sequence {
     VSSN_DEVICE Loaded load(const BatchTile& batch, int t, int tile, int width) const {
         const int unit = tile * kUnits + accumulator_row(0);
         const int count = data == nullptr ? 0 : width - unit;
-        const T* p = data + t * step_stride + batch.row * row_stride + unit;
+        const T* p = moved(data, t * step_stride + batch.row * row_stride + unit);
         Loaded four;
 #pragma unroll
-        for (int j = 0; j < 2; ++j, p += row_stride)
+        for (int j = 0; j < 2; ++j, p = moved(p, row_stride))
             four.row[j] = Ahead<T, paired>::load(p, batch.valid(t, j) ? count : 0);
         return four;
     }

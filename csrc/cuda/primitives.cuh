@@ -15,6 +15,7 @@
 //            block_x() block_y() grid_x() grid_y()
 // Memory     dynamic_shared()        the block's shared memory, 16-byte aligned, not initialised
 //            Vector<T, N>            N values read or written as one access of sizeof(T) * N bytes
+//            moved(p, n)             p + n, or where there is no tensor an address that nobody reads: no branch
 //            load_words<n>(p), store_words<n>(p, w)   n = 1, 2 or 4 words of 32 bits as one access
 //            load_l2(p), store_l2(p, v)   of 4, 8 or 16 bytes, past the L1 cache: for what other blocks write or read
 //                                    while the kernel runs

@@ -67,6 +67,11 @@ VSSN_DEVICE To bits(const From& from) {
     return to;
 }
 
+template <class T>
+VSSN_DEVICE const T* moved(const T* p, int64_t elements) {
+    return p + elements;
+}
+
 // As the words' own type: a memcpy straight from memory becomes loads of single bytes.
 template <int n>
 VSSN_DEVICE Vector<uint32_t, n> load_words(const void* p) {

@@ -61,6 +61,11 @@ To bits(const From& from) {
     return to;
 }
 
+template <class T>
+const T* moved(const T* p, int64_t elements) {
+    return p == nullptr ? nullptr : p + elements;
+}
+
 template <int n>
 Vector<uint32_t, n> load_words(const void* p, host::Site site = host::Site::here()) {
     static_assert(n == 1 || n == 2 || n == 4);
