@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ import yaml
 from vssn.cli import main
 from vssn.errors import ConfigError
 from vssn.experiments import runner as module
+from vssn.experiments import tasks
 from vssn.experiments.jobs import Job, jobs_of
 from vssn.experiments.report import write_report
 from vssn.experiments.runner import Settings, reproduce
@@ -516,6 +518,91 @@ def test_every_entry_has_its_configuration() -> None:
             assert entry.config in packaged_configs(), (table, entry)
             config = load_config(entry.config, entry.overrides)
             assert config.data.set == entry.set
+
+
+TOSSES = """
+from vssn.experiments.tasks.base import Column, Entry, Published, Target, Task
+
+
+def score(model, config, effort):
+    return {"heads": model.x_size + 0.5, "particles": effort.particles}
+
+
+def draw(runs, folder, data):
+    (folder / "coin.png").write_bytes(b"drawn")
+    return [folder / "coin.png"]
+
+
+TASK = Task(
+    name="tosses",
+    title="Tosses of a coin",
+    text="Heads of {test} films, {coins} coins each.",
+    sets={"pendulum": "coins"},
+    entries=(Entry("pendulum", "VSSN", "demo"),),
+    score=score,
+    draw=draw,
+    headline=("heads",),
+    columns=(Column("heads", "pendulum", "heads", 1, "heads"),),
+    published=(Published("Gambler", {"heads": "256.0"}, "a test"),),
+    targets=(Target("VSSN", "Gambler", 1),),
+    quick_data={"num_train": 20, "num_valid": 4, "num_test": 6},
+    settings={"coins": 3},
+)
+"""
+
+
+def test_a_task_is_one_file(tmp_path: Path) -> None:
+    """The help, the runs, their records and the page take up a file that no other place names."""
+    root = Path(__file__).resolve().parent.parent
+    shutil.copytree(root / "vssn", tmp_path / "vssn", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "vssn" / "experiments" / "tasks" / "tosses.py").write_text(TOSSES)
+
+    def vssn(*arguments: str) -> str:
+        paths = os.pathsep.join((str(tmp_path), str(root)))
+        result = subprocess.run(
+            [sys.executable, "-m", "vssn", "reproduce", *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": paths, "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    assert "music, objectives, speech, balls, pendulum, demo, tosses; several run in turn" in vssn("--help")
+    out = vssn("tosses", "--budget", "quick", "--output", "runs", "--report", "R.md")
+    assert re.search(r"\[1/1\] tosses: VSSN on pendulum, seed 0: heads 256.5  \(", out)
+    record = json.loads((tmp_path / "runs/quick/tosses/pendulum-vssn-0/score.json").read_text())
+    assert record["settings"] == {"coins": 3}
+    assert record["metrics"]["particles"] == 2
+    text = (tmp_path / "R.md").read_text()
+    for part in (
+        "## Tosses of a coin\nHeads of 6 films, 3 coins each.\n",
+        "| **VSSN** | 256.5 |",
+        "| VSSN against Gambler as published | +0.5 (better) |",
+        "| *Gambler* (a test) | 256.0 |",
+        "![Tosses of a coin: coin](R-tosses-coin.png)",
+    ):
+        assert part in text, part
+
+
+def test_every_task_goes_by_the_name_of_its_file() -> None:
+    assert tuple(TASKS) == NAMES
+    assert [task.name for task in TASKS.values()] == list(NAMES)
+    folder = Path(tasks.__file__).parent
+    assert {path.stem for path in folder.glob("*.py")} == {*NAMES, "__init__", "base", "registry"}
+
+
+def test_a_record_from_before_settings_were_kept_has_those_of_now(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parent.parent
+    shutil.copytree(root / "results", tmp_path / "results")
+    for path in (tmp_path / "results" / "runs").rglob("*.json"):
+        record = json.loads(path.read_text())
+        del record["settings"]
+        path.write_text(json.dumps(record))
+    write_report(tmp_path / "RESULTS.md", Settings(tmp_path / "no-runs"))
+    assert (tmp_path / "RESULTS.md").read_text() == (root / "RESULTS.md").read_text()
 
 
 def test_the_projects_page_follows_from_its_records(tmp_path: Path) -> None:

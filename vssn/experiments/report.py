@@ -120,12 +120,13 @@ def _facts(task: Task, done: Sequence[Record]) -> dict[str, str]:
     settings = [{**task.settings, **record.get("settings", {})} for record in done]
 
     def each(values: Iterable[Any]) -> str:
-        return " or ".join(dict.fromkeys(map(str, values)))
+        return " or ".join(dict.fromkeys(str(value) for value in values if value is not None)) or MISSING
 
-    def size(name: str, key: str) -> list[int]:
-        """Of a simulated set: as configured, else as published."""
-        given = [record["config"]["data"].get(name) for record in done]
-        return [published[key].default if value is None else value for value in given] if key in published else []
+    def size(name: str, key: str) -> list[int | None]:
+        """Of a set: as configured, else as its simulator has it."""
+        default = published[key].default if key in published else None
+        given = (record["config"]["data"].get(name) for record in done)
+        return [default if value is None else value for value in given]
 
     models = {record["model"]: record for record in done}
     known = [entry.model for entry in task.entries if entry.model in models]
@@ -134,7 +135,7 @@ def _facts(task: Task, done: Sequence[Record]) -> dict[str, str]:
         model: config["model"]["hidden_size"] + config["model"]["latent_size"] for model, config in configs.items()
     }
     test = size("num_test", "num_test")
-    scored = [record["metrics"].get("sequences") or count for record, count in zip(done, test, strict=False)]
+    scored = [record["metrics"].get("sequences") or count for record, count in zip(done, test, strict=True)]
     length = size("num_frames", frames)
     return {
         **{name: each(of[name] for of in settings) for name in task.settings},
@@ -142,7 +143,7 @@ def _facts(task: Task, done: Sequence[Record]) -> dict[str, str]:
         "train": each(size("num_train", "num_train")),
         "test": each(scored),
         "frames": each(length),
-        "ahead": each(count - of["seen"] for count, of in zip(length, settings, strict=False) if "seen" in of),
+        "ahead": each(count - of["seen"] for count, of in zip(length, settings, strict=True) if count and "seen" in of),
         "latents": ", ".join(f"{count} for {model}" for model, count in latents.items()),
         "schedules": ", ".join(
             f"{model} {_count(config['training']['max_epochs'], 'epoch')} in batches of {config['data']['batch_size']}"
