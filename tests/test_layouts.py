@@ -15,7 +15,8 @@ from vssn.data.batching import SequenceBatch
 from vssn.data.pendulum import pendulum_splits
 from vssn.demo import forecast_films
 from vssn.experiments.linear_probe import regress_pendulum
-from vssn.experiments.tasks import PROTOCOLS, Effort
+from vssn.experiments.tasks.base import Effort
+from vssn.experiments.tasks.registry import TASKS
 from vssn.inference.filtering import latent_states, one_step_predictions, prediction_error, rollouts, squared_errors
 from vssn.inference.importance import sequence_bounds
 from vssn.inference.scoring import evaluate, evaluate_bound
@@ -128,8 +129,8 @@ def test_what_the_tables_measure() -> None:
         assert_close(name, a, b, 1e-6)
     for a, b in zip(regress_pendulum(other, *films[::2]), regress_pendulum(plain, *films[::2]), strict=True):
         assert_close("regression", a, b, 1e-3)
-    assert PROTOCOLS["demo"].score(other, config, Effort()) == pytest.approx(
-        PROTOCOLS["demo"].score(plain, config, Effort()), rel=1e-5
+    assert TASKS["demo"].score(other, config, Effort()) == pytest.approx(
+        TASKS["demo"].score(plain, config, Effort()), rel=1e-5
     )
     balls = check_config(
         {
@@ -141,7 +142,7 @@ def test_what_the_tables_measure() -> None:
     plain = balls.build_model()
     other = VSSN(900, 4, 2, batch_first=True)
     other.load_state_dict(plain.state_dict())
-    want, got = (PROTOCOLS["balls"].score(model, balls, Effort()) for model in (plain, other))
+    want, got = (TASKS["balls"].score(model, balls, Effort()) for model in (plain, other))
     for name, value in want.items():
         assert got[name] == pytest.approx(value, rel=1e-5), name
 

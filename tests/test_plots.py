@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.image
@@ -13,6 +15,7 @@ import torch
 
 from vssn.experiments.figures import draw_error_ahead, draw_film, draw_latents, draw_rolls, draw_training, read_metrics
 
+ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = [
     "epoch",
     *(
@@ -82,3 +85,17 @@ def test_training_curves(tmp_path: Path) -> None:
 def test_error_ahead(tmp_path: Path) -> None:
     draw_error_ahead({"a": [1.0, 2.0], "b": [3.0, math.pi]}, tmp_path / "ahead.png", title="errors", unit="error")
     assert pixels(tmp_path / "ahead.png").std() > 0.05
+
+
+def test_drawing_leaves_the_programs_backend_alone(tmp_path: Path) -> None:
+    code = f"""
+import matplotlib
+matplotlib.use("svg")
+from vssn.experiments.figures import draw_error_ahead
+from vssn.experiments.tasks.registry import TASKS
+draw_error_ahead({{"model": [1.0, 2.0]}}, {str(tmp_path / "error.png")!r}, title="error", unit="nats")
+print(matplotlib.get_backend().lower())
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == "svg", result.stdout + result.stderr
+    assert pixels(tmp_path / "error.png").shape[2] == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,10 +20,14 @@ import yaml
 from vssn.cli import main
 from vssn.errors import ConfigError
 from vssn.experiments import runner as module
-from vssn.experiments.published import BALLS, MUSIC, PENDULUM, SPEECH
-from vssn.experiments.report import SECTIONS, write_report
-from vssn.experiments.runner import TABLES, Entry, Settings, reproduce
-from vssn.experiments.tasks import PROTOCOLS, Effort, draw_pendulum
+from vssn.experiments import tasks
+from vssn.experiments.jobs import Job, jobs_of
+from vssn.experiments.report import write_report
+from vssn.experiments.runner import Settings, reproduce
+from vssn.experiments.tasks import NAMES
+from vssn.experiments.tasks.base import Effort, Entry
+from vssn.experiments.tasks.pendulum import draw_pendulum
+from vssn.experiments.tasks.registry import TASKS
 from vssn.training.config import check_config, load_config, packaged_configs
 from vssn.training.fit import TrainingModule, fit
 
@@ -39,8 +44,8 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         model = MODEL | {"noise_size": noise, "control": "external"}
         path.write_text(yaml.safe_dump({"data": PENDULUM_DATA, "model": model, "training": {"accelerator": "cpu"}}))
         entries.append(Entry("pendulum", label, str(path)))
-    monkeypatch.setitem(module.TABLES, "pendulum", tuple(entries))
-    monkeypatch.setitem(PROTOCOLS, "pendulum", PROTOCOLS["pendulum"]._replace(draw=lambda *_: []))
+    task = TASKS["pendulum"]._replace(entries=tuple(entries), draw=lambda *_: [])
+    monkeypatch.setitem(TASKS, "pendulum", task)
     return "pendulum"
 
 
@@ -60,7 +65,7 @@ def scores(settings: Settings, table: str) -> dict[str, Any]:
 
 
 def test_a_table_from_nothing_to_its_report(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PROTOCOLS, table, PROTOCOLS[table]._replace(draw=draw_pendulum))
+    monkeypatch.setitem(TASKS, table, TASKS[table]._replace(draw=draw_pendulum))
     settings, lines = settings_of(tmp_path, seeds=2), []
     assert reproduce([table], settings, lines.append) == 0
     assert list(scores(settings, table)) == [
@@ -82,7 +87,7 @@ def test_a_table_from_nothing_to_its_report(table: str, tmp_path: Path, monkeypa
 
     page = tmp_path / "RESULTS.md"
     absent = write_report(page, settings)
-    assert absent == [section.table for section in SECTIONS if section.table != "pendulum"]
+    assert absent == [name for name in NAMES if name != "pendulum"]
     text = page.read_text()
     values = [scores(settings, table)[f"pendulum-vssn-{seed}"]["metrics"]["smoothing_sin"] for seed in (0, 1)]
     cell = f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
@@ -114,14 +119,14 @@ def test_what_is_done_is_skipped(table: str, tmp_path: Path, monkeypatch: pytest
 
 def test_interrupted_and_run_again_equals_straight(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped within the second model's second epoch, and once more while the second model is scored."""
-    configure = module._configure
+    configure = Job.configure
 
     def two_epochs(*arguments: Any) -> Any:
         config = configure(*arguments)
         training = config.training.model_copy(update={"max_epochs": 2, "max_minutes": None})
         return config.model_copy(update={"training": training})
 
-    monkeypatch.setattr(module, "_configure", two_epochs)
+    monkeypatch.setattr(Job, "configure", two_epochs)
     straight, parts = settings_of(tmp_path / "straight"), settings_of(tmp_path / "parts")
     reproduce([table], straight, lambda _: None)
 
@@ -146,7 +151,7 @@ def test_interrupted_and_run_again_equals_straight(table: str, tmp_path: Path, m
     resumed = []
     with monkeypatch.context() as patch:
         patch.setattr(module, "fit", lambda config, resume: (resumed.append(resume), fit(config, resume=resume)))
-        patch.setitem(module.PROTOCOLS, table, PROTOCOLS[table]._replace(score=interrupted_score))
+        patch.setitem(TASKS, table, TASKS[table]._replace(score=interrupted_score))
         with pytest.raises(KeyboardInterrupt):
             reproduce([table], parts, lambda _: None)
     assert resumed == [True]
@@ -157,7 +162,7 @@ def test_interrupted_and_run_again_equals_straight(table: str, tmp_path: Path, m
 
 
 def test_what_cannot_be_run_is_said_and_tried_again(table: str, tmp_path: Path) -> None:
-    config = Path(module.TABLES[table][1].config)
+    config = Path(TASKS[table].entries[1].config)
     content = config.read_text()
     config.write_text(content.replace("noise_size: 0", "noise_size: lots"))
     settings, lines = settings_of(tmp_path), []
@@ -175,7 +180,7 @@ def test_what_cannot_be_run_is_said_and_tried_again(table: str, tmp_path: Path) 
 def test_a_run_made_with_other_settings_is_not_taken_for_this_one(table: str, tmp_path: Path) -> None:
     settings, lines = settings_of(tmp_path, only=("vssn",)), []
     reproduce([table], settings, lambda _: None)
-    config = Path(module.TABLES[table][0].config)
+    config = Path(TASKS[table].entries[0].config)
     config.write_text(config.read_text().replace("latent_size: 2", "latent_size: 3"))
     assert reproduce([table], settings, lines.append) == 1
     assert "model.latent_size is 3, but " in lines[0]
@@ -192,7 +197,7 @@ def test_a_model_of_other_settings_is_neither_scored_nor_trained_on(
     for path in folder.iterdir():
         if path.is_file() and path.name not in kept:
             path.unlink()
-    config = Path(module.TABLES[table][0].config)
+    config = Path(TASKS[table].entries[0].config)
     config.write_text(config.read_text().replace("accelerator: cpu", "accelerator: cpu\n  weight_decay: 0.25"))
     monkeypatch.setattr(module, "fit", lambda *_, **__: pytest.fail("trained"))
     assert reproduce([table], settings, lines.append) == 1
@@ -203,7 +208,7 @@ def test_a_model_of_other_settings_is_neither_scored_nor_trained_on(
 def test_the_report_leaves_out_runs_of_other_settings(table: str, tmp_path: Path) -> None:
     settings, page = settings_of(tmp_path, only=("vssn",)), tmp_path / "RESULTS.md"
     reproduce([table], settings, lambda _: None)
-    config = Path(module.TABLES[table][0].config)
+    config = Path(TASKS[table].entries[0].config)
     config.write_text(config.read_text().replace("latent_size: 2", "latent_size: 3"))
     assert table in write_report(page, settings)
     assert "- VSSN on pendulum: model.latent_size is 3, but pendulum-vssn-0 was made with 2" in page.read_text()
@@ -219,8 +224,8 @@ def test_a_page_keeps_its_records_for_the_next_one(table: str, tmp_path: Path, m
     for path in here.glob("*/score.json"):
         record = json.loads(path.read_text())
         path.write_text(json.dumps(record | {"budget": "full"}))
-    configure = module._configure
-    monkeypatch.setattr(module, "_configure", lambda job, settings: configure(job, quick))
+    configure = Job.configure
+    monkeypatch.setattr(Job, "configure", lambda job, settings: configure(job, quick))
     settings, page = settings_of(tmp_path, budget="full"), tmp_path / "RESULTS.md"
     (tmp_path / "results" / "runs").mkdir(parents=True)  # the page is to keep them
     write_report(page, settings)
@@ -240,7 +245,7 @@ def test_a_page_keeps_its_records_for_the_next_one(table: str, tmp_path: Path, m
     assert re.search(r"\| \*\*VSSN\*\* \|.*\| 0\.125 \|", page.read_text())  # what is here goes before what was kept
     assert json.loads((kept / "pendulum-vssn-0.json").read_text()) == record
 
-    config = Path(module.TABLES[table][1].config)
+    config = Path(TASKS[table].entries[1].config)
     config.write_text(config.read_text().replace("latent_size: 2", "latent_size: 3"))
     write_report(page, settings)
     assert "- SRNN on pendulum: model.latent_size is 3, but pendulum-srnn-0 was made with 2" in page.read_text()
@@ -254,7 +259,7 @@ def test_a_setting_that_came_after_a_record_counts_as_its_default(table: str, tm
     del record["config"]["model"]["noise_smoothing"]
     score.write_text(json.dumps(record))
     assert reproduce([table], settings, lines.append) == 0
-    config = Path(module.TABLES[table][0].config)
+    config = Path(TASKS[table].entries[0].config)
     config.write_text(config.read_text().replace("noise_size: 1", "noise_size: 1\n  noise_smoothing: true"))
     assert reproduce([table], settings, lines.append) == 1
     assert "model.noise_smoothing is True, but " in lines[-1]
@@ -329,10 +334,15 @@ def test_a_record_of_another_effort_is_described_as_such(tmp_path: Path) -> None
         record.pop("note", None)
         record["metrics"] |= {"particles": 7} if "particles" in record["metrics"] else {}
         record["metrics"] |= {"sequences": 3} if record["table"] == "balls" else {}
+        record["settings"] |= {"seen": 5, "steps": 12, "pixels": 49, "frame_size": 80}
         path.write_text(json.dumps(record))
     write_report(tmp_path / "RESULTS.md", Settings(tmp_path / "no-runs"))
     text = (tmp_path / "RESULTS.md").read_text()
-    for part in ("IWAE with 7 particles, sum over", "IWAE-7 |", "IWAE-7, bits per sample", "2 to 100 of 3 test videos"):
+    for part in (
+        *("IWAE with 7 particles, sum over", "IWAE-7 |", "IWAE-7, bits per sample", "2 to 100 of 3 test videos"),
+        *("the mean of 12 frames predicted after 5 seen", "free-running, 12 frames |", "Frames of 80 samples"),
+        *("summed over 49 pixels", "(49 pixels), 10 frames ahead of 5 seen"),
+    ):
         assert part in text, part
     assert "rebuilt" not in text
     assert not re.search(r"IWAE with 10+ particles|IWAE-10", text)
@@ -362,7 +372,7 @@ def test_a_disk_that_fills_up_is_one_line(
     )
     monkeypatch.setattr("vssn.experiments.report._copy_figures", full if name == "report" else lambda *_: set())
     if name == "figure.png":
-        monkeypatch.setitem(PROTOCOLS, table, PROTOCOLS[table]._replace(draw=full))
+        monkeypatch.setitem(TASKS, table, TASKS[table]._replace(draw=full))
     arguments = ["reproduce", "--budget", "quick", table, "--only", "vssn", "--output", str(tmp_path / "runs")]
     assert main([*arguments, "--report", str(tmp_path / "R.md")]) == 2
     option = "--report" if name == "report" else "--output"
@@ -412,7 +422,7 @@ def test_a_damaged_record_is_named(
 
 def test_only_takes_whole_parts_of_names(table: str, tmp_path: Path) -> None:
     def names(*only: str) -> list[str]:
-        return [job.folder.name for job in module.jobs_of("music", settings_of(tmp_path, only=only, seeds=2))]
+        return [job.folder.name for job in jobs_of("music", settings_of(tmp_path, only=only, seeds=2))]
 
     assert names("jsb-vssn-0") == ["jsb-vssn-0"]
     assert names("jsb-vssn") == ["jsb-vssn-0", "jsb-vssn-1"]
@@ -474,7 +484,7 @@ DATA = {
 }
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", TASKS)
 def test_a_protocol_measures_what_its_section_shows(name: str, tmp_path: Path) -> None:
     data = DATA[name](tmp_path)
     real_valued = name in ("speech", "pendulum")
@@ -486,13 +496,13 @@ def test_a_protocol_measures_what_its_section_shows(name: str, tmp_path: Path) -
     config = check_config({"data": data, "model": model, "training": training}, "")
     fit(config)
     network = config.build_model()
-    metrics = PROTOCOLS[name].score(network, config, Effort(music_particles=2, speech_particles=2, sequences=2))
-    section = next(section for section in SECTIONS if section.table == name)
-    shown = [column.metric for column in section.columns] + [metric for _, metric, _ in section.details]
+    metrics = TASKS[name].score(network, config, Effort(particles=2, sequences=2))
+    task = TASKS[name]
+    shown = [column.metric for column in task.columns] + [detail.metric for detail in task.details]
     assert set(shown) <= set(metrics)
     assert all(np.isfinite(metrics[metric]) for metric in shown)
-    entry = TABLES[name][0]
-    figures = PROTOCOLS[name].draw({(entry.set, entry.model): tmp_path / "run"}, tmp_path, None)
+    entry = task.entries[0]
+    figures = TASKS[name].draw({(entry.set, entry.model): tmp_path / "run"}, tmp_path, None)
     assert figures
     assert all(path.stat().st_size > 5000 for path in figures)
     if name == "balls":
@@ -501,12 +511,98 @@ def test_a_protocol_measures_what_its_section_shows(name: str, tmp_path: Path) -
 
 
 def test_every_entry_has_its_configuration() -> None:
-    for table, entries in TABLES.items():
-        assert len({(entry.set, entry.model) for entry in entries}) == len(entries)
-        for entry in entries:
+    for table, task in TASKS.items():
+        assert len({(entry.set, entry.model) for entry in task.entries}) == len(task.entries)
+        for entry in task.entries:
+            assert entry.set in task.sets
             assert entry.config in packaged_configs(), (table, entry)
             config = load_config(entry.config, entry.overrides)
             assert config.data.set == entry.set
+
+
+TOSSES = """
+from vssn.experiments.tasks.base import Column, Entry, Published, Target, Task
+
+
+def score(model, config, effort):
+    return {"heads": model.x_size + 0.5, "particles": effort.particles}
+
+
+def draw(runs, folder, data):
+    (folder / "coin.png").write_bytes(b"drawn")
+    return [folder / "coin.png"]
+
+
+TASK = Task(
+    name="tosses",
+    title="Tosses of a coin",
+    text="Heads of {test} films, {coins} coins each.",
+    sets={"pendulum": "coins"},
+    entries=(Entry("pendulum", "VSSN", "demo"),),
+    score=score,
+    draw=draw,
+    headline=("heads",),
+    columns=(Column("heads", "pendulum", "heads", 1, "heads"),),
+    published=(Published("Gambler", {"heads": "256.0"}, "a test"),),
+    targets=(Target("VSSN", "Gambler", 1),),
+    quick_data={"num_train": 20, "num_valid": 4, "num_test": 6},
+    settings={"coins": 3},
+)
+"""
+
+
+def test_a_task_is_one_file(tmp_path: Path) -> None:
+    """The help, the runs, their records and the page take up a file that no other place names."""
+    root = Path(__file__).resolve().parent.parent
+    shutil.copytree(root / "vssn", tmp_path / "vssn", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "vssn" / "experiments" / "tasks" / "tosses.py").write_text(TOSSES)
+
+    def vssn(*arguments: str) -> str:
+        paths = os.pathsep.join((str(tmp_path), str(root)))
+        result = subprocess.run(
+            [sys.executable, "-m", "vssn", "reproduce", *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": paths, "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    assert "music, objectives, speech, balls, pendulum, demo, tosses; several run in turn" in vssn("--help")
+    out = vssn("tosses", "--budget", "quick", "--output", "runs", "--report", "R.md")
+    assert re.search(r"\[1/1\] tosses: VSSN on pendulum, seed 0: heads 256.5  \(", out)
+    record = json.loads((tmp_path / "runs/quick/tosses/pendulum-vssn-0/score.json").read_text())
+    assert record["settings"] == {"coins": 3}
+    assert record["metrics"]["particles"] == 2
+    text = (tmp_path / "R.md").read_text()
+    for part in (
+        "## Tosses of a coin\nHeads of 6 films, 3 coins each.\n",
+        "| **VSSN** | 256.5 |",
+        "| VSSN against Gambler as published | +0.5 (better) |",
+        "| *Gambler* (a test) | 256.0 |",
+        "![Tosses of a coin: coin](R-tosses-coin.png)",
+    ):
+        assert part in text, part
+
+
+def test_every_task_goes_by_the_name_of_its_file() -> None:
+    assert tuple(TASKS) == NAMES
+    assert [task.name for task in TASKS.values()] == list(NAMES)
+    folder = Path(tasks.__file__).parent
+    assert {path.stem for path in folder.glob("*.py")} == {*NAMES, "__init__", "base", "registry"}
+
+
+def test_a_record_from_before_settings_were_kept_has_those_of_now(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parent.parent
+    shutil.copytree(root / "results", tmp_path / "results")
+    for path in (tmp_path / "results" / "runs").rglob("*.json"):
+        record = json.loads(path.read_text())
+        del record["settings"]
+        path.write_text(json.dumps(record))
+    write_report(tmp_path / "RESULTS.md", Settings(tmp_path / "no-runs"))
+    assert (tmp_path / "RESULTS.md").read_text() == (root / "RESULTS.md").read_text()
 
 
 def test_the_projects_page_follows_from_its_records(tmp_path: Path) -> None:
@@ -520,13 +616,14 @@ def test_the_projects_page_follows_from_its_records(tmp_path: Path) -> None:
 
 def test_published_figures_are_those_of_the_tables() -> None:
     """A few of each table, typed from the sources a second time."""
-    by_name = {row.model: row.values for row in MUSIC}
+    by_name = {row.model: row.values for row in TASKS["music"].published}
     assert by_name["DMM"] == {"nottingham": "~-2.770", "jsb": "~-6.388", "musedata": "~-6.831", "piano_midi": "~-7.835"}
     assert by_name["HMSBN"]["jsb"] == ">=-7.98"
     assert by_name["RNN-NADE"]["jsb"] == "~-5.19"
-    assert {row.model: row.values["timit"] for row in SPEECH}["RNN-Gauss"] == "-1900"
-    assert {row.model: row.values["error"] for row in BALLS}["PGN (MSE)"] == "0.65 ± 0.11"
-    assert {row.model: row.values["velocity"] for row in PENDULUM} == {"VSSN": ".930", "DVBF-LL": ".916", "DKF": ".035"}
-    keys = {column.published for section in SECTIONS for column in section.columns if column.published}
-    known = {key for rows in (MUSIC, SPEECH, BALLS, PENDULUM) for row in rows for key in row.values}
-    assert keys <= known
+    assert {row.model: row.values["timit"] for row in TASKS["speech"].published}["RNN-Gauss"] == "-1900"
+    assert {row.model: row.values["error"] for row in TASKS["balls"].published}["PGN (MSE)"] == "0.65 ± 0.11"
+    velocities = {row.model: row.values["velocity"] for row in TASKS["pendulum"].published}
+    assert velocities == {"VSSN": ".930", "DVBF-LL": ".916", "DKF": ".035"}
+    for task in TASKS.values():
+        keys = {column.published for column in task.columns if column.published}
+        assert keys <= {key for row in task.published for key in row.values}

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vssn.experiments.tasks import NAMES
 from vssn.training.heartbeat import Heartbeat
 from vssn.utils.command import INTERRUPTED, check_target, positive, run_command, seed, threads, writing
 from vssn_kernels.version import __version__
@@ -66,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         "tables",
         metavar="TABLE",
         nargs="*",
-        help="music, objectives, speech, balls, pendulum, demo; several run in turn",
+        help=f"{', '.join(NAMES)}; several run in turn",
     )
     reproduce.add_argument("--budget", choices=("quick", "full"), default="full", help="quick: tiny models, one epoch")
     reproduce.add_argument("--data", metavar="FOLDER", help="folder of music sets and recordings (else VSSN_DATA)")
@@ -204,12 +205,12 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _reproduce(options: argparse.Namespace) -> int:
     from vssn.errors import ConfigError
     from vssn.experiments.report import write_report
-    from vssn.experiments.runner import TABLES, Settings, reproduce
+    from vssn.experiments.runner import Settings, reproduce
 
-    unknown = [table for table in options.tables if table not in TABLES]
+    unknown = [table for table in options.tables if table not in NAMES]
     if unknown or not (options.tables or options.report):
         came = f"got {unknown[0]!r}" if unknown else "got none"
-        raise ConfigError(f"TABLE: expected one of {', '.join(TABLES)}, {came}; name one, or give --report")
+        raise ConfigError(f"TABLE: expected one of {', '.join(NAMES)}, {came}; name one, or give --report")
     if options.report is not None:
         check_target("--report", options.report)
     _use_threads(options)

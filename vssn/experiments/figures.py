@@ -15,14 +15,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from torch import Tensor
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7f7f7f"
 LINES = (BLUE, ORANGE, GREEN, PINK, "#e69f00", "#56b4e9", "black", GREY)
@@ -40,9 +36,8 @@ def draw_film(truth: Tensor, predicted: Tensor, path: str | Path, *, seen: int, 
         title: of the figure.
     """
     steps = len(truth)
-    figure, axes = plt.subplots(
-        2, steps, figsize=(0.62 * steps + 0.9, 2.05), gridspec_kw={"wspace": 0.08, "hspace": 0.08}, squeeze=False
-    )
+    figure = Figure(figsize=(0.62 * steps + 0.9, 2.05))
+    axes = figure.subplots(2, steps, gridspec_kw={"wspace": 0.08, "hspace": 0.08}, squeeze=False)
     for row, frames in zip(axes, (truth, predicted), strict=True):
         for t, axis in enumerate(row):
             axis.set(xticks=[], yticks=[])
@@ -67,7 +62,8 @@ def draw_film(truth: Tensor, predicted: Tensor, path: str | Path, *, seen: int, 
 
 def draw_error_ahead(errors: Mapping[str, Sequence[float]], path: str | Path, *, title: str, unit: str) -> None:
     """A curve per name: the error 1, 2, ... frames ahead."""
-    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axis = figure.subplots()
     for (name, curve), colour, marker in zip(errors.items(), LINES, MARKERS, strict=False):
         axis.plot(range(1, len(curve) + 1), curve, color=colour, marker=marker, markersize=4, label=name)
     axis.set(xlabel="frames ahead", ylabel=unit, ylim=(0, None), title=title)
@@ -89,9 +85,8 @@ def draw_rolls(rolls: Mapping[str, Tensor], path: str | Path, *, title: str, low
     low, high = (int(keys[0]) - 2, int(keys[-1]) + 3) if len(keys) else (0, next(iter(rolls.values())).shape[1])
     low, high = max(low, 0), min(high, next(iter(rolls.values())).shape[1])
     steps = max(len(roll) for roll in rolls.values())
-    figure, axes = plt.subplots(
-        len(rolls), 1, figsize=(9, 0.6 + 2.1 * len(rolls)), sharex=True, squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(9, 0.6 + 2.1 * len(rolls)), layout="constrained")
+    axes = figure.subplots(len(rolls), 1, sharex=True, squeeze=False)
     shown = None
     for axis, (name, roll) in zip(axes[:, 0], rolls.items(), strict=True):
         extent = (0.5, len(roll) + 0.5, lowest_note + low - 0.5, lowest_note + high - 0.5)
@@ -132,7 +127,8 @@ def draw_latents(latents: Tensor, angle: Tensor, velocity: Tensor, path: str | P
     if flat.shape[1] == 1:  # a latent of one unit is drawn as a line
         flat = torch.cat((flat, torch.zeros_like(flat)), 1)
     shares = [*(scales**2 / (scales**2).sum().clamp(min=1e-300))[:2].tolist(), 0.0]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    axes = figure.subplots(1, 2)
     limit = float(velocity.abs().max())
     angle = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
     # Darkened: its lightest colour would not show on white.
@@ -165,9 +161,8 @@ def draw_training(runs: Mapping[str, str | Path], path: str | Path, *, title: st
     logs = {name: read_metrics(folder) for name, folder in runs.items()}
     kl_names = (("valid/kl_z_per_frame", "-", "of z"), ("valid/kl_w_per_frame", "--", "of w"))
     with_kls = any(log[name].any() for log in logs.values() for name, *_ in kl_names)
-    figure, axes = plt.subplots(
-        1, 1 + with_kls, figsize=(5.5 + 4.5 * with_kls, 3.9), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(5.5 + 4.5 * with_kls, 3.9), layout="constrained")
+    axes = figure.subplots(1, 1 + with_kls, squeeze=False)
     bounds = axes[0, 0]
     for index, (name, log) in enumerate(logs.items()):
         colour, valid = LINES[index % len(LINES)], log["valid/elbo_per_frame"]
@@ -217,4 +212,3 @@ def _plain(axis: Any) -> None:
 
 def _save(figure: Figure, path: str | Path) -> None:
     figure.savefig(path, dpi=_DPI)
-    plt.close(figure)

@@ -10,7 +10,7 @@ makes by hand; as this project's RESULTS.md has. Then, of the full budget:
     page/runs/TABLE/RUN.json  the records of all runs on the page
 
 Nothing on the page is typed by hand: every number comes from a run's folder, from a record that an earlier page kept
-(of a run made on another machine, or whose folder is gone) or from `vssn.experiments.published`; what is said of the
+(of a run made on another machine, or whose folder is gone) or from the published rows of a task; what is said of the
 runs comes from their records too.
 """
 
@@ -19,189 +19,19 @@ from __future__ import annotations
 import inspect
 import shutil
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
-from vssn.data.balls import RESOLUTION, balls_splits
-from vssn.data.pendulum import IMAGE_SIZE, pendulum_splits
-from vssn.data.speech import FRAME_SIZE
-from vssn.demo import SEEN as DEMO_SEEN
-from vssn.experiments.published import BALLS, MUSIC, PENDULUM, SPEECH, Published
-from vssn.experiments.runner import TABLES, Settings, keep_records, read_records
-from vssn.experiments.tasks import SEEN, STEPS
+from vssn.experiments.jobs import Settings
+from vssn.experiments.records import Record, keep_records, read_records
+from vssn.experiments.tasks.base import Column, Target, Task
+from vssn.experiments.tasks.registry import TASKS
 from vssn.training.run_directory import replacing
 from vssn.utils.command import writing
 
 MISSING = "—"
-SIMULATED = ("balls", "pendulum")
-SET_NAMES = {
-    "jsb": "JSB chorales",
-    "nottingham": "Nottingham",
-    "musedata": "MuseData",
-    "piano_midi": "Piano-midi.de",
-    "timit": "TIMIT",
-    "blizzard": "Blizzard",
-    "balls": "bouncing balls",
-    "pendulum": "pendulum",
-}
-
-Record = Mapping[str, Any]
-
-
-class Column(NamedTuple):
-    header: str
-    set: str
-    metric: str
-    digits: int
-    published: str = ""  # the key of `vssn.experiments.published`; none: not published
-
-
-class Target(NamedTuple):
-    """A published row that a model of ours stands against."""
-
-    model: str
-    published: str
-    better: int  # 1 where more is better, else -1
-
-
-class Section(NamedTuple):
-    """Text and headers may have {names} of `_facts`."""
-
-    table: str
-    title: str
-    text: str
-    columns: tuple[Column, ...]
-    details: tuple[tuple[str, str, int], ...] = ()  # further metrics for each set and model: header, metric, digits
-    published: tuple[Published, ...] = ()
-    targets: tuple[Target, ...] = ()
-
-    @property
-    def reads_data(self) -> bool:
-        """Whether its runs read a folder, rather than simulate."""
-        return any(column.set not in SIMULATED for column in self.columns)
-
-
-def _music_columns(
-    metric: str, sets: Sequence[str] = ("nottingham", "jsb", "musedata", "piano_midi")
-) -> tuple[Column, ...]:
-    return tuple(Column(SET_NAMES[name], name, metric, 3, name) for name in sets)
-
-
-_MUSIC_DETAILS = (
-    ("IWAE without x_1", "iwae_micro_without_first", 3),
-    ("IWAE macro", "iwae_macro", 3),
-    ("IWAE macro without x_1", "iwae_macro_without_first", 3),
-    ("ELBO", "elbo_micro", 3),
-    ("KL z", "kl_z", 3),
-    ("KL w", "kl_w", 3),
-)
-
-SECTIONS = (
-    Section(
-        "music",
-        "Polyphonic music",
-        "Log-likelihood of the test set in nats per time step: IWAE with {particles} particles, sum over all frames of "
-        "all sequences divided by their number (micro, the first frame included); standard splits. All models have the "
-        "sizes of one configuration (as far as a model has the part, so those with fewer parts have fewer parameters: "
-        "they are listed) and on each set the same schedule, but for the rows that say so. Further down the other "
-        "averages, and the ELBO of one sample.",
-        _music_columns("iwae_micro"),
-        _MUSIC_DETAILS,
-        MUSIC,
-        (
-            Target("VSSN", "DMM", 1),
-            Target("VSSN, sizes of its own", "DMM", 1),
-            Target("VSSN-NADE", "RNN-NADE", 1),
-            Target("VSSN-NADE, sizes of its own", "RNN-NADE", 1),
-        ),
-    ),
-    Section(
-        "objectives",
-        "The two objectives",
-        "The same model trained on the strict bound (`elbo`) and on the paper's formula (`paper`, the KLs halved, no "
-        "bound), both scored by the same strict bounds: nats per time step of the test set, as those of music.",
-        (
-            Column("JSB chorales, IWAE-{particles}", "jsb", "iwae_micro", 3),
-            Column("JSB chorales, ELBO", "jsb", "elbo_micro", 3),
-        ),
-        _MUSIC_DETAILS,
-    ),
-    Section(
-        "speech",
-        "Speech",
-        f"ELBO of one sample; IWAE with {{particles}} particles further down. Frames of {FRAME_SIZE} samples. Bits per "
-        "sample include the normalisation's Jacobian: less is better. Published figures are nats per sequence on the "
-        "full sets, in the units of their own normalisation. **Where the data is a small sample of TIMIT, or another "
-        "reader in place of Blizzard's, they are not comparable with ours**; what was read is among the runs.",
-        tuple(
-            Column(f"{SET_NAMES[name]}, {unit}", name, f"elbo_{key}", digits, name if key == "nats" else "")
-            for name in ("timit", "blizzard")
-            for unit, key, digits in (("bits per sample", "bits", 3), ("nats per sequence", "nats", 0))
-        ),
-        (
-            ("IWAE-{particles}, bits per sample", "iwae_bits", 3),
-            ("IWAE-{particles}, nats per sequence", "iwae_nats", 0),
-            ("KL z", "kl_z", 2),
-            ("KL w", "kl_w", 2),
-            ("test sequences", "sequences", 0),
-            ("test frames", "frames", 0),
-            ("Hz", "sample_rate", 0),
-            ("std in 16-bit steps", "std", 0),
-        ),
-        SPEECH,
-    ),
-    Section(
-        "balls",
-        "Bouncing balls",
-        f"Squared error, summed over {RESOLUTION**2} pixels, mean over frames 2 to {{frames}} of {{test}} test videos: "
-        f"one step ahead from the prior given the frames before. Free-running: the mean of {STEPS} frames predicted "
-        f"after {SEEN} seen. Every prediction along the mean path, without noise.",
-        (
-            Column("one step ahead", "balls", "error", 3, "error"),
-            Column("the same, copying the last frame", "balls", "copy_error", 2),
-            Column(f"free-running, {STEPS} frames", "balls", "rollout_mean", 2),
-            Column("the same, copying the last frame seen", "balls", "copy_rollout_mean", 2),
-        ),
-        (),
-        BALLS,
-        (Target("VSSN", "VSSN", -1),),
-    ),
-    Section(
-        "pendulum",
-        "Pendulum",
-        "R^2 of linear regressions from all latent states (d and z: {latents}) to sin phi, cos phi and phi', fitted on "
-        "the {train} training films, scored on the {test} test films. Filtering: states from the frames so far; "
-        "smoothing: from all frames. No filter knows the first frame's velocity: the limit that this sets to the R^2 "
-        "of phi' stands among the runs. Training: {schedules}. "
-        "Which of the two the published figures are is not stated; the row of differences takes smoothing.",
-        tuple(
-            Column(
-                f"{symbol}, {inference}", "pendulum", f"{inference}_{key}", 3, key if inference == "smoothing" else ""
-            )
-            for inference in ("filtering", "smoothing")
-            for symbol, key in (("sin φ", "sin"), ("cos φ", "cos"), ("φ'", "velocity"))
-        ),
-        (
-            ("limit of φ', filtering", "filtering_velocity_limit", 3),
-            *(
-                (f"ll {symbol}, {inference}", f"{inference}_{key}_log_likelihood", 0)
-                for inference in ("filtering", "smoothing")
-                for symbol, key in (("sin φ", "sin"), ("cos φ", "cos"), ("φ'", "velocity"))
-            ),
-        ),
-        PENDULUM,
-        (Target("VSSN", "VSSN", 1),),
-    ),
-    Section(
-        "demo",
-        "Demo",
-        f"What `make demo` trains, and its score: squared error per frame ({IMAGE_SIZE**2} pixels), {{ahead}} frames "
-        f"ahead of {DEMO_SEEN} seen, {{test}} test films.",
-        (Column("VSSN", "pendulum", "error", 2), Column("copy of the last frame seen", "pendulum", "copy", 2)),
-    ),
-)
 
 
 def write_report(path: Path, settings: Settings) -> list[str]:
@@ -225,22 +55,22 @@ def _write_report(path: Path, settings: Settings) -> list[str]:
     parts, absent = [_HEAD.format(budget=settings.budget)], []
     if settings.budget == "quick":
         parts.append("**Tiny models, one epoch, few particles and sequences: a check of the commands, no results.**\n")
-    for section in SECTIONS:
-        named = read_records(section.table, settings, kept)
+    for task in TASKS.values():
+        named = read_records(task.name, settings, kept)
         if kept is not None:
-            keep_records(section.table, named, kept)
+            keep_records(task.name, named, kept)
         records = list(named.values())
         if not any("metrics" in record for record in records):
-            absent.append(section.table)
-        parts.append(_section(section, records))
-        prefix = archive / section.table if keeps else path.parent / f"{path.stem}-{section.table}"
-        figures = _copy_figures(section.table, settings, prefix)
+            absent.append(task.name)
+        parts.append(_section(task, records))
+        prefix = archive / task.name if keeps else path.parent / f"{path.stem}-{task.name}"
+        figures = _copy_figures(task.name, settings, prefix)
         if keeps:  # those of runs that are known by their records alone
-            figures |= set(archive.glob(f"{section.table}-*.png"))
+            figures |= set(archive.glob(f"{task.name}-*.png"))
         for figure in sorted(figures):
             shown = figure.stem.removeprefix(f"{prefix.name}-").replace("-", ", ")
             address = quote(figure.relative_to(path.parent).as_posix())
-            parts.append(f"![{section.title}: {shown}]({address})\n")
+            parts.append(f"![{task.title}: {shown}]({address})\n")
     if keeps:
         parts.append("## Speed\n[benchmarks/README.md](benchmarks/README.md).\n")
     with replacing(path) as part:
@@ -266,51 +96,54 @@ italics, with their sources; ≥ marks a bound, ~ an estimate. Minutes are by th
 """
 
 
-def _section(section: Section, records: Sequence[Record]) -> str:
+def _section(task: Task, records: Sequence[Record]) -> str:
     done = [record for record in records if "metrics" in record]
-    lines = [f"## {section.title}"]
+    lines = [f"## {task.title}"]
     if done:
-        facts = _facts(section.table, done)
-        section = section._replace(
-            columns=tuple(column._replace(header=column.header.format_map(facts)) for column in section.columns),
-            details=tuple((header.format_map(facts), key, digits) for header, key, digits in section.details),
+        facts = _facts(task, done)
+        said = task._replace(
+            text=_with_notes(task, task.text.format_map(facts), done),
+            columns=tuple(column._replace(header=column.header.format_map(facts)) for column in task.columns),
+            details=tuple(detail._replace(header=detail.header.format_map(facts)) for detail in task.details),
         )
-        lines += [_notes(section.text.format_map(facts), done), "", *_table(section, done), "", *_runs(section, done)]
-    missing = _not_run(section, records)
+        lines += [said.text, "", *_table(said, done), "", *_runs(said, done)]
+    missing = _not_run(task, records)
     if missing:
         lines += ["", "Not run:", *(f"- {line}" for line in missing)]
     return "\n".join((*lines, ""))
 
 
-def _facts(table: str, done: Sequence[Record]) -> dict[str, str]:
-    """What the records of a table say of its runs; several values where the runs differ."""
-    simulator = {"balls": balls_splits, "pendulum": pendulum_splits, "demo": pendulum_splits}.get(table)
-    published = {} if simulator is None else inspect.signature(simulator).parameters
+def _facts(task: Task, done: Sequence[Record]) -> dict[str, str]:
+    """What the records of a task say of its runs; several values where the runs differ."""
+    published = {} if task.simulator is None else inspect.signature(task.simulator).parameters
     frames = "num_frames" if "num_frames" in published else "num_steps"
+    settings = [{**task.settings, **record.get("settings", {})} for record in done]
 
     def each(values: Iterable[Any]) -> str:
-        return " or ".join(dict.fromkeys(map(str, values)))
+        return " or ".join(dict.fromkeys(str(value) for value in values if value is not None)) or MISSING
 
-    def size(name: str, key: str) -> list[int]:
-        """Of a simulated set: as configured, else as published."""
-        given = [record["config"]["data"].get(name) for record in done]
-        return [published[key].default if value is None else value for value in given] if key in published else []
+    def size(name: str, key: str) -> list[int | None]:
+        """Of a set: as configured, else as its simulator has it."""
+        default = published[key].default if key in published else None
+        given = (record["config"]["data"].get(name) for record in done)
+        return [default if value is None else value for value in given]
 
     models = {record["model"]: record for record in done}
-    known = [entry.model for entry in TABLES[table] if entry.model in models]
+    known = [entry.model for entry in task.entries if entry.model in models]
     configs = {model: models[model]["config"] for model in dict.fromkeys((*known, *models))}
     latents = {
         model: config["model"]["hidden_size"] + config["model"]["latent_size"] for model, config in configs.items()
     }
     test = size("num_test", "num_test")
-    scored = [record["metrics"].get("sequences") or count for record, count in zip(done, test, strict=False)]
+    scored = [record["metrics"].get("sequences") or count for record, count in zip(done, test, strict=True)]
     length = size("num_frames", frames)
     return {
+        **{name: each(of[name] for of in settings) for name in task.settings},
         "particles": each(record["metrics"].get("particles", MISSING) for record in done),
         "train": each(size("num_train", "num_train")),
         "test": each(scored),
         "frames": each(length),
-        "ahead": each(count - DEMO_SEEN for count in length),
+        "ahead": each(count - of["seen"] for count, of in zip(length, settings, strict=True) if count and "seen" in of),
         "latents": ", ".join(f"{count} for {model}" for model, count in latents.items()),
         "schedules": ", ".join(
             f"{model} {_count(config['training']['max_epochs'], 'epoch')} in batches of {config['data']['batch_size']}"
@@ -319,12 +152,12 @@ def _facts(table: str, done: Sequence[Record]) -> dict[str, str]:
     }
 
 
-def _notes(text: str, done: Sequence[Record]) -> str:
+def _with_notes(task: Task, text: str, done: Sequence[Record]) -> str:
     """The text, and what records have to say of themselves."""
     notes: dict[tuple[str, str], list[str]] = {}
     for record in done:
         if "note" in record:
-            notes.setdefault((record["model"], record["note"]), []).append(SET_NAMES[record["set"]])
+            notes.setdefault((record["model"], record["note"]), []).append(task.sets[record["set"]])
     said = (f"{model}, on {_list(dict.fromkeys(sets))}: {note}." for (model, note), sets in notes.items())
     return " ".join((text, *said))
 
@@ -333,35 +166,33 @@ def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
-def _table(section: Section, done: list[Record]) -> list[str]:
-    headers = ["model", *(column.header for column in section.columns)]
+def _table(task: Task, done: list[Record]) -> list[str]:
+    headers = ["model", *(column.header for column in task.columns)]
     rows: list[list[str]] = []
     models = [
         model
-        for model in dict.fromkeys(entry.model for entry in TABLES[section.table])
+        for model in dict.fromkeys(entry.model for entry in task.entries)
         if any(record["model"] == model for record in done)
     ]
     for model in models:
-        rows.append(
-            [f"**{model}**", *(_cell(_values(done, model, column), column.digits) for column in section.columns)]
-        )
-    for target in section.targets:
+        rows.append([f"**{model}**", *(_cell(_values(done, model, column), column.digits) for column in task.columns)])
+    for target in task.targets:
         if target.model in models:
-            row = [_less(done, section, target, column) for column in section.columns]
+            row = [_less(done, task, target, column) for column in task.columns]
             rows.append([f"{target.model} against {target.published} as published", *row])
-    for published in section.published:
+    for published in task.published:
         values = (
             published.values.get(column.published, MISSING).replace(">=", "≥ ").replace("~", "~ ")
-            for column in section.columns
+            for column in task.columns
         )
         source = published.source + (f"; {published.note}" if published.note else "")
         rows.append([f"*{published.model}* ({source})", *values])
     return _markdown(headers, rows)
 
 
-def _less(done: list[Record], section: Section, target: Target, column: Column) -> str:
+def _less(done: list[Record], task: Task, target: Target, column: Column) -> str:
     values = _values(done, target.model, column)
-    published = next(row for row in section.published if row.model == target.published).values.get(column.published)
+    published = next(row for row in task.published if row.model == target.published).values.get(column.published)
     if not values or published is None:
         return MISSING
     gap = statistics.fmean(values) - float(published.lstrip(">=~ ").split()[0])
@@ -384,16 +215,16 @@ def _cell(values: Sequence[float], digits: int) -> str:
     return f"{statistics.fmean(values):.{digits}f}{spread}"
 
 
-def _runs(section: Section, done: list[Record]) -> list[str]:
+def _runs(task: Task, done: list[Record]) -> list[str]:
     """What each figure was made of, and the command that makes it again."""
-    details = [detail for detail in section.details if any(detail[1] in record["metrics"] for record in done)]
+    details = [detail for detail in task.details if any(detail[1] in record["metrics"] for record in done)]
     headers = ["set, model", *(header for header, *_ in details)]
     headers += ["seeds", "parameters", "best epochs", "training, minutes", "scoring, minutes"]
     rows = []
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in sorted(done, key=lambda record: record["seed"]):
         groups.setdefault((record["set"], record["model"]), []).append(record)
-    order = [(entry.set, entry.model) for entry in TABLES[section.table]]
+    order = [(entry.set, entry.model) for entry in task.entries]
     for name, group in sorted(
         groups.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)
     ):
@@ -409,8 +240,8 @@ def _runs(section: Section, done: list[Record]) -> list[str]:
             ]
         )
     seeds, threads = 1 + max(record["seed"] for record in done), max(record["threads"] for record in done)
-    command = f"vssn reproduce {section.table} --budget {done[0]['budget']} --seeds {seeds} --threads {threads}"
-    if section.reads_data:
+    command = f"vssn reproduce {task.name} --budget {done[0]['budget']} --seeds {seeds} --threads {threads}"
+    if task.reads_data:
         command += " --data FOLDER"
     made = dict.fromkeys(
         f"{record['machine']}, {record['threads']} threads; {record['versions']}; {record['date']}" for record in done
@@ -421,15 +252,15 @@ def _runs(section: Section, done: list[Record]) -> list[str]:
     ]
 
 
-def _not_run(section: Section, records: Sequence[Record]) -> list[str]:
+def _not_run(task: Task, records: Sequence[Record]) -> list[str]:
     """Entries without a score, a line for each model and reason (where there is one)."""
     scored = {(record["set"], record["model"]) for record in records if "metrics" in record}
     reasons = {(record["set"], record["model"]): f": {record['reason']}" for record in records if "reason" in record}
     sets: dict[tuple[str, str], list[str]] = {}
-    for entry in TABLES[section.table]:
+    for entry in task.entries:
         name = (entry.set, entry.model)
         if name not in scored:
-            sets.setdefault((entry.model, reasons.get(name, "")), []).append(SET_NAMES.get(entry.set, entry.set))
+            sets.setdefault((entry.model, reasons.get(name, "")), []).append(task.sets[entry.set])
     return [f"{model} on {_list(names)}{reason}" for (model, reason), names in sets.items()]
 
 

@@ -1,0 +1,117 @@
+"""Bouncing balls, squared error over the pixels of a frame: one step ahead from the prior, and free-running after SEEN
+frames; both along the mean path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from vssn.data.balls import RESOLUTION, balls_splits
+from vssn.data.batching import sequence_loader
+from vssn.experiments.baselines import copy_last_frame_error
+from vssn.experiments.figures import draw_error_ahead, draw_film
+from vssn.experiments.tasks.base import (
+    Column,
+    Effort,
+    Entry,
+    Metrics,
+    Published,
+    Runs,
+    Target,
+    Task,
+    draw_curves,
+    first_batch,
+    first_sequences,
+    load_run,
+)
+from vssn.inference.filtering import one_step_predictions, prediction_error, rollouts, squared_errors
+from vssn.models.vssn import VSSN
+from vssn.training.config import Config
+from vssn.utils.evaluation_mode import time_major
+
+SEEN = 17  # frames of a video before a rollout
+SHOWN = 6  # frames of the rollout in the figure
+STEPS = 20  # of a rollout
+
+
+def score_balls(model: VSSN, config: Config, effort: Effort) -> Metrics:
+    test = first_sequences(config.load_data().test, effort.sequences)
+    error, count = 0.0, 0
+    rolled, copied = torch.zeros(STEPS), torch.zeros(STEPS)
+    for batch in sequence_loader(test, config.data.batch_size):
+        size = batch.x.shape[1]
+        seen, ahead = batch.x[:SEEN], batch.x[SEEN : SEEN + STEPS]
+        with time_major(model):
+            error += size * prediction_error(one_step_predictions(model, batch.x), batch.x, batch.lengths)
+            rolled += size * squared_errors(rollouts(model, seen, STEPS), ahead)
+        copied += size * squared_errors(seen[-1].expand_as(ahead), ahead)
+        count += size
+    return {
+        "error": error / count,
+        "copy_error": copy_last_frame_error([test[index][0] for index in range(len(test))]),
+        "sequences": count,
+        "rollout": (rolled / count).tolist(),
+        "copy_rollout": (copied / count).tolist(),
+        "rollout_mean": float(rolled.mean() / count),
+        "copy_rollout_mean": float(copied.mean() / count),
+    }
+
+
+def draw_balls(runs: Runs, folder: Path, data: str | None) -> list[Path]:
+    figures, curves = draw_curves(runs, folder, data), {}
+    for index, ((_, label), path) in enumerate(runs.items()):
+        model, config = load_run(path, data)
+        x = first_batch(config.load_data().test, 100).x
+        ahead = x[SEEN : SEEN + STEPS]
+        rolled = rollouts(model, x[:SEEN], STEPS)
+        curves[label] = squared_errors(rolled, ahead).tolist()
+        if index == 0:
+            first = torch.full_like(x[:1, 0], torch.nan)
+            film = torch.cat((first, one_step_predictions(model, x[:SEEN, :1])[:, 0], rolled[:SHOWN, 0]))
+            figures.append(folder / "balls-film.png")
+            title = f"Bouncing balls, a test video: {SEEN} frames seen, {SHOWN} predicted free-running ({label})"
+            draw_film(x[: SEEN + SHOWN, 0], film, figures[-1], seen=SEEN, size=RESOLUTION, title=title)
+    curves["copy of the last frame seen"] = squared_errors(x[SEEN - 1].expand_as(ahead), ahead).tolist()
+    figures.append(folder / "balls-rollout.png")
+    title = f"Bouncing balls: free-running after {SEEN} frames, {x.shape[1]} test videos"
+    draw_error_ahead(curves, figures[-1], title=title, unit=f"squared error (sum over {RESOLUTION**2} pixels)")
+    return figures
+
+
+TASK = Task(
+    name="balls",
+    title="Bouncing balls",
+    text="Squared error, summed over {pixels} pixels, mean over frames 2 to {frames} of {test} test videos: one step "
+    "ahead from the prior given the frames before. Free-running: the mean of {steps} frames predicted after {seen} "
+    "seen. Every prediction along the mean path, without noise.",
+    sets={"balls": "bouncing balls"},
+    entries=(
+        Entry("balls", "VSSN", "balls"),
+        Entry("balls", "SRNN", "balls-srnn"),
+        Entry("balls", "RNN", "balls-rnn"),
+    ),
+    score=score_balls,
+    draw=draw_balls,
+    headline=("error", "copy_error", "rollout_mean", "copy_rollout_mean"),
+    columns=(
+        Column("one step ahead", "balls", "error", 3, "error"),
+        Column("the same, copying the last frame", "balls", "copy_error", 2),
+        Column("free-running, {steps} frames", "balls", "rollout_mean", 2),
+        Column("the same, copying the last frame seen", "balls", "copy_rollout_mean", 2),
+    ),
+    published=tuple(
+        Published(model, {"error": value}, source)
+        for model, value, source in (
+            ("PGN (MSE)", "0.65 ± 0.11", "Lotter et al. 2015"),
+            ("VSSN", "0.74 ± 0.25", "VSSN, table 2"),
+            ("DTSBN", "2.79 ± 0.39", "Gan et al. 2015"),
+            ("TSBN", "3.07 ± 0.40", "Gan et al. 2015"),
+            ("SRTRBM", "3.31 ± 0.33", "Mittelman et al. 2014"),
+        )
+    ),
+    targets=(Target("VSSN", "VSSN", -1),),
+    quick_data={"num_train": 40, "num_valid": 10, "num_test": 10, "num_frames": 40},
+    settings={"pixels": RESOLUTION**2, "seen": SEEN, "steps": STEPS},
+    simulator=balls_splits,
+)

@@ -1,0 +1,81 @@
+"""Speech, ELBO and IWAE: nats per sequence in normalised units, bits per sample."""
+
+from __future__ import annotations
+
+from vssn.data.batching import sequence_loader
+from vssn.data.speech import FRAME_SIZE, scale_of, speech_scores
+from vssn.experiments.tasks.base import (
+    Column,
+    Detail,
+    Effort,
+    Metrics,
+    Task,
+    draw_curves,
+    first_sequences,
+    peers,
+    published_row,
+)
+from vssn.inference.scoring import evaluate, evaluate_bound
+from vssn.models.vssn import VSSN
+from vssn.training.config import Config
+
+
+def score_speech(model: VSSN, config: Config, effort: Effort) -> Metrics:
+    test = first_sequences(config.load_data().test, effort.sequences)
+    scale = scale_of(test)
+    assert scale is not None
+    loader = sequence_loader(test, config.data.batch_size)
+    elbo = evaluate(model, loader)
+    iwae = evaluate_bound(model, loader, bound="iwae", particles=effort.particles)
+    metrics: Metrics = {"particles": iwae.particles, "kl_z": elbo.kl_z, "kl_w": elbo.kl_w}
+    metrics |= {"sequences": elbo.sequences, "frames": elbo.frames}
+    for name, scores in (("elbo", elbo), ("iwae", iwae)):
+        speech = speech_scores(scores.micro, scores.frames, scores.sequences, scale)
+        metrics |= {f"{name}_nats": speech.nats_per_sequence, f"{name}_bits": speech.bits_per_sample}
+    return metrics | {"sample_rate": scale.sample_rate, "mean": scale.mean, "std": scale.std}
+
+
+_SETS = {"timit": "TIMIT", "blizzard": "Blizzard"}
+
+TASK = Task(
+    name="speech",
+    title="Speech",
+    text="ELBO of one sample; IWAE with {particles} particles further down. Frames of {frame_size} samples. Bits per "
+    "sample include the normalisation's Jacobian: less is better. Published figures are nats per sequence on the full "
+    "sets, in the units of their own normalisation. **Where the data is a small sample of TIMIT, or another reader in "
+    "place of Blizzard's, they are not comparable with ours**; what was read is among the runs.",
+    sets=_SETS,
+    entries=peers("speech", dict.fromkeys(_SETS, ()), {"VSSN": "vssn", "SRNN": "srnn", "RNN": "rnn", "RNN-AR": "ar"}),
+    score=score_speech,
+    draw=draw_curves,
+    headline=("elbo_bits", "elbo_nats"),
+    columns=tuple(
+        Column(f"{title}, {unit}", name, f"elbo_{key}", digits, name if key == "nats" else "")
+        for name, title in _SETS.items()
+        for unit, key, digits in (("bits per sample", "bits", 3), ("nats per sequence", "nats", 0))
+    ),
+    details=(
+        Detail("IWAE-{particles}, bits per sample", "iwae_bits", 3),
+        Detail("IWAE-{particles}, nats per sequence", "iwae_nats", 0),
+        Detail("KL z", "kl_z", 2),
+        Detail("KL w", "kl_w", 2),
+        Detail("test sequences", "sequences", 0),
+        Detail("test frames", "frames", 0),
+        Detail("Hz", "sample_rate", 0),
+        Detail("std in 16-bit steps", "std", 0),
+    ),
+    published=tuple(
+        published_row(model, ("blizzard", "timit"), values, source)
+        for model, values, source in (
+            ("VSSN", ">=14141 >=65334", "VSSN, table 3"),
+            ("SRNN (smooth, resq)", ">=11991 >=60550", "Fraccaro et al. 2016"),
+            ("VRNN-Gauss", ">=9223 >=28805", "Chung et al. 2015"),
+            ("VRNN-GMM", ">=9107 >=28982", "Chung et al. 2015"),
+            ("RNN-GMM", "7413 26643", "Chung et al. 2015"),
+            ("RNN-Gauss", "3539 -1900", "Chung et al. 2015"),
+        )
+    ),
+    effort=Effort(particles=10),
+    settings={"frame_size": FRAME_SIZE},
+    reads_data=True,
+)
