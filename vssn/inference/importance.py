@@ -35,7 +35,6 @@ import torch
 from torch import Tensor
 
 from vssn.errors import MemoryLimitError
-from vssn.likelihoods.nade import NADE
 from vssn.models.vssn import VSSN, Prepared, require_model
 from vssn.nn.blocks import Recurrence, SplitLinear, is_plain, is_plain_latent
 from vssn.utils.checks import require_choice, require_number, require_seed, require_size, require_tensor
@@ -152,7 +151,7 @@ def make_plan(model: VSSN, x: Tensor, steps: int, columns: Tensor, particles: in
     """How many sequences, particles and frames fit into `memory` bytes together.
 
     Args:
-        x: [T, B, X] the batch; its notes decide what a NADE needs.
+        x: [T, B, X] the batch; what it holds may decide how much a likelihood needs.
         steps: frames of the longest of the sequences.
         columns: the sequences that are left to run.
         split: the particles may run one group after the other.
@@ -193,15 +192,10 @@ def _floats_per_frame(model: VSSN, x: Tensor) -> tuple[int, int, int, int]:
     d, a, z, w, m = layer.hidden_size, layer.backward_size, layer.latent_size, layer.noise_size, layer.mlp_size
     shared = 3 * model.x_size + 3 * model.frame_size + 4 * layer.input_size + 7 * d + 7 * a + 2 * m + 6 * w
     states = 4 * w + 5 * d + (5 * a + 2 * m + 3 * z if z else 0)
-    emission = d + 9 * z + 4 * m + 4 * likelihood.parameter_size + 4 * model.x_size
+    emission = d + 9 * z + 4 * m + max(likelihood.floats_per_frame(stretch) for stretch in x.split(PART))
     recurrences = ([layer.duration] if d else []) + ([layer.backward_recurrence] if z else [])
     if not all(_splits(recurrence) for recurrence in recurrences):
         states += 2 * layer.input_size + layer.control_size  # whole inputs for every particle
-    if isinstance(likelihood, NADE):
-        notes = (x > 0).sum(-1)  # [T, B]; what stands in the padding may be NaN
-        parts = [float(part.float().mean(0).max()) for part in notes.split(PART)] if notes.numel() else [0.0]
-        emission += math.ceil((1 + max(parts)) * (5 * model.x_size + 2 * likelihood.hidden_size))
-        emission += 8 * model.x_size  # its indices are int64
     return shared, states, emission, d + a
 
 

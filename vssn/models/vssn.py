@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vssn.likelihoods.registry import LIKELIHOODS, make_likelihood
+from vssn.likelihoods.base import Likelihood
+from vssn.likelihoods.registry import make_likelihood
 from vssn.nn.blocks import MLP, Embedding, reset_children
 from vssn.nn.layer import Embedded, Inference, State, VSSNLayer, require_control
 from vssn.utils.checks import require_choice, require_factor, require_flag, require_number, require_shape, require_size
@@ -72,7 +73,8 @@ class VSSN(nn.Module):
         likelihood: for x in [0, 1] "bernoulli"; for 0 and 1 alone "nade" (Bernoulli entries, each given those before
             it: an autoregressive estimator of nade_size hidden units); for real numbers "gaussian", "mixture" (of
             mixture_size diagonal Gaussians) or "ar_gaussian" (each entry with a linear prediction from those before
-            it). Other values are refused (on a GPU with VSSN_CHECK=1 only).
+            it). Other values are refused (on a GPU with VSSN_CHECK=1 only). Or a `vssn.likelihoods.Likelihood`, one
+            of your own.
         mixture_size, nade_size: components of the mixture; hidden units of the estimator.
         control, control_size: u_t: "previous" (x_{t-1}), "external" (u of that size), "both" or "none".
         mlp_size: M, hidden units of every MLP (None: hidden_size).
@@ -92,7 +94,7 @@ class VSSN(nn.Module):
         encoder: module [N, F] -> [N, embed_size] in place of e_x (F = X, or 2X with masked: x, then mask).
         decoder: module [N, Z+D] -> [N, parameters of the likelihood] in place of the MLP on (z_t, d_t).
         batch_first: sequences are [B, T, ·].
-        device, dtype: of the parameters, those of encoder and decoder apart.
+        device, dtype: of the parameters, those of modules that are given apart.
 
     Raises:
         ValueError: a size or a choice that is not possible, named with what was expected.
@@ -105,7 +107,7 @@ class VSSN(nn.Module):
         latent_size: int,
         noise_size: int = 0,
         *,
-        likelihood: str = "bernoulli",
+        likelihood: str | Likelihood = "bernoulli",
         mixture_size: int = 20,
         nade_size: int = 128,
         control: str = "previous",
@@ -133,7 +135,6 @@ class VSSN(nn.Module):
     ) -> None:
         super().__init__()
         require_size("x_size", x_size, 1)
-        require_choice("likelihood", likelihood, LIKELIHOODS)
         require_size("mixture_size", mixture_size, 1)
         require_size("nade_size", nade_size, 1)
         require_choice("objective", objective, OBJECTIVES)
@@ -178,7 +179,8 @@ class VSSN(nn.Module):
         self.control_encoder = None
         if embed_size is not None and control_size:
             self.control_encoder = Embedding(control_size, embed_size, activation, **factory)
-        self.likelihood = make_likelihood(likelihood, x_size, mixture_size, min_logvar_x, nade_size, **factory)
+        options = {"mixture_size": mixture_size, "nade_size": nade_size, "min_logvar_x": min_logvar_x}
+        self.likelihood = make_likelihood(likelihood, x_size, options, **factory)
         self.decoder = decoder
         if decoder is None:
             sizes = (latent_size, hidden_size)
@@ -254,7 +256,7 @@ class VSSN(nn.Module):
         if observed is not None:
             x = torch.where(observed, x, x.new_zeros(()))
         x, u = zero_padding(x, valid), zero_padding(u, valid)
-        require_values("x", x, self.likelihood.support, MARK_MISSING)  # a zero has a density under all of them
+        require_values("x", x, self.likelihood.support, MARK_MISSING, self.likelihood.title)
         require_finite("u", u, NO_NAN_IN_U)
         start = None if state is None else self.layer.start_state(state, x.shape[1], self.frame_size, x)
         x_last = x.new_zeros(x.shape[1], self.frame_size) if start is None else start.x_last
