@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vssn.likelihoods.ar_gaussian import ArGaussian
-from vssn.likelihoods.registry import Gaussian, make_likelihood
+from vssn.likelihoods.factorised import Gaussian
+from vssn.likelihoods.registry import make_likelihood
 from vssn.models.vssn import VSSN
 
 X = 5
@@ -76,7 +77,7 @@ def test_samples_have_its_mean_and_covariance(density: ArGaussian) -> None:
 
 def test_it_starts_as_the_gaussian() -> None:
     parameters, x = torch.randn(3, 2, 2 * X), torch.randn(3, 2, X)
-    start = make_likelihood("ar_gaussian", X, 1, MIN_LOGVAR, 1)
+    start = make_likelihood("ar_gaussian", X, {"min_logvar_x": MIN_LOGVAR})
     torch.testing.assert_close(
         start.log_prob(parameters, x, None), Gaussian(X, MIN_LOGVAR).log_prob(parameters, x, None)
     )

@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves
 import vssn.inference.importance
 from vssn import VSSN
 from vssn.errors import MemoryLimitError
-from vssn.inference.importance import BOUNDS, Plan, SequenceBounds, _Particles, resample, sequence_bounds
+from vssn.inference.importance import BOUNDS, SequenceBounds, sequence_bounds
+from vssn.inference.particles import Particles, Plan, resample
 from vssn_kernels.testing import assert_all_close, assert_close
 
 STEPS = 5
@@ -143,7 +144,7 @@ def test_weights_are_those_of_the_model_step_by_step(name: str) -> None:
     plain, weights, firsts = PlainModel(model), torch.zeros(particles, B), torch.zeros(particles, B)
     weights, firsts = weights.double(), firsts.double()
     observed = torch.ones_like(given["x"], dtype=torch.bool) if mask is None else mask
-    everything = _Particles(
+    everything = Particles(
         model, model.prepare(given["x"], given["u"]), torch.full((B,), 5), [(0, b) for b in range(B)], Plan(B, 3, 5)
     )
     eps_w, eps_z = everything._noise(range(particles), 0, 5)  # [T, K, B, ·]
@@ -177,7 +178,7 @@ def test_fivo_is_a_particle_filter_that_copies_whole_paths(name: str, resampling
     options = {"particles": particles, "resampling": resampling, "ess_threshold": threshold}
     got = sequence_bounds(model, given["x"], given["u"], bound="fivo", seed=2, **options)
     lengths = torch.tensor([STEPS])
-    filters = _Particles(model, model.prepare(given["x"], given["u"]), lengths, [(2, 0)], Plan(1, particles, STEPS))
+    filters = Particles(model, model.prepare(given["x"], given["u"]), lengths, [(2, 0)], Plan(1, particles, STEPS))
     eps_w, eps_z = (eps[:, :, 0].clone() for eps in filters._noise(range(particles), 0, STEPS))  # [T, K, ·]
     uniforms = filters._uniforms(particles if resampling == "multinomial" else 1)
     plain, observed = PlainModel(model), torch.ones_like(given["x"], dtype=torch.bool)
@@ -309,7 +310,8 @@ MEMORY_MODELS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("bound", ["iwae", "fivo"])
 @pytest.mark.parametrize("name", MEMORY_MODELS)
 def test_a_memory_limit_is_kept_and_changes_nothing(name: str, bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vssn.inference.importance, "PART", 16)
+    for module in (vssn.inference.importance, vssn.inference.particles):
+        monkeypatch.setattr(module, "PART", 16)
     torch.manual_seed(5)
     model = VSSN(40, 32, 12, **MEMORY_MODELS[name]).double()
     x, lengths = (torch.rand(60, 3, 40) < 0.1).double(), torch.tensor([30, 60, 7])

@@ -117,6 +117,12 @@ def test_kernels_know_nothing_of_the_model() -> None:
             assert not [name for name in imports(module) if name == "vssn" or name.startswith("vssn.")]
 
 
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("vssn.inference.")])
+def test_inference_knows_no_models_layers_or_weights(module: str) -> None:
+    named = {node.attr for node in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(node, ast.Attribute)}
+    assert not [name for name in named if name in ("layer", "bias") or name.startswith("weight_") or name == "weight"]
+
+
 def test_importing_needs_core_requirements_only() -> None:
     """Neither package imports what only training, or a machine with a GPU, has; nor the tests' helpers."""
     unwanted = (*TRAINING_ONLY, "pytest", "vssn_kernels.testing")

@@ -21,7 +21,8 @@ from vssn.data.batching import (
     sequence_loader,
 )
 from vssn.inference.filtering import latent_states, one_step_predictions, prediction_error, rollouts, squared_errors
-from vssn.inference.importance import resample, sequence_bounds
+from vssn.inference.importance import sequence_bounds
+from vssn.inference.particles import resample
 from vssn.inference.scoring import draw_noise, evaluate, evaluate_bound, sequence_sums, summarize
 from vssn.training.checkpoints import load_model, read_checkpoint
 

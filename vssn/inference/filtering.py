@@ -22,8 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vssn.models.vssn import VSSN, require_model
-from vssn.nn.blocks import Recurrence, is_plain
+from vssn.nn.interface import SequenceModel, require_model
 from vssn.nn.layer import State
 from vssn.utils.checks import require_choice, require_flag, require_seed, require_shape, require_size, require_tensor
 from vssn.utils.evaluation_mode import evaluating, time_major
@@ -41,7 +40,7 @@ class LatentStates(NamedTuple):
 
 @torch.no_grad()
 def latent_states(
-    model: VSSN,
+    model: SequenceModel,
     x: Tensor,
     u: Tensor | None = None,
     lengths: Tensor | None = None,
@@ -71,7 +70,7 @@ def latent_states(
 
 @torch.no_grad()
 def one_step_predictions(
-    model: VSSN,
+    model: SequenceModel,
     x: Tensor,
     u: Tensor | None = None,
     lengths: Tensor | None = None,
@@ -90,7 +89,7 @@ def one_step_predictions(
 
 @torch.no_grad()
 def rollouts(
-    model: VSSN,
+    model: SequenceModel,
     x: Tensor,
     steps: int,
     u: Tensor | None = None,
@@ -111,7 +110,7 @@ def rollouts(
     """
     require_size("steps", steps, 1)
     require_model(model)
-    seen, _ = check_sequences(x, u, model.x_size, model.control_size, model.batch_first, model.layer.a_parameter())
+    seen, _ = check_sequences(x, u, model.x_size, model.control_size, model.batch_first, model.a_parameter())
     to_come = seen.new_empty(steps, seen.shape[1], 0)
     ahead = check_control("u_future", u_future, to_come, model.control_size, model.batch_first, "steps")
     require_finite("u_future", ahead, NO_NAN_IN_U)
@@ -163,14 +162,20 @@ def _alike(predicted: Tensor, name: str, truth: Tensor, batch_first: bool) -> tu
 
 @contextlib.contextmanager
 def _running(
-    model: VSSN, x: Tensor, u: Tensor | None, lengths: Tensor | None, samples: int | None, seed: int, ahead: int = 1
+    model: SequenceModel,
+    x: Tensor,
+    u: Tensor | None,
+    lengths: Tensor | None,
+    samples: int | None,
+    seed: int,
+    ahead: int = 1,
 ) -> Iterator[_Runs]:
     """Time-major runs of the model over a batch of its own layout."""
     require_model(model)
     if samples is not None:
         require_size("samples", samples, 1)
     require_seed("seed", seed)
-    x, u = check_sequences(x, u, model.x_size, model.control_size, model.batch_first, model.layer.a_parameter())
+    x, u = check_sequences(x, u, model.x_size, model.control_size, model.batch_first, model.a_parameter())
     with evaluating(model), time_major(model):
         yield _Runs(model, x, u, lengths, ahead)
 
@@ -181,11 +186,11 @@ Noise = tuple[Tensor, Tensor]
 class _Runs:
     """A batch, its embeddings, and the runs of the model over it. Noise holds one more step than the frames need."""
 
-    def __init__(self, model: VSSN, x: Tensor, u: Tensor | None, lengths: Tensor | None, ahead: int = 1) -> None:
-        self.model, self.layer, self.ahead = model, model.layer, ahead
+    def __init__(
+        self, model: SequenceModel, x: Tensor, u: Tensor | None, lengths: Tensor | None, ahead: int = 1
+    ) -> None:
+        self.model, self.ahead = model, ahead
         self.given, self.lengths = model.prepare(x, u, lengths), lengths
-        self.weight_noise = model.layer.weight_noise()
-        self.start = model.layer.initial_state(self.given.x.shape[1], self.given.x)  # d_0, z_0
 
     def mean(self, samples: int | None, seed: int, run: Callable[[Noise], tuple[Tensor, ...]]) -> list[Tensor]:
         """The mean of what `run` returns over the samples."""
@@ -201,11 +206,11 @@ class _Runs:
     def noise(self, generator: torch.Generator | None) -> Noise:
         """(eps_w, eps_z), each [T + ahead, B, ·]: zeros, the conditional means, without a generator."""
         steps, batch = self.given.x.shape[0] + self.ahead, self.given.x.shape[1]
-        like, layer = self.given.x, self.layer
-        eps = torch.zeros(steps, batch, layer.noise_size + layer.latent_size, dtype=like.dtype)
+        like, sizes = self.given.x, self.model.noise_sizes
+        eps = torch.zeros(steps, batch, sum(sizes), dtype=like.dtype)
         if generator is not None:
             eps.normal_(generator=generator)
-        eps_w, eps_z = eps.to(like.device).split((layer.noise_size, layer.latent_size), -1)
+        eps_w, eps_z = eps.to(like.device).split(sizes, -1)
         return eps_w, eps_z
 
     def states(self, noise: Noise, inference: str) -> LatentStates:
@@ -213,41 +218,11 @@ class _Runs:
         steps = len(self.given.x)
         if inference == "smoothing":
             return self._infer(noise, steps, self.lengths)[0]
-        if self.layer.noise_smoothing:
-            last = [self._infer(noise, stop, None)[1] for stop in range(1, steps + 1)]
-            d, z = torch.stack([state.d for state in last]), torch.stack([state.z for state in last])
-        else:  # q(w_t | x_t, u_t) does not look ahead, so d_t is the same in every prefix: only a and z are not
-            d = self._infer(noise, steps, None)[0].d
-            z = self._filter_latents(d, noise[1]) if self.layer.latent_size else d.new_zeros(*d.shape[:2], 0)
+        d, z = self.model.infer_prefixes(self.given, noise)
         if self.given.valid is None:
             return LatentStates(d, z)
         valid = self.given.valid[..., None]
         return LatentStates(torch.where(valid, d, 0.0), torch.where(valid, z, 0.0))
-
-    def _filter_latents(self, d: Tensor, eps_z: Tensor) -> Tensor:
-        """z_t [T, B, Z] of every prefix's end, from d [T, B, D]."""
-        layer, given = self.layer, self.given
-        drivers = layer.drivers(d, given.controls)
-        recurrence, inputs = layer.backward_recurrence, (*drivers, given.embedded)
-        fused = layer.fuses_latents()
-        # What plain networks share among the prefixes is computed once.
-        gates = recurrence.input(*inputs) if is_plain(recurrence, Recurrence) else None
-        prior = layer.prior.contexts(drivers, given.x) if fused and layer.residual_posterior else None
-        a_end, zs = d.new_zeros(d.shape[1], layer.backward_size), []
-        for stop in range(1, len(d) + 1):
-            if gates is None:
-                a, _ = recurrence(tuple(part[:stop] for part in inputs), a_end, reverse=True)
-            else:
-                a, _ = recurrence.run(gates[:stop], a_end, reverse=True)
-            if fused:
-                contexts = layer.posterior.contexts((a,), a)
-                own_prior = None if prior is None else prior[:stop]
-                z, *_ = layer.infer_latent(contexts, own_prior, self.start[1], eps_z[:stop])
-            else:
-                before = tuple(part[:stop] for part in drivers)
-                z, *_ = layer.infer_latents_by_steps(a, before, self.start[1], eps_z[:stop])
-            zs.append(z[-1])
-        return torch.stack(zs)
 
     def predict(self, noise: Noise) -> Tensor:
         """[T-1, B, X]: one step from the filtered state of every frame but the last."""
@@ -256,7 +231,7 @@ class _Runs:
         # Of frame t: its control, which holds frames before it, and noise that no filtered state before it has used.
         controls = tuple(part[1:].flatten(0, 1)[None] for part in self.given.controls)
         eps_w, eps_z = (part[1 : steps + 1].flatten(0, 1)[None] for part in noise)
-        d, z = self.layer.step_from_prior(controls, d.flatten(0, 1), z.flatten(0, 1), self.weight_noise, (eps_w, eps_z))
+        d, z = self.model.step_from_prior(controls, d.flatten(0, 1), z.flatten(0, 1), (eps_w, eps_z))
         mean = self.model.likelihood.mean(self.model.decode(z[None], d[None]))
         predicted = mean.view(steps, batch, -1)
         if self.given.valid is None:
@@ -272,9 +247,7 @@ class _Runs:
             here = slice(seen + step, seen + step + 1)
             external = None if u_future is None else u_future[step : step + 1]
             controls = self.model.control(current.x_last, external)
-            d, z = self.layer.step_from_prior(
-                controls, current.d, current.z, self.weight_noise, (noise[0][here], noise[1][here])
-            )
+            d, z = self.model.step_from_prior(controls, current.d, current.z, (noise[0][here], noise[1][here]))
             frame = self.model.likelihood.mean(self.model.decode(z[None], d[None]))
             current = State(d, z, self.model.frames(frame, None)[0])
             frames.append(frame)
@@ -282,12 +255,5 @@ class _Runs:
 
     def _infer(self, noise: Noise, stop: int, lengths: Tensor | None) -> tuple[LatentStates, State]:
         """The states of the frames before `stop`, given those frames, and the last one."""
-        given = self.given
-        result = self.layer.infer(
-            given.embedded[:stop],
-            tuple(part[:stop] for part in given.controls),
-            *self.start,
-            (noise[0][:stop], noise[1][:stop]),
-            lengths,
-        )
-        return LatentStates(result.d, result.z), State(result.d_last, result.z_last, given.frames[stop])
+        d, z, last = self.model.infer(self.given, noise, lengths, stop)
+        return LatentStates(d, z), last

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from vssn.data.batching import SequenceBatch
 from vssn.inference.importance import DEFAULT_MEMORY, check_bound, sequence_bounds
-from vssn.models.vssn import VSSN, VSSNOutput, require_model
+from vssn.models.vssn import VSSNOutput
+from vssn.nn.interface import SequenceModel, require_model
 from vssn.utils.checks import require_seed, require_shape, require_size, require_tensor
 from vssn.utils.evaluation_mode import evaluating, time_major
 
@@ -118,7 +119,7 @@ def _averages(length: Tensor, total: Tensor, first: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def evaluate(model: VSSN, loader: Iterable[SequenceBatch], *, samples: int = 1, seed: int = 0) -> Scores:
+def evaluate(model: SequenceModel, loader: Iterable[SequenceBatch], *, samples: int = 1, seed: int = 0) -> Scores:
     """Scores `model` on time-major batches, whole sequences at a time.
 
     Args:
@@ -149,7 +150,7 @@ def evaluate(model: VSSN, loader: Iterable[SequenceBatch], *, samples: int = 1, 
     return summarize(torch.cat(rows))
 
 
-def _batches(loader: object, model: VSSN, like: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+def _batches(loader: object, model: SequenceModel, like: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """x, lengths and u of every batch, on the device and in the dtype of `like`."""
     if not isinstance(loader, Iterable):
         raise TypeError(f"loader must be an iterable of SequenceBatches, got {type(loader).__name__}")
@@ -165,7 +166,7 @@ def _batches(loader: object, model: VSSN, like: Tensor) -> Iterator[tuple[Tensor
 
 
 def evaluate_bound(
-    model: VSSN,
+    model: SequenceModel,
     loader: Iterable[SequenceBatch],
     *,
     bound: str = "iwae",
@@ -210,7 +211,7 @@ def evaluate_bound(
     )
 
 
-def draw_noise(model: VSSN, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_noise(model: SequenceModel, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(eps_w [T, B, W], eps_z [T, B, Z]) standard normal for x [T, B, X]."""
     require_model(model)
     if require_tensor("x", x).dim() != 3:
@@ -219,8 +220,8 @@ def draw_noise(model: VSSN, x: Tensor, generator: torch.Generator) -> tuple[Tens
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     if generator.device.type != x.device.type:
         raise ValueError(f"generator must be on {x.device.type} as x is, got {generator.device.type}")
-    sizes = (model.layer.noise_size, model.layer.latent_size)
     eps_w, eps_z = (
-        torch.randn(*x.shape[:2], size, generator=generator, dtype=x.dtype, device=x.device) for size in sizes
+        torch.randn(*x.shape[:2], size, generator=generator, dtype=x.dtype, device=x.device)
+        for size in model.noise_sizes
     )
     return eps_w, eps_z

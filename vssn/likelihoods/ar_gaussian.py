@@ -18,12 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vssn.likelihoods.base import Likelihood
+from vssn.likelihoods.registry import register
 from vssn.nn.blocks import floor_logvar, gaussian_log_density
 from vssn.utils.sequences import terms_of_whole_frames
-from vssn.utils.values import REAL
 
 
-class ArGaussian(nn.Module):
+@register("ar_gaussian")
+class ArGaussian(Likelihood):
     """Linear-Gaussian entries, each given those before it.
 
     Args:
@@ -32,12 +34,11 @@ class ArGaussian(nn.Module):
         device, dtype: of the parameters.
     """
 
-    support = REAL
+    options = (("min_logvar", "min_logvar_x"),)
 
     def __init__(self, x_size: int, min_logvar: float, **factory: Any) -> None:
-        super().__init__()
-        self.x_size, self.min_logvar = x_size, min_logvar
-        self.parameter_size = 2 * x_size
+        super().__init__(x_size, 2 * x_size)
+        self.min_logvar = min_logvar
         self.weight = nn.Parameter(torch.empty(x_size, x_size, **factory))  # only what is below the diagonal counts
         self.reset_parameters()
 
@@ -57,7 +58,7 @@ class ArGaussian(nn.Module):
         """
         mu, logvar = self._split(parameters)
         terms = gaussian_log_density(x, self(mu, x), logvar).sum(-1)
-        return terms_of_whole_frames(terms, observed, "ar_gaussian")
+        return terms_of_whole_frames(terms, observed, self.title)
 
     def mean(self, parameters: Tensor) -> Tensor:
         return self(self._split(parameters)[0])

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vssn.likelihoods.base import Likelihood
+from vssn.likelihoods.registry import register
 from vssn.nn.blocks import floor_logvar, gaussian_log_density
-from vssn.utils.values import REAL, UNIT
+from vssn.utils.values import UNIT
 from vssn_kernels import bernoulli_log_prob
 
 
-class Bernoulli:
+@register("bernoulli")
+class Bernoulli(Likelihood):
     """Independent Bernoulli entries; x in [0, 1] (between the ends: the cross-entropy)."""
 
     support = UNIT
 
-    def __init__(self, x_size: int) -> None:
-        self.parameter_size = x_size
+    def __init__(self, x_size: int, **factory: Any) -> None:
+        super().__init__(x_size, x_size)
 
-    def log_prob(self, parameters: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
+    def forward(self, parameters: Tensor, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """Logits [T, B, X], x [T, B, X], observed [T, B, X] bool or None to nats [T, B]."""
         if observed is None:
             return bernoulli_log_prob(parameters, x)
@@ -32,19 +37,21 @@ class Bernoulli:
         return torch.bernoulli(torch.sigmoid(parameters))
 
 
-class Gaussian:
+@register("gaussian")
+class Gaussian(Likelihood):
     """Independent Gaussian entries: the decoder gives the mean, then the raw log-variance."""
 
-    support = REAL
+    options = (("min_logvar", "min_logvar_x"),)
 
-    def __init__(self, x_size: int, min_logvar: float) -> None:
-        self.parameter_size, self.min_logvar = 2 * x_size, min_logvar
+    def __init__(self, x_size: int, min_logvar: float, **factory: Any) -> None:
+        super().__init__(x_size, 2 * x_size)
+        self.min_logvar = min_logvar
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         mu, raw = parameters.chunk(2, -1)
         return mu, floor_logvar(raw, self.min_logvar)
 
-    def log_prob(self, parameters: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
+    def forward(self, parameters: Tensor, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """[T, B, 2X], x [T, B, X], observed [T, B, X] bool or None to nats [T, B]."""
         mu, logvar = self._split(parameters)
         terms = gaussian_log_density(x, mu, logvar)
@@ -58,14 +65,15 @@ class Gaussian:
         return mu + torch.exp(logvar / 2) * torch.randn_like(mu)
 
 
-class Mixture:
+@register("mixture")
+class Mixture(Likelihood):
     """A mixture of K diagonal Gaussians over the whole frame: K weights, then K means, then K raw log-variances."""
 
-    support = REAL
+    options = (("mixture_size", "mixture_size"), ("min_logvar", "min_logvar_x"))
 
-    def __init__(self, x_size: int, mixture_size: int, min_logvar: float) -> None:
-        self.x_size, self.mixture_size, self.min_logvar = x_size, mixture_size, min_logvar
-        self.parameter_size = mixture_size * (1 + 2 * x_size)
+    def __init__(self, x_size: int, mixture_size: int, min_logvar: float, **factory: Any) -> None:
+        super().__init__(x_size, mixture_size * (1 + 2 * x_size))
+        self.mixture_size, self.min_logvar = mixture_size, min_logvar
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         k, x_size = self.mixture_size, self.x_size
@@ -73,7 +81,7 @@ class Mixture:
         shape = (*parameters.shape[:-1], k, x_size)
         return F.log_softmax(weights, -1), mu.reshape(shape), floor_logvar(raw.reshape(shape), self.min_logvar)
 
-    def log_prob(self, parameters: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
+    def forward(self, parameters: Tensor, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """[T, B, K(1 + 2X)], x [T, B, X], observed [T, B, X] bool or None to nats [T, B]."""
         log_weights, mu, logvar = self._split(parameters)
         terms = gaussian_log_density(x[..., None, :], mu, logvar)

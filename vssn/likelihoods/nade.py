@@ -23,13 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vssn.likelihoods.base import Likelihood
+from vssn.likelihoods.registry import register
 from vssn.utils.sequences import terms_of_whole_frames
 from vssn.utils.values import BINARY
 
 MEAN_SAMPLES = 32
 
 
-class NADE(nn.Module):
+@register("nade")
+class NADE(Likelihood):
     """Autoregressive Bernoulli entries, in the order of the features.
 
     Args:
@@ -39,11 +42,11 @@ class NADE(nn.Module):
     """
 
     support = BINARY
+    options = (("hidden_size", "nade_size"),)
 
     def __init__(self, x_size: int, hidden_size: int, **factory: Any) -> None:
-        super().__init__()
-        self.x_size, self.hidden_size = x_size, hidden_size
-        self.parameter_size = x_size + hidden_size
+        super().__init__(x_size, x_size + hidden_size)
+        self.hidden_size = hidden_size
         self.weight_in = nn.Parameter(torch.empty(x_size, hidden_size, **factory))
         self.weight_out = nn.Parameter(torch.empty(x_size, hidden_size, **factory))
         self.reset_parameters()
@@ -55,32 +58,38 @@ class NADE(nn.Module):
 
     def forward(self, parameters: Tensor, x: Tensor | None = None, observed: Tensor | None = None) -> Any:
         """The log-density of x, or without x a sample and its probabilities: `log_prob`, `sample` and `mean` call the
-        module, so that its hooks take part."""
-        return self._draw(parameters) if x is None else self._log_prob(parameters, x, observed)
+        module, so that its hooks take part.
 
-    def log_prob(self, parameters: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
-        """Biases [T, B, X + H], x [T, B, X] of 0 and 1, observed [T, B, X] bool or None to nats [T, B].
+        Biases [T, B, X + H], x [T, B, X] of 0 and 1, observed [T, B, X] bool or None to nats [T, B].
 
         Raises:
             ValueError: a frame is observed in part: the density of a part of a frame is a sum over the rest.
         """
-        return self(parameters, x, observed)
+        return self._draw(parameters) if x is None else self._log_prob(parameters, x, observed)
 
     def _log_prob(self, parameters: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
         rows = x.reshape(-1, self.x_size)
         bias, hidden_bias = parameters.reshape(-1, self.parameter_size).split((self.x_size, self.hidden_size), -1)
         logits = nade_logits(rows, bias, hidden_bias, self.weight_in, self.weight_out)
         terms = (rows * logits - F.softplus(logits)).sum(-1).view(x.shape[:-1])
-        return terms_of_whole_frames(terms, observed, "nade")
+        return terms_of_whole_frames(terms, observed, self.title)
 
     def mean(self, parameters: Tensor) -> Tensor:
         """E[x], which has no closed form, from MEAN_SAMPLES draws: the mean of each entry's probability given the
         entries drawn before it. Unbiased."""
         draws = parameters.unsqueeze(0).expand(MEAN_SAMPLES, *parameters.shape)
-        return self(draws)[1].mean(0)
+        mean: Tensor = self(draws)[1].mean(0)
+        return mean
 
     def sample(self, parameters: Tensor) -> Tensor:
-        return self(parameters)[0]
+        sample: Tensor = self(parameters)[0]
+        return sample
+
+    def floats_per_frame(self, x: Tensor) -> int:
+        """Rows of the hidden layer follow from the notes of a frame: here of the sequence that has most."""
+        rows = 1 + (float((x > 0).sum(-1).float().mean(0).max()) if x.shape[:2].numel() else 0.0)
+        indices = 8 * self.x_size  # int64
+        return super().floats_per_frame(x) + math.ceil(rows * (5 * self.x_size + 2 * self.hidden_size)) + indices
 
     def _draw(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """One sample [..., X], and the probability of each entry given those drawn before it."""

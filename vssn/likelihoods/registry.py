@@ -1,34 +1,64 @@
-"""Emission densities p(x_t | z_t, d_t): log-density of a frame, mean and samples, from a decoder's output.
-
-`support` says which values of x have a density. `log_prob` does not look at them: VSSN checks x once, for all that it
-does with it (`vssn.utils.values.require_values`).
-"""
+"""Likelihoods by their names, and how a model makes one."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-from vssn.likelihoods.ar_gaussian import ArGaussian
-from vssn.likelihoods.factorised import Bernoulli, Gaussian, Mixture
-from vssn.likelihoods.nade import NADE
+from vssn.likelihoods.base import Likelihood
+from vssn.utils.checks import require_choice
 
-LIKELIHOODS = ("bernoulli", "gaussian", "mixture", "nade", "ar_gaussian")
-
-
-Likelihood = Bernoulli | Gaussian | Mixture | NADE | ArGaussian
+LIKELIHOODS: dict[str, type[Likelihood]] = {}
+_Class = TypeVar("_Class", bound=type[Likelihood])
 
 
-def make_likelihood(
-    name: str, x_size: int, mixture_size: int, min_logvar_x: float, nade_size: int, **factory: Any
-) -> Likelihood:
-    if name == "bernoulli":
-        return Bernoulli(x_size)
-    if name == "gaussian":
-        return Gaussian(x_size, min_logvar_x)
-    if name == "mixture":
-        return Mixture(x_size, mixture_size, min_logvar_x)
-    if name == "nade":
-        return NADE(x_size, nade_size, **factory)
-    if name == "ar_gaussian":
-        return ArGaussian(x_size, min_logvar_x, **factory)
-    raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}, got {name!r}")
+def register(name: str) -> Callable[[_Class], _Class]:
+    """Over a class: the name by which models take it.
+
+    Raises:
+        ValueError: the name stands for another class.
+        TypeError: the class is no Likelihood.
+    """
+
+    def enter(cls: _Class) -> _Class:
+        if not (isinstance(cls, type) and issubclass(cls, Likelihood)):
+            raise TypeError(f"what is registered as {name!r} must be a subclass of Likelihood, got {cls!r}")
+        if name in LIKELIHOODS:
+            raise ValueError(f"name must be a new one, got {name!r}, which is {LIKELIHOODS[name].__name__}'s")
+        cls.name = name
+        LIKELIHOODS[name] = cls
+        return cls
+
+    return enter
+
+
+def make_likelihood(likelihood: object, x_size: int, given: Mapping[str, Any], **factory: Any) -> Likelihood:
+    """The likelihood of that name, made anew, or the instance itself.
+
+    Args:
+        likelihood: a registered name, or a Likelihood of x_size features.
+        x_size: X.
+        given: the model's keywords, of which the class takes those in its `options`.
+        factory: device and dtype, for a class that is made here.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+    if isinstance(likelihood, Likelihood):
+        if likelihood.x_size != x_size:
+            raise ValueError(f"likelihood must be one of x_size={x_size} features, got one of {likelihood.x_size}")
+        return likelihood
+    if not isinstance(likelihood, str):
+        raise TypeError(
+            f"likelihood must be one of {', '.join(LIKELIHOODS)} or a vssn.likelihoods.Likelihood, got {likelihood!r}"
+        )
+    require_choice("likelihood", likelihood, tuple(LIKELIHOODS))
+    cls = LIKELIHOODS[likelihood]
+    unknown = [keyword for _, keyword in cls.options if keyword not in given]
+    if unknown:
+        raise ValueError(
+            f"likelihood={likelihood!r} takes {', '.join(unknown)}, which the model does not have; pass an instance"
+        )
+    options = {own: given[keyword] for own, keyword in cls.options}
+    made: Likelihood = cls(x_size, **options, **factory)
+    return made

@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vssn.likelihoods.registry import LIKELIHOODS, make_likelihood
+from vssn.likelihoods.base import Likelihood
+from vssn.likelihoods.registry import make_likelihood
 from vssn.nn.blocks import MLP, Embedding, reset_children
+from vssn.nn.interface import EncodedBatch, Floats, SequenceModel
 from vssn.nn.layer import Embedded, Inference, State, VSSNLayer, require_control
+from vssn.nn.paths import LayerParticles, floats_of_particles, infer_prefixes
 from vssn.utils.checks import require_choice, require_factor, require_flag, require_number, require_shape, require_size
 from vssn.utils.sequences import (
     check_control,
@@ -40,25 +43,13 @@ class VSSNOutput(NamedTuple):
     state: State
 
 
-class Prepared(NamedTuple):
-    """What the recurrences take, time-major, with zeros at padding and where x is not observed."""
-
-    x: Tensor  # [T, B, X]
-    observed: Tensor | None  # [T, B, X] bool
-    valid: Tensor | None  # [T, B] bool
-    frames: Tensor  # [1+T, B, F] what the networks see, behind the frame before the first
-    embedded: Tensor  # [T, B, E] of x_t
-    controls: tuple[Tensor, ...]  # u_t: each [T, B, ·]
-    start: State | None  # the one given; None: the layer's own
-
-
 class Generation(NamedTuple):
     x: Tensor  # [T, B, X] what was fed back: samples, or means
     mean: Tensor  # [T, B, X] E[x_t | z_t, d_t]
     state: State
 
 
-class VSSN(nn.Module):
+class VSSN(SequenceModel):
     """The Variational Structured Stochastic Network.
 
     A module inside that has hooks or a parametrization, is pruned or stands in place of ours runs its own forward,
@@ -72,7 +63,8 @@ class VSSN(nn.Module):
         likelihood: for x in [0, 1] "bernoulli"; for 0 and 1 alone "nade" (Bernoulli entries, each given those before
             it: an autoregressive estimator of nade_size hidden units); for real numbers "gaussian", "mixture" (of
             mixture_size diagonal Gaussians) or "ar_gaussian" (each entry with a linear prediction from those before
-            it). Other values are refused (on a GPU with VSSN_CHECK=1 only).
+            it). Other values are refused (on a GPU with VSSN_CHECK=1 only). Or a `vssn.likelihoods.Likelihood`, one
+            of your own.
         mixture_size, nade_size: components of the mixture; hidden units of the estimator.
         control, control_size: u_t: "previous" (x_{t-1}), "external" (u of that size), "both" or "none".
         mlp_size: M, hidden units of every MLP (None: hidden_size).
@@ -92,7 +84,7 @@ class VSSN(nn.Module):
         encoder: module [N, F] -> [N, embed_size] in place of e_x (F = X, or 2X with masked: x, then mask).
         decoder: module [N, Z+D] -> [N, parameters of the likelihood] in place of the MLP on (z_t, d_t).
         batch_first: sequences are [B, T, ·].
-        device, dtype: of the parameters, those of encoder and decoder apart.
+        device, dtype: of the parameters, those of modules that are given apart.
 
     Raises:
         ValueError: a size or a choice that is not possible, named with what was expected.
@@ -105,7 +97,7 @@ class VSSN(nn.Module):
         latent_size: int,
         noise_size: int = 0,
         *,
-        likelihood: str = "bernoulli",
+        likelihood: str | Likelihood = "bernoulli",
         mixture_size: int = 20,
         nade_size: int = 128,
         control: str = "previous",
@@ -133,7 +125,6 @@ class VSSN(nn.Module):
     ) -> None:
         super().__init__()
         require_size("x_size", x_size, 1)
-        require_choice("likelihood", likelihood, LIKELIHOODS)
         require_size("mixture_size", mixture_size, 1)
         require_size("nade_size", nade_size, 1)
         require_choice("objective", objective, OBJECTIVES)
@@ -178,7 +169,8 @@ class VSSN(nn.Module):
         self.control_encoder = None
         if embed_size is not None and control_size:
             self.control_encoder = Embedding(control_size, embed_size, activation, **factory)
-        self.likelihood = make_likelihood(likelihood, x_size, mixture_size, min_logvar_x, nade_size, **factory)
+        options = {"mixture_size": mixture_size, "nade_size": nade_size, "min_logvar_x": min_logvar_x}
+        self.likelihood = make_likelihood(likelihood, x_size, options, **factory)
         self.decoder = decoder
         if decoder is None:
             sizes = (latent_size, hidden_size)
@@ -244,7 +236,7 @@ class VSSN(nn.Module):
         lengths: Tensor | None = None,
         state: State | tuple[Tensor, Tensor, Tensor] | None = None,
         mask: Tensor | None = None,
-    ) -> Prepared:
+    ) -> EncodedBatch:
         """What inference starts from: the arguments of `forward`, checked, and the embeddings of every frame."""
         like = self.layer.a_parameter()
         x, u = check_sequences(x, u, self.x_size, self.control_size, self.batch_first, like)
@@ -254,14 +246,14 @@ class VSSN(nn.Module):
         if observed is not None:
             x = torch.where(observed, x, x.new_zeros(()))
         x, u = zero_padding(x, valid), zero_padding(u, valid)
-        require_values("x", x, self.likelihood.support, MARK_MISSING)  # a zero has a density under all of them
+        require_values("x", x, self.likelihood.support, MARK_MISSING, self.likelihood.title)
         require_finite("u", u, NO_NAN_IN_U)
         start = None if state is None else self.layer.start_state(state, x.shape[1], self.frame_size, x)
         x_last = x.new_zeros(x.shape[1], self.frame_size) if start is None else start.x_last
         frames = with_first(x_last, self.frames(x, observed))
         embedded = self._encode(frames)  # once: e_u(x_{t-1}) is e_x one step before
         controls = self.layer.select_controls(embedded[:-1], self._encode_control(u))
-        return Prepared(x, observed, valid, frames, embedded[1:], controls, start)
+        return EncodedBatch(x, observed, valid, frames, embedded[1:], controls, start)
 
     def frames(self, x: Tensor, observed: Tensor | None) -> Tensor:
         """What the networks see: x [T, B, X], with masked the mask beside it [T, B, 2X]."""
@@ -311,6 +303,48 @@ class VSSN(nn.Module):
             share = batch / self.num_sequences
             total = total + share * kl_weight * result.universal_kl * (frames > 0)
         return total / frames.clamp(min=1)
+
+    # What scores, bounds and filtering take, as SequenceModel says
+
+    @property
+    def noise_sizes(self) -> tuple[int, int]:
+        return self.layer.noise_size, self.layer.latent_size
+
+    def set_batch_first(self, batch_first: bool) -> None:
+        self.batch_first = self.layer.batch_first = batch_first
+
+    def a_parameter(self) -> Tensor:
+        return self.layer.a_parameter()
+
+    def infer(
+        self, given: EncodedBatch, noise: tuple[Tensor, Tensor], lengths: Tensor | None = None, stop: int | None = None
+    ) -> tuple[Tensor, Tensor, State]:
+        stop = len(given.x) if stop is None else stop
+        controls, noise = tuple(part[:stop] for part in given.controls), (noise[0][:stop], noise[1][:stop])
+        result = self.layer.infer(given.embedded[:stop], controls, *self._start(given), noise, lengths)
+        return result.d, result.z, State(result.d_last, result.z_last, given.frames[stop])
+
+    def infer_prefixes(self, given: EncodedBatch, noise: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return infer_prefixes(self.layer, given.embedded, given.controls, self._start(given), noise)
+
+    def _start(self, given: EncodedBatch) -> tuple[Tensor, Tensor]:
+        """d_0 and z_0."""
+        if given.start is not None:
+            return given.start[:2]
+        return self.layer.initial_state(given.x.shape[1], given.x)
+
+    def step_from_prior(
+        self, controls: tuple[Tensor, ...], d: Tensor, z: Tensor, noise: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        return self.layer.step_from_prior(controls, d, z, self.layer.weight_noise(), noise)
+
+    def particles(self, given: EncodedBatch, lengths: Tensor) -> LayerParticles:
+        return LayerParticles(self.layer, given.embedded, given.controls, lengths, given.x)
+
+    def floats_per_frame(self, x: Tensor) -> Floats:
+        shared, states, emission, between = floats_of_particles(self.layer)
+        shared += 3 * self.x_size + 3 * self.frame_size
+        return Floats(shared, states, emission + self.likelihood.floats_per_frame(x), between)
 
     @torch.no_grad()
     def generate(
@@ -390,9 +424,3 @@ class VSSN(nn.Module):
         require_finite("u_future", ahead, NO_NAN_IN_U)
         state = self(x, u, lengths=lengths, mask=mask).state
         return self.generate(steps, u=u_future, state=state, sample=sample)
-
-
-def require_model(model: object) -> None:
-    """Raises TypeError unless it is a VSSN, or a compiled one."""
-    if not isinstance(getattr(model, "_orig_mod", model), VSSN):
-        raise TypeError(f"model must be a vssn.VSSN, got {type(model).__name__}")

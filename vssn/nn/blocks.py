@@ -108,6 +108,11 @@ class SplitLinear(nn.Module):
         """Inputs [..., in_sizes[i]] to [..., out]; an input of size 0 adds nothing."""
         return split_linear(inputs, self.weight, self.bias)
 
+    def product(self, number: int, x: Tensor) -> Tensor:
+        """What one of the inputs adds, [..., in_sizes[number]] to [..., out], the bias not among it."""
+        before = sum(self.in_sizes[:number])
+        return x @ self.weight[:, before : before + self.in_sizes[number]].T
+
 
 class MLP(nn.Module):
     """One hidden layer over several inputs: act(SplitLinear) and a linear output."""
@@ -225,6 +230,11 @@ class Recurrence(nn.Module):
         """`forward` behind its input's part: gates_x [T, B, 3H] is `input(*inputs)`."""
         weight = self.weight_hh if weight_noise is None else self.weight_hh + weight_noise
         return gru_sequence(gates_x, h0, weight, self.bias_hh, lengths=lengths, reverse=reverse)
+
+
+def is_plain_recurrence(recurrence: nn.Module) -> bool:
+    """Whether the recurrence's input may be summed from products with parts of its weight, `SplitLinear.product`."""
+    return is_plain(recurrence, Recurrence) and is_plain(recurrence.input, SplitLinear)  # type: ignore[arg-type]
 
 
 class LatentNetwork(nn.Module):

@@ -28,7 +28,7 @@ def time_major(model: nn.Module) -> Iterator[None]:
         yield
         return
     try:
-        inner.batch_first = inner.layer.batch_first = False
+        inner.set_batch_first(False)
         yield
     finally:
-        inner.batch_first = inner.layer.batch_first = True
+        inner.set_batch_first(True)

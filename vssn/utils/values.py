@@ -24,28 +24,29 @@ class Support(NamedTuple):
     text: str  # behind "x must"
     low: float
     high: float
-    ends_only: bool = False  # low and high are the only values
+    whole: bool = False  # whole numbers alone
 
 
-UNIT = Support("lie in [0, 1] with likelihood='bernoulli'", 0.0, 1.0)
-BINARY = Support("hold 0 and 1 alone with likelihood='nade'", 0.0, 1.0, ends_only=True)
+UNIT = Support("lie in [0, 1]", 0.0, 1.0)
+BINARY = Support("hold 0 and 1 alone", 0.0, 1.0, whole=True)
 REAL = Support("be finite", -math.inf, math.inf)
-_SUPPORTS = (UNIT, BINARY, REAL)  # the op takes its number here
 
 MARK_MISSING = "leave missing values out with mask=, True where x is observed"
 NO_NAN_IN_U = "fill in missing controls: a mask speaks of x alone"
 
 
-def require_values(name: str, tensor: Tensor, support: Support, if_not_finite: str) -> None:
+def require_values(name: str, tensor: Tensor, support: Support, if_not_finite: str, likelihood: str = "") -> None:
     """Raises DataError, a ValueError, unless every entry is finite and in the support.
 
     Args:
         if_not_finite: what to do where one is NaN or infinite.
+        likelihood: whose support it is, as messages name it: "likelihood='nade'".
     """
     if not looked_at(tensor.device):
         return
     check = _check if _is_plain_call() else torch.ops.vssn.require_values
-    check(tensor.detach(), name, _SUPPORTS.index(support), if_not_finite)
+    must = f"{support.text} with {likelihood}" if likelihood else support.text
+    check(tensor.detach(), name, must, support.low, support.high, support.whole, if_not_finite)
 
 
 def require_finite(name: str, tensor: Tensor | None, advice: str, valid: Tensor | None = None) -> None:
@@ -57,7 +58,8 @@ def require_finite(name: str, tensor: Tensor | None, advice: str, valid: Tensor 
 
 
 def require_whole_frames(observed: Tensor, likelihood: str) -> None:
-    """Raises ValueError where a frame is observed in part. Made on every device: what follows would be wrong."""
+    """Raises ValueError where a frame is observed in part, naming the likelihood by its title. Made on every device:
+    what follows would be wrong."""
     check = _check_whole_frames if _is_plain_call() else torch.ops.vssn.require_whole_frames
     check(observed, likelihood)
 
@@ -85,31 +87,33 @@ def _is_plain_call() -> bool:
     )
 
 
-def _check(tensor: Tensor, name: str, support: int, if_not_finite: str) -> None:
+def _check(
+    tensor: Tensor, name: str, must: str, lowest: float, highest: float, whole: bool, if_not_finite: str
+) -> None:
     if not tensor.numel():
         return
     low, high = (float(end) for end in torch.aminmax(tensor))
     if not (math.isfinite(low) and math.isfinite(high)):
         got = high if math.isfinite(low) else low
         raise DataError(f"{name} must be finite, got {got}; {if_not_finite}")
-    wanted = _SUPPORTS[support]
-    got = low if low < wanted.low else high
-    inside = wanted.low <= low and high <= wanted.high
-    if inside and wanted.ends_only:
-        between = (tensor != wanted.low) & (tensor != wanted.high)
-        inside = not bool(between.any())
-        got = high if inside else float(tensor[between][0])
+    got = low if low < lowest else high
+    inside = lowest <= low and high <= highest
+    if inside and whole:
+        broken = tensor != tensor.round()
+        inside = not bool(broken.any())
+        got = high if inside else float(tensor[broken][0])
     if not inside:
-        raise DataError(f"{name} must {wanted.text}, got {got:g}; {_advice(tensor, low, high, wanted)}")
+        within_unit = (lowest, highest) == (0.0, 1.0)
+        raise DataError(f"{name} must {must}, got {got:g}; {_advice(tensor, low, high, within_unit, whole)}")
 
 
-def _advice(x: Tensor, low: float, high: float, wanted: Support) -> str:
+def _advice(x: Tensor, low: float, high: float, within_unit: bool, whole: bool) -> str:
     """What to do with values that the likelihood does not take."""
-    if low < 0:
+    if low < 0 or not within_unit:
         return "take likelihood='gaussian' for real values"
     if high <= 1:
         return "take likelihood='bernoulli' for values between"
-    then = " and take likelihood='bernoulli'" if wanted.ends_only else ""
+    then = " and take likelihood='bernoulli'" if whole else ""
     if high <= 255 and bool((x == x.round()).all()):
         return f"divide grey values of 8 bits by 255{then}, or take likelihood='gaussian' for counts"
     return f"scale it to [0, 1]{then}, or take likelihood='gaussian'"
@@ -117,9 +121,7 @@ def _advice(x: Tensor, low: float, high: float, wanted: Support) -> str:
 
 def _check_whole_frames(observed: Tensor, likelihood: str) -> None:
     if bool((observed.all(-1) != observed.any(-1)).any()):
-        raise ValueError(
-            f"mask must leave out whole frames with likelihood={likelihood!r}, got a frame observed in part"
-        )
+        raise ValueError(f"mask must leave out whole frames with {likelihood}, got a frame observed in part")
 
 
 _library = torch.library.Library("vssn", "FRAGMENT")
@@ -136,5 +138,9 @@ def _define(schema: str, kernel: Callable[..., None]) -> None:
     _register_effectful_op(op, _EffectType.ORDERED)  # else a compiler drops what returns nothing
 
 
-_define("require_values(Tensor tensor, str name, int support, str if_not_finite) -> ()", _check)
+_define(
+    "require_values(Tensor tensor, str name, str must, float lowest, float highest, bool whole, str if_not_finite)"
+    " -> ()",
+    _check,
+)
 _define("require_whole_frames(Tensor observed, str likelihood) -> ()", _check_whole_frames)

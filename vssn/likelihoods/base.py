@@ -1,0 +1,87 @@
+"""What a likelihood is: the emission density p(x_t | z_t, d_t) of a frame, from what a decoder returns for it.
+
+`support` says which values of x have a density. `log_prob` does not look at them: a model checks x once, for all that
+it does with it (`vssn.utils.values.require_values`).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from vssn.nn.blocks import reset_children
+from vssn.utils.values import REAL, Support
+
+
+class Likelihood(nn.Module):
+    """The base of an emission density. One of your own gives `forward` (or `log_prob`), `sample` and `mean`, and goes
+    into a model as an instance, `VSSN(likelihood=...)`, or by the name that `register` gave it.
+
+    Parameters and buffers of its own are the model's: they train, move with `.to` and stand in its checkpoints. One
+    that has parameters has `reset_parameters` too.
+
+    Args:
+        x_size: X, features of a frame.
+        parameter_size: P, numbers that the decoder returns for a frame.
+
+    Raises:
+        ValueError: the support is without 0.
+    """
+
+    support: ClassVar[Support] = REAL
+    # What a model that makes it by name passes on: the argument here, and the model's keyword for it.
+    options: ClassVar[tuple[tuple[str, str], ...]] = ()
+    name: ClassVar[str]  # of the registry
+
+    def __init__(self, x_size: int, parameter_size: int) -> None:
+        super().__init__()
+        if not self.support.low <= 0 <= self.support.high:
+            raise ValueError(f"support must hold 0, which stands where x is not observed, got {self.support}")
+        self.x_size, self.parameter_size = x_size, parameter_size
+        own = vars(type(self)).get("name")  # a subclass of a registered one is not what the name stands for
+        self.title = f"likelihood={own!r}" if own else f"likelihood={type(self).__name__}"  # for messages
+
+    def reset_parameters(self) -> None:
+        """Draws its parameters anew: those of the modules in it.
+
+        Raises:
+            TypeError: it has parameters of its own and no reset_parameters.
+        """
+        if next(self.parameters(recurse=False), None) is not None:
+            raise TypeError(f"{type(self).__name__} must have reset_parameters as it has parameters")
+        reset_children(self)
+
+    def log_prob(self, parameters: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
+        """Of every frame, in nats [T, B]: by `forward`, so that the module's hooks take part.
+
+        Args:
+            parameters: [T, B, P].
+            x: [T, B, X], 0 at padding and where it is not observed.
+            observed: [T, B, X] bool or None: everywhere. What is not observed has no part in the density.
+
+        Raises:
+            ValueError: a frame is observed in part, where the density of a part of a frame is not known.
+        """
+        log_prob: Tensor = self(parameters, x, observed)
+        return log_prob
+
+    def sample(self, parameters: Tensor) -> Tensor:
+        """One draw of every frame: [..., P] to [..., X]."""
+        raise NotImplementedError(f"{type(self).__name__} must have sample(parameters): a draw [..., X] for [..., P]")
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        """The expectation of every frame: [..., P] to [..., X]."""
+        raise NotImplementedError(f"{type(self).__name__} must have mean(parameters): E[x] [..., X] for [..., P]")
+
+    def floats_per_frame(self, x: Tensor) -> int:
+        """Numbers that `log_prob` holds at most for a frame, its arguments included: for the memory plan of bounds.
+
+        Args:
+            x: [S, B, X] frames that are run together; what stands in the padding may be NaN.
+        """
+        return 4 * self.parameter_size + 4 * self.x_size
+
+    def extra_repr(self) -> str:
+        given = "".join(f", {name}={getattr(self, name)}" for name, _ in self.options if hasattr(self, name))
+        return f"{self.x_size}{given}"

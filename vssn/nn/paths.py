@@ -1,0 +1,199 @@
+"""What VSSNLayer computes beyond one pass over a sequence.
+
+Filtering: the states of every prefix. Weighted particles: d and a of whole w paths, z step by step, and log p/q of
+both; particle k of sequence b is row k B + b. What no w enters is the same for every particle and computed once:
+`kinds` is then 1, else the number of particles. Of plain networks also the part of a product that no w enters; others
+are called with all of their inputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vssn.nn.blocks import Recurrence, is_plain, is_plain_latent, is_plain_recurrence
+from vssn.nn.layer import Inference, VSSNLayer
+from vssn.utils.sequences import with_first
+
+
+def infer_prefixes(
+    layer: VSSNLayer,
+    x: Tensor,
+    controls: tuple[Tensor, ...],
+    start: tuple[Tensor, Tensor],
+    noise: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """d [T, B, D] and z [T, B, Z] of the last frame of every prefix x_{1:t}. Arguments as in `VSSNLayer.infer`; noise
+    may go on behind the frames."""
+
+    def infer(stop: int) -> Inference:
+        before = tuple(part[:stop] for part in controls)
+        return layer.infer(x[:stop], before, *start, (noise[0][:stop], noise[1][:stop]))
+
+    if layer.noise_smoothing:
+        last = [infer(stop) for stop in range(1, len(x) + 1)]
+        return torch.stack([one.d_last for one in last]), torch.stack([one.z_last for one in last])
+    # q(w_t | x_t, u_t) does not look ahead, so d_t is the same in every prefix: only a and z are not.
+    d = infer(len(x)).d
+    if not layer.latent_size:
+        return d, d.new_zeros(*d.shape[:2], 0)
+    return d, _filter_latents(layer, x, controls, start[1], d, noise[1])
+
+
+def _filter_latents(
+    layer: VSSNLayer, x: Tensor, controls: tuple[Tensor, ...], z_0: Tensor, d: Tensor, eps_z: Tensor
+) -> Tensor:
+    """z_t [T, B, Z] of every prefix's end, from d [T, B, D]."""
+    drivers = layer.drivers(d, controls)
+    recurrence, inputs = layer.backward_recurrence, (*drivers, x)
+    fused = layer.fuses_latents()
+    # What plain networks share among the prefixes is computed once.
+    gates = recurrence.input(*inputs) if is_plain(recurrence, Recurrence) else None
+    prior = layer.prior.contexts(drivers, x) if fused and layer.residual_posterior else None
+    a_end, zs = d.new_zeros(d.shape[1], layer.backward_size), []
+    for stop in range(1, len(d) + 1):
+        if gates is None:
+            a, _ = recurrence(tuple(part[:stop] for part in inputs), a_end, reverse=True)
+        else:
+            a, _ = recurrence.run(gates[:stop], a_end, reverse=True)
+        if fused:
+            contexts = layer.posterior.contexts((a,), a)
+            own_prior = None if prior is None else prior[:stop]
+            z, *_ = layer.infer_latent(contexts, own_prior, z_0, eps_z[:stop])
+        else:
+            before = tuple(part[:stop] for part in drivers)
+            z, *_ = layer.infer_latents_by_steps(a, before, z_0, eps_z[:stop])
+        zs.append(z[-1])
+    return torch.stack(zs)
+
+
+def floats_of_particles(layer: VSSNLayer) -> tuple[int, int, int, int]:
+    """Numbers that `LayerParticles` holds for a frame of a sequence, for a frame of a particle up to its contexts and
+    from there on, and for a particle between two parts."""
+    d, a, z, w, m = layer.hidden_size, layer.backward_size, layer.latent_size, layer.noise_size, layer.mlp_size
+    shared = 4 * layer.input_size + 7 * d + 7 * a + 2 * m + 6 * w
+    states = 4 * w + 5 * d + (5 * a + 2 * m + 3 * z if z else 0)
+    recurrences = ([layer.duration] if d else []) + ([layer.backward_recurrence] if z else [])
+    if not all(is_plain_recurrence(recurrence) for recurrence in recurrences):
+        states += 2 * layer.input_size + layer.control_size  # whole inputs for every particle
+    return shared, states, d + 9 * z + 4 * m, d + a
+
+
+class LayerParticles:
+    """`vssn.nn.interface.ParticleHooks` of a layer.
+
+    Args:
+        x: [T, B, X] what the layer takes of every frame.
+        controls: those that make u_t, each [T, B, ·].
+        lengths: [B] int64.
+        like: gives the dtype and the device of the states.
+    """
+
+    def __init__(
+        self, layer: VSSNLayer, x: Tensor, controls: tuple[Tensor, ...], lengths: Tensor, like: Tensor
+    ) -> None:
+        self.layer, self.x, self.controls, self.lengths = layer, x, controls, lengths
+        steps, self.batch = x.shape[:2]
+        nothing = x.new_zeros(steps, self.batch, 0)
+        self.start = layer.initial_state(self.batch, like)  # d_0, z_0
+        self.duration_gates = self.backward_gates = None
+        if layer.hidden_size and is_plain_recurrence(layer.duration):
+            no_noise = x.new_zeros(steps, self.batch, layer.noise_size)
+            self.duration_gates = layer.duration.input(*controls, no_noise)  # [T, B, 3D]
+        self.mu_w, self.logvar_w = nothing, nothing
+        if layer.noise_size:
+            self.mu_w, self.logvar_w = layer.infer_noise(x, controls, lengths)
+        self.fused = bool(layer.latent_size) and layer.fuses_latents() and is_plain_latent(layer.prior)
+        if layer.latent_size and is_plain_recurrence(layer.backward_recurrence):
+            no_d = x.new_zeros(steps, self.batch, layer.hidden_size)
+            self.backward_gates = layer.backward_recurrence.input(*layer.drivers(no_d, controls), x)  # [T, B, 3A]
+
+    def kinds(self, particles: int) -> int:
+        return particles if self.layer.noise_size else 1
+
+    def edges(self, kinds: int) -> tuple[Tensor, Tensor]:
+        """d_0 [kinds B, D] and a_{T+1} [kinds B, A]."""
+        d = self.start[0].repeat(kinds, 1)
+        return d, d.new_zeros(kinds * self.batch, self.layer.backward_size)
+
+    def first_z(self, particles: int) -> Tensor:
+        """[k B, Z]."""
+        return self.start[1].repeat(particles, 1)
+
+    def states(
+        self, eps_w: Tensor, start: int, stop: int, d_before: Tensor, a_after: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+        """Of the frames start..stop-1: log p(w)/q(w) [S, k, B], d [S, kinds B, D], the last d, a and the first a.
+
+        a_after: a_{stop} [kinds B, A]; None: d alone is wanted, and no a is computed.
+        """
+        layer, frames = self.layer, slice(start, stop)
+        kinds = self.kinds(eps_w.shape[1])
+        lengths = (self.lengths - start).clamp(0, stop - start).repeat(kinds)
+        log_ratio = eps_w.new_zeros(eps_w.shape[:3])
+        d, d_last = eps_w.new_zeros(stop - start, kinds * self.batch, 0), d_before
+        if layer.hidden_size:
+            w = eps_w[:, :kinds]  # of size 0 without noise
+            if layer.noise_size:
+                logvar = self.logvar_w[frames, None]
+                w = self.mu_w[frames, None] + torch.exp(logvar / 2) * eps_w
+                log_ratio = (eps_w.square() + logvar - w.square()).sum(-1) / 2
+            if self.duration_gates is None:
+                inputs = (*(self._of_kinds(part[frames], kinds) for part in self.controls), w.flatten(1, 2))
+                d, d_last = layer.duration(inputs, d_before, lengths=lengths)
+            else:
+                gates = self.duration_gates[frames, None]
+                if layer.noise_size:
+                    gates = layer.duration.input.product(len(self.controls), w).add_(gates)
+                d, d_last = layer.duration.run(gates.flatten(1, 2), d_before, lengths=lengths)
+                del gates
+        if a_after is None or not layer.latent_size:
+            return log_ratio, d, d_last, None, d_before.new_zeros(len(d_before), layer.backward_size)
+        recurrence = layer.backward_recurrence
+        if self.backward_gates is None:
+            drivers = layer.drivers(d, tuple(part[frames] for part in self.controls))
+            inputs = (*drivers, self._of_kinds(self.x[frames], kinds))
+            a, a_first = recurrence(inputs, a_after, lengths=lengths, reverse=True)
+        else:
+            gates = self.backward_gates[frames, None]
+            if layer.hidden_size:
+                own = recurrence.input.product(0, d)
+                gates = own.view(stop - start, kinds, self.batch, -1).add_(gates)
+            a, a_first = recurrence.run(gates.flatten(1, 2), a_after, lengths=lengths, reverse=True)
+        return log_ratio, d, d_last, a, a_first
+
+    def contexts(self, d: Tensor, a: Tensor | None, start: int, stop: int) -> tuple[Tensor, ...] | None:
+        """What stands beside z in the posterior and in the prior: the contexts of plain networks [S, kinds B, M], else
+        a and the prior's drivers, each [S, kinds B, ·]."""
+        if a is None:
+            return None
+        drivers = self.layer.drivers(d, tuple(part[start:stop] for part in self.controls))
+        if not self.fused:
+            return a, *drivers
+        return self.layer.posterior.contexts((a,), a), self.layer.prior.contexts(drivers, a)
+
+    def latents(
+        self, contexts: tuple[Tensor, ...] | None, z_before: Tensor, eps: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """z [S, k B, Z] and log p(z)/q(z) [S, k B] of a stretch of frames; None without a latent.
+
+        Args:
+            contexts: as `contexts` says, of every particle.
+            z_before: [k B, Z].
+            eps: [S, k B, Z].
+        """
+        layer = self.layer
+        if contexts is None:
+            return eps, None
+        if self.fused:
+            z, _, logvar = layer.infer_latent(contexts[0], contexts[1], z_before, eps)
+            prior_mu, prior_logvar = layer.prior.from_contexts(with_first(z_before, z[:-1]), contexts[1])
+        else:
+            a, *drivers = contexts
+            z, _, logvar, prior_mu, prior_logvar = layer.infer_latents_by_steps(a, tuple(drivers), z_before, eps)
+        terms = (z - prior_mu).square_().mul_(torch.exp(-prior_logvar)).add_(prior_logvar)
+        return z, (eps.square() + logvar - terms).sum(-1) / 2
+
+    def _of_kinds(self, rows: Tensor, kinds: int) -> Tensor:
+        """[S, B, ·] to [S, kinds B, ·]."""
+        return rows.repeat(1, kinds, 1)
