@@ -117,8 +117,8 @@ def test_missing_frames_carry_no_likelihood_and_missing_entries_are_refused() ->
 
 
 def test_values_between_0_and_1_are_refused() -> None:
-    half = torch.full((1, 1, 4), 0.5, dtype=torch.float64)
+    half, nade = torch.full((1, 1, 4), 0.5, dtype=torch.float64), make(4, 3)
     with pytest.raises(
         ValueError, match=r"x must hold 0 and 1 alone with likelihood='nade', got 0.5; take .*bernoulli"
     ):
-        require_values("x", half, make(4, 3).support, MARK_MISSING)
+        require_values("x", half, nade.support, MARK_MISSING, nade.title)
