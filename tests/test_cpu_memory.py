@@ -92,7 +92,7 @@ def test_the_trainer_chooses_to_keep(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
     monkeypatch.setattr(vssn.training.fit, "keep_memory", choose)
     with pytest.raises(Chosen):
-        vssn.training.fit(load_config("pendulum", [f"training.output={tmp_path / 'run'}"]))
+        vssn.training.fit.fit(load_config("pendulum", [f"training.output={tmp_path / 'run'}"]))
 
 
 def test_the_benchmarks_choose_to_keep(monkeypatch: pytest.MonkeyPatch) -> None:

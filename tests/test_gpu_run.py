@@ -351,9 +351,11 @@ def test_each_test_has_a_limit_and_the_first_failure_is_shown_at_once(tmp_path: 
     write(tmp_path / "test_slow.py", SLOW_TESTS)
     options = ["-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "benchmarks.gpu_pytest", "--each-limit", "10"]
     options += ["-n", str(workers)] if workers else []
+    # Not a worker of the run that this test is in.
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     result = subprocess.run(
         [PYTHON, "-m", "pytest", *options, "--rootdir", str(tmp_path), str(tmp_path / "test_slow.py")],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=120,
+        cwd=ROOT, env=variables | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert result.returncode != 0
     shown = result.stderr
