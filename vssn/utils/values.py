@@ -16,6 +16,7 @@ from torch._higher_order_ops.effects import _EffectType, _register_effectful_op
 
 from vssn.errors import DataError
 from vssn_kernels import arguments
+from vssn_kernels.ops.torch_internals import is_plain_call
 
 
 class Support(NamedTuple):
@@ -44,7 +45,7 @@ def require_values(name: str, tensor: Tensor, support: Support, if_not_finite: s
     """
     if not looked_at(tensor.device):
         return
-    check = _check if _is_plain_call() else torch.ops.vssn.require_values
+    check = _check if is_plain_call() else torch.ops.vssn.require_values
     must = f"{support.text} with {likelihood}" if likelihood else support.text
     check(tensor.detach(), name, must, support.low, support.high, support.whole, if_not_finite)
 
@@ -60,14 +61,14 @@ def require_finite(name: str, tensor: Tensor | None, advice: str, valid: Tensor 
 def require_whole_frames(observed: Tensor, likelihood: str) -> None:
     """Raises ValueError where a frame is observed in part, naming the likelihood by its title. Made on every device:
     what follows would be wrong."""
-    check = _check_whole_frames if _is_plain_call() else torch.ops.vssn.require_whole_frames
+    check = _check_whole_frames if is_plain_call() else torch.ops.vssn.require_whole_frames
     check(observed, likelihood)
 
 
 def require_lengths_in_range(lengths: Tensor, steps: int) -> None:
     """Raises ValueError for a length outside [0, T]. The ops check it too, under their own names; only they do so
     where a call is traced."""
-    if lengths.device.type == "cpu" and lengths.numel() and _is_plain_call():
+    if lengths.device.type == "cpu" and lengths.numel() and is_plain_call():
         low, high = (int(end) for end in torch.aminmax(lengths))
         if low < 0 or high > steps:
             raise ValueError(f"lengths must lie in [0, T] = [0, {steps}], got {low if low < 0 else high}")
@@ -75,16 +76,6 @@ def require_lengths_in_range(lengths: Tensor, steps: int) -> None:
 
 def looked_at(device: torch.device) -> bool:
     return device.type == "cpu" or (arguments.CHECK_ON_DEVICE and device.type != "meta")
-
-
-def _is_plain_call() -> bool:
-    """Nothing compiles, transforms, traces or watches the call, so that it may read data at once."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
-    )
 
 
 def _check(

@@ -82,6 +82,13 @@ def is_plain(tensor: Tensor) -> bool:
     return _all_plain((tensor,))
 
 
+def is_plain_call() -> bool:
+    """Whether nothing compiles, transforms, traces or watches a call, so that it may read data at once."""
+    return not (
+        torch.compiler.is_compiling() or _len_dispatch_stack() or in_transform() or _tracing_state() is not None
+    )
+
+
 # ---- Transforms --------------------------------------------------------------------------------------
 
 
