@@ -12,18 +12,8 @@ import pytest
 import torch
 
 import vssn_kernels
-from vssn_kernels.testing import OPS, Sample, find_sample, targets
+from vssn_kernels.testing import OPS, RICH, Sample, find_sample, targets
 
-RICH = {
-    "gru_sequence": "lengths",
-    "posterior_sequence": "prior_tanh",
-    "gaussian_rsample_kl": "prior",
-    "gaussian_kl": "prior",
-    "mlp": "twins",
-    "gaussian_mlp": "twins",
-    "split_linear": "twins",
-    "bernoulli_log_prob": "plain",
-}
 # The tensor that the others are compared with.
 FIRST = {
     "gru_sequence": "gates_x",

@@ -15,6 +15,7 @@ from vssn_kernels.testing import (
     HALF,
     OPS,
     OUTPUTS,
+    RICH,
     TOLERANCES,
     RecordCalls,
     Sample,
@@ -39,17 +40,7 @@ each_target = pytest.mark.parametrize("target", targets(*FULL), ids=str)
 each_float32 = pytest.mark.parametrize("target", targets(torch.float32), ids=str)
 each_float64 = pytest.mark.parametrize("target", targets(torch.float64), ids=str)
 each_half = pytest.mark.parametrize("target", targets(*HALF), ids=str)
-# One sample of each op with all that it takes (a prior, lengths with a 0), and one with little.
-RICH = {
-    "gru_sequence": "lengths_reverse",
-    "posterior_sequence": "prior_silu",
-    "gaussian_rsample_kl": "prior",
-    "gaussian_kl": "prior",
-    "mlp": "twins",
-    "gaussian_mlp": "twins",
-    "split_linear": "twins",
-    "bernoulli_log_prob": "plain",
-}
+# One sample of each op with little; RICH has one with all that it takes.
 BARE = {
     "gru_sequence": "plain",
     "posterior_sequence": "tanh",

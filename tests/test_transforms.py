@@ -18,19 +18,19 @@ from torch.utils._pytree import tree_leaves
 import vssn
 import vssn_kernels
 from vssn_kernels.reference import gru as reference
-from vssn_kernels.testing import OPS, RecordCalls, Sample, Target, assert_close, assert_equal, find_sample, targets
+from vssn_kernels.testing import (
+    OPS,
+    RICH,
+    RecordCalls,
+    Sample,
+    Target,
+    assert_close,
+    assert_equal,
+    find_sample,
+    targets,
+)
 
 RECURRENT = ("gru_sequence", "posterior_sequence")
-RICH = {
-    "gru_sequence": "lengths_reverse",
-    "posterior_sequence": "prior_silu",
-    "gaussian_rsample_kl": "prior",
-    "gaussian_kl": "prior",
-    "mlp": "twins",
-    "gaussian_mlp": "twins",
-    "split_linear": "twins",
-    "bernoulli_log_prob": "plain",
-}
 each_op = pytest.mark.parametrize("op", OPS)
 each_target = pytest.mark.parametrize("target", targets(torch.float64), ids=str)
 Function = Callable[..., Tensor]

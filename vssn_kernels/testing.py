@@ -50,6 +50,17 @@ OUTPUTS = {
     "bernoulli_log_prob": ("log_prob",),
 }
 OPS = tuple(OUTPUTS)
+# One sample of each op with all that it takes (a prior, lengths with a 0).
+RICH = {
+    "gru_sequence": "lengths_reverse",
+    "posterior_sequence": "prior_silu",
+    "gaussian_rsample_kl": "prior",
+    "gaussian_kl": "prior",
+    "mlp": "twins",
+    "gaussian_mlp": "twins",
+    "split_linear": "twins",
+    "bernoulli_log_prob": "plain",
+}
 PLAIN: dict[str, Callable[..., Any]] = {
     "gru_sequence": gru.gru_sequence,
     "posterior_sequence": posterior.posterior_sequence,
