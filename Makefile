@@ -7,7 +7,7 @@ INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --constraint const
 PYTEST := $(BIN)/python -m pytest
 FORMATTED := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
 # The tests that run the CUDA kernels on the host.
-HOST_TESTS := $(filter-out %_compile.py %_device.py,$(wildcard tests/test_cuda_*.py))
+HOST_TESTS := $(filter-out %_compile.py %_device.py,$(wildcard tests/kernels/test_cuda_*.py))
 
 .PHONY: demo test test-slow lint sanitize cuda-compile gpu bench bench-quick bench-report bench-store bench-compare format clean
 
@@ -37,7 +37,7 @@ sanitize: $(VENV)/test-installed
 
 # Every .cu for every architecture; without nvcc all of it is skipped, and says so.
 cuda-compile: $(VENV)/test-installed
-	$(PYTEST) -n 2 tests/test_cuda_compile.py
+	$(PYTEST) -n 2 tests/kernels/test_cuda_compile.py
 
 # All that needs a GPU, on the Python, PyTorch and Triton that are installed: no network, no pins, under ten minutes.
 # OUT=folder: results and logs go there as well.

@@ -94,7 +94,7 @@ class Session:
             self.steps.append(Step("tests", "left out: pytest is not installed"))
             return
         chosen = {"cuda": "test_cuda_device or cuda-cuda", "triton": "triton-cuda"}
-        command = [PYTHON, "-m", "pytest", *(f"tests/{name}.py" for name in TESTS), "-m", "not slow"]
+        command = [PYTHON, "-m", "pytest", *(f"tests/kernels/{name}.py" for name in TESTS), "-m", "not slow"]
         command += ["-k", " or ".join(chosen[name] for name in self.backends), "-o", "addopts="]
         command += ["-p", "no:cacheprovider", "-p", "benchmarks.gpu_pytest"]
         command += ["-q", "-n", "4"] if importlib.util.find_spec("xdist") else ["-v"]

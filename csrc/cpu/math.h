@@ -1,7 +1,7 @@
 // exp, expm1, tanh, sigmoid, log1p and softplus on vectors.
 //
 // Largest errors, in units in the last place, against the exact value over the whole range where the result is a
-// normal number (tests/test_cpu_math.py checks them):
+// normal number (tests/kernels/test_cpu_math.py checks them):
 //             exp   expm1   tanh   sigmoid   softplus
 //   float     2     3       3      3         3
 //   double    2     3       3      3         3

@@ -21,7 +21,7 @@ from benchmarks.gpu_problems import tf32
 from benchmarks.gpu_rows import FIELDS, Writer
 from benchmarks.gpu_run import FAILED, OUT_OF_TIME, PASSED, Step, run, table
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PYTHON = sys.executable
 # Children that outlive a killed parent: one ignores SIGTERM, one leads a session of its own. Each writes its number.
 FAMILY = """

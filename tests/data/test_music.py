@@ -44,7 +44,7 @@ def real_folder() -> str:
     """VSSN_DATA, else the shared folder that lies beside the checkout."""
     if folder := os.environ.get("VSSN_DATA"):
         return folder
-    shared = Path(__file__).resolve().parents[2] / "shared" / "data"
+    shared = Path(__file__).resolve().parents[3] / "shared" / "data"
     if not (shared / "music").is_dir():
         pytest.skip("the music sets are absent: set VSSN_DATA to the folder that holds them")
     return str(shared)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from linear_gaussian import LinearModel
 from step_by_step import PlainModel
-from test_model import MODELS, B, T, X, batch, make
+from small_models import MODELS, B, T, X, batch, make
 from torch import Tensor
 
 from vssn.data.pendulum import pendulum_splits

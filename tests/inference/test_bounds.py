@@ -11,7 +11,7 @@ import pytest
 import torch
 from linear_gaussian import SMALL, LinearModel, raw_logvar, set_latent, set_mlp, set_recurrence
 from step_by_step import PlainModel
-from test_model import MODELS, B, X, batch, make
+from small_models import MODELS, B, X, batch, make
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 from torch.utils._python_dispatch import TorchDispatchMode

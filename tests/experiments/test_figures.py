@@ -15,7 +15,7 @@ import torch
 
 from vssn.experiments.figures import draw_error_ahead, draw_film, draw_latents, draw_rolls, draw_training, read_metrics
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = [
     "epoch",
     *(

@@ -201,7 +201,7 @@ print("missed")
     ],
 )
 def test_a_planted_access_out_of_bounds_is_found(name: str, finding: str) -> None:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(host.ROOT), os.path.dirname(__file__)))}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(host.ROOT), str(host.ROOT / "tests")))}
     result = subprocess.run(
         [sys.executable, "-c", PLANT, name], env=environment, capture_output=True, text=True, check=False
     )

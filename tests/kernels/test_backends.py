@@ -19,7 +19,7 @@ import vssn_kernels
 from vssn_kernels.backend import table
 from vssn_kernels.testing import OPS, RecordCalls, Sample, find_sample, registered, targets
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ABSENT = [name for name, status in vssn_kernels.backends().items() if status != "available"]
 PRESENT = [name for name, status in vssn_kernels.backends().items() if status == "available"]
 each_op = pytest.mark.parametrize("op", OPS)

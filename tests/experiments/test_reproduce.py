@@ -327,7 +327,7 @@ def test_what_a_page_says_of_its_runs_is_theirs(
 
 def test_a_record_of_another_effort_is_described_as_such(tmp_path: Path) -> None:
     """The project's own records, with other numbers in them."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     shutil.copytree(root / "results" / "runs", tmp_path / "results" / "runs")
     for path in (tmp_path / "results" / "runs").rglob("*.json"):
         record = json.loads(path.read_text())
@@ -553,7 +553,7 @@ TASK = Task(
 
 def test_a_task_is_one_file(tmp_path: Path) -> None:
     """The help, the runs, their records and the page take up a file that no other place names."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     shutil.copytree(root / "vssn", tmp_path / "vssn", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "vssn" / "experiments" / "tasks" / "tosses.py").write_text(TOSSES)
 
@@ -595,7 +595,7 @@ def test_every_task_goes_by_the_name_of_its_file() -> None:
 
 
 def test_a_record_from_before_settings_were_kept_has_those_of_now(tmp_path: Path) -> None:
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     shutil.copytree(root / "results", tmp_path / "results")
     for path in (tmp_path / "results" / "runs").rglob("*.json"):
         record = json.loads(path.read_text())
@@ -607,7 +607,7 @@ def test_a_record_from_before_settings_were_kept_has_those_of_now(tmp_path: Path
 
 def test_the_projects_page_follows_from_its_records(tmp_path: Path) -> None:
     """RESULTS.md is what the report makes of results/ alone: nothing typed, nothing of settings that have changed."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     shutil.copytree(root / "results", tmp_path / "results")
     write_report(tmp_path / "RESULTS.md", Settings(tmp_path / "no-runs"))
     assert (tmp_path / "RESULTS.md").read_text() == (root / "RESULTS.md").read_text()

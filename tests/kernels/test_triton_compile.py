@@ -43,7 +43,7 @@ from vssn_kernels.backend import triton as backend
 from vssn_kernels.backend.triton_kernels import gaussian, gru, posterior
 from vssn_kernels.backend.triton_kernels.launch import Kernel
 
-README = Path(__file__).resolve().parent.parent / "vssn_kernels" / "README.md"
+README = Path(__file__).resolve().parents[2] / "vssn_kernels" / "README.md"
 # At each chip one of each kernel, and what the default settings of PyTorch run.
 FAST = {
     ("sm_80", Case("gru", (64,), "float32")),

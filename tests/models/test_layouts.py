@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from small_models import U, X, make
-from test_model import batch
+from small_models import batch
 from torch import Tensor
 
 from vssn import VSSN

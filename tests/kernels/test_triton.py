@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 HERE = os.environ | {"OMP_NUM_THREADS": "1"}
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="the package triton is not installed (it is for Linux)"
@@ -24,14 +24,14 @@ MEMORY = "memory or inputs or strides or expanded or needed or kept or padd"
 # test_ops.py in three parts, for several processes. Left out is what takes long in the interpreter and shows nothing
 # new there: many draws for a statistic, the larger samples where their values do not matter.
 SELECTIONS = {
-    "values": ("tests/test_ops.py", f"triton and ({VALUES})"),
-    "memory": ("tests/test_ops.py", f"triton and ({MEMORY}) and not ({VALUES} or wide or tall)"),
-    "registration": ("tests/test_ops.py", f"triton and not ({VALUES} or {MEMORY} or bare)"),
-    "gru": ("tests/test_gru.py", "triton"),
-    "posterior": ("tests/test_posterior.py", "triton and not draws"),
-    "gaussian": ("tests/test_gaussian.py", "triton"),
-    "recurrences": ("tests/triton_interpreted.py", "agree or strides"),
-    "barriers and functions": ("tests/triton_interpreted.py", "not agree and not strides"),
+    "values": ("tests/kernels/test_ops.py", f"triton and ({VALUES})"),
+    "memory": ("tests/kernels/test_ops.py", f"triton and ({MEMORY}) and not ({VALUES} or wide or tall)"),
+    "registration": ("tests/kernels/test_ops.py", f"triton and not ({VALUES} or {MEMORY} or bare)"),
+    "gru": ("tests/kernels/test_gru.py", "triton"),
+    "posterior": ("tests/kernels/test_posterior.py", "triton and not draws"),
+    "gaussian": ("tests/kernels/test_gaussian.py", "triton"),
+    "recurrences": ("tests/kernels/triton_interpreted.py", "agree or strides"),
+    "barriers and functions": ("tests/kernels/triton_interpreted.py", "not agree and not strides"),
 }
 
 
