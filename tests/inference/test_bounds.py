@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from linear_gaussian import SMALL, LinearModel, raw_logvar, set_latent, set_mlp, set_recurrence
-from step_by_step import PlainModel
 from small_models import MODELS, B, X, batch, make
+from step_by_step import PlainModel
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 from torch.utils._python_dispatch import TorchDispatchMode

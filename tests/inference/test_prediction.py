@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from linear_gaussian import LinearModel
-from step_by_step import PlainModel
 from small_models import MODELS, B, T, X, batch, make
+from step_by_step import PlainModel
 from torch import Tensor
 
 from vssn.data.pendulum import pendulum_splits

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import U, X, make
-from small_models import batch
+from small_models import U, X, batch, make
 from torch import Tensor
 
 from vssn import VSSN
