@@ -394,8 +394,8 @@ PYBIND11_MODULE(_cpu, module) {
     define<gaussian_backward<float>, gaussian_backward<double>>(module, "gaussian_backward");
     define<gru_forward<float>, gru_forward<double>>(module, "gru_forward");
     define<gru_backward<float>, gru_backward<double>>(module, "gru_backward");
-    module.def("gru_workspace", [](bool float64, int64_t B, int64_t H, bool backward) {
-        return (float64 ? kernels().f64.gru_workspace : kernels().f32.gru_workspace)(B, H, backward);
+    module.def("gru_workspace", [](bool float64, int64_t steps, int64_t B, int64_t H, bool backward) {
+        return (float64 ? kernels().f64.gru_workspace : kernels().f32.gru_workspace)(steps, B, H, backward);
     });
     define<posterior_forward<float>, posterior_forward<double>>(module, "posterior_forward");
     define<posterior_backward<float>, posterior_backward<double>>(module, "posterior_backward");

@@ -72,6 +72,20 @@ VSSN_INLINE void pack_rows(T* panels, int64_t panel_stride, Range blocks, int64_
                 }
 }
 
+// Where the panels lie: from one to the next, and from one row of a panel to the next. Packed ones follow each other; a
+// weight as it is may be read as panels too, as far as these are whole.
+template <class T>
+struct Panels {
+    const T* data;
+    int64_t stride, row;
+    VSSN_INLINE const T* block(int64_t number) const { return data + number * stride; }
+};
+
+template <class T, int vectors>
+VSSN_INLINE Panels<T> packed_panels(const T* panels, int64_t K) {
+    return {panels, K * vectors * kLanes<T>, vectors * kLanes<T>};
+}
+
 // [rows, K]: some columns of A.
 template <class T>
 struct Segment {
@@ -79,29 +93,39 @@ struct Segment {
     int64_t stride, K;
 };
 
-// Rows [first, first + rows) of A times `panels` panels, panel_stride apart; out: a tile for each.
+// Rows [first, first + rows) of A times `panels` panels from `panel` on; out: a tile for each, added to where `add`.
+// One panel: brings a line at `ahead` and after it into the second-level cache with each of its rows.
 template <class T, int vectors, int rows, int panels>
 __attribute__((noinline)) void multiply_tile(const Segment<T>* segments, int count, int64_t first, const T* panel,
-                                             int64_t panel_stride, Tile<T, vectors>* out) {
+                                             int64_t stride, int64_t row, Tile<T, vectors>* out, bool add,
+                                             const T* ahead) {
     Vec<T> sum[panels][rows][vectors] = {};
+    if (add)
+#pragma GCC unroll 16
+        for (int p = 0; p < panels; ++p)
+#pragma GCC unroll 16
+            for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 16
+                for (int j = 0; j < vectors; ++j) sum[p][i][j] = out[p][i][j];
     for (int s = 0; s < count; ++s) {
-        const int64_t stride = segments[s].stride, K = segments[s].K;
-        const T* a = segments[s].a + first * stride;
+        const int64_t a_stride = segments[s].stride, K = segments[s].K;
+        const T* a = segments[s].a + first * a_stride;
         for (int64_t k = 0; k < K; ++k) {
+            if (panels == 1) __builtin_prefetch(ahead + k * kLanes<T>, 0, 2);
 #pragma GCC unroll 16
             for (int p = 0; p < panels; ++p) {
                 Vec<T> w[vectors];
 #pragma GCC unroll 16
-                for (int j = 0; j < vectors; ++j) w[j] = load(panel + p * panel_stride + (k * vectors + j) * kLanes<T>);
+                for (int j = 0; j < vectors; ++j) w[j] = load(panel + p * stride + k * row + j * kLanes<T>);
 #pragma GCC unroll 16
                 for (int i = 0; i < rows; ++i) {
-                    const Vec<T> x = broadcast(a[i * stride + k]);
+                    const Vec<T> x = broadcast(a[i * a_stride + k]);
 #pragma GCC unroll 16
                     for (int j = 0; j < vectors; ++j) sum[p][i][j] += x * w[j];
                 }
             }
         }
-        panel += K * vectors * kLanes<T>;
+        panel += K * row;
     }
 #pragma GCC unroll 16
     for (int p = 0; p < panels; ++p)
@@ -114,41 +138,91 @@ __attribute__((noinline)) void multiply_tile(const Segment<T>* segments, int cou
 // multiply_tile for 1 .. kTileRows rows and one panel.
 template <class T, int vectors, int... row>
 VSSN_INLINE void multiply_rows(int rows, const Segment<T>* segments, int count, int64_t first, const T* panel,
-                               Tile<T, vectors>* out, std::integer_sequence<int, row...>) {
-    using Multiply = void (*)(const Segment<T>*, int, int64_t, const T*, int64_t, Tile<T, vectors>*);
+                               int64_t panel_row, Tile<T, vectors>* out, bool add, const T* ahead,
+                               std::integer_sequence<int, row...>) {
+    using Multiply =
+        void (*)(const Segment<T>*, int, int64_t, const T*, int64_t, int64_t, Tile<T, vectors>*, bool, const T*);
     static constexpr Multiply table[] = {multiply_tile<T, vectors, row + 1, 1>...};
-    table[rows - 1](segments, count, first, panel, 0, out);
+    table[rows - 1](segments, count, first, panel, 0, panel_row, out, add, ahead);
 }
 
 constexpr auto nothing_to_expect = [](int64_t, int64_t, int) {};
 
+constexpr int kTogether = 8;           // tiles that share a part of a panel while it is in the first-level cache
+constexpr int64_t kPanelPart = 24576;  // bytes of it
+
+// Rows [first, first + n) of A, at most kTogether tiles of about the same height, times one packed panel: a part of the
+// panel after the other, each for all tiles, which keep their sums in `tiles` in between.
+template <class T, int vectors, class Expect, class Finish>
+VSSN_INLINE void multiply_parts(const Segment<T>* segments, int count, int64_t first, int64_t n, const T* panel,
+                                int64_t block, Tile<T, vectors>* tiles, const Expect& expect, const Finish& finish) {
+    constexpr int64_t most = kTileRows<vectors>, width = vectors * kLanes<T>;
+    constexpr int64_t whole = kPanelPart / (width * static_cast<int64_t>(sizeof(T)));
+    constexpr auto heights = std::make_integer_sequence<int, most>{};
+    const int64_t number = (n + most - 1) / most;
+    const auto row = [&](int64_t tile) { return first + n * tile / number; };
+    bool add = false;
+    for (int s = 0; s < count; ++s) {
+        const int64_t K = segments[s].K, parts = (K + whole - 1) / whole;
+        for (int64_t part = 0; part < parts; ++part) {
+            const int64_t from = K * part / parts, to = K * (part + 1) / parts;
+            const Segment<T> piece{segments[s].a + from, segments[s].stride, to - from};
+            const T* next = panel + piece.K * width;  // its lines are brought along by the tiles, each its share
+            for (int64_t tile = 0; tile < number; ++tile) {
+                const int rows = static_cast<int>(row(tile + 1) - row(tile));
+                if (s == count - 1 && part == parts - 1) expect(block, row(tile), rows);
+                multiply_rows<T, vectors>(rows, &piece, 1, row(tile), panel, width, tiles + tile, add,
+                                          next + tile * piece.K * kLanes<T>, heights);
+            }
+            panel = next;
+            add = true;
+        }
+    }
+    for (int64_t tile = 0; tile < number; ++tile)
+        finish(block, row(tile), static_cast<int>(row(tile + 1) - row(tile)), tiles[tile]);
+}
+
 // Rows [0, n) of A times the panels of `blocks`, in tiles: calls expect(block, first_row, rows) before a tile, to
 // prefetch what finish(block, first_row, rows, tile) will read and write after it. A single row takes four panels at a
-// time: one would wait for its few chains of additions. K: the columns of all segments.
+// time: one would wait for its few chains of additions.
 template <class T, int vectors, class Expect, class Finish>
-VSSN_INLINE void multiply(const Segment<T>* segments, int count, int64_t n, const T* panels, Range blocks, int64_t K,
+VSSN_INLINE void multiply(const Segment<T>* segments, int count, int64_t n, const Panels<T>& panels, Range blocks,
                           const Expect& expect, const Finish& finish) {
     constexpr int most = kTileRows<vectors>, together = 4;
-    alignas(kAlign) Tile<T, vectors> tiles[together];
-    const int64_t panel_stride = K * vectors * kLanes<T>;
+    alignas(kAlign) Tile<T, vectors> tiles[kTogether];
     int64_t block = blocks.begin;
     for (; n == 1 && block + together <= blocks.end; block += together) {
         for (int p = 0; p < together; ++p) expect(block + p, 0, 1);
-        multiply_tile<T, vectors, 1, together>(segments, count, 0, panels + block * panel_stride, panel_stride, tiles);
+        multiply_tile<T, vectors, 1, together>(segments, count, 0, panels.block(block), panels.stride, panels.row,
+                                               tiles, false, nullptr);
         for (int p = 0; p < together; ++p) finish(block + p, 0, 1, tiles[p]);
     }
+    const bool packed = panels.row == vectors * kLanes<T>;
+    const bool in_parts = packed && n > most && panels.stride * static_cast<int64_t>(sizeof(T)) > kPanelPart;
     for (; block < blocks.end; ++block) {
-        // Tiles about as tall as each other: a last one of a row or two would be slow.
-        int64_t left = (n + most - 1) / most;
-        for (int64_t i = 0; i < n; --left) {
-            const int rows = static_cast<int>((n - i + left - 1) / left);
-            expect(block, i, rows);
-            multiply_rows<T, vectors>(rows, segments, count, i, panels + block * panel_stride, tiles,
-                                      std::make_integer_sequence<int, most>{});
-            finish(block, i, rows, tiles[0]);
+        const T* panel = panels.block(block);
+        for (int64_t i = 0; i < n;) {
+            // Tiles about as tall as each other: a last one of a row or two would be slow.
+            const int64_t left = (n - i + most - 1) / most, together_left = (left + kTogether - 1) / kTogether;
+            const int64_t rows = (n - i + (in_parts ? together_left : left) - 1) / (in_parts ? together_left : left);
+            if (in_parts) {
+                multiply_parts<T, vectors>(segments, count, i, rows, panel, block, tiles, expect, finish);
+            } else {
+                expect(block, i, static_cast<int>(rows));
+                multiply_rows<T, vectors>(static_cast<int>(rows), segments, count, i, panel, panels.row, tiles, false,
+                                          panel, std::make_integer_sequence<int, most>{});
+                finish(block, i, static_cast<int>(rows), tiles[0]);
+            }
             i += rows;
         }
     }
+}
+
+// The same for packed panels over the K columns of all segments.
+template <class T, int vectors, class Expect, class Finish>
+VSSN_INLINE void multiply(const Segment<T>* segments, int count, int64_t n, const T* panels, Range blocks, int64_t K,
+                          const Expect& expect, const Finish& finish) {
+    multiply<T, vectors>(segments, count, n, packed_panels<T, vectors>(panels, K), blocks, expect, finish);
 }
 
 // The same for an A in one piece.
@@ -157,6 +231,60 @@ VSSN_INLINE void multiply(const T* a, int64_t a_stride, int64_t n, const T* pane
                           const Expect& expect, const Finish& finish) {
     const Segment<T> segment{a, a_stride, K};
     multiply<T, vectors>(&segment, 1, n, panels, blocks, K, expect, finish);
+}
+
+// ---- Weights as they are ---------------------------------------------------------------------------------
+
+#if defined(__AVX512F__)
+constexpr int kDotRows = 4;
+#else
+constexpr int kDotRows = 2;
+#endif
+
+// sums [rows][kLanes], a vector for each row and unit whose lanes add up to the product of a row of A with a row of W;
+// K columns.
+template <class T, int units, int rows>
+__attribute__((noinline)) void dot_tile(const T* a, int64_t a_stride, const T* const* w, int64_t K, Vec<T>* sums) {
+    constexpr int L = kLanes<T>;
+    Vec<T> sum[units][rows] = {};
+    const auto add = [&](int64_t k, int64_t lanes) VSSN_INLINED {
+        Vec<T> x[rows];
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; ++i) x[i] = load(a + i * a_stride + k, lanes);
+#pragma GCC unroll 16
+        for (int j = 0; j < units; ++j) {
+            const Vec<T> y = load(w[j] + k, lanes);
+#pragma GCC unroll 16
+            for (int i = 0; i < rows; ++i) sum[j][i] += x[i] * y;
+        }
+    };
+    const int64_t whole = K / L * L;
+    for (int64_t k = 0; k < whole; k += L) add(k, L);
+    if (whole < K) add(whole, K - whole);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 16
+        for (int j = 0; j < units; ++j) sums[i * L + j] = sum[j][i];
+}
+
+// out[row]: the products of `rows` rows of A, at most kDotRows, with rows [first, first + units) of W, at most kLanes.
+template <class T>
+void multiply_dots(const T* a, int64_t a_stride, int rows, const Rows<const T>& weight, int64_t first, int64_t units,
+                   int64_t K, Vec<T>* out) {
+    constexpr int L = kLanes<T>, group = L < 4 ? L : 4;
+    alignas(kAlign) Vec<T> sums[kDotRows][L];
+    const T* w[L];
+    for (int j = 0; j < L; ++j) w[j] = weight.row(first + (j < units ? j : units - 1));
+    if (rows == kDotRows)
+        for (int j = 0; j < L; j += group) dot_tile<T, group, kDotRows>(a, a_stride, w + j, K, sums[0] + j);
+    else
+        for (int i = 0; i < rows; ++i) dot_tile<T, L, 1>(a + i * a_stride, a_stride, w, K, sums[i]);
+    for (int i = 0; i < rows; ++i) {
+        transpose<T>(sums[i]);
+        for (int half = L / 2; half > 0; half /= 2)
+            for (int j = 0; j < half; ++j) sums[i][j] += sums[i][j + half];
+        out[i] = sums[i][0];
+    }
 }
 
 }  // namespace vssn::VSSN_ISA

@@ -33,8 +33,12 @@ Partition plan_threads(int threads, int64_t steps, int64_t B, int64_t H, int64_t
 
 // ---- Forward ---------------------------------------------------------------------------------------------
 
+// Steps and rows at which a product with the weights as they are is faster than packing them for all steps.
+constexpr int64_t kForwardUnpacked = 16, kBackwardUnpacked = 12;
+
 template <class T>
 struct ForwardBuffers {
+    bool packed;
     int64_t blocks, stride;  // blocks of kLanes units; distance between rows of a state
     T* panels;               // [blocks][H][3 L]: for a block the columns of r, z and n
     T* bias;                 // [blocks][3 L]
@@ -42,10 +46,10 @@ struct ForwardBuffers {
     int64_t *order, *slices;
     int64_t bytes;
 
-    ForwardBuffers(void* memory, int64_t B, int64_t H)
-        : blocks((H + kLanes<T> - 1) / kLanes<T>), stride(row_stride<T>(H)) {
+    ForwardBuffers(void* memory, int64_t steps, int64_t B, int64_t H)
+        : packed(steps * B > kForwardUnpacked), blocks((H + kLanes<T> - 1) / kLanes<T>), stride(row_stride<T>(H)) {
         Arena arena(memory);
-        panels = arena.take<T>(blocks * H * 3 * kLanes<T>);
+        panels = arena.take<T>(packed ? blocks * H * 3 * kLanes<T> : 0);
         bias = arena.take<T>(blocks * 3 * kLanes<T>);
         for (T*& buffer : state) buffer = arena.take<T>(B * stride);
         order = arena.take<int64_t>(B);
@@ -60,7 +64,8 @@ void pack_forward(const GruForward<T>& k, const ForwardBuffers<T>& w, Range bloc
     for (int64_t block = blocks.begin; block < blocks.end; ++block)
         for (int64_t gate = 0; gate < 3; ++gate) {
             const int64_t first = gate * k.H + block * L, units = k.H - block * L;
-            pack_transposed(w.panels + block * k.H * 3 * L + gate * L, k.H, L, 3 * L, k.weight, first, units);
+            if (w.packed)
+                pack_transposed(w.panels + block * k.H * 3 * L + gate * L, k.H, L, 3 * L, k.weight, first, units);
             for (int64_t j = 0; j < L; ++j) w.bias[(block * 3 + gate) * L + j] = j < units ? k.bias[first + j] : T(0);
         }
 }
@@ -98,7 +103,23 @@ void forward_step(const GruForward<T>& k, const ForwardBuffers<T>& w, const RowL
             }
         }
     };
-    multiply<T, 3>(state, w.stride, list.active, w.panels, blocks, k.H, expect, finish);
+    if (w.packed) {
+        multiply<T, 3>(state, w.stride, list.active, w.panels, blocks, k.H, expect, finish);
+    } else {
+        Tile<T, 3> product;
+        Vec<T> dots[kDotRows];
+        for (int64_t block = blocks.begin; block < blocks.end; ++block)
+            for (int64_t first = 0; first < list.active; first += kDotRows) {
+                const int rows = static_cast<int>(list.active - first < kDotRows ? list.active - first : kDotRows);
+                const int64_t units = k.H - block * L < L ? k.H - block * L : L;
+                for (int gate = 0; gate < 3; ++gate) {
+                    multiply_dots(state + first * w.stride, w.stride, rows, k.weight, gate * k.H + block * L, units,
+                                  k.H, dots);
+                    for (int i = 0; i < rows; ++i) product[i][gate] = dots[i];
+                }
+                finish(block, first, rows, product);
+            }
+    }
     const int64_t from = blocks.begin * L, end = blocks.end * L, to = end < k.H ? end : k.H;
     for (int64_t i = list.active; i < list.count; ++i) {
         const int64_t row = (t * k.B + list.rows[i]) * k.H;
@@ -110,7 +131,7 @@ void forward_step(const GruForward<T>& k, const ForwardBuffers<T>& w, const RowL
 
 template <class T>
 void forward(const GruForward<T>& k) {
-    const ForwardBuffers<T> w(k.workspace, k.B, k.H);
+    const ForwardBuffers<T> w(k.workspace, k.steps, k.B, k.H);
     const Partition plan = plan_threads(k.threads, k.steps, k.B, k.H, w.blocks, sizeof(T));
     order_rows(k.lengths, k.B, w.order);
     auto body = [&](Team team) {
@@ -145,6 +166,7 @@ void forward(const GruForward<T>& k) {
 
 template <class T>
 struct BackwardBuffers {
+    bool packed;                  // else whole blocks are read from W_h, and one that is not whole from panels
     int64_t blocks, padded;       // blocks of 2 kLanes units; H in whole vectors
     int64_t grad_stride, stride;  // distance between rows of grads and of carry
     T* panels;                    // [blocks][3 padded][2 L]: W_h's columns; rows of r, z, n, each padded with zeros
@@ -154,13 +176,14 @@ struct BackwardBuffers {
     int64_t *order, *slices;
     int64_t bytes;
 
-    BackwardBuffers(void* memory, int64_t B, int64_t H)
-        : blocks((H + 2 * kLanes<T> - 1) / (2 * kLanes<T>)),
+    BackwardBuffers(void* memory, int64_t steps, int64_t B, int64_t H)
+        : packed(steps * B > kBackwardUnpacked),
+          blocks((H + 2 * kLanes<T> - 1) / (2 * kLanes<T>)),
           padded(round_up(H, kLanes<T>)),
           grad_stride(row_stride<T>(3 * padded)),
           stride(row_stride<T>(blocks * 2 * kLanes<T>)) {
         Arena arena(memory);
-        panels = arena.take<T>(blocks * 3 * padded * 2 * kLanes<T>);
+        panels = arena.take<T>((packed ? blocks : 1) * 3 * padded * 2 * kLanes<T>);
         for (T*& buffer : grads) buffer = arena.take<T>(B * grad_stride);
         carry = arena.take<T>(B * stride);
         starts = arena.take<T>(B * 4 * H);
@@ -263,19 +286,51 @@ void weight_grads(const GruBackward<T>& k, const BackwardBuffers<T>& w, Team tea
 }
 
 template <class T>
+void pack_backward(const GruBackward<T>& k, const BackwardBuffers<T>& w, Team team) {
+    constexpr int64_t width = 2 * kLanes<T>;
+    Range mine = share(w.blocks, team.rank, team.size);
+    T* panels = w.panels;
+    if (!w.packed) {  // the one that is not whole, by the thread that packs the last one
+        mine.begin = k.H / width > mine.begin ? k.H / width : mine.begin;
+        panels -= (k.H / width) * 3 * w.padded * width;
+    }
+    for (int64_t gate = 0; gate < 3; ++gate)
+        pack_rows<T, 2>(panels + gate * w.padded * width, 3 * w.padded * width, mine, w.padded, k.weight, gate * k.H,
+                        k.H, k.H);
+}
+
+// The gradients of a step's gates times W_h, for some blocks of its columns: add(block, first, rows, tile).
+template <class T, class Add>
+VSSN_INLINE void multiply_backward(const GruBackward<T>& k, const BackwardBuffers<T>& w, const T* grads, int64_t rows,
+                                   Range blocks, const Add& add) {
+    constexpr int64_t width = 2 * kLanes<T>;
+    if (w.packed)
+        return multiply<T, 2>(grads, w.grad_stride, rows, w.panels, blocks, 3 * w.padded, nothing_to_expect, add);
+    const Segment<T> gates[3] = {{grads, w.grad_stride, k.H},
+                                 {grads + w.padded, w.grad_stride, k.H},
+                                 {grads + 2 * w.padded, w.grad_stride, k.H}};
+    const int64_t whole = k.H / width < blocks.end ? k.H / width : blocks.end;
+    multiply<T, 2>(gates, 3, rows, Panels<T>{k.weight.data, width, k.weight.stride}, {blocks.begin, whole},
+                   nothing_to_expect, add);
+    if (whole < blocks.end)
+        multiply<T, 2>(grads, w.grad_stride, rows, w.panels, Range{0, 1}, 3 * w.padded, nothing_to_expect,
+                       [&](int64_t, int64_t first, int rows, const Tile<T, 2>& tile)
+                           VSSN_INLINED { add(whole, first, rows, tile); });
+}
+
+template <class T>
 void backward(const GruBackward<T>& k) {
     constexpr int64_t L = kLanes<T>, width = 2 * L;
-    const BackwardBuffers<T> w(k.workspace, k.B, k.H);
+    const BackwardBuffers<T> w(k.workspace, k.steps, k.B, k.H);
     const Partition plan = plan_threads(k.threads, k.steps, k.B, k.H, w.blocks, sizeof(T));
+    const int64_t products = k.steps - (k.grad_h0 ? 0 : 1);  // what goes back past the first step is grad_h0
     order_rows(k.lengths, k.B, w.order);
     auto body = [&](Team team) {
         RowList list = take_rows(plan, team, w.order, w.slices, k.lengths, k.B);
         const Range blocks = plan.blocks(w.blocks, team);
         const int64_t from = blocks.begin * width, end = blocks.end * width, to = end < k.H ? end : k.H;
         T* carry = w.carry + list.first * w.stride;
-        for (int64_t gate = 0; gate < 3; ++gate)
-            pack_rows<T, 2>(w.panels + gate * w.padded * width, 3 * w.padded * width,
-                            share(w.blocks, team.rank, team.size), w.padded, k.weight, gate * k.H, k.H, k.H);
+        if (products > 0) pack_backward(k, w, team);
         for (int64_t i = 0; i < list.count; ++i)
             for (int64_t unit = from; unit < end; ++unit)
                 carry[i * w.stride + unit] = unit < k.H && k.grad_h_n.data ? k.grad_h_n.row(list.rows[i])[unit] : T(0);
@@ -294,7 +349,7 @@ void backward(const GruBackward<T>& k) {
                         store(sum, load(sum) + product[i][j]);
                     }
             };
-            multiply<T, 2>(grads, w.grad_stride, list.active, w.panels, blocks, 3 * w.padded, nothing_to_expect, add);
+            if (k.steps - s <= products) multiply_backward(k, w, grads, list.active, blocks, add);
         }
         for (int64_t i = 0; k.grad_h0 && i < list.count; ++i)
             for (int64_t unit = from; unit < to; ++unit)
@@ -315,10 +370,10 @@ void gru_backward(const GruBackward<float>& k) { backward(k); }
 void gru_backward(const GruBackward<double>& k) { backward(k); }
 
 template <class T>
-int64_t gru_workspace(int64_t B, int64_t H, bool backward) {
-    return backward ? BackwardBuffers<T>(nullptr, B, H).bytes : ForwardBuffers<T>(nullptr, B, H).bytes;
+int64_t gru_workspace(int64_t steps, int64_t B, int64_t H, bool backward) {
+    return backward ? BackwardBuffers<T>(nullptr, steps, B, H).bytes : ForwardBuffers<T>(nullptr, steps, B, H).bytes;
 }
-template int64_t gru_workspace<float>(int64_t, int64_t, bool);
-template int64_t gru_workspace<double>(int64_t, int64_t, bool);
+template int64_t gru_workspace<float>(int64_t, int64_t, int64_t, bool);
+template int64_t gru_workspace<double>(int64_t, int64_t, int64_t, bool);
 
 }  // namespace vssn::VSSN_ISA

@@ -204,7 +204,7 @@ struct Kernels {
     void (*gaussian_backward)(const GaussianBackward<T>&);
     void (*gru_forward)(const GruForward<T>&);
     void (*gru_backward)(const GruBackward<T>&);
-    int64_t (*gru_workspace)(int64_t B, int64_t H, bool backward);  // bytes
+    int64_t (*gru_workspace)(int64_t steps, int64_t B, int64_t H, bool backward);  // bytes
     void (*posterior_forward)(const PosteriorForward<T>&);
     void (*posterior_backward)(const PosteriorBackward<T>&);
     int64_t (*posterior_workspace)(int64_t B, int64_t M, int64_t Z, bool prior, bool backward);  // bytes

@@ -1,4 +1,5 @@
-// Gradients of weights and biases: sums over rows of outer products, straight from the rows, without packing.
+// Gradients of weights and biases: sums over rows of outer products, straight from the rows, or from a copy of some of
+// them.
 //
 //   out[m, k] = sum_n g[n, m] x[n, k]          g [N, M], x [N, K] with any distance between rows
 //   sums[m]   = sum_n g[n, m]
@@ -11,7 +12,8 @@
 
 namespace vssn::VSSN_ISA {
 
-constexpr int64_t kOuterRows = 256;  // so that what a tile reads stays in the cache for the next one
+constexpr int64_t kOuterRows = 192;   // so that what a tile reads stays in the cache for the next one
+constexpr int64_t kCopyBytes = 1024;  // rows of x as long repay the copies
 
 template <class T>
 struct Outer {
@@ -60,22 +62,86 @@ VSSN_INLINE void outer_rows(int rows, const T* g, int64_t g_stride, const T* x, 
     table[rows - 1](g, g_stride, x, x_stride, n, count, out, out_stride, add);
 }
 
+// Copies of what the tiles read, where the rows lie far apart: rows a power of two apart share few lines of the caches.
+template <class T>
+struct OuterCopies {
+    static constexpr int64_t kUnits = 128;
+    alignas(kAlign) T g[kOuterRows * kUnits + kLanes<T>];  // for each tile [n][its units]
+    alignas(kAlign) T x[kOuterRows * 3 * kLanes<T>];       // [n][the panel's columns]
+};
+
+// The heights of tiles: about equal, `most` or fewer.
+VSSN_INLINE int tile_height(int64_t units, int most) {
+    const int64_t tiles = (units + most - 1) / most;
+    return static_cast<int>((units + tiles - 1) / tiles);
+}
+
+template <class T>
+void copy_units(const Outer<T>& k, Range units, int most, int64_t from, int64_t n, T* copy) {
+    for (int64_t m = units.begin; m < units.end;) {
+        const int height = tile_height(units.end - m, most);
+        // Whole vectors: what is too much, the next row takes back.
+        for (int64_t row = 0; row < n; ++row, copy += height)
+            for (int i = 0; i < height; i += kLanes<T>) store(copy + i, load(k.g.row(from + row) + m + i, height - i));
+        m += height;
+    }
+}
+
 // The rows [from, from + n) for the units m and one panel of columns.
 template <class T, int vectors>
-VSSN_INLINE void outer_panel(const Outer<T>& k, Range units, int64_t column, int64_t from, int64_t n, bool add) {
-    constexpr int most = kTileRows<vectors>;
+VSSN_INLINE void outer_panel(const Outer<T>& k, Range units, int64_t column, int64_t from, int64_t n, bool add,
+                             OuterCopies<T>* copies) {
+    constexpr int L = kLanes<T>, most = kTileRows<vectors>, width = vectors * L;
     constexpr auto sizes = std::make_integer_sequence<int, most>{};
-    const int64_t count = k.K - column, m_count = units.end - units.begin;
-    int64_t left = (m_count + most - 1) / most;
-    for (int64_t m = units.begin; m < units.end; --left) {
-        const int rows = static_cast<int>((units.end - m + left - 1) / left);
-        const T *g = k.g.row(from) + m, *x = k.x.row(from) + column;
+    const int64_t count = k.K - column;
+    const T* x = k.x.row(from) + column;
+    int64_t x_stride = k.x.stride;
+    if (copies) {
+        for (int64_t row = 0; row < n; ++row) {
+            prefetch(x + (row + 8) * k.x.stride, vectors);
+            for (int j = 0; j < vectors; ++j)
+                store(copies->x + row * width + j * L, load(x + row * k.x.stride + j * L, count - j * L));
+        }
+        x = copies->x;
+        x_stride = width;
+    }
+    for (int64_t m = units.begin; m < units.end;) {
+        const int rows = tile_height(units.end - m, copies ? kTileRows<3> : most);
+        const T* g = copies ? copies->g + (m - units.begin) * n : k.g.row(from) + m;
+        const int64_t g_stride = copies ? rows : k.g.stride;
         T* out = k.out + m * k.stride + column;
-        if (count >= vectors * kLanes<T>)
-            outer_rows<T, vectors, true>(rows, g, k.g.stride, x, k.x.stride, n, count, out, k.stride, add, sizes);
+        if (add)
+            for (int i = 0; i < rows; ++i) prefetch(out + i * k.stride, vectors);
+        if (count >= width)
+            outer_rows<T, vectors, true>(rows, g, g_stride, x, x_stride, n, count, out, k.stride, add, sizes);
         else
-            outer_rows<T, vectors, false>(rows, g, k.g.stride, x, k.x.stride, n, count, out, k.stride, add, sizes);
+            outer_rows<T, vectors, false>(rows, g, g_stride, x, x_stride, n, count, out, k.stride, add, sizes);
         m += rows;
+    }
+}
+
+template <class T>
+VSSN_INLINE void outer_panels(const Outer<T>& k, const PanelPlan<T>& plan, Range units, int64_t from, int64_t n,
+                              bool add, OuterCopies<T>* copies) {
+    for (int64_t panel = 0; panel < plan.count(); ++panel) {
+        const int64_t column = plan.first_column(panel);
+        if (plan.vectors(panel) == 3)
+            outer_panel<T, 3>(k, units, column, from, n, add, copies);
+        else if (plan.vectors(panel) == 2)
+            outer_panel<T, 2>(k, units, column, from, n, add, copies);
+        else
+            outer_panel<T, 1>(k, units, column, from, n, add, copies);
+    }
+}
+
+template <class T>
+__attribute__((noinline)) void outer_by_copies(const Outer<T>& k, const PanelPlan<T>& plan, Range units, int64_t from,
+                                               int64_t n, bool add) {
+    OuterCopies<T> copies;
+    for (int64_t m = units.begin; m < units.end; m += copies.kUnits) {
+        const Range some{m, units.end - m < copies.kUnits ? units.end : m + copies.kUnits};
+        copy_units(k, some, kTileRows<3>, from, n, copies.g);
+        outer_panels(k, plan, some, from, n, add, &copies);
     }
 }
 
@@ -85,18 +151,14 @@ void outer(const Outer<T>& k, Team team, int turn) {
     const PanelPlan<T> plan(k.K);
     const Range units = share(k.M, (team.rank + turn) % team.size, team.size, 4);
     if (units.begin == units.end) return;
+    const bool copy = k.K * static_cast<int64_t>(sizeof(T)) >= kCopyBytes;
     for (int64_t from = 0; from < k.N || from == 0; from += kOuterRows) {
         const int64_t n = k.N - from < kOuterRows ? k.N - from : kOuterRows;
         const bool add = k.add || from > 0;
-        for (int64_t panel = 0; panel < plan.count(); ++panel) {
-            const int64_t column = plan.first_column(panel);
-            if (plan.vectors(panel) == 3)
-                outer_panel<T, 3>(k, units, column, from, n, add);
-            else if (plan.vectors(panel) == 2)
-                outer_panel<T, 2>(k, units, column, from, n, add);
-            else
-                outer_panel<T, 1>(k, units, column, from, n, add);
-        }
+        if (copy)
+            outer_by_copies(k, plan, units, from, n, add);
+        else
+            outer_panels<T>(k, plan, units, from, n, add, nullptr);
     }
 }
 

@@ -14,7 +14,7 @@ void gru_forward(const GruForward<double>&);
 void gru_backward(const GruBackward<float>&);
 void gru_backward(const GruBackward<double>&);
 template <class T>
-int64_t gru_workspace(int64_t B, int64_t H, bool backward);
+int64_t gru_workspace(int64_t steps, int64_t B, int64_t H, bool backward);
 void posterior_forward(const PosteriorForward<float>&);
 void posterior_forward(const PosteriorForward<double>&);
 void posterior_backward(const PosteriorBackward<float>&);

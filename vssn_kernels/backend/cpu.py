@@ -69,7 +69,7 @@ def gru_forward(
     gates = torch.empty((steps, batch, 4 * hidden) if need_backward else 0, dtype=h0.dtype)
     gates_x_, h0_, weight, bias = as_steps(gates_x), as_rows(h0), as_rows(weight_hh), bias_hh.contiguous()
     float64 = _float64(h0)
-    workspace = _workspace(_cpu.gru_workspace(float64, batch, hidden, False))
+    workspace = _workspace(_cpu.gru_workspace(float64, steps, batch, hidden, False))
     _cpu.gru_forward(
         float64,
         torch.get_num_threads(),
@@ -110,7 +110,7 @@ def gru_backward(
     grad_bias = torch.empty(3 * hidden, dtype=output.dtype) if need_bias else None
     grad_output_, grad_h_n_, h0_, weight = as_steps(grad_output), as_rows(grad_h_n), as_rows(h0), as_rows(weight_hh)
     float64 = _float64(output)
-    workspace = _workspace(_cpu.gru_workspace(float64, batch, hidden, True))
+    workspace = _workspace(_cpu.gru_workspace(float64, steps, batch, hidden, True))
     _cpu.gru_backward(
         float64,
         torch.get_num_threads(),

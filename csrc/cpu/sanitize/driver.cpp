@@ -101,7 +101,7 @@ Array run(const Gru& p, int threads, const Array& cotangent, const std::string& 
     const Sequence<T> x(p.gates_x, p.steps, p.B, 3 * p.H, p.lengths_pointer(), 3);
     const std::vector<T> h0 = cast<T>(p.h0), weight = cast<T>(p.weight), bias = cast<T>(p.bias);
     std::vector<T> output = fresh<T>(rows * p.H), h_n = fresh<T>(p.B * p.H), gates = fresh<T>(rows * 4 * p.H);
-    std::vector<char> workspace(entries<T>().gru_workspace(p.B, p.H, false), char(-1));
+    std::vector<char> workspace(entries<T>().gru_workspace(p.steps, p.B, p.H, false), char(-1));
     entries<T>().gru_forward({threads,
                               p.steps,
                               p.B,
@@ -124,7 +124,7 @@ Array run(const Gru& p, int threads, const Array& cotangent, const std::string& 
     const std::vector<T> grad_h_n(cotangent.begin() + rows * p.H, cotangent.end());
     std::vector<T> grad_x = fresh<T>(rows * 3 * p.H), grad_a = fresh<T>(rows * p.H), grad_h0 = fresh<T>(p.B * p.H);
     std::vector<T> grad_weight = fresh<T>(3 * p.H * p.H), grad_bias = fresh<T>(3 * p.H);
-    std::vector<char> more(entries<T>().gru_workspace(p.B, p.H, true), char(-1));
+    std::vector<char> more(entries<T>().gru_workspace(p.steps, p.B, p.H, true), char(-1));
     entries<T>().gru_backward({threads,
                                p.steps,
                                p.B,
