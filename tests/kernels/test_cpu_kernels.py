@@ -83,6 +83,10 @@ def check(sample: Sample, dtype: torch.dtype) -> None:
 # Rows: fewer than, equal to and more than a tile of 8 or 12, or of 4 or 6; units: around vectors of 16, 8, 4 and 2 and
 # panels of twice that. A hidden size of 300 in float32 and 210 in float64 splits the units between threads.
 GRU_SIZES = [(3, 1, 5), (4, 2, 16), (3, 7, 33), (2, 13, 48), (3, 16, 31), (2, 25, 64), (2, 9, 130), (2, 6, 301)]
+# Few steps and rows meet the weights as they are: one row, whole groups of rows and others, units of whole panels or not.
+GRU_SIZES += [(1, 1, 16), (1, 1, 300), (1, 4, 48), (2, 3, 64), (1, 7, 301), (3, 5, 33)]
+# More rows than one tile, and panels of several parts; the weights' gradients from copies of the rows.
+GRU_SIZES += [(2, 70, 270), (3, 19, 530)]
 POSTERIOR_SIZES = [(3, 1, 5, 2), (2, 8, 16, 16), (3, 13, 33, 17), (2, 25, 31, 48), (2, 5, 100, 9), (2, 3, 260, 70)]
 
 
@@ -93,6 +97,21 @@ POSTERIOR_SIZES = [(3, 1, 5, 2), (2, 8, 16, 16), (3, 13, 33, 17), (2, 25, 31, 48
 def test_gru_agrees(size: tuple[int, int, int], padded: bool, reverse: bool, dtype: torch.dtype) -> None:
     steps, batch, _ = size
     check(gru_sample(*size, lengths=mixed_lengths(steps, batch) if padded else None, reverse=reverse), dtype)
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("size", [(1, 3, 33), (3, 1, 64), (4, 13, 48)], ids=str)
+@each_dtype
+def test_gru_agrees_where_h0_needs_no_gradient(size: tuple[int, int, int], reverse: bool, dtype: torch.dtype) -> None:
+    """Nothing goes back past the first step then, and its product is left out."""
+    sample = gru_sample(*size, lengths=mixed_lengths(*size[:2]), reverse=reverse)
+    moved = sample.to("cpu", dtype, requires_grad=True)
+    _, grads = expected(moved)
+    moved.tensors["h0"].requires_grad_(False)
+    with poisoned_empty():
+        outputs = moved.run("cpu")
+        actual = gradients(moved, outputs, cotangents(outputs))
+    assert_all_close(actual, {name: grads[name] for name in actual}, TOLERANCES[dtype][1], str(sample))
 
 
 @pytest.mark.parametrize("size", POSTERIOR_SIZES, ids=str)
