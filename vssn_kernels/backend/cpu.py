@@ -13,10 +13,16 @@ import torch  # before _cpu, so that the extension uses the OpenMP runtime that 
 from torch import Tensor
 
 from vssn_kernels import _cpu
-from vssn_kernels.backend.addresses import as_rows, as_steps, pointer, row_arguments, step_arguments
+from vssn_kernels.backend.common import (
+    ACTIVATION_CODES,
+    Grads,
+    as_rows,
+    as_steps,
+    pointer,
+    row_arguments,
+    step_arguments,
+)
 from vssn_kernels.reference.gru import states
-
-Grads = tuple[Tensor | None, ...]
 
 
 def _after_fork() -> None:
@@ -151,8 +157,6 @@ def gru_output(gates: Tensor, h0: Tensor, lengths: Tensor | None, reverse: bool)
 
 # ---- Posterior -------------------------------------------------------------------------------------------
 
-_ACTIVATIONS = {"tanh": 0, "relu": 1, "leaky_relu": 2, "silu": 3}  # csrc/common/cell.h
-
 
 def posterior_forward(
     context: Tensor,
@@ -193,7 +197,7 @@ def posterior_forward(
         batch,
         width,
         latent,
-        _ACTIVATIONS[activation],
+        ACTIVATION_CODES[activation],
         min_logvar,
         pointer(lengths),
         *step_arguments(context_),
@@ -262,7 +266,7 @@ def posterior_backward(
         batch,
         width,
         latent,
-        _ACTIVATIONS[activation],
+        ACTIVATION_CODES[activation],
         min_logvar,
         pointer(lengths),
         *step_arguments(grad_z_),
@@ -362,7 +366,7 @@ def mlp_forward(
         leading.numel(),
         width,
         columns,
-        _ACTIVATIONS[activation],
+        ACTIVATION_CODES[activation],
         min_logvar is not None,
         0.0 if min_logvar is None else min_logvar,
         bias_.data_ptr(),
@@ -411,7 +415,7 @@ def mlp_backward(
         inputs[0].shape[:-1].numel(),
         width,
         columns,
-        _ACTIVATIONS[activation],
+        ACTIVATION_CODES[activation],
         min_logvar is not None,
         0.0 if min_logvar is None else min_logvar,
         *row_arguments(weight_out_),

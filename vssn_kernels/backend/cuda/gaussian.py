@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from vssn_kernels import _cuda
-from vssn_kernels.backend.addresses import as_rows, pointer, row_arguments
+from vssn_kernels.backend.common import Grads, as_rows, pointer, row_arguments
 from vssn_kernels.backend.cuda.launch import STORAGE, launch_on
-
-Grads = tuple[Tensor | None, ...]
 
 
 def gaussian_forward(

@@ -10,12 +10,17 @@ import torch
 from torch import Tensor
 
 from vssn_kernels import _cuda
-from vssn_kernels.backend.addresses import as_rows, as_steps, pointer, row_arguments, step_arguments
+from vssn_kernels.backend.common import (
+    Grads,
+    allows_tf32,
+    as_rows,
+    as_steps,
+    pointer,
+    row_arguments,
+    step_arguments,
+    weight_gradients,
+)
 from vssn_kernels.backend.cuda.launch import STORAGE, launch_on
-from vssn_kernels.backend.outer import sum_outer
-from vssn_kernels.backend.precision import allows_tf32
-
-Grads = tuple[Tensor | None, ...]
 
 
 class Wish(NamedTuple):
@@ -138,7 +143,7 @@ def gru_backward(
     if need_weight and grad_a is not None:
         grad_weight = torch.empty((3 * hidden, hidden), dtype=weight_hh.dtype, device=weight_hh.device)
         for grad, part in ((grad_gates_x[..., : 2 * hidden], slice(2 * hidden)), (grad_a, slice(2 * hidden, None))):
-            sum_outer(grad, output, h0, lengths, reverse, grad_weight[part])
+            weight_gradients(grad, output, h0, lengths, reverse, grad_weight[part])
     if need_bias and grad_a is not None:
         grad_bias = torch.empty(3 * hidden, dtype=output.dtype, device=output.device)
         torch.sum(grad_gates_x[..., : 2 * hidden], (0, 1), out=grad_bias[: 2 * hidden])

@@ -10,14 +10,19 @@ import torch
 from torch import Tensor
 
 from vssn_kernels import _cuda
-from vssn_kernels.backend.addresses import as_rows, as_steps, pointer, row_arguments, step_arguments
+from vssn_kernels.backend.common import (
+    ACTIVATION_CODES,
+    Grads,
+    allows_tf32,
+    as_rows,
+    as_steps,
+    pointer,
+    row_arguments,
+    step_arguments,
+    weight_gradients,
+)
 from vssn_kernels.backend.cuda.launch import STORAGE, launch_on
-from vssn_kernels.backend.outer import sum_outer
-from vssn_kernels.backend.precision import allows_tf32
 
-Grads = tuple[Tensor | None, ...]
-
-_ACTIVATIONS = {"tanh": 0, "relu": 1, "leaky_relu": 2, "silu": 3}  # csrc/common/cell.h
 VARIANTS = ("choice", "registers", "shared", "cluster", "scatter", "streamed")  # csrc/cuda/posterior.h
 
 # Which variant of the kernels runs. For the tests, which set it.
@@ -71,7 +76,7 @@ def _problem(
         batch,
         width,
         z0.shape[1],
-        _ACTIVATIONS[activation],
+        ACTIVATION_CODES[activation],
         min_logvar,
         pointer(lengths),
         *step_arguments(eps),
@@ -192,13 +197,13 @@ def posterior_backward(
             )
     grad_weight_z = grad_weight_out = grad_bias = grad_prior_weight_z = grad_prior_weight_mu = grad_prior_bias = None
     if grad_context is not None and needs[3]:
-        grad_weight_z = sum_outer(grad_context, z, z0, None, False, z.new_empty(width, latent))
+        grad_weight_z = weight_gradients(grad_context, z, z0, None, False, z.new_empty(width, latent))
     if needs[4]:
         grad_weight_out = torch.mm(grad_out.flatten(0, 1).t(), _activated(hidden, activation))
     if needs[5]:
         grad_bias = grad_out.sum((0, 1))
     if grad_prior_context is not None and needs[7]:
-        grad_prior_weight_z = sum_outer(grad_prior_context, z, z0, None, False, z.new_empty(width, latent))
+        grad_prior_weight_z = weight_gradients(grad_prior_context, z, z0, None, False, z.new_empty(width, latent))
     if needs[8]:
         grad_prior_mu = grad_out[..., :latent].flatten(0, 1)
         grad_prior_weight_mu = torch.mm(grad_prior_mu.t(), _activated(prior_hidden, activation))
