@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 Grads = tuple[Tensor | None, ...]
-ACTIVATION_CODES = {"tanh": 0, "relu": 1, "leaky_relu": 2, "silu": 3}  # csrc/common/cell.h
 
 
 # ---- Tensors as the addresses and strides that compiled kernels take ----------------------------------

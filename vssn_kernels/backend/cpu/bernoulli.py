@@ -16,15 +16,14 @@ def bernoulli_log_prob_forward(logits: Tensor, x: Tensor) -> Tensor:
     """[...]"""
     result = torch.empty(logits.shape[:-1], dtype=logits.dtype)
     logits_, x_ = as_rows(logits), as_rows(x)
-    sizes = (result.numel(), logits.shape[-1])
-    _cpu.bernoulli(
-        is_float64(logits),
-        False,
-        torch.get_num_threads(),
-        *sizes,
-        *row_arguments(logits_),
-        *row_arguments(x_),
-        result.data_ptr(),
+    _cpu.bernoulli_forward(
+        float64=is_float64(logits),
+        threads=torch.get_num_threads(),
+        N=result.numel(),
+        X=logits.shape[-1],
+        logits=row_arguments(logits_),
+        x=row_arguments(x_),
+        log_prob=result.data_ptr(),
     )
     return result
 
@@ -32,16 +31,16 @@ def bernoulli_log_prob_forward(logits: Tensor, x: Tensor) -> Tensor:
 def bernoulli_log_prob_backward(grad: Tensor, logits: Tensor, x: Tensor, needs: Sequence[bool]) -> Grads:
     """Gradients of (logits, x)."""
     logits_, x_, grad_ = as_rows(logits), as_rows(x), grad.reshape(-1, 1)
-    grads = tuple(empty_like(logits, need) for need in needs)
-    _cpu.bernoulli(
-        is_float64(logits),
-        True,
-        torch.get_num_threads(),
-        grad.numel(),
-        logits.shape[-1],
-        *row_arguments(logits_),
-        *row_arguments(x_),
-        *row_arguments(grad_),
-        *(pointer(part) for part in grads),
+    grad_logits, grad_x = (empty_like(logits, need) for need in needs)
+    _cpu.bernoulli_backward(
+        float64=is_float64(logits),
+        threads=torch.get_num_threads(),
+        N=grad.numel(),
+        X=logits.shape[-1],
+        logits=row_arguments(logits_),
+        x=row_arguments(x_),
+        grad=row_arguments(grad_),
+        grad_logits=pointer(grad_logits),
+        grad_x=pointer(grad_x),
     )
-    return grads
+    return grad_logits, grad_x

@@ -30,23 +30,23 @@ def gru_forward(
     gates = torch.empty((steps, batch, 4 * hidden) if need_backward else 0, dtype=h0.dtype)
     gates_x_, h0_, weight, bias = as_steps(gates_x), as_rows(h0), as_rows(weight_hh), bias_hh.contiguous()
     float64 = is_float64(h0)
-    workspace = allocate(_cpu.gru_workspace(float64, batch, hidden, False))
+    workspace = allocate(_cpu.gru_workspace(float64=float64, B=batch, H=hidden, backward=False))
     _cpu.gru_forward(
-        float64,
-        torch.get_num_threads(),
-        steps,
-        batch,
-        hidden,
-        reverse,
-        pointer(lengths),
-        *step_arguments(gates_x_),
-        *row_arguments(h0_),
-        *row_arguments(weight),
-        bias.data_ptr(),
-        output.data_ptr(),
-        h_n.data_ptr(),
-        gates.data_ptr() if need_backward else 0,
-        workspace.data_ptr(),
+        float64=float64,
+        threads=torch.get_num_threads(),
+        steps=steps,
+        B=batch,
+        H=hidden,
+        reverse=reverse,
+        lengths=pointer(lengths),
+        gates_x=step_arguments(gates_x_),
+        h0=row_arguments(h0_),
+        weight=row_arguments(weight),
+        bias=bias.data_ptr(),
+        output=output.data_ptr(),
+        h_n=h_n.data_ptr(),
+        gates=gates.data_ptr() if need_backward else 0,
+        workspace=workspace.data_ptr(),
     )
     return output, h_n, gates
 
@@ -71,27 +71,27 @@ def gru_backward(
     grad_bias = torch.empty(3 * hidden, dtype=output.dtype) if need_bias else None
     grad_output_, grad_h_n_, h0_, weight = as_steps(grad_output), as_rows(grad_h_n), as_rows(h0), as_rows(weight_hh)
     float64 = is_float64(output)
-    workspace = allocate(_cpu.gru_workspace(float64, batch, hidden, True))
+    workspace = allocate(_cpu.gru_workspace(float64=float64, B=batch, H=hidden, backward=True))
     _cpu.gru_backward(
-        float64,
-        torch.get_num_threads(),
-        steps,
-        batch,
-        hidden,
-        reverse,
-        pointer(lengths),
-        *step_arguments(grad_output_),
-        *row_arguments(grad_h_n_),
-        output.data_ptr(),
-        gates.data_ptr(),
-        *row_arguments(h0_),
-        *row_arguments(weight),
-        grad_gates_x.data_ptr(),
-        grad_a.data_ptr(),
-        pointer(grad_h0),
-        pointer(grad_weight),
-        pointer(grad_bias),
-        workspace.data_ptr(),
+        float64=float64,
+        threads=torch.get_num_threads(),
+        steps=steps,
+        B=batch,
+        H=hidden,
+        reverse=reverse,
+        lengths=pointer(lengths),
+        grad_output=step_arguments(grad_output_),
+        grad_h_n=row_arguments(grad_h_n_),
+        output=output.data_ptr(),
+        gates=gates.data_ptr(),
+        h0=row_arguments(h0_),
+        weight=row_arguments(weight),
+        grad_gates_x=grad_gates_x.data_ptr(),
+        grad_a=grad_a.data_ptr(),
+        grad_h0=pointer(grad_h0),
+        grad_weight=pointer(grad_weight),
+        grad_bias=pointer(grad_bias),
+        workspace=workspace.data_ptr(),
     )
     return grad_gates_x if need_gates_x else None, grad_h0, grad_weight, grad_bias
 

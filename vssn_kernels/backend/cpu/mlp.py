@@ -8,35 +8,22 @@ import torch
 from torch import Tensor
 
 from vssn_kernels import _cpu
-from vssn_kernels.backend.common import ACTIVATION_CODES, Grads, as_rows, pointer, row_arguments
+from vssn_kernels.backend.common import Grads, as_rows, pointer, row_arguments
 from vssn_kernels.backend.cpu.call import allocate, empty_like, is_float64
 
 
-def _input_arguments(
-    inputs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    grad_inputs: Sequence[Tensor | None],
-    grad_weights: Sequence[Tensor | None],
-) -> list[int]:
-    """For each input K, x, its columns of the weight, and where the gradients of both go. [rows, ·] tensors."""
-    arguments, size, column = [len(inputs)], inputs[0].element_size(), 0
-    for number, (x, grad_x) in enumerate(zip(inputs, grad_inputs, strict=True)):
-        if len(weights) == len(inputs):
-            weight, grad_weight, column = weights[number], grad_weights[number], 0
-        else:
-            weight, grad_weight = weights[0], grad_weights[0]
-        width, offset = x.shape[1], column * size
-        arguments += (
-            width,
-            x.data_ptr(),
-            x.stride(0),
-            weight.data_ptr() + offset,
-            weight.stride(0),
-            0 if grad_x is None else grad_x.data_ptr(),
-            *((0, 0) if grad_weight is None else (grad_weight.data_ptr() + offset, grad_weight.stride(0))),
-        )
-        column += width
-    return arguments
+def _columns(inputs: Sequence[Tensor], tensors: Sequence[Tensor] | Sequence[Tensor | None]) -> list[tuple[int, int]]:
+    """What `row_arguments` gives of each input's weight: a tensor of its own, or its columns of the one for all."""
+    if len(tensors) == len(inputs):
+        return [row_arguments(tensor) for tensor in tensors]
+    address, stride = row_arguments(tensors[0])
+    if not address:
+        return [(0, 0)] * len(inputs)
+    size, found = inputs[0].element_size(), []
+    for x in inputs:
+        found.append((address, stride))
+        address += x.shape[1] * size
+    return found
 
 
 def mlp_forward(
@@ -58,28 +45,30 @@ def mlp_forward(
     logvar = torch.empty((*leading, columns) if floored else 0, dtype=dtype)
     hidden = torch.empty((*leading, width) if two and need_backward else 0, dtype=dtype)
     rows = [as_rows(x) for x in inputs]
-    weights_, nothing = [as_rows(weight) for weight in weights], [None] * len(inputs)
+    weights_ = [as_rows(weight) for weight in weights]
     bias_, weight_out_ = bias.contiguous(), as_rows(weight_out)
     bias_out_ = None if bias_out is None else bias_out.contiguous()
-    float64 = is_float64(bias)
-    arguments = (
-        *_input_arguments(rows, weights_, nothing, nothing),
-        torch.get_num_threads(),
-        leading.numel(),
-        width,
-        columns,
-        ACTIVATION_CODES[activation],
-        min_logvar is not None,
-        0.0 if min_logvar is None else min_logvar,
-        bias_.data_ptr(),
-        *row_arguments(weight_out_),
-        pointer(bias_out_),
-        out.data_ptr(),
-        logvar.data_ptr(),
-        hidden.data_ptr() if two and need_backward else 0,
-    )
-    workspace = allocate(_cpu.mlp_forward_workspace(float64, *arguments, 0))
-    _cpu.mlp_forward(float64, *arguments, workspace.data_ptr())
+    arguments = {
+        "float64": is_float64(bias),
+        "threads": torch.get_num_threads(),
+        "N": leading.numel(),
+        "M": width,
+        "O": columns,
+        "activation": activation,
+        "floored": floored,
+        "min_logvar": 0.0 if min_logvar is None else min_logvar,
+        "K": [x.shape[1] for x in rows],
+        "x": [row_arguments(x) for x in rows],
+        "weight": _columns(rows, weights_),
+        "bias": bias_.data_ptr(),
+        "weight_out": row_arguments(weight_out_),
+        "bias_out": pointer(bias_out_),
+        "out": out.data_ptr(),
+        "logvar": logvar.data_ptr(),
+        "hidden": hidden.data_ptr() if two and need_backward else 0,
+    }
+    workspace = allocate(_cpu.mlp_forward_workspace(**arguments, workspace=0))
+    _cpu.mlp_forward(**arguments, workspace=workspace.data_ptr())
     return out, logvar, hidden
 
 
@@ -110,25 +99,29 @@ def mlp_backward(
         grad_weight_out = empty_like(weight_out, need_weight_out)
         grad_bias_out = torch.empty(weight_out.shape[0], dtype=dtype) if need_bias_out else None
     grad_out_, grad_logvar_ = as_rows(grad_out), as_rows(grad_logvar)
-    float64 = dtype is torch.float64
-    arguments = (
-        *_input_arguments(rows, weights_, grads[: len(inputs)], grads[len(inputs) :]),
-        torch.get_num_threads(),
-        inputs[0].shape[:-1].numel(),
-        width,
-        columns,
-        ACTIVATION_CODES[activation],
-        min_logvar is not None,
-        0.0 if min_logvar is None else min_logvar,
-        *row_arguments(weight_out_),
-        *row_arguments(grad_out_),
-        *row_arguments(grad_logvar_),
-        logvar.data_ptr(),
-        hidden.data_ptr(),
-        pointer(grad_bias),
-        pointer(grad_weight_out),
-        pointer(grad_bias_out),
-    )
-    workspace = allocate(_cpu.mlp_backward_workspace(float64, *arguments, 0))
-    _cpu.mlp_backward(float64, *arguments, workspace.data_ptr())
+    arguments = {
+        "float64": dtype is torch.float64,
+        "threads": torch.get_num_threads(),
+        "N": inputs[0].shape[:-1].numel(),
+        "M": width,
+        "O": columns,
+        "activation": activation,
+        "floored": min_logvar is not None,
+        "min_logvar": 0.0 if min_logvar is None else min_logvar,
+        "K": [x.shape[1] for x in rows],
+        "x": [row_arguments(x) for x in rows],
+        "weight": _columns(rows, weights_),
+        "weight_out": row_arguments(weight_out_),
+        "grad_out": row_arguments(grad_out_),
+        "grad_logvar": row_arguments(grad_logvar_),
+        "logvar": logvar.data_ptr(),
+        "hidden": hidden.data_ptr(),
+        "grad_x": [pointer(grad) for grad in grads[: len(inputs)]],
+        "grad_weight": _columns(rows, grads[len(inputs) :]),
+        "grad_bias": pointer(grad_bias),
+        "grad_weight_out": pointer(grad_weight_out),
+        "grad_bias_out": pointer(grad_bias_out),
+    }
+    workspace = allocate(_cpu.mlp_backward_workspace(**arguments, workspace=0))
+    _cpu.mlp_backward(**arguments, workspace=workspace.data_ptr())
     return *grads, grad_bias, grad_weight_out, grad_bias_out

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from vssn_kernels import _cpu
 from vssn_kernels.backend.common import (
-    ACTIVATION_CODES,
     Grads,
     as_rows,
     as_steps,
@@ -51,33 +50,35 @@ def posterior_forward(
     prior_weight_z_, prior_weight_mu_ = as_rows(prior_weight_z), as_rows(prior_weight_mu)
     bias, prior_bias = bias_out.contiguous(), None if prior_bias_mu is None else prior_bias_mu.contiguous()
     float64 = is_float64(z0)
-    workspace = allocate(_cpu.posterior_workspace(float64, batch, width, latent, prior, False))
+    workspace = allocate(
+        _cpu.posterior_workspace(float64=float64, B=batch, M=width, Z=latent, prior=prior, backward=False)
+    )
     _cpu.posterior_forward(
-        float64,
-        torch.get_num_threads(),
-        steps,
-        batch,
-        width,
-        latent,
-        ACTIVATION_CODES[activation],
-        min_logvar,
-        pointer(lengths),
-        *step_arguments(context_),
-        *step_arguments(eps_),
-        *row_arguments(z0_),
-        *row_arguments(weight_z_),
-        *row_arguments(weight_out_),
-        bias.data_ptr(),
-        *step_arguments(prior_context_),
-        *row_arguments(prior_weight_z_),
-        *row_arguments(prior_weight_mu_),
-        pointer(prior_bias),
-        z.data_ptr(),
-        mu.data_ptr(),
-        logvar.data_ptr(),
-        hidden.data_ptr() if need_backward else 0,
-        prior_hidden.data_ptr() if need_backward and prior else 0,
-        workspace.data_ptr(),
+        float64=float64,
+        threads=torch.get_num_threads(),
+        steps=steps,
+        B=batch,
+        M=width,
+        Z=latent,
+        activation=activation,
+        min_logvar=min_logvar,
+        lengths=pointer(lengths),
+        context=step_arguments(context_),
+        eps=step_arguments(eps_),
+        z0=row_arguments(z0_),
+        weight_z=row_arguments(weight_z_),
+        weight_out=row_arguments(weight_out_),
+        bias_out=bias.data_ptr(),
+        prior_context=step_arguments(prior_context_),
+        prior_weight_z=row_arguments(prior_weight_z_),
+        prior_weight_mu=row_arguments(prior_weight_mu_),
+        prior_bias_mu=pointer(prior_bias),
+        z=z.data_ptr(),
+        mu=mu.data_ptr(),
+        logvar=logvar.data_ptr(),
+        hidden=hidden.data_ptr() if need_backward else 0,
+        prior_hidden=prior_hidden.data_ptr() if need_backward and prior else 0,
+        workspace=workspace.data_ptr(),
     )
     return z, mu, logvar, hidden, prior_hidden
 
@@ -115,52 +116,63 @@ def posterior_backward(
     prior_weight_z_, prior_weight_mu_ = as_rows(prior_weight_z), as_rows(prior_weight_mu)
     z0_, active, prior_active = as_rows(z0), _activated(hidden, activation), _activated(prior_hidden, activation)
     shapes = ((width, latent), (2 * latent, width), (2 * latent,), (width, latent), (latent, width), (latent,))
-    weight_grads = [
+    grad_weight_z, grad_weight_out, grad_bias_out, grad_prior_weight_z, grad_prior_weight_mu, grad_prior_bias_mu = (
         torch.empty(shape, dtype=z.dtype) if need else None
         for shape, need in zip(shapes, (*needs[3:6], *needs[7:]), strict=True)
-    ]
+    )
     float64 = is_float64(z)
-    workspace = allocate(_cpu.posterior_workspace(float64, batch, width, latent, prior, True))
+    workspace = allocate(
+        _cpu.posterior_workspace(float64=float64, B=batch, M=width, Z=latent, prior=prior, backward=True)
+    )
     _cpu.posterior_backward(
-        float64,
-        torch.get_num_threads(),
-        steps,
-        batch,
-        width,
-        latent,
-        ACTIVATION_CODES[activation],
-        min_logvar,
-        pointer(lengths),
-        *step_arguments(grad_z_),
-        *step_arguments(grad_mu_),
-        *step_arguments(grad_logvar_),
-        logvar.data_ptr(),
-        hidden.data_ptr(),
-        prior_hidden.data_ptr() if prior else 0,
-        *step_arguments(eps_),
-        *row_arguments(weight_z_),
-        *row_arguments(weight_out_),
-        *row_arguments(prior_weight_z_),
-        *row_arguments(prior_weight_mu_),
-        z.data_ptr(),
-        *row_arguments(z0_),
-        active.data_ptr(),
-        prior_active.data_ptr() if prior else 0,
-        grad_context.data_ptr(),
-        pointer(grad_prior_context),
-        grad_out.data_ptr(),
-        pointer(grad_eps),
-        pointer(grad_z0),
-        *(pointer(grad) for grad in weight_grads),
-        workspace.data_ptr(),
+        float64=float64,
+        threads=torch.get_num_threads(),
+        steps=steps,
+        B=batch,
+        M=width,
+        Z=latent,
+        activation=activation,
+        min_logvar=min_logvar,
+        lengths=pointer(lengths),
+        grad_z=step_arguments(grad_z_),
+        grad_mu=step_arguments(grad_mu_),
+        grad_logvar=step_arguments(grad_logvar_),
+        logvar=logvar.data_ptr(),
+        hidden=hidden.data_ptr(),
+        prior_hidden=prior_hidden.data_ptr() if prior else 0,
+        eps=step_arguments(eps_),
+        weight_z=row_arguments(weight_z_),
+        weight_out=row_arguments(weight_out_),
+        prior_weight_z=row_arguments(prior_weight_z_),
+        prior_weight_mu=row_arguments(prior_weight_mu_),
+        z=z.data_ptr(),
+        z0=row_arguments(z0_),
+        active=active.data_ptr(),
+        prior_active=prior_active.data_ptr() if prior else 0,
+        grad_context=grad_context.data_ptr(),
+        grad_prior_context=pointer(grad_prior_context),
+        grad_out=grad_out.data_ptr(),
+        grad_eps=pointer(grad_eps),
+        grad_z0=pointer(grad_z0),
+        grad_weight_z=pointer(grad_weight_z),
+        grad_weight_out=pointer(grad_weight_out),
+        grad_bias_out=pointer(grad_bias_out),
+        grad_prior_weight_z=pointer(grad_prior_weight_z),
+        grad_prior_weight_mu=pointer(grad_prior_weight_mu),
+        grad_prior_bias_mu=pointer(grad_prior_bias_mu),
+        workspace=workspace.data_ptr(),
     )
     return (
         grad_context if needs[0] else None,
         grad_z0,
         grad_eps,
-        *weight_grads[:3],
+        grad_weight_z,
+        grad_weight_out,
+        grad_bias_out,
         grad_prior_context if needs[6] else None,
-        *weight_grads[3:],
+        grad_prior_weight_z,
+        grad_prior_weight_mu,
+        grad_prior_bias_mu,
     )
 
 
