@@ -18,10 +18,10 @@
 #include "activation.h"
 #include "kernels.h"
 #include "math.h"
-#include "outer.h"
 #include "panels.h"
 #include "tables.h"
 #include "threads.h"
+#include "weight_gradients.h"
 #include "workspace.h"
 
 namespace vssn::VSSN_ISA {
@@ -232,9 +232,9 @@ void backward_rows(const MlpBackward<T>& k, const BackwardBuffers<T>& w, int64_t
 
 // This thread's part of grad^T x, or zeros where there is no gradient.
 template <class T>
-void weight_grad(const Rows<const T>& grad, const Rows<const T>& x, int64_t N, int64_t M, int64_t K, T* out,
-                 int64_t stride, Team team, int turn) {
-    outer(Outer<T>{grad, x, grad.data ? N : 0, M, K, out, stride, false}, team, turn);
+void weight_gradient_or_zeros(const Rows<const T>& grad, const Rows<const T>& x, int64_t N, int64_t M, int64_t K,
+                              T* out, int64_t stride, Team team, int turn) {
+    weight_gradient<T>({grad, x, grad.data ? N : 0, M, K, out, stride, false}, team, turn);
 }
 
 template <class T>
@@ -243,14 +243,16 @@ void weight_grads(const MlpBackward<T>& k, const BackwardBuffers<T>& w, Team tea
     const Rows<const T> sums = w.sums ? constant(w.grad_sum) : k.grad_out;
     for (int i = 0; i < k.inputs(); ++i)
         if (k.grad_weight[i].data)
-            weight_grad(sums, k.x[i], k.N, k.M, k.K[i], k.grad_weight[i].data, k.grad_weight[i].stride, team, turn++);
-    if (k.grad_bias) sum_rows(sums, sums.data ? k.N : 0, k.M, k.grad_bias, team, turn++);
+            weight_gradient_or_zeros(sums, k.x[i], k.N, k.M, k.K[i], k.grad_weight[i].data, k.grad_weight[i].stride,
+                                     team, turn++);
+    if (k.grad_bias) bias_gradient(sums, sums.data ? k.N : 0, k.M, k.grad_bias, team, turn++);
     const Rows<const T> hidden = w.active ? constant(w.hidden) : Rows<const T>{k.hidden, k.M};
     for (int head = 0; head < w.heads; ++head) {
         const Rows<const T> grad = head ? (w.raw ? constant(w.grad_raw) : Rows<const T>{nullptr, 0}) : k.grad_out;
         if (k.grad_weight_out)
-            weight_grad(grad, hidden, k.N, k.O, k.M, k.grad_weight_out + head * k.O * k.M, k.M, team, turn++);
-        if (k.grad_bias_out) sum_rows(grad, grad.data ? k.N : 0, k.O, k.grad_bias_out + head * k.O, team, turn++);
+            weight_gradient_or_zeros(grad, hidden, k.N, k.O, k.M, k.grad_weight_out + head * k.O * k.M, k.M, team,
+                                     turn++);
+        if (k.grad_bias_out) bias_gradient(grad, grad.data ? k.N : 0, k.O, k.grad_bias_out + head * k.O, team, turn++);
     }
 }
 
