@@ -12,17 +12,16 @@ from vssn_kernels.backend.common import Grads, as_rows, pointer, row_arguments
 from vssn_kernels.backend.cpu.call import allocate, empty_like, is_float64
 
 
-def _columns(inputs: Sequence[Tensor], tensors: Sequence[Tensor] | Sequence[Tensor | None]) -> list[tuple[int, int]]:
-    """What `row_arguments` gives of each input's weight: a tensor of its own, or its columns of the one for all."""
-    if len(tensors) == len(inputs):
+def _columns(tensors: Sequence[Tensor | None], widths: Sequence[int]) -> list[tuple[int, int]]:
+    """(address, stride) of what meets each input: a weight of its own, or its columns of the one for all."""
+    if len(tensors) == len(widths):
         return [row_arguments(tensor) for tensor in tensors]
-    address, stride = row_arguments(tensors[0])
-    if not address:
-        return [(0, 0)] * len(inputs)
-    size, found = inputs[0].element_size(), []
-    for x in inputs:
+    if (tensor := tensors[0]) is None:
+        return [(0, 0)] * len(widths)
+    address, stride, size, found = tensor.data_ptr(), tensor.stride(0), tensor.element_size(), []
+    for width in widths:
         found.append((address, stride))
-        address += x.shape[1] * size
+        address += width * size
     return found
 
 
@@ -45,7 +44,7 @@ def mlp_forward(
     logvar = torch.empty((*leading, columns) if floored else 0, dtype=dtype)
     hidden = torch.empty((*leading, width) if two and need_backward else 0, dtype=dtype)
     rows = [as_rows(x) for x in inputs]
-    weights_ = [as_rows(weight) for weight in weights]
+    weights_, widths = [as_rows(weight) for weight in weights], [x.shape[1] for x in rows]
     bias_, weight_out_ = bias.contiguous(), as_rows(weight_out)
     bias_out_ = None if bias_out is None else bias_out.contiguous()
     arguments = {
@@ -57,9 +56,9 @@ def mlp_forward(
         "activation": activation,
         "floored": floored,
         "min_logvar": 0.0 if min_logvar is None else min_logvar,
-        "K": [x.shape[1] for x in rows],
+        "K": widths,
         "x": [row_arguments(x) for x in rows],
-        "weight": _columns(rows, weights_),
+        "weight": _columns(weights_, widths),
         "bias": bias_.data_ptr(),
         "weight_out": row_arguments(weight_out_),
         "bias_out": pointer(bias_out_),
@@ -88,6 +87,7 @@ def mlp_backward(
     width = weights[0].shape[0]
     columns = (weight_out.shape[0] // (1 if min_logvar is None else 2)) if weight_out is not None else width
     rows, weights_, weight_out_ = [as_rows(x) for x in inputs], [as_rows(w) for w in weights], as_rows(weight_out)
+    widths = [x.shape[1] for x in rows]
     grads = [
         torch.empty(tensor.shape, dtype=tensor.dtype) if need else None
         for tensor, need in zip((*inputs, *weights), needs, strict=False)
@@ -108,16 +108,16 @@ def mlp_backward(
         "activation": activation,
         "floored": min_logvar is not None,
         "min_logvar": 0.0 if min_logvar is None else min_logvar,
-        "K": [x.shape[1] for x in rows],
+        "K": widths,
         "x": [row_arguments(x) for x in rows],
-        "weight": _columns(rows, weights_),
+        "weight": _columns(weights_, widths),
         "weight_out": row_arguments(weight_out_),
         "grad_out": row_arguments(grad_out_),
         "grad_logvar": row_arguments(grad_logvar_),
         "logvar": logvar.data_ptr(),
         "hidden": hidden.data_ptr(),
         "grad_x": [pointer(grad) for grad in grads[: len(inputs)]],
-        "grad_weight": _columns(rows, grads[len(inputs) :]),
+        "grad_weight": _columns(grads[len(inputs) :], widths),
         "grad_bias": pointer(grad_bias),
         "grad_weight_out": pointer(grad_weight_out),
         "grad_bias_out": pointer(grad_bias_out),
