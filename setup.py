@@ -32,6 +32,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 CPU = Path("csrc/cpu")
+SHARED = Path("csrc/common")
 KERNELS = ("gru", "posterior", "gaussian", "mlp", "bernoulli", "table")
 COMMON = ("bindings", "crowd", "dispatch", "rows", "threads")
 FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",
@@ -184,7 +185,7 @@ def extensions() -> list[Extension]:
     cpu = Extension(
         "vssn_kernels._cpu",
         sources=[str(path) for path in sorted(CPU.glob("*.cpp"))],
-        depends=[str(path) for path in sorted(CPU.glob("*.h"))] + ["csrc/common/cell.h"],
+        depends=[str(path) for path in sorted([*CPU.glob("*.h"), *SHARED.glob("*.h")])],
         include_dirs=[pybind11.get_include()],
         language="c++",
     )
@@ -193,7 +194,7 @@ def extensions() -> list[Extension]:
     cuda = Extension(
         "vssn_kernels._cuda",
         sources=[str(path) for path in sorted([*CUDA.glob("*.cu"), *CUDA.glob("*.cpp")])],
-        depends=[str(path) for path in sorted([*CUDA.glob("*.cuh"), *CUDA.glob("*.h")])] + ["csrc/common/cell.h"],
+        depends=[str(path) for path in sorted([*CUDA.glob("*.cuh"), *CUDA.glob("*.h"), *SHARED.glob("*.h")])],
         include_dirs=[pybind11.get_include(), sysconfig.get_paths()["include"]],
         language="c++",
     )

@@ -4,6 +4,8 @@
 // class with static exp, expm1, sigmoid, tanh, softplus, maximum and select for V. Nothing here touches memory.
 #pragma once
 
+#include "fields.h"
+
 #if defined(__CUDACC__)
 #define VSSN_CELL __host__ __device__ __forceinline__
 #else
@@ -43,7 +45,7 @@ VSSN_CELL GruGates<V> gru_gate_grads(const GruGates<V>& g, V h, V dh) {
 
 // ---- Activations of the posterior's hidden layer ---------------------------------------------------------
 
-enum class Activation : int { tanh = 0, relu = 1, leaky_relu = 2, silu = 3 };
+VSSN_ENUM(Activation, tanh, relu, leaky_relu, silu)
 
 constexpr double kLeakySlope = 1.0 / 3.0;
 

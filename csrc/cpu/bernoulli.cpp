@@ -13,7 +13,7 @@ namespace vssn::VSSN_ISA {
 namespace {
 
 template <class T>
-void forward(const Bernoulli<T>& k) {
+void forward(const BernoulliForward<T>& k) {
     using Math = VectorMath<T>;
     auto body = [&](Team team) {
         const Range rows = share(k.N, team.rank, team.size);
@@ -32,7 +32,7 @@ void forward(const Bernoulli<T>& k) {
 }
 
 template <class T>
-void backward(const Bernoulli<T>& k) {
+void backward(const BernoulliBackward<T>& k) {
     using Math = VectorMath<T>;
     auto body = [&](Team team) {
         const Range rows = share(k.N, team.rank, team.size);
@@ -51,9 +51,9 @@ void backward(const Bernoulli<T>& k) {
 
 }  // namespace
 
-void bernoulli_forward(const Bernoulli<float>& k) { forward(k); }
-void bernoulli_forward(const Bernoulli<double>& k) { forward(k); }
-void bernoulli_backward(const Bernoulli<float>& k) { backward(k); }
-void bernoulli_backward(const Bernoulli<double>& k) { backward(k); }
+void bernoulli_forward(const BernoulliForward<float>& k) { forward(k); }
+void bernoulli_forward(const BernoulliForward<double>& k) { forward(k); }
+void bernoulli_backward(const BernoulliBackward<float>& k) { backward(k); }
+void bernoulli_backward(const BernoulliBackward<double>& k) { backward(k); }
 
 }  // namespace vssn::VSSN_ISA

@@ -16,10 +16,10 @@
 #include "gemm.h"
 #include "kernels.h"
 #include "math.h"
-#include "outer.h"
 #include "rows.h"
 #include "tables.h"
 #include "threads.h"
+#include "weight_gradients.h"
 #include "workspace.h"
 
 namespace vssn::VSSN_ISA {
@@ -268,20 +268,20 @@ void weight_grads(const GruBackward<T>& k, const BackwardBuffers<T>& w, Team tea
         for (int64_t from = 0, to = 0; to <= first; ++to) {
             if (to < first && (!k.lengths || k.lengths[to] > 0)) continue;
             const Rows<const T> run = {grads.row(from), grads.stride}, h0 = {k.h0.row(from), k.h0.stride};
-            if (to > from) outer(Outer<T>{run, h0, to - from, units, H, out, H, true}, team, turn);
+            if (to > from) weight_gradient<T>({run, h0, to - from, units, H, out, H, true}, team, turn);
             from = to + 1;
         }
     };
     if (k.grad_weight) {
         T* grad_n = k.grad_weight + 2 * H * H;
-        outer(Outer<T>{later_rz, states, later, 2 * H, H, k.grad_weight, H, false}, team, 0);
+        weight_gradient<T>({later_rz, states, later, 2 * H, H, k.grad_weight, H, false}, team, 0);
         add_first(first_rz, 2 * H, k.grad_weight, 0);
-        outer(Outer<T>{later_a, states, later, H, H, grad_n, H, false}, team, 1);
+        weight_gradient<T>({later_a, states, later, H, H, grad_n, H, false}, team, 1);
         add_first(first_a, H, grad_n, 1);
     }
     if (k.grad_bias) {
-        sum_rows(Rows<const T>{k.grad_gates_x, 3 * H}, all, 2 * H, k.grad_bias, team, 0);
-        sum_rows(Rows<const T>{k.grad_a, H}, all, H, k.grad_bias + 2 * H, team, 1);
+        bias_gradient(Rows<const T>{k.grad_gates_x, 3 * H}, all, 2 * H, k.grad_bias, team, 0);
+        bias_gradient(Rows<const T>{k.grad_a, H}, all, H, k.grad_bias + 2 * H, team, 1);
     }
 }
 

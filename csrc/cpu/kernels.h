@@ -1,4 +1,5 @@
-// What the kernels take, and the table of entry points that each instruction set fills.
+// What the kernels take, and the table of entry points that each instruction set fills. bindings.cpp fills the structs
+// from Python, each field by its name.
 //
 // All memory belongs to the caller. Strides count elements; the last dimension of every tensor is contiguous.
 // A null pointer means: not given, or not needed.
@@ -7,6 +8,7 @@
 #include <stdint.h>
 
 #include "../common/cell.h"
+#include "../common/fields.h"
 
 namespace vssn {
 
@@ -15,7 +17,17 @@ template <class T>
 struct Rows {
     T* data;
     int64_t stride;
+    VSSN_TENSOR(data, stride)
     T* row(int64_t i) const { return data + i * stride; }
+};
+
+// [T, B, width] with any distance between steps and between rows.
+template <class T>
+struct Steps {
+    T* data;
+    int64_t step_stride, row_stride;
+    VSSN_TENSOR(data, step_stride, row_stride)
+    T* row(int64_t t, int64_t b) const { return data + t * step_stride + b * row_stride; }
 };
 
 // ---- gaussian.cpp ----------------------------------------------------------------------------------------
@@ -27,6 +39,7 @@ struct GaussianForward {
     Rows<const T> mu, logvar, eps, prior_mu, prior_logvar;  // eps null: the KL alone
     T* z;                                                   // [N, Z], with eps
     T* kl;                                                  // [N]
+    VSSN_FIELDS(threads, N, Z, mu, logvar, eps, prior_mu, prior_logvar, z, kl)
 };
 
 template <class T>
@@ -37,17 +50,11 @@ struct GaussianBackward {
     Rows<const T> grad_z;                                                     // [N, Z]
     Rows<const T> grad_kl;                                                    // [N, 1]
     T *grad_mu, *grad_logvar, *grad_eps, *grad_prior_mu, *grad_prior_logvar;  // [N, Z]
+    VSSN_FIELDS(threads, N, Z, mu, logvar, eps, prior_mu, prior_logvar, grad_z, grad_kl, grad_mu, grad_logvar, grad_eps,
+                grad_prior_mu, grad_prior_logvar)
 };
 
 // ---- gru.cpp ---------------------------------------------------------------------------------------------
-
-// [T, B, width] with any distance between steps and between rows.
-template <class T>
-struct Steps {
-    T* data;
-    int64_t step_stride, row_stride;
-    T* row(int64_t t, int64_t b) const { return data + t * step_stride + b * row_stride; }
-};
 
 template <class T>
 struct GruForward {
@@ -63,6 +70,7 @@ struct GruForward {
     T* h_n;                  // [B, H]
     T* gates;                // [T, B, 4H]: for each vector of units r, z, n, W_hn h + b_hn; null: not kept
     void* workspace;
+    VSSN_FIELDS(threads, steps, B, H, reverse, lengths, gates_x, h0, weight, bias, output, h_n, gates, workspace)
 };
 
 template <class T>
@@ -82,6 +90,8 @@ struct GruBackward {
     T* grad_weight;   // [3H, H]
     T* grad_bias;     // [3H]
     void* workspace;
+    VSSN_FIELDS(threads, steps, B, H, reverse, lengths, grad_output, grad_h_n, output, gates, h0, weight, grad_gates_x,
+                grad_a, grad_h0, grad_weight, grad_bias, workspace)
 };
 
 // ---- posterior.cpp ---------------------------------------------------------------------------------------
@@ -104,6 +114,9 @@ struct PosteriorForward {
     T *z, *mu, *logvar;                  // [T, B, Z]
     T *hidden, *prior_hidden;            // [T, B, M] as cell.h's keeps_input says; null: not kept
     void* workspace;
+    VSSN_FIELDS(threads, steps, B, M, Z, activation, min_logvar, lengths, context, eps, z0, weight_z, weight_out,
+                bias_out, prior_context, prior_weight_z, prior_weight_mu, prior_bias_mu, z, mu, logvar, hidden,
+                prior_hidden, workspace)
 };
 
 template <class T>
@@ -128,22 +141,18 @@ struct PosteriorBackward {
     T *grad_weight_z, *grad_weight_out, *grad_bias_out;                  // [M, Z], [2Z, M], [2Z]
     T *grad_prior_weight_z, *grad_prior_weight_mu, *grad_prior_bias_mu;  // [M, Z], [Z, M], [Z]
     void* workspace;
+    VSSN_FIELDS(threads, steps, B, M, Z, activation, min_logvar, lengths, grad_z, grad_mu, grad_logvar, logvar, hidden,
+                prior_hidden, eps, weight_z, weight_out, prior_weight_z, prior_weight_mu, z, z0, active, prior_active,
+                grad_context, grad_prior_context, grad_out, grad_eps, grad_z0, grad_weight_z, grad_weight_out,
+                grad_bias_out, grad_prior_weight_z, grad_prior_weight_mu, grad_prior_bias_mu, workspace)
 };
 
 // ---- mlp.cpp ---------------------------------------------------------------------------------------------
 
 constexpr int kMlpInputs = 16;  // at most
 
-// One input of a linear map, with the columns of the weight that meet it.
 template <class T>
-struct MlpInput {
-    int64_t K;
-    Rows<const T> x;       // [N, K]
-    Rows<const T> weight;  // [M, K]
-    T* grad_x;             // [N, K]        backward only; null: not needed
-    T* grad_weight;        // [M, K]
-    int64_t grad_weight_stride;
-};
+using MlpList = List<T, kMlpInputs>;  // one for each input
 
 template <class T>
 struct MlpForward {
@@ -152,15 +161,19 @@ struct MlpForward {
     Activation activation;
     bool floored;  // a second output, the log-variance with its floor
     T min_logvar;
-    int inputs;
-    const MlpInput<T>* input;
-    const T* bias;             // [M]
-    Rows<const T> weight_out;  // [O, M], floored [2 O, M]; null: one layer, out is the hidden layer's input [N, M]
-    const T* bias_out;         // [O], [2 O]
-    T* out;                    // [N, O]
-    T* logvar;                 // [N, O], where floored
-    T* hidden;                 // [N, M] as cell.h's keeps_input says; null: not kept
+    MlpList<int64_t> K;             // columns
+    MlpList<Rows<const T>> x;       // [N, K]
+    MlpList<Rows<const T>> weight;  // [M, K]: the columns that meet the input
+    const T* bias;                  // [M]
+    Rows<const T> weight_out;       // [O, M], floored [2 O, M]; null: one layer, out is the hidden layer's input [N, M]
+    const T* bias_out;              // [O], [2 O]
+    T* out;                         // [N, O]
+    T* logvar;                      // [N, O], where floored
+    T* hidden;                      // [N, M] as cell.h's keeps_input says; null: not kept
     void* workspace;
+    VSSN_FIELDS(threads, N, M, O, activation, floored, min_logvar, K, x, weight, bias, weight_out, bias_out, out,
+                logvar, hidden, workspace)
+    int inputs() const { return K.count; }
 };
 
 template <class T>
@@ -170,33 +183,47 @@ struct MlpBackward {
     Activation activation;
     bool floored;
     T min_logvar;
-    int inputs;
-    const MlpInput<T>* input;
+    MlpList<int64_t> K;
+    MlpList<Rows<const T>> x, weight;
     Rows<const T> weight_out;
     Rows<const T> grad_out, grad_logvar;  // [N, O], one layer: grad_out [N, M]; null: zeros
     const T* logvar;                      // [N, O], where floored
     const T* hidden;                      // [N, M] as forward kept it
+    MlpList<T*> grad_x;                   // [N, K]
+    MlpList<Rows<T>> grad_weight;         // [M, K]
     T* grad_bias;                         // [M]
     T* grad_weight_out;                   // [O, M], [2 O, M]
     T* grad_bias_out;                     // [O], [2 O]
     void* workspace;
+    VSSN_FIELDS(threads, N, M, O, activation, floored, min_logvar, K, x, weight, weight_out, grad_out, grad_logvar,
+                logvar, hidden, grad_x, grad_weight, grad_bias, grad_weight_out, grad_bias_out, workspace)
+    int inputs() const { return K.count; }
 };
 
 // ---- bernoulli.cpp ---------------------------------------------------------------------------------------
 
 template <class T>
-struct Bernoulli {
+struct BernoulliForward {
     int threads;
     int64_t N, X;
     Rows<const T> logits, x;  // [N, X]
-    T* log_prob;              // [N]            forward
-    Rows<const T> grad;       // [N, 1]         backward
-    T *grad_logits, *grad_x;  // [N, X]; null: not needed
+    T* log_prob;              // [N]
+    VSSN_FIELDS(threads, N, X, logits, x, log_prob)
+};
+
+template <class T>
+struct BernoulliBackward {
+    int threads;
+    int64_t N, X;
+    Rows<const T> logits, x;
+    Rows<const T> grad;       // [N, 1]
+    T *grad_logits, *grad_x;  // [N, X]
+    VSSN_FIELDS(threads, N, X, logits, x, grad, grad_logits, grad_x)
 };
 
 // ---- The table -------------------------------------------------------------------------------------------
 
-enum class Function : int { exp = 0, expm1 = 1, sigmoid = 2, tanh = 3, softplus = 4 };
+VSSN_ENUM(Function, exp, expm1, sigmoid, tanh, softplus)
 
 template <class T>
 struct Kernels {
@@ -210,10 +237,10 @@ struct Kernels {
     int64_t (*posterior_workspace)(int64_t B, int64_t M, int64_t Z, bool prior, bool backward);  // bytes
     void (*mlp_forward)(const MlpForward<T>&);
     void (*mlp_backward)(const MlpBackward<T>&);
-    int64_t (*mlp_forward_workspace)(const MlpForward<T>&);    // bytes; reads sizes, inputs' K, what is null
+    int64_t (*mlp_forward_workspace)(const MlpForward<T>&);    // bytes; reads sizes, K, what is null
     int64_t (*mlp_backward_workspace)(const MlpBackward<T>&);  // bytes
-    void (*bernoulli_forward)(const Bernoulli<T>&);
-    void (*bernoulli_backward)(const Bernoulli<T>&);
+    void (*bernoulli_forward)(const BernoulliForward<T>&);
+    void (*bernoulli_backward)(const BernoulliBackward<T>&);
     void (*evaluate)(Function function, const T* x, T* y, int64_t count);  // for the tests of math.h
 };
 

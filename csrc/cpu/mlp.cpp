@@ -18,10 +18,10 @@
 #include "activation.h"
 #include "kernels.h"
 #include "math.h"
-#include "outer.h"
 #include "panels.h"
 #include "tables.h"
 #include "threads.h"
+#include "weight_gradients.h"
 #include "workspace.h"
 
 namespace vssn::VSSN_ISA {
@@ -34,7 +34,7 @@ constexpr int64_t kThreadWork = 1 << 15;  // multiply-adds that repay waking a t
 template <class K>
 int64_t columns_in(const K& k) {
     int64_t columns = 0;
-    for (int i = 0; i < k.inputs; ++i) columns += k.input[i].K;
+    for (int i = 0; i < k.inputs(); ++i) columns += k.K[i];
     return columns;
 }
 
@@ -77,7 +77,7 @@ void forward_rows(const MlpForward<T>& k, const ForwardBuffers<T>& w, int64_t ro
     using Math = VectorMath<T>;
     constexpr int64_t L = kLanes<T>;
     Segment<T> segments[kMlpInputs];
-    for (int i = 0; i < k.inputs; ++i) segments[i] = {k.input[i].x.row(row), k.input[i].x.stride, k.input[i].K};
+    for (int i = 0; i < k.inputs(); ++i) segments[i] = {k.x[i].row(row), k.x[i].stride, k.K[i]};
     if (!w.heads) {
         auto finish = [&](int64_t column, int64_t first, int rows, const auto& tile) VSSN_INLINED {
             for (int j = 0; j < tile_vectors<T>(tile); ++j) {
@@ -86,7 +86,7 @@ void forward_rows(const MlpForward<T>& k, const ForwardBuffers<T>& w, int64_t ro
                 for (int i = 0; i < rows; ++i) store(k.out + (row + first + i) * k.M + unit, tile[i][j] + bias, lanes);
             }
         };
-        multiply_panels(segments, k.inputs, n, w.in, w.in_plan, w.K, finish);
+        multiply_panels(segments, k.inputs(), n, w.in, w.in_plan, w.K, finish);
         return;
     }
     const bool keep_input = keeps_input(k.activation);
@@ -101,7 +101,7 @@ void forward_rows(const MlpForward<T>& k, const ForwardBuffers<T>& w, int64_t ro
             }
         }
     };
-    multiply_panels(segments, k.inputs, n, w.in, w.in_plan, w.K, finish_hidden);
+    multiply_panels(segments, k.inputs(), n, w.in, w.in_plan, w.K, finish_hidden);
     const Segment<T> segment{hidden, w.stride, k.M};
     const Vec<T> min_logvar = broadcast(k.min_logvar);
     for (int head = 0; head < w.heads; ++head) {
@@ -127,8 +127,8 @@ void forward(const MlpForward<T>& k) {
     auto body = [&](Team team) {
         const Range panels = share(w.in_plan.count(), team.rank, team.size);
         int64_t from = 0;
-        for (int i = 0; i < k.inputs; from += k.input[i++].K)
-            pack_panels_transposed(w.in, w.in_plan, panels, w.K, from, k.input[i].weight, 0, k.input[i].K);
+        for (int i = 0; i < k.inputs(); from += k.K[i++])
+            pack_panels_transposed(w.in, w.in_plan, panels, w.K, from, k.weight[i], 0, k.K[i]);
         for (int head = 0; head < w.heads; ++head)
             pack_panels_transposed(w.out[head], w.out_plan, share(w.out_plan.count(), team.rank, team.size), k.M, 0,
                                    k.weight_out, head * k.O, k.M);
@@ -159,7 +159,7 @@ struct BackwardBuffers {
     BackwardBuffers(void* memory, const MlpBackward<T>& k) : hidden_plan(k.M) {
         heads = !k.weight_out.data ? 0 : k.floored ? 2 : 1;
         bool asked = k.grad_bias != nullptr;
-        for (int i = 0; i < k.inputs; ++i) asked = asked || k.input[i].grad_x || k.input[i].grad_weight;
+        for (int i = 0; i < k.inputs(); ++i) asked = asked || k.grad_x[i] || k.grad_weight[i].data;
         const bool first = heads && k.grad_out.data, second = heads == 2 && k.grad_logvar.data;
         sums = heads && asked;
         raw = second;
@@ -167,8 +167,7 @@ struct BackwardBuffers {
         out_rows = (int64_t(first) + int64_t(second)) * k.O;
         Arena arena(memory);
         out = arena.take<T>(sums ? hidden_plan.size(out_rows) : 0);
-        for (int i = 0; i < k.inputs; ++i)
-            in[i] = arena.take<T>(k.input[i].grad_x ? PanelPlan<T>(k.input[i].K).size(k.M) : 0);
+        for (int i = 0; i < k.inputs(); ++i) in[i] = arena.take<T>(k.grad_x[i] ? PanelPlan<T>(k.K[i]).size(k.M) : 0);
         const int64_t stride = row_stride<T>(k.M), raw_stride = row_stride<T>(k.O);
         grad_sum = {arena.take<T>(sums ? k.N * stride : 0), stride};
         grad_raw = {arena.take<T>(raw ? k.N * raw_stride : 0), raw_stride};
@@ -217,42 +216,43 @@ void backward_rows(const MlpBackward<T>& k, const BackwardBuffers<T>& w, int64_t
         multiply_panels(segments, count, n, w.out, w.hidden_plan, w.out_rows, finish);
         sums = {w.grad_sum.row(row), w.grad_sum.stride, k.M};
     }
-    for (int p = 0; p < k.inputs; ++p) {
-        const MlpInput<T>& input = k.input[p];
-        if (!input.grad_x) continue;
+    for (int p = 0; p < k.inputs(); ++p) {
+        T* grad_x = k.grad_x[p];
+        const int64_t K = k.K[p];
+        if (!grad_x) continue;
         auto finish = [&](int64_t column, int64_t first, int rows, const auto& tile) VSSN_INLINED {
             for (int j = 0; j < tile_vectors<T>(tile); ++j) {
                 const int64_t unit = column + j * L;
-                for (int i = 0; i < rows; ++i)
-                    store(input.grad_x + (row + first + i) * input.K + unit, tile[i][j], input.K - unit);
+                for (int i = 0; i < rows; ++i) store(grad_x + (row + first + i) * K + unit, tile[i][j], K - unit);
             }
         };
-        multiply_panels(&sums, 1, n, w.in[p], PanelPlan<T>(input.K), k.M, finish);
+        multiply_panels(&sums, 1, n, w.in[p], PanelPlan<T>(K), k.M, finish);
     }
 }
 
 // This thread's part of grad^T x, or zeros where there is no gradient.
 template <class T>
-void weight_grad(const Rows<const T>& grad, const Rows<const T>& x, int64_t N, int64_t M, int64_t K, T* out,
-                 int64_t stride, Team team, int turn) {
-    outer(Outer<T>{grad, x, grad.data ? N : 0, M, K, out, stride, false}, team, turn);
+void weight_gradient_or_zeros(const Rows<const T>& grad, const Rows<const T>& x, int64_t N, int64_t M, int64_t K,
+                              T* out, int64_t stride, Team team, int turn) {
+    weight_gradient<T>({grad, x, grad.data ? N : 0, M, K, out, stride, false}, team, turn);
 }
 
 template <class T>
 void weight_grads(const MlpBackward<T>& k, const BackwardBuffers<T>& w, Team team) {
     int turn = 0;
     const Rows<const T> sums = w.sums ? constant(w.grad_sum) : k.grad_out;
-    for (int i = 0; i < k.inputs; ++i)
-        if (k.input[i].grad_weight)
-            weight_grad(sums, k.input[i].x, k.N, k.M, k.input[i].K, k.input[i].grad_weight,
-                        k.input[i].grad_weight_stride, team, turn++);
-    if (k.grad_bias) sum_rows(sums, sums.data ? k.N : 0, k.M, k.grad_bias, team, turn++);
+    for (int i = 0; i < k.inputs(); ++i)
+        if (k.grad_weight[i].data)
+            weight_gradient_or_zeros(sums, k.x[i], k.N, k.M, k.K[i], k.grad_weight[i].data, k.grad_weight[i].stride,
+                                     team, turn++);
+    if (k.grad_bias) bias_gradient(sums, sums.data ? k.N : 0, k.M, k.grad_bias, team, turn++);
     const Rows<const T> hidden = w.active ? constant(w.hidden) : Rows<const T>{k.hidden, k.M};
     for (int head = 0; head < w.heads; ++head) {
         const Rows<const T> grad = head ? (w.raw ? constant(w.grad_raw) : Rows<const T>{nullptr, 0}) : k.grad_out;
         if (k.grad_weight_out)
-            weight_grad(grad, hidden, k.N, k.O, k.M, k.grad_weight_out + head * k.O * k.M, k.M, team, turn++);
-        if (k.grad_bias_out) sum_rows(grad, grad.data ? k.N : 0, k.O, k.grad_bias_out + head * k.O, team, turn++);
+            weight_gradient_or_zeros(grad, hidden, k.N, k.O, k.M, k.grad_weight_out + head * k.O * k.M, k.M, team,
+                                     turn++);
+        if (k.grad_bias_out) bias_gradient(grad, grad.data ? k.N : 0, k.O, k.grad_bias_out + head * k.O, team, turn++);
     }
 }
 
@@ -269,11 +269,10 @@ void backward(const MlpBackward<T>& k) {
             }
             if (w.raw) pack_panels(w.out, w.hidden_plan, panels, w.out_rows, from, k.weight_out, k.O, k.O);
         }
-        for (int i = 0; i < k.inputs; ++i)
-            if (k.input[i].grad_x) {
-                const PanelPlan<T> plan(k.input[i].K);
-                pack_panels(w.in[i], plan, share(plan.count(), team.rank, team.size), k.M, 0, k.input[i].weight, 0,
-                            k.M);
+        for (int i = 0; i < k.inputs(); ++i)
+            if (k.grad_x[i]) {
+                const PanelPlan<T> plan(k.K[i]);
+                pack_panels(w.in[i], plan, share(plan.count(), team.rank, team.size), k.M, 0, k.weight[i], 0, k.M);
             }
         team.wait();
         const Range rows = share(k.N, team.rank, team.size, kTileRows<1>);

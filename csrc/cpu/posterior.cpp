@@ -21,10 +21,10 @@
 #include "gemm.h"
 #include "kernels.h"
 #include "math.h"
-#include "outer.h"
 #include "rows.h"
 #include "tables.h"
 #include "threads.h"
+#include "weight_gradients.h"
 #include "workspace.h"
 
 namespace vssn::VSSN_ISA {
@@ -342,8 +342,8 @@ template <class T>
 void weight_z_grad(const PosteriorBackward<T>& k, const T* grad, T* out, Team team, int turn) {
     if (!out) return;
     const int64_t first = k.steps > 0 ? k.B : 0, later = k.steps * k.B - first;
-    outer(Outer<T>{{grad + first * k.M, k.M}, {k.z, k.Z}, later, k.M, k.Z, out, k.Z, false}, team, turn);
-    outer(Outer<T>{{grad, k.M}, k.z0, first, k.M, k.Z, out, k.Z, true}, team, turn);
+    weight_gradient<T>({{grad + first * k.M, k.M}, {k.z, k.Z}, later, k.M, k.Z, out, k.Z, false}, team, turn);
+    weight_gradient<T>({{grad, k.M}, k.z0, first, k.M, k.Z, out, k.Z, true}, team, turn);
 }
 
 template <class T>
@@ -352,12 +352,13 @@ void weight_grads(const PosteriorBackward<T>& k, Team team) {
     const Rows<const T> grad_out = {k.grad_out, 2 * k.Z};
     weight_z_grad(k, k.grad_context, k.grad_weight_z, team, 0);
     if (k.grad_weight_out)
-        outer(Outer<T>{grad_out, {k.active, k.M}, all, 2 * k.Z, k.M, k.grad_weight_out, k.M, false}, team, 1);
-    if (k.grad_bias_out) sum_rows(grad_out, all, 2 * k.Z, k.grad_bias_out, team, 0);
+        weight_gradient<T>({grad_out, {k.active, k.M}, all, 2 * k.Z, k.M, k.grad_weight_out, k.M, false}, team, 1);
+    if (k.grad_bias_out) bias_gradient(grad_out, all, 2 * k.Z, k.grad_bias_out, team, 0);
     weight_z_grad(k, k.grad_prior_context, k.grad_prior_weight_z, team, 0);
     if (k.grad_prior_weight_mu)
-        outer(Outer<T>{grad_out, {k.prior_active, k.M}, all, k.Z, k.M, k.grad_prior_weight_mu, k.M, false}, team, 1);
-    if (k.grad_prior_bias_mu) sum_rows(grad_out, all, k.Z, k.grad_prior_bias_mu, team, 1);
+        weight_gradient<T>({grad_out, {k.prior_active, k.M}, all, k.Z, k.M, k.grad_prior_weight_mu, k.M, false}, team,
+                           1);
+    if (k.grad_prior_bias_mu) bias_gradient(grad_out, all, k.Z, k.grad_prior_bias_mu, team, 1);
 }
 
 template <class T>

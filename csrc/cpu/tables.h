@@ -29,9 +29,9 @@ int64_t mlp_forward_workspace(const MlpForward<float>&);
 int64_t mlp_forward_workspace(const MlpForward<double>&);
 int64_t mlp_backward_workspace(const MlpBackward<float>&);
 int64_t mlp_backward_workspace(const MlpBackward<double>&);
-void bernoulli_forward(const Bernoulli<float>&);
-void bernoulli_forward(const Bernoulli<double>&);
-void bernoulli_backward(const Bernoulli<float>&);
-void bernoulli_backward(const Bernoulli<double>&);
+void bernoulli_forward(const BernoulliForward<float>&);
+void bernoulli_forward(const BernoulliForward<double>&);
+void bernoulli_backward(const BernoulliBackward<float>&);
+void bernoulli_backward(const BernoulliBackward<double>&);
 
 }  // namespace vssn::VSSN_ISA

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "../common/fields.h"
 #include "storage.h"
 
 namespace vssn {
@@ -17,6 +18,7 @@ namespace vssn {
 struct GaussianRows {
     const void* data = nullptr;
     int64_t stride = 0;
+    VSSN_TENSOR(data, stride)
 };
 
 struct GaussianForward {
@@ -26,6 +28,7 @@ struct GaussianForward {
     void* z;                                               // [N, Z] contiguous, or nullptr
     void* kl;                                              // [N]
     void* stream;
+    VSSN_FIELDS(storage, N, Z, mu, logvar, eps, prior_mu, prior_logvar, z, kl, stream)
 };
 
 struct GaussianBackward {
@@ -35,6 +38,8 @@ struct GaussianBackward {
     GaussianRows grad_kl;                                          // [N, 1], or absent
     void *grad_mu, *grad_logvar, *grad_eps, *grad_prior_mu, *grad_prior_logvar;  // [N, Z] each, or nullptr: not wanted
     void* stream;
+    VSSN_FIELDS(storage, N, Z, mu, logvar, eps, prior_mu, prior_logvar, grad_z, grad_kl, grad_mu, grad_logvar, grad_eps,
+                grad_prior_mu, grad_prior_logvar, stream)
 };
 
 void gaussian_forward(const GaussianForward& call);

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <string>
 
+#include "../common/fields.h"
 #include "storage.h"
 
 namespace vssn {
@@ -22,6 +23,7 @@ enum class Exchange : int {
 // What tests, and nobody else, choose themselves; 0: the plan chooses.
 struct GruWish {
     int exchange = 0, blocks = 0, row_tiles = 0;
+    VSSN_FIELDS(exchange, blocks, row_tiles)
 };
 
 struct GruProblem {
@@ -39,6 +41,8 @@ struct GruProblem {
     void* workspace;  // of plan.workspace_bytes
     void* stream;
     GruWish wish;
+    VSSN_FIELDS(storage, state_storage, tf32, steps, B, H, reverse, lengths, h0, h0_row, weight, weight_row, counters,
+                workspace, stream, wish)
 };
 
 struct GruForward : GruProblem {
@@ -48,6 +52,7 @@ struct GruForward : GruProblem {
     void* output;      // [T, B, H]
     void* h_n;         // [B, H]
     void* gates;       // [T, B, H, 4]: r, z, n, W_hn h + b_n of each unit
+    VSSN_MORE_FIELDS(GruProblem, gates_x, gates_x_step, gates_x_row, bias, output, h_n, gates)
 };
 
 struct GruBackward : GruProblem {
@@ -60,6 +65,8 @@ struct GruBackward : GruProblem {
     void* grad_gates_x;  // [T, B, 3H]
     void* grad_a;        // [T, B, H]: of W_hn h + b_n
     void* grad_h0;       // [B, H]
+    VSSN_MORE_FIELDS(GruProblem, grad_output, grad_output_step, grad_output_row, grad_h_n, grad_h_n_row, output, gates,
+                     grad_gates_x, grad_a, grad_h0)
 };
 
 // A batch tile is 8 row_tiles rows, a unit tile 16 hidden units. The warps of a block are groups x slices: a group has

@@ -24,6 +24,7 @@
 #include <cstdint>
 
 #include "../common/cell.h"
+#include "../common/fields.h"
 #include "storage.h"
 
 namespace vssn {
@@ -31,11 +32,13 @@ namespace vssn {
 struct PosteriorRows {  // [rows, width]
     const void* data = nullptr;
     int64_t stride = 0;
+    VSSN_TENSOR(data, stride)
 };
 
 struct PosteriorSteps {  // [T, B, width]
     const void* data = nullptr;
     int64_t step_stride = 0, row_stride = 0;
+    VSSN_TENSOR(data, step_stride, row_stride)
 };
 
 // Where the weights lie, and how many blocks share a batch tile.
@@ -45,7 +48,7 @@ struct PosteriorSteps {  // [T, B, width]
 //   scatter    the same, but each latent is computed by one block, which sends it to the others
 //   streamed   one block or a cluster: what does not fit in shared memory is read from L2 in every step
 // choice: the fastest of them by an estimate; tests name the others.
-enum class PosteriorVariant : int { choice = 0, registers = 1, shared = 2, cluster = 3, scatter = 4, streamed = 5 };
+VSSN_ENUM(PosteriorVariant, choice, registers, shared, cluster, scatter, streamed)
 
 // How the kernel is laid out. In units of tiles of 16 hidden units or latents, and of the product's k-steps.
 struct PosteriorPlan {
@@ -83,6 +86,8 @@ struct PosteriorProblem {
     PosteriorRows prior_weight_z, prior_weight_mu;  // [M, Z], [Z, M]; absent: no prior mean
     void* workspace;                                // PosteriorPlan::workspace_bytes, 16-byte aligned
     void* stream;
+    VSSN_FIELDS(storage, tf32, float_state, variant, steps, B, M, Z, activation, min_logvar, lengths, eps, weight_z,
+                weight_out, prior_weight_z, prior_weight_mu, workspace, stream)
 };
 
 struct PosteriorForward : PosteriorProblem {
@@ -91,6 +96,8 @@ struct PosteriorForward : PosteriorProblem {
     const void *bias_out, *prior_bias_mu;   // [2Z], [Z]
     void *z, *mu, *logvar;                  // [T, B, Z]
     void *hidden, *prior_hidden;            // [T, B, M], or nullptr: not kept
+    VSSN_MORE_FIELDS(PosteriorProblem, context, prior_context, z0, bias_out, prior_bias_mu, z, mu, logvar, hidden,
+                     prior_hidden)
 };
 
 struct PosteriorBackward : PosteriorProblem {
@@ -101,6 +108,8 @@ struct PosteriorBackward : PosteriorProblem {
     void* grad_out;                               // [T, B, 2Z]
     void* grad_eps;                               // [T, B, Z], or nullptr: not wanted
     void* grad_z0;                                // [B, Z], or nullptr: not wanted
+    VSSN_MORE_FIELDS(PosteriorProblem, grad_z, grad_mu, grad_logvar, logvar, hidden, prior_hidden, grad_context,
+                     grad_prior_context, grad_out, grad_eps, grad_z0)
 };
 
 // Throws std::runtime_error where the variant asked for, or any, cannot hold these sizes on the current device.

@@ -1,8 +1,10 @@
-// How the elements of a call's tensors are stored, as vssn_kernels/backend/cuda/launch.py numbers them.
+// How the elements of a call's tensors are stored.
 #pragma once
+
+#include "../common/fields.h"
 
 namespace vssn {
 
-enum class Storage : int { float32 = 0, bfloat16 = 1, float16 = 2 };
+VSSN_ENUM(Storage, float32, bfloat16, float16)
 
 }  // namespace vssn

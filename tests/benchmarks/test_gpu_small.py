@@ -29,14 +29,18 @@ def test_the_recurrence_is_timed_in_each_size_of_cluster(cuda_host: object, monk
     from vssn_kernels.backend.cuda import gru
 
     seen: list[tuple[str, object]] = []
+
+    def noting(name: str, kernel: Callable[..., object]) -> Callable[..., object]:
+        def noted(**arguments: object) -> object:
+            seen.append((name, (arguments["exchange"], arguments["blocks"])))
+            return kernel(**arguments)
+
+        return noted
+
     for name in ("gru_forward", "gru_backward"):
         kernel: Callable[..., object] = getattr(gru._cuda, name)
 
-        def noted(*arguments: object, name: str = name, kernel: Callable[..., object] = kernel) -> object:
-            seen.append((name, arguments[3:5]))
-            return kernel(*arguments)
-
-        monkeypatch.setattr(gru._cuda, name, noted)
+        monkeypatch.setattr(gru._cuda, name, noting(name, kernel))
     for name, value in (("ROUNDS", 1), ("MOST_CALLS", 1), ("LONG_S", 1e9)):
         monkeypatch.setattr(gpu_contest, name, value)
     monkeypatch.setattr(gpu_times, "LARGEST_IN_CLUSTER", 70)

@@ -21,8 +21,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from vssn_kernels.backend.outer import sum_outer
-from vssn_kernels.backend.precision import allows_tf32
+from vssn_kernels.backend.common import Grads, allows_tf32, weight_gradients
 from vssn_kernels.backend.triton_kernels import gaussian, gru, posterior
 from vssn_kernels.backend.triton_kernels.configurations import (
     Tiles,
@@ -30,8 +29,6 @@ from vssn_kernels.backend.triton_kernels.configurations import (
     gru_tiles,
     posterior_tiles,
 )
-
-Grads = tuple[Tensor | None, ...]
 
 
 class Device(NamedTuple):
@@ -218,7 +215,7 @@ def gru_backward(
     if need_weight:
         grad_weight = new(3 * hidden, hidden)
         for grad, rows in ((grad_gates_x[..., : 2 * hidden], slice(2 * hidden)), (grad_a, slice(2 * hidden, None))):
-            sum_outer(grad, output, h0, lengths, reverse, grad_weight[rows])
+            weight_gradients(grad, output, h0, lengths, reverse, grad_weight[rows])
     if need_bias:
         grad_bias = torch.cat((grad_gates_x[..., : 2 * hidden].sum((0, 1)), grad_a.sum((0, 1))))
     return grad_gates_x if need_gates_x else None, grad_h0, grad_weight, grad_bias
@@ -381,7 +378,7 @@ def posterior_backward(
                 _launch_tiled(kernel, (*inputs, min_logvar), constants, tiles, steps, z0, width, 2 * steps + 1)
 
     def of_weight_z(grads: Tensor) -> Tensor:
-        return sum_outer(grads, z, z0, None, False, new(width, latent))
+        return weight_gradients(grads, z, z0, None, False, new(width, latent))
 
     def of_weight_out(grads: Tensor, kept: Tensor) -> Tensor:
         rows = kept.flatten(0, 1)

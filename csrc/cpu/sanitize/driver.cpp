@@ -417,7 +417,10 @@ Array run(const Mlp& p, int threads, const Array& cotangent, const std::string& 
     const int64_t outputs = p.N * (p.two ? p.O : p.M), floors = p.floored ? p.N * p.O : 0;
     std::vector<Sequence<T>> x;
     std::vector<std::vector<T>> w, grad_x, grad_w;
-    std::vector<MlpInput<T>> inputs;
+    MlpList<int64_t> K{};
+    MlpList<Rows<const T>> x_rows{}, w_rows{};
+    MlpList<T*> grad_x_pointers{};
+    MlpList<Rows<T>> grad_w_rows{};
     for (size_t i = 0; i < p.x.size(); ++i) {
         x.emplace_back(p.x[i], p.N, 1, p.widths[i], nullptr, int64_t(i));
         w.push_back(cast<T>(p.w[i]));
@@ -425,16 +428,19 @@ Array run(const Mlp& p, int threads, const Array& cotangent, const std::string& 
         grad_w.push_back(fresh<T>(p.w[i].size()));
     }
     for (size_t i = 0; i < p.x.size(); ++i) {
-        const int64_t K = p.widths[i];
-        inputs.push_back({K, {x[i].data.data(), x[i].stride}, {w[i].data(), K}, grad_x[i].data(), grad_w[i].data(), K});
+        const int64_t width = p.widths[i];
+        K.values[K.count++] = width;
+        x_rows.values[x_rows.count++] = {x[i].data.data(), x[i].stride};
+        w_rows.values[w_rows.count++] = {w[i].data(), width};
+        grad_x_pointers.values[grad_x_pointers.count++] = grad_x[i].data();
+        grad_w_rows.values[grad_w_rows.count++] = {grad_w[i].data(), width};
     }
-    const int count = int(inputs.size());
     const std::vector<T> bias = cast<T>(p.bias), weight_out = cast<T>(p.weight_out), bias_out = cast<T>(p.bias_out);
     const Rows<const T> second{p.two ? weight_out.data() : nullptr, p.M};
     std::vector<T> out = fresh<T>(outputs), logvar = fresh<T>(floors), hidden = fresh<T>(p.two ? p.N * p.M : 0);
-    MlpForward<T> forward{threads,       p.N,           p.M,           p.O,         p.activation, p.floored,
-                          T(kMinLogvar), count,         inputs.data(), bias.data(), second,       bias_out.data(),
-                          out.data(),    logvar.data(), hidden.data(), nullptr};
+    MlpForward<T> forward{threads,         p.N,        p.M,           p.O,           p.activation, p.floored,
+                          T(kMinLogvar),   K,          x_rows,        w_rows,        bias.data(),  second,
+                          bias_out.data(), out.data(), logvar.data(), hidden.data(), nullptr};
     std::vector<char> workspace(entries<T>().mlp_forward_workspace(forward), char(-1));
     forward.workspace = workspace.data();
     entries<T>().mlp_forward(forward);
@@ -452,13 +458,16 @@ Array run(const Mlp& p, int threads, const Array& cotangent, const std::string& 
                             p.activation,
                             p.floored,
                             T(kMinLogvar),
-                            count,
-                            inputs.data(),
+                            K,
+                            x_rows,
+                            w_rows,
                             second,
                             {grad.data(), p.two ? p.O : p.M},
                             {p.floored ? grad.data() + outputs : nullptr, p.O},
                             logvar.data(),
                             hidden.data(),
+                            grad_x_pointers,
+                            grad_w_rows,
                             grad_bias.data(),
                             p.two ? grad_weight_out.data() : nullptr,
                             p.two ? grad_bias_out.data() : nullptr,
@@ -524,18 +533,11 @@ Array run(const BernoulliCase& p, int threads, const Array& cotangent, const std
     const Sequence<T> logits(p.logits, p.N, 1, p.X, nullptr, 3), x(p.x, p.N, 1, p.X, nullptr, 1);
     const std::vector<T> grad = cast<T>(cotangent);
     std::vector<T> log_prob = fresh<T>(p.N), grad_logits = fresh<T>(p.N * p.X), grad_x = fresh<T>(p.N * p.X);
-    const Bernoulli<T> k{threads,
-                         p.N,
-                         p.X,
-                         {logits.data.data(), logits.stride},
-                         {x.data.data(), x.stride},
-                         log_prob.data(),
-                         {grad.data(), 1},
-                         grad_logits.data(),
-                         grad_x.data()};
-    entries<T>().bernoulli_forward(k);
+    const Rows<const T> logits_rows{logits.data.data(), logits.stride}, x_rows{x.data.data(), x.stride};
+    entries<T>().bernoulli_forward({threads, p.N, p.X, logits_rows, x_rows, log_prob.data()});
     check_close(name + " forward", log_prob, plain(p), tolerance);
-    entries<T>().bernoulli_backward(k);
+    entries<T>().bernoulli_backward(
+        {threads, p.N, p.X, logits_rows, x_rows, {grad.data(), 1}, grad_logits.data(), grad_x.data()});
     Array grads(grad_logits.begin(), grad_logits.end());
     grads.insert(grads.end(), grad_x.begin(), grad_x.end());
     return grads;

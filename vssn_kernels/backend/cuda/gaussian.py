@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from vssn_kernels import _cuda
-from vssn_kernels.backend.addresses import as_rows, pointer, row_arguments
+from vssn_kernels.backend.common import Grads, as_rows, pointer, row_arguments
 from vssn_kernels.backend.cuda.launch import STORAGE, launch_on
-
-Grads = tuple[Tensor | None, ...]
 
 
 def gaussian_forward(
@@ -20,11 +18,21 @@ def gaussian_forward(
     """(z [..., Z], None without eps; kl [...])"""
     z = None if eps is None else torch.empty(mu.shape, dtype=mu.dtype, device=mu.device)
     kl = torch.empty(mu.shape[:-1], dtype=mu.dtype, device=mu.device)
-    inputs = [as_rows(tensor) for tensor in (mu, logvar, eps, prior_mu, prior_logvar)]
-    arguments = [argument for rows in inputs for argument in row_arguments(rows)]
+    mu_, logvar_, eps_ = as_rows(mu), as_rows(logvar), as_rows(eps)
+    prior_mu_, prior_logvar_ = as_rows(prior_mu), as_rows(prior_logvar)
     with launch_on(mu) as stream:
         _cuda.gaussian_forward(
-            STORAGE[mu.dtype], kl.numel(), mu.shape[-1], *arguments, pointer(z), kl.data_ptr(), stream
+            storage=STORAGE[mu.dtype],
+            N=kl.numel(),
+            Z=mu.shape[-1],
+            mu=row_arguments(mu_),
+            logvar=row_arguments(logvar_),
+            eps=row_arguments(eps_),
+            prior_mu=row_arguments(prior_mu_),
+            prior_logvar=row_arguments(prior_logvar_),
+            z=pointer(z),
+            kl=kl.data_ptr(),
+            stream=stream,
         )
     return z, kl
 
@@ -40,17 +48,29 @@ def gaussian_backward(
     needs: Sequence[bool],
 ) -> Grads:
     """Gradients of (mu, logvar, eps, prior_mu, prior_logvar); without eps, grad_z is None."""
-    inputs = [as_rows(tensor) for tensor in (mu, logvar, eps, prior_mu, prior_logvar, grad_z)]
-    inputs.append(None if grad_kl is None else grad_kl.reshape(-1, 1))
-    arguments = [argument for rows in inputs for argument in row_arguments(rows)]
-    grads = tuple(torch.empty(mu.shape, dtype=mu.dtype, device=mu.device) if need else None for need in needs)
+    mu_, logvar_, eps_ = as_rows(mu), as_rows(logvar), as_rows(eps)
+    prior_mu_, prior_logvar_ = as_rows(prior_mu), as_rows(prior_logvar)
+    grad_z_, grad_kl_ = as_rows(grad_z), None if grad_kl is None else grad_kl.reshape(-1, 1)
+    grad_mu, grad_logvar, grad_eps, grad_prior_mu, grad_prior_logvar = (
+        torch.empty(mu.shape, dtype=mu.dtype, device=mu.device) if need else None for need in needs
+    )
     with launch_on(mu) as stream:
         _cuda.gaussian_backward(
-            STORAGE[mu.dtype],
-            mu.shape[:-1].numel(),
-            mu.shape[-1],
-            *arguments,
-            *(pointer(grad) for grad in grads),
-            stream,
+            storage=STORAGE[mu.dtype],
+            N=mu.shape[:-1].numel(),
+            Z=mu.shape[-1],
+            mu=row_arguments(mu_),
+            logvar=row_arguments(logvar_),
+            eps=row_arguments(eps_),
+            prior_mu=row_arguments(prior_mu_),
+            prior_logvar=row_arguments(prior_logvar_),
+            grad_z=row_arguments(grad_z_),
+            grad_kl=row_arguments(grad_kl_),
+            grad_mu=pointer(grad_mu),
+            grad_logvar=pointer(grad_logvar),
+            grad_eps=pointer(grad_eps),
+            grad_prior_mu=pointer(grad_prior_mu),
+            grad_prior_logvar=pointer(grad_prior_logvar),
+            stream=stream,
         )
-    return grads
+    return grad_mu, grad_logvar, grad_eps, grad_prior_mu, grad_prior_logvar

@@ -10,12 +10,17 @@ import torch
 from torch import Tensor
 
 from vssn_kernels import _cuda
-from vssn_kernels.backend.addresses import as_rows, as_steps, pointer, row_arguments, step_arguments
+from vssn_kernels.backend.common import (
+    Grads,
+    allows_tf32,
+    as_rows,
+    as_steps,
+    pointer,
+    row_arguments,
+    step_arguments,
+    weight_gradients,
+)
 from vssn_kernels.backend.cuda.launch import STORAGE, launch_on
-from vssn_kernels.backend.outer import sum_outer
-from vssn_kernels.backend.precision import allows_tf32
-
-Grads = tuple[Tensor | None, ...]
 
 
 class Wish(NamedTuple):
@@ -32,12 +37,30 @@ wish = Wish()
 
 def describe_plan(dtype: torch.dtype, batch: int, hidden: int, backward: bool = False, tf32: bool = False) -> str:
     """How such a call would be laid out on the current device: for tables and bug reports."""
-    return _cuda.gru_plan(STORAGE[dtype], tf32, backward, batch, hidden, *wish)
+    return _cuda.gru_plan(
+        storage=STORAGE[dtype],
+        tf32=tf32,
+        backward=backward,
+        B=batch,
+        H=hidden,
+        exchange=wish.exchange,
+        blocks=wish.blocks,
+        row_tiles=wish.row_tiles,
+    )
 
 
 def _working_memory(like: Tensor, tf32: bool, backward: bool, batch: int, hidden: int) -> tuple[Tensor | None, ...]:
     """(counters, zeroed, and workspace) of a call; None where it takes none."""
-    counters, workspace = _cuda.gru_workspace(STORAGE[like.dtype], tf32, backward, batch, hidden, *wish)
+    counters, workspace = _cuda.gru_workspace(
+        storage=STORAGE[like.dtype],
+        tf32=tf32,
+        backward=backward,
+        B=batch,
+        H=hidden,
+        exchange=wish.exchange,
+        blocks=wish.blocks,
+        row_tiles=wish.row_tiles,
+    )
     return (
         torch.zeros(counters, dtype=torch.uint8, device=like.device) if counters else None,
         torch.empty(workspace, dtype=torch.uint8, device=like.device) if workspace else None,
@@ -62,29 +85,36 @@ def gru_forward(
     if batch == 0:
         return output, h_n, gates
     gates_x_, h0_, weight, bias = as_steps(gates_x), as_rows(h0), as_rows(weight_hh), bias_hh.contiguous()
+    gates_x_at, gates_x_step, gates_x_row = step_arguments(gates_x_)
     tf32 = gates_x.dtype is torch.float32 and allows_tf32()
     with launch_on(gates_x) as stream:
         counters, workspace = _working_memory(gates_x, tf32, False, batch, hidden)
         _cuda.gru_forward(
-            STORAGE[gates_x.dtype],
-            STORAGE[h0.dtype],
-            tf32,
-            *wish,
-            count,
-            batch,
-            hidden,
-            reverse,
-            pointer(lengths),
-            *row_arguments(h0_),
-            *row_arguments(weight),
-            pointer(counters),
-            pointer(workspace),
-            stream,
-            *step_arguments(gates_x_),
-            bias.data_ptr(),
-            output.data_ptr(),
-            h_n.data_ptr(),
-            gates.data_ptr() if need_backward else 0,
+            storage=STORAGE[gates_x.dtype],
+            state_storage=STORAGE[h0.dtype],
+            tf32=tf32,
+            exchange=wish.exchange,
+            blocks=wish.blocks,
+            row_tiles=wish.row_tiles,
+            steps=count,
+            B=batch,
+            H=hidden,
+            reverse=reverse,
+            lengths=pointer(lengths),
+            h0=h0_.data_ptr(),
+            h0_row=h0_.stride(0),
+            weight=weight.data_ptr(),
+            weight_row=weight.stride(0),
+            counters=pointer(counters),
+            workspace=pointer(workspace),
+            stream=stream,
+            gates_x=gates_x_at,
+            gates_x_step=gates_x_step,
+            gates_x_row=gates_x_row,
+            bias=bias.data_ptr(),
+            output=output.data_ptr(),
+            h_n=h_n.data_ptr(),
+            gates=gates.data_ptr() if need_backward else 0,
         )
     return output, h_n, gates
 
@@ -109,36 +139,45 @@ def gru_backward(
     if batch > 0:
         grad_output_, grad_h_n_, h0_, weight = as_steps(grad_output), as_rows(grad_h_n), as_rows(h0), as_rows(weight_hh)
         tf32 = output.dtype is torch.float32 and allows_tf32()
+        grad_output_at, grad_output_step, grad_output_row = step_arguments(grad_output_)
+        grad_h_n_at, grad_h_n_row = row_arguments(grad_h_n_)
         with launch_on(output) as stream:
             counters, workspace = _working_memory(output, tf32, True, batch, hidden)
             _cuda.gru_backward(
-                STORAGE[output.dtype],
-                STORAGE[h0.dtype],
-                tf32,
-                *wish,
-                count,
-                batch,
-                hidden,
-                reverse,
-                pointer(lengths),
-                *row_arguments(h0_),
-                *row_arguments(weight),
-                pointer(counters),
-                pointer(workspace),
-                stream,
-                *step_arguments(grad_output_),
-                *row_arguments(grad_h_n_),
-                output.data_ptr(),
-                gates.data_ptr(),
-                grad_gates_x.data_ptr(),
-                pointer(grad_a),
-                pointer(grad_h0),
+                storage=STORAGE[output.dtype],
+                state_storage=STORAGE[h0.dtype],
+                tf32=tf32,
+                exchange=wish.exchange,
+                blocks=wish.blocks,
+                row_tiles=wish.row_tiles,
+                steps=count,
+                B=batch,
+                H=hidden,
+                reverse=reverse,
+                lengths=pointer(lengths),
+                h0=h0_.data_ptr(),
+                h0_row=h0_.stride(0),
+                weight=weight.data_ptr(),
+                weight_row=weight.stride(0),
+                counters=pointer(counters),
+                workspace=pointer(workspace),
+                stream=stream,
+                grad_output=grad_output_at,
+                grad_output_step=grad_output_step,
+                grad_output_row=grad_output_row,
+                grad_h_n=grad_h_n_at,
+                grad_h_n_row=grad_h_n_row,
+                output=output.data_ptr(),
+                gates=gates.data_ptr(),
+                grad_gates_x=grad_gates_x.data_ptr(),
+                grad_a=pointer(grad_a),
+                grad_h0=pointer(grad_h0),
             )
     grad_weight = grad_bias = None
     if need_weight and grad_a is not None:
         grad_weight = torch.empty((3 * hidden, hidden), dtype=weight_hh.dtype, device=weight_hh.device)
         for grad, part in ((grad_gates_x[..., : 2 * hidden], slice(2 * hidden)), (grad_a, slice(2 * hidden, None))):
-            sum_outer(grad, output, h0, lengths, reverse, grad_weight[part])
+            weight_gradients(grad, output, h0, lengths, reverse, grad_weight[part])
     if need_bias and grad_a is not None:
         grad_bias = torch.empty(3 * hidden, dtype=output.dtype, device=output.device)
         torch.sum(grad_gates_x[..., : 2 * hidden], (0, 1), out=grad_bias[: 2 * hidden])

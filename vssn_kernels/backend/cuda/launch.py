@@ -1,4 +1,4 @@
-"""Where the CUDA kernels are launched, and the codes of the dtypes that they take."""
+"""Where the CUDA kernels are launched, and the names of the dtypes that they take."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vssn_kernels import _cuda
 
-STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/cuda/arguments.h
+STORAGE = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}  # csrc/cuda/storage.h
 
 
 @contextmanager

@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 
 from vssn_kernels import _cuda
-from vssn_kernels.backend.addresses import as_rows, as_steps, pointer, row_arguments, step_arguments
+from vssn_kernels.backend.common import (
+    Grads,
+    allows_tf32,
+    as_rows,
+    as_steps,
+    pointer,
+    row_arguments,
+    step_arguments,
+    weight_gradients,
+)
 from vssn_kernels.backend.cuda.launch import STORAGE, launch_on
-from vssn_kernels.backend.outer import sum_outer
-from vssn_kernels.backend.precision import allows_tf32
 
-Grads = tuple[Tensor | None, ...]
-
-_ACTIVATIONS = {"tanh": 0, "relu": 1, "leaky_relu": 2, "silu": 3}  # csrc/common/cell.h
 VARIANTS = ("choice", "registers", "shared", "cluster", "scatter", "streamed")  # csrc/cuda/posterior.h
 
 # Which variant of the kernels runs. For the tests, which set it.
@@ -42,48 +46,29 @@ def plan(
     dtype: torch.dtype, width: int, latent: int, prior: bool, backward: bool, tf32: bool = False, batch: int = 8
 ) -> Plan:
     """The layout for M = width, Z = latent and B = batch."""
-    chosen, *rest = _cuda.posterior_plan(
-        STORAGE[dtype], tf32, batch, width, latent, prior, backward, VARIANTS.index(variant)
-    )
-    return Plan(VARIANTS[chosen], *rest)
+    sizes = _sizes(dtype, batch, width, latent, prior, backward, tf32)
+    return Plan(**_cuda.posterior_plan(**sizes))
 
 
-def _problem(
-    context: Tensor,
-    z0: Tensor,
-    activation: str,
-    min_logvar: float,
-    lengths: Tensor | None,
-    eps: Tensor | None,
-    weights: tuple[Tensor | None, ...],  # weight_z, weight_out, prior_weight_z, prior_weight_mu, as rows
-    workspace: Tensor | None,
-    stream: int,
-    tf32: bool,
-) -> tuple[int | float, ...]:
-    """What both directions take, as csrc/cuda/posterior_bindings.cpp reads it."""
-    count, batch, width = context.shape
-    return (
-        STORAGE[context.dtype],
-        tf32,
-        z0.dtype is torch.float32,
-        VARIANTS.index(variant),
-        count,
-        batch,
-        width,
-        z0.shape[1],
-        _ACTIVATIONS[activation],
-        min_logvar,
-        pointer(lengths),
-        *step_arguments(eps),
-        *(argument for weight in weights for argument in row_arguments(weight)),
-        pointer(workspace),
-        stream,
-    )
+def _sizes(
+    dtype: torch.dtype, batch: int, width: int, latent: int, prior: bool, backward: bool, tf32: bool
+) -> dict[str, object]:
+    return {
+        "storage": STORAGE[dtype],
+        "tf32": tf32,
+        "B": batch,
+        "M": width,
+        "Z": latent,
+        "prior": prior,
+        "backward": backward,
+        "variant": variant,
+    }
 
 
 def _workspace(like: Tensor, latent: int, prior: bool, backward: bool, tf32: bool) -> Tensor | None:
     """For a call whose context, or its gradient, is `like` [T, B, M]."""
-    size = plan(like.dtype, like.shape[-1], latent, prior, backward, tf32, like.shape[1]).workspace_bytes
+    _, batch, width = like.shape
+    size = _cuda.posterior_workspace(**_sizes(like.dtype, batch, width, latent, prior, backward, tf32))
     return torch.empty(size, dtype=torch.uint8, device=like.device) if size else None
 
 
@@ -115,23 +100,41 @@ def posterior_forward(
     if count == 0 or batch == 0:
         return z, mu, logvar, hidden, prior_hidden
     context_, prior_context_, eps_, z0_ = as_steps(context), as_steps(prior_context), as_steps(eps), as_rows(z0)
-    weights = tuple(as_rows(weight) for weight in (weight_z, weight_out, prior_weight_z, prior_weight_mu))
+    weight_z_, weight_out_ = as_rows(weight_z), as_rows(weight_out)
+    prior_weight_z_, prior_weight_mu_ = as_rows(prior_weight_z), as_rows(prior_weight_mu)
     bias, prior_bias = bias_out.contiguous(), None if prior_bias_mu is None else prior_bias_mu.contiguous()
     tf32 = context.dtype is torch.float32 and allows_tf32()
     with launch_on(context) as stream:
         workspace = _workspace(context, latent, prior, False, tf32)
         _cuda.posterior_forward(
-            *_problem(context, z0, activation, min_logvar, lengths, eps_, weights, workspace, stream, tf32),
-            *step_arguments(context_),
-            *step_arguments(prior_context_),
-            *row_arguments(z0_),
-            bias.data_ptr(),
-            pointer(prior_bias),
-            z.data_ptr(),
-            mu.data_ptr(),
-            logvar.data_ptr(),
-            hidden.data_ptr() if need_backward else 0,
-            prior_hidden.data_ptr() if need_backward and prior else 0,
+            storage=STORAGE[context.dtype],
+            tf32=tf32,
+            float_state=z0.dtype is torch.float32,
+            variant=variant,
+            steps=count,
+            B=batch,
+            M=width,
+            Z=latent,
+            activation=activation,
+            min_logvar=min_logvar,
+            lengths=pointer(lengths),
+            eps=step_arguments(eps_),
+            weight_z=row_arguments(weight_z_),
+            weight_out=row_arguments(weight_out_),
+            prior_weight_z=row_arguments(prior_weight_z_),
+            prior_weight_mu=row_arguments(prior_weight_mu_),
+            workspace=pointer(workspace),
+            stream=stream,
+            context=step_arguments(context_),
+            prior_context=step_arguments(prior_context_),
+            z0=row_arguments(z0_),
+            bias_out=bias.data_ptr(),
+            prior_bias_mu=pointer(prior_bias),
+            z=z.data_ptr(),
+            mu=mu.data_ptr(),
+            logvar=logvar.data_ptr(),
+            hidden=hidden.data_ptr() if need_backward else 0,
+            prior_hidden=prior_hidden.data_ptr() if need_backward and prior else 0,
         )
     return z, mu, logvar, hidden, prior_hidden
 
@@ -157,7 +160,7 @@ def posterior_backward(
 ) -> Grads:
     """Gradients of (context, z0, eps, weight_z, weight_out, bias_out, prior_context, prior_weight_z, prior_weight_mu,
     prior_bias_mu)."""
-    _, batch, latent = z.shape
+    count, batch, latent = z.shape
     width = hidden.shape[-1]
     prior = prior_weight_z is not None
     grad_context = torch.empty_like(hidden) if needs[0] or needs[3] else None
@@ -172,33 +175,51 @@ def posterior_backward(
             as_steps(grad_logvar),
             as_steps(eps),
         )
-        weights = tuple(as_rows(weight) for weight in (weight_z, weight_out, prior_weight_z, prior_weight_mu))
+        weight_z_, weight_out_ = as_rows(weight_z), as_rows(weight_out)
+        prior_weight_z_, prior_weight_mu_ = as_rows(prior_weight_z), as_rows(prior_weight_mu)
         tf32 = z.dtype is torch.float32 and allows_tf32()
         with launch_on(z) as stream:
             workspace = _workspace(hidden, latent, prior, True, tf32)
             _cuda.posterior_backward(
-                *_problem(hidden, z0, activation, min_logvar, lengths, eps_, weights, workspace, stream, tf32),
-                *step_arguments(grad_z_),
-                *step_arguments(grad_mu_),
-                *step_arguments(grad_logvar_),
-                logvar.data_ptr(),
-                hidden.data_ptr(),
-                prior_hidden.data_ptr() if prior else 0,
-                pointer(grad_context),
-                pointer(grad_prior_context),
-                grad_out.data_ptr(),
-                pointer(grad_eps),
-                pointer(grad_z0),
+                storage=STORAGE[z.dtype],
+                tf32=tf32,
+                float_state=z0.dtype is torch.float32,
+                variant=variant,
+                steps=count,
+                B=batch,
+                M=width,
+                Z=latent,
+                activation=activation,
+                min_logvar=min_logvar,
+                lengths=pointer(lengths),
+                eps=step_arguments(eps_),
+                weight_z=row_arguments(weight_z_),
+                weight_out=row_arguments(weight_out_),
+                prior_weight_z=row_arguments(prior_weight_z_),
+                prior_weight_mu=row_arguments(prior_weight_mu_),
+                workspace=pointer(workspace),
+                stream=stream,
+                grad_z=step_arguments(grad_z_),
+                grad_mu=step_arguments(grad_mu_),
+                grad_logvar=step_arguments(grad_logvar_),
+                logvar=logvar.data_ptr(),
+                hidden=hidden.data_ptr(),
+                prior_hidden=prior_hidden.data_ptr() if prior else 0,
+                grad_context=pointer(grad_context),
+                grad_prior_context=pointer(grad_prior_context),
+                grad_out=grad_out.data_ptr(),
+                grad_eps=pointer(grad_eps),
+                grad_z0=pointer(grad_z0),
             )
     grad_weight_z = grad_weight_out = grad_bias = grad_prior_weight_z = grad_prior_weight_mu = grad_prior_bias = None
     if grad_context is not None and needs[3]:
-        grad_weight_z = sum_outer(grad_context, z, z0, None, False, z.new_empty(width, latent))
+        grad_weight_z = weight_gradients(grad_context, z, z0, None, False, z.new_empty(width, latent))
     if needs[4]:
         grad_weight_out = torch.mm(grad_out.flatten(0, 1).t(), _activated(hidden, activation))
     if needs[5]:
         grad_bias = grad_out.sum((0, 1))
     if grad_prior_context is not None and needs[7]:
-        grad_prior_weight_z = sum_outer(grad_prior_context, z, z0, None, False, z.new_empty(width, latent))
+        grad_prior_weight_z = weight_gradients(grad_prior_context, z, z0, None, False, z.new_empty(width, latent))
     if needs[8]:
         grad_prior_mu = grad_out[..., :latent].flatten(0, 1)
         grad_prior_weight_mu = torch.mm(grad_prior_mu.t(), _activated(prior_hidden, activation))

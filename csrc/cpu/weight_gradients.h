@@ -4,7 +4,7 @@
 //   out[m, k] = sum_n g[n, m] x[n, k]          g [N, M], x [N, K] with any distance between rows
 //   sums[m]   = sum_n g[n, m]
 //
-// Threads share m. An element is a chain of multiply-adds over each kOuterRows rows, and a chain of these sums: the
+// Threads share m. An element is a chain of multiply-adds over each kGradientRows rows, and a chain of these sums: the
 // bits do not depend on the threads.
 #pragma once
 
@@ -12,11 +12,11 @@
 
 namespace vssn::VSSN_ISA {
 
-constexpr int64_t kOuterRows = 192;   // so that what a tile reads stays in the cache for the next one
+constexpr int64_t kGradientRows = 192;   // so that what a tile reads stays in the cache for the next one
 constexpr int64_t kCopyBytes = 1024;  // rows of x as long repay the copies
 
 template <class T>
-struct Outer {
+struct WeightGradient {
     Rows<const T> g;  // [N, M]
     Rows<const T> x;  // [N, K]
     int64_t N, M, K;
@@ -27,8 +27,8 @@ struct Outer {
 
 // rows [0, n) of one tile; count: columns from the tile's first one on.
 template <class T, int vectors, int rows, bool full>
-__attribute__((noinline)) void outer_tile(const T* g, int64_t g_stride, const T* x, int64_t x_stride, int64_t n,
-                                          int64_t count, T* out, int64_t out_stride, bool add) {
+__attribute__((noinline)) void gradient_tile(const T* g, int64_t g_stride, const T* x, int64_t x_stride, int64_t n,
+                                             int64_t count, T* out, int64_t out_stride, bool add) {
     constexpr int L = kLanes<T>;
     Vec<T> sum[rows][vectors] = {};
     for (int64_t row = 0; row < n; ++row) {
@@ -55,19 +55,20 @@ __attribute__((noinline)) void outer_tile(const T* g, int64_t g_stride, const T*
 }
 
 template <class T, int vectors, bool full, int... row>
-VSSN_INLINE void outer_rows(int rows, const T* g, int64_t g_stride, const T* x, int64_t x_stride, int64_t n,
-                            int64_t count, T* out, int64_t out_stride, bool add, std::integer_sequence<int, row...>) {
+VSSN_INLINE void gradient_rows(int rows, const T* g, int64_t g_stride, const T* x, int64_t x_stride, int64_t n,
+                               int64_t count, T* out, int64_t out_stride, bool add,
+                               std::integer_sequence<int, row...>) {
     using Tile = void (*)(const T*, int64_t, const T*, int64_t, int64_t, int64_t, T*, int64_t, bool);
-    static constexpr Tile table[] = {outer_tile<T, vectors, row + 1, full>...};
+    static constexpr Tile table[] = {gradient_tile<T, vectors, row + 1, full>...};
     table[rows - 1](g, g_stride, x, x_stride, n, count, out, out_stride, add);
 }
 
 // Copies of what the tiles read, where the rows lie far apart: rows a power of two apart share few lines of the caches.
 template <class T>
-struct OuterCopies {
+struct GradientCopies {
     static constexpr int64_t kUnits = 128;
-    alignas(kAlign) T g[kOuterRows * kUnits + kLanes<T>];  // for each tile [n][its units]
-    alignas(kAlign) T x[kOuterRows * 3 * kLanes<T>];       // [n][the panel's columns]
+    alignas(kAlign) T g[kGradientRows * kUnits + kLanes<T>];  // for each tile [n][its units]
+    alignas(kAlign) T x[kGradientRows * 3 * kLanes<T>];       // [n][the panel's columns]
 };
 
 // The heights of tiles: about equal, `most` or fewer.
@@ -77,7 +78,7 @@ VSSN_INLINE int tile_height(int64_t units, int most) {
 }
 
 template <class T>
-void copy_units(const Outer<T>& k, Range units, int most, int64_t from, int64_t n, T* copy) {
+void copy_units(const WeightGradient<T>& k, Range units, int most, int64_t from, int64_t n, T* copy) {
     for (int64_t m = units.begin; m < units.end;) {
         const int height = tile_height(units.end - m, most);
         // Whole vectors: what is too much, the next row takes back.
@@ -89,8 +90,8 @@ void copy_units(const Outer<T>& k, Range units, int most, int64_t from, int64_t 
 
 // The rows [from, from + n) for the units m and one panel of columns.
 template <class T, int vectors>
-VSSN_INLINE void outer_panel(const Outer<T>& k, Range units, int64_t column, int64_t from, int64_t n, bool add,
-                             OuterCopies<T>* copies) {
+VSSN_INLINE void gradient_panel(const WeightGradient<T>& k, Range units, int64_t column, int64_t from, int64_t n, bool add,
+                             GradientCopies<T>* copies) {
     constexpr int L = kLanes<T>, most = kTileRows<vectors>, width = vectors * L;
     constexpr auto sizes = std::make_integer_sequence<int, most>{};
     const int64_t count = k.K - column;
@@ -113,66 +114,66 @@ VSSN_INLINE void outer_panel(const Outer<T>& k, Range units, int64_t column, int
         if (add)
             for (int i = 0; i < rows; ++i) prefetch(out + i * k.stride, vectors);
         if (count >= width)
-            outer_rows<T, vectors, true>(rows, g, g_stride, x, x_stride, n, count, out, k.stride, add, sizes);
+            gradient_rows<T, vectors, true>(rows, g, g_stride, x, x_stride, n, count, out, k.stride, add, sizes);
         else
-            outer_rows<T, vectors, false>(rows, g, g_stride, x, x_stride, n, count, out, k.stride, add, sizes);
+            gradient_rows<T, vectors, false>(rows, g, g_stride, x, x_stride, n, count, out, k.stride, add, sizes);
         m += rows;
     }
 }
 
 template <class T>
-VSSN_INLINE void outer_panels(const Outer<T>& k, const PanelPlan<T>& plan, Range units, int64_t from, int64_t n,
-                              bool add, OuterCopies<T>* copies) {
+VSSN_INLINE void gradient_panels(const WeightGradient<T>& k, const PanelPlan<T>& plan, Range units, int64_t from, int64_t n,
+                              bool add, GradientCopies<T>* copies) {
     for (int64_t panel = 0; panel < plan.count(); ++panel) {
         const int64_t column = plan.first_column(panel);
         if (plan.vectors(panel) == 3)
-            outer_panel<T, 3>(k, units, column, from, n, add, copies);
+            gradient_panel<T, 3>(k, units, column, from, n, add, copies);
         else if (plan.vectors(panel) == 2)
-            outer_panel<T, 2>(k, units, column, from, n, add, copies);
+            gradient_panel<T, 2>(k, units, column, from, n, add, copies);
         else
-            outer_panel<T, 1>(k, units, column, from, n, add, copies);
+            gradient_panel<T, 1>(k, units, column, from, n, add, copies);
     }
 }
 
 template <class T>
-__attribute__((noinline)) void outer_by_copies(const Outer<T>& k, const PanelPlan<T>& plan, Range units, int64_t from,
+__attribute__((noinline)) void gradient_by_copies(const WeightGradient<T>& k, const PanelPlan<T>& plan, Range units, int64_t from,
                                                int64_t n, bool add) {
-    OuterCopies<T> copies;
+    GradientCopies<T> copies;
     for (int64_t m = units.begin; m < units.end; m += copies.kUnits) {
         const Range some{m, units.end - m < copies.kUnits ? units.end : m + copies.kUnits};
         copy_units(k, some, kTileRows<3>, from, n, copies.g);
-        outer_panels(k, plan, some, from, n, add, &copies);
+        gradient_panels(k, plan, some, from, n, add, &copies);
     }
 }
 
 // This thread's part of out. `turn` moves the parts on: short ones of several products fall to different threads.
 template <class T>
-void outer(const Outer<T>& k, Team team, int turn) {
+void weight_gradient(const WeightGradient<T>& k, Team team, int turn) {
     const PanelPlan<T> plan(k.K);
     const Range units = share(k.M, (team.rank + turn) % team.size, team.size, 4);
     if (units.begin == units.end) return;
     const bool copy = k.K * static_cast<int64_t>(sizeof(T)) >= kCopyBytes;
-    for (int64_t from = 0; from < k.N || from == 0; from += kOuterRows) {
-        const int64_t n = k.N - from < kOuterRows ? k.N - from : kOuterRows;
+    for (int64_t from = 0; from < k.N || from == 0; from += kGradientRows) {
+        const int64_t n = k.N - from < kGradientRows ? k.N - from : kGradientRows;
         const bool add = k.add || from > 0;
         if (copy)
-            outer_by_copies(k, plan, units, from, n, add);
+            gradient_by_copies(k, plan, units, from, n, add);
         else
-            outer_panels<T>(k, plan, units, from, n, add, nullptr);
+            gradient_panels<T>(k, plan, units, from, n, add, nullptr);
     }
 }
 
 // This thread's part of sums [M].
 template <class T>
-void sum_rows(const Rows<const T>& g, int64_t N, int64_t M, T* sums, Team team, int turn) {
+void bias_gradient(const Rows<const T>& g, int64_t N, int64_t M, T* sums, Team team, int turn) {
     constexpr int64_t L = kLanes<T>;
     const Range units = share(M, (team.rank + turn) % team.size, team.size, L);
     for (int64_t m = units.begin; m < units.end; m += L) {
         const int64_t count = units.end - m;
         Vec<T> total{};
-        for (int64_t from = 0; from < N; from += kOuterRows) {
+        for (int64_t from = 0; from < N; from += kGradientRows) {
             Vec<T> sum[4] = {};
-            const int64_t end = N - from < kOuterRows ? N : from + kOuterRows;
+            const int64_t end = N - from < kGradientRows ? N : from + kGradientRows;
             int64_t row = from;
             for (; row + 4 <= end; row += 4)
                 for (int i = 0; i < 4; ++i) sum[i] += load(g.row(row + i) + m, count);

@@ -1,0 +1,20 @@
+"""What every call of the CPU kernels takes: the dtype's flag, and memory that PyTorch allocates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def is_float64(tensor: Tensor) -> bool:
+    return tensor.dtype is torch.float64
+
+
+def empty_like(tensor: Tensor, need: bool = True) -> Tensor | None:
+    """A contiguous tensor of this shape and dtype, to be written in full."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype) if need else None
+
+
+def allocate(size: int) -> Tensor:
+    """The kernels' working memory: packed weights and states."""
+    return torch.empty(size, dtype=torch.uint8)

@@ -1,0 +1,181 @@
+"""posterior_sequence on the CPU: csrc/cpu/posterior.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vssn_kernels import _cpu
+from vssn_kernels.backend.common import (
+    Grads,
+    as_rows,
+    as_steps,
+    pointer,
+    row_arguments,
+    step_arguments,
+)
+from vssn_kernels.backend.cpu.call import allocate, empty_like, is_float64
+
+
+def posterior_forward(
+    context: Tensor,
+    z0: Tensor,
+    eps: Tensor,
+    weight_z: Tensor,
+    weight_out: Tensor,
+    bias_out: Tensor,
+    prior_context: Tensor | None,
+    prior_weight_z: Tensor | None,
+    prior_weight_mu: Tensor | None,
+    prior_bias_mu: Tensor | None,
+    lengths: Tensor | None,
+    activation: str,
+    min_logvar: float,
+    need_backward: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(z, mu, logvar [T, B, Z], hidden, prior_hidden [T, B, M]: after the activation, for "silu" before it; empty
+    where not needed)"""
+    steps, batch, width = context.shape
+    latent = z0.shape[1]
+    prior = prior_context is not None
+    z, mu, logvar = (torch.empty((steps, batch, latent), dtype=z0.dtype) for _ in range(3))
+    hidden, prior_hidden = (
+        torch.empty((steps, batch, width) if keep else 0, dtype=z0.dtype)
+        for keep in (need_backward, need_backward and prior)
+    )
+    context_, eps_, prior_context_ = as_steps(context), as_steps(eps), as_steps(prior_context)
+    z0_, weight_z_, weight_out_ = as_rows(z0), as_rows(weight_z), as_rows(weight_out)
+    prior_weight_z_, prior_weight_mu_ = as_rows(prior_weight_z), as_rows(prior_weight_mu)
+    bias, prior_bias = bias_out.contiguous(), None if prior_bias_mu is None else prior_bias_mu.contiguous()
+    float64 = is_float64(z0)
+    workspace = allocate(
+        _cpu.posterior_workspace(float64=float64, B=batch, M=width, Z=latent, prior=prior, backward=False)
+    )
+    _cpu.posterior_forward(
+        float64=float64,
+        threads=torch.get_num_threads(),
+        steps=steps,
+        B=batch,
+        M=width,
+        Z=latent,
+        activation=activation,
+        min_logvar=min_logvar,
+        lengths=pointer(lengths),
+        context=step_arguments(context_),
+        eps=step_arguments(eps_),
+        z0=row_arguments(z0_),
+        weight_z=row_arguments(weight_z_),
+        weight_out=row_arguments(weight_out_),
+        bias_out=bias.data_ptr(),
+        prior_context=step_arguments(prior_context_),
+        prior_weight_z=row_arguments(prior_weight_z_),
+        prior_weight_mu=row_arguments(prior_weight_mu_),
+        prior_bias_mu=pointer(prior_bias),
+        z=z.data_ptr(),
+        mu=mu.data_ptr(),
+        logvar=logvar.data_ptr(),
+        hidden=hidden.data_ptr() if need_backward else 0,
+        prior_hidden=prior_hidden.data_ptr() if need_backward and prior else 0,
+        workspace=workspace.data_ptr(),
+    )
+    return z, mu, logvar, hidden, prior_hidden
+
+
+def posterior_backward(
+    grad_z: Tensor | None,
+    grad_mu: Tensor | None,
+    grad_logvar: Tensor | None,
+    z: Tensor,
+    logvar: Tensor,
+    hidden: Tensor,
+    prior_hidden: Tensor,
+    z0: Tensor,
+    eps: Tensor,
+    weight_z: Tensor,
+    weight_out: Tensor,
+    prior_weight_z: Tensor | None,
+    prior_weight_mu: Tensor | None,
+    lengths: Tensor | None,
+    activation: str,
+    min_logvar: float,
+    needs: Sequence[bool],
+) -> Grads:
+    """Gradients of (context, z0, eps, weight_z, weight_out, bias_out, prior_context, prior_weight_z, prior_weight_mu,
+    prior_bias_mu)."""
+    steps, batch, latent = z.shape
+    width = hidden.shape[-1]
+    prior = prior_weight_z is not None
+    grad_context = torch.empty(hidden.shape, dtype=z.dtype)
+    grad_prior_context = torch.empty(hidden.shape, dtype=z.dtype) if prior else None
+    grad_out = torch.empty((steps, batch, 2 * latent), dtype=z.dtype)
+    grad_z0, grad_eps = empty_like(z0, needs[1]), empty_like(eps, needs[2])
+    grad_z_, grad_mu_, grad_logvar_, eps_ = as_steps(grad_z), as_steps(grad_mu), as_steps(grad_logvar), as_steps(eps)
+    weight_z_, weight_out_ = as_rows(weight_z), as_rows(weight_out)
+    prior_weight_z_, prior_weight_mu_ = as_rows(prior_weight_z), as_rows(prior_weight_mu)
+    z0_, active, prior_active = as_rows(z0), _activated(hidden, activation), _activated(prior_hidden, activation)
+    shapes = ((width, latent), (2 * latent, width), (2 * latent,), (width, latent), (latent, width), (latent,))
+    grad_weight_z, grad_weight_out, grad_bias_out, grad_prior_weight_z, grad_prior_weight_mu, grad_prior_bias_mu = (
+        torch.empty(shape, dtype=z.dtype) if need else None
+        for shape, need in zip(shapes, (*needs[3:6], *needs[7:]), strict=True)
+    )
+    float64 = is_float64(z)
+    workspace = allocate(
+        _cpu.posterior_workspace(float64=float64, B=batch, M=width, Z=latent, prior=prior, backward=True)
+    )
+    _cpu.posterior_backward(
+        float64=float64,
+        threads=torch.get_num_threads(),
+        steps=steps,
+        B=batch,
+        M=width,
+        Z=latent,
+        activation=activation,
+        min_logvar=min_logvar,
+        lengths=pointer(lengths),
+        grad_z=step_arguments(grad_z_),
+        grad_mu=step_arguments(grad_mu_),
+        grad_logvar=step_arguments(grad_logvar_),
+        logvar=logvar.data_ptr(),
+        hidden=hidden.data_ptr(),
+        prior_hidden=prior_hidden.data_ptr() if prior else 0,
+        eps=step_arguments(eps_),
+        weight_z=row_arguments(weight_z_),
+        weight_out=row_arguments(weight_out_),
+        prior_weight_z=row_arguments(prior_weight_z_),
+        prior_weight_mu=row_arguments(prior_weight_mu_),
+        z=z.data_ptr(),
+        z0=row_arguments(z0_),
+        active=active.data_ptr(),
+        prior_active=prior_active.data_ptr() if prior else 0,
+        grad_context=grad_context.data_ptr(),
+        grad_prior_context=pointer(grad_prior_context),
+        grad_out=grad_out.data_ptr(),
+        grad_eps=pointer(grad_eps),
+        grad_z0=pointer(grad_z0),
+        grad_weight_z=pointer(grad_weight_z),
+        grad_weight_out=pointer(grad_weight_out),
+        grad_bias_out=pointer(grad_bias_out),
+        grad_prior_weight_z=pointer(grad_prior_weight_z),
+        grad_prior_weight_mu=pointer(grad_prior_weight_mu),
+        grad_prior_bias_mu=pointer(grad_prior_bias_mu),
+        workspace=workspace.data_ptr(),
+    )
+    return (
+        grad_context if needs[0] else None,
+        grad_z0,
+        grad_eps,
+        grad_weight_z,
+        grad_weight_out,
+        grad_bias_out,
+        grad_prior_context if needs[6] else None,
+        grad_prior_weight_z,
+        grad_prior_weight_mu,
+        grad_prior_bias_mu,
+    )
+
+
+def _activated(hidden: Tensor, activation: str) -> Tensor:
+    """[T, B, M] after the activation, from what forward kept."""
+    return torch.nn.functional.silu(hidden) if activation == "silu" else hidden
