@@ -6,6 +6,7 @@ One function per op makes its samples; the same samples feed the tests of values
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -529,8 +530,9 @@ def assert_equal(name: str, actual: Tensor, expected: Tensor) -> None:
 
 @contextmanager
 def poisoned_empty() -> Iterator[None]:
-    """Inside the block memory that PyTorch hands out from Python unwritten holds NaN (bytes: 255, a NaN as floats),
-    so that an entry that a kernel leaves unwritten, or reads too early, shows."""
+    """Inside the block memory that PyTorch hands out from Python unwritten holds NaN (bytes: 255, a NaN as floats), and
+    so does the working memory of the cpu backend: an entry that a kernel leaves unwritten, or reads too early, shows.
+    """
 
     def poison(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def poisoned(*args: Any, **kwargs: Any) -> Tensor:
@@ -544,6 +546,9 @@ def poisoned_empty() -> Iterator[None]:
     places: list[tuple[Any, str]] = [(torch, name) for name in ("empty", "empty_like", "empty_strided")]
     places += [(Tensor, name) for name in ("new_empty", "new_empty_strided")]
     before = [getattr(place, name) for place, name in places]
+    built = BACKENDS["cpu"].status == "available"
+    poison_workspace = importlib.import_module("vssn_kernels._cpu").poison_workspace if built else bool
+    poison_workspace(True)
     for (place, name), function in zip(places, before, strict=True):
         setattr(place, name, poison(function))
     try:
@@ -551,3 +556,4 @@ def poisoned_empty() -> Iterator[None]:
     finally:
         for (place, name), function in zip(places, before, strict=True):
             setattr(place, name, function)
+        poison_workspace(False)

@@ -9,6 +9,8 @@
 #include <time.h>
 
 #include <chrono>
+#include <cstring>
+#include <new>
 #include <string>
 #include <thread>
 #include <tuple>
@@ -24,21 +26,6 @@ namespace py = pybind11;
 namespace vssn {
 
 namespace {
-
-// What the size of the kernels' working memory depends on.
-template <class>
-struct GruSizes {
-    int64_t steps, B, H;
-    bool backward;
-    VSSN_FIELDS(steps, B, H, backward)
-};
-
-template <class>
-struct PosteriorSizes {
-    int64_t B, M, Z;
-    bool prior, backward;
-    VSSN_FIELDS(B, M, Z, prior, backward)
-};
 
 template <class T>
 struct Evaluate {
@@ -71,6 +58,31 @@ template <class Kernel, class Problem>
 void without_gil(Kernel kernel, const Problem& problem) {
     py::gil_scoped_release release;
     kernel(problem);
+}
+
+// Memory for one call, as the kernels' buffers are aligned. For the tests: whether it starts as NaN.
+bool poisoned = false;
+
+class Workspace {
+  public:
+    explicit Workspace(int64_t bytes) : data_(::operator new(static_cast<size_t>(bytes), kAlignment)) {
+        if (poisoned) std::memset(data_, 255, static_cast<size_t>(bytes));
+    }
+    ~Workspace() { ::operator delete(data_, kAlignment); }
+    Workspace(const Workspace&) = delete;
+    Workspace& operator=(const Workspace&) = delete;
+    void* data() const { return data_; }
+
+  private:
+    static constexpr std::align_val_t kAlignment{64};
+    void* data_;
+};
+
+template <class Kernel, class Bytes, class Problem>
+void without_gil(Kernel kernel, Bytes bytes, const Problem& problem) {
+    py::gil_scoped_release release;
+    const Workspace workspace(bytes(problem));
+    kernel(problem, workspace.data());
 }
 
 void require(bool right, const char* message) {
@@ -126,27 +138,24 @@ PYBIND11_MODULE(_cpu, module) {
                             [](const auto& table, const auto& k) { without_gil(table.gaussian_forward, k); });
     define<GaussianBackward>(module, "gaussian_backward",
                              [](const auto& table, const auto& k) { without_gil(table.gaussian_backward, k); });
-    define<GruForward>(module, "gru_forward",
-                       [](const auto& table, const auto& k) { without_gil(table.gru_forward, k); });
-    define<GruBackward>(module, "gru_backward",
-                        [](const auto& table, const auto& k) { without_gil(table.gru_backward, k); });
-    define<GruSizes>(module, "gru_workspace",
-                     [](const auto& table, const auto& k) { return table.gru_workspace(k.steps, k.B, k.H, k.backward); });
-    define<PosteriorForward>(module, "posterior_forward",
-                             [](const auto& table, const auto& k) { without_gil(table.posterior_forward, k); });
-    define<PosteriorBackward>(module, "posterior_backward",
-                              [](const auto& table, const auto& k) { without_gil(table.posterior_backward, k); });
-    define<PosteriorSizes>(module, "posterior_workspace", [](const auto& table, const auto& k) {
-        return table.posterior_workspace(k.B, k.M, k.Z, k.prior, k.backward);
+    define<GruForward>(module, "gru_forward", [](const auto& table, const auto& k) {
+        without_gil(table.gru_forward, table.gru_forward_workspace, k);
     });
-    define<MlpForward>(module, "mlp_forward",
-                       [](const auto& table, const auto& k) { without_gil(table.mlp_forward, checked(k)); });
-    define<MlpForward>(module, "mlp_forward_workspace",
-                       [](const auto& table, const auto& k) { return table.mlp_forward_workspace(checked(k)); });
-    define<MlpBackward>(module, "mlp_backward",
-                        [](const auto& table, const auto& k) { without_gil(table.mlp_backward, checked(k)); });
-    define<MlpBackward>(module, "mlp_backward_workspace",
-                        [](const auto& table, const auto& k) { return table.mlp_backward_workspace(checked(k)); });
+    define<GruBackward>(module, "gru_backward", [](const auto& table, const auto& k) {
+        without_gil(table.gru_backward, table.gru_backward_workspace, k);
+    });
+    define<PosteriorForward>(module, "posterior_forward", [](const auto& table, const auto& k) {
+        without_gil(table.posterior_forward, table.posterior_forward_workspace, k);
+    });
+    define<PosteriorBackward>(module, "posterior_backward", [](const auto& table, const auto& k) {
+        without_gil(table.posterior_backward, table.posterior_backward_workspace, k);
+    });
+    define<MlpForward>(module, "mlp_forward", [](const auto& table, const auto& k) {
+        without_gil(table.mlp_forward, table.mlp_forward_workspace, checked(k));
+    });
+    define<MlpBackward>(module, "mlp_backward", [](const auto& table, const auto& k) {
+        without_gil(table.mlp_backward, table.mlp_backward_workspace, checked(k));
+    });
     define<BernoulliForward>(module, "bernoulli_forward",
                              [](const auto& table, const auto& k) { without_gil(table.bernoulli_forward, k); });
     define<BernoulliBackward>(module, "bernoulli_backward",
@@ -156,6 +165,7 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("shorten_waits", shorten_waits, py::call_guard<py::gil_scoped_release>());
     module.def("waits_are_short", waits_are_short);
     module.def("crowded", crowded);
+    module.def("poison_workspace", [](bool poison) { poisoned = poison; });
     module.def("waiting_cpu_seconds", waiting_cpu_seconds, py::call_guard<py::gil_scoped_release>());
     module.def("isa", [] { return kernels().isa; });
     module.attr("compiler") = "g++ " __VERSION__;

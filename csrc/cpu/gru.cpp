@@ -46,14 +46,16 @@ struct ForwardBuffers {
     int64_t *order, *slices;
     int64_t bytes;
 
-    ForwardBuffers(void* memory, int64_t steps, int64_t B, int64_t H)
-        : packed(steps * B > kForwardUnpacked), blocks((H + kLanes<T> - 1) / kLanes<T>), stride(row_stride<T>(H)) {
+    ForwardBuffers(void* memory, const GruForward<T>& k)
+        : packed(k.steps * k.B > kForwardUnpacked),
+          blocks((k.H + kLanes<T> - 1) / kLanes<T>),
+          stride(row_stride<T>(k.H)) {
         Arena arena(memory);
-        panels = arena.take<T>(packed ? blocks * H * 3 * kLanes<T> : 0);
+        panels = arena.take<T>(packed ? blocks * k.H * 3 * kLanes<T> : 0);
         bias = arena.take<T>(blocks * 3 * kLanes<T>);
-        for (T*& buffer : state) buffer = arena.take<T>(B * stride);
-        order = arena.take<int64_t>(B);
-        slices = arena.take<int64_t>(B);
+        for (T*& buffer : state) buffer = arena.take<T>(k.B * stride);
+        order = arena.take<int64_t>(k.B);
+        slices = arena.take<int64_t>(k.B);
         bytes = arena.bytes();
     }
 };
@@ -130,8 +132,8 @@ void forward_step(const GruForward<T>& k, const ForwardBuffers<T>& w, const RowL
 }
 
 template <class T>
-void forward(const GruForward<T>& k) {
-    const ForwardBuffers<T> w(k.workspace, k.steps, k.B, k.H);
+void forward(const GruForward<T>& k, void* workspace) {
+    const ForwardBuffers<T> w(workspace, k);
     const Partition plan = plan_threads(k.threads, k.steps, k.B, k.H, w.blocks, sizeof(T));
     order_rows(k.lengths, k.B, w.order);
     auto body = [&](Team team) {
@@ -176,19 +178,19 @@ struct BackwardBuffers {
     int64_t *order, *slices;
     int64_t bytes;
 
-    BackwardBuffers(void* memory, int64_t steps, int64_t B, int64_t H)
-        : packed(steps * B > kBackwardUnpacked),
-          blocks((H + 2 * kLanes<T> - 1) / (2 * kLanes<T>)),
-          padded(round_up(H, kLanes<T>)),
+    BackwardBuffers(void* memory, const GruBackward<T>& k)
+        : packed(k.steps * k.B > kBackwardUnpacked),
+          blocks((k.H + 2 * kLanes<T> - 1) / (2 * kLanes<T>)),
+          padded(round_up(k.H, kLanes<T>)),
           grad_stride(row_stride<T>(3 * padded)),
           stride(row_stride<T>(blocks * 2 * kLanes<T>)) {
         Arena arena(memory);
         panels = arena.take<T>((packed ? blocks : 1) * 3 * padded * 2 * kLanes<T>);
-        for (T*& buffer : grads) buffer = arena.take<T>(B * grad_stride);
-        carry = arena.take<T>(B * stride);
-        starts = arena.take<T>(B * 4 * H);
-        order = arena.take<int64_t>(B);
-        slices = arena.take<int64_t>(B);
+        for (T*& buffer : grads) buffer = arena.take<T>(k.B * grad_stride);
+        carry = arena.take<T>(k.B * stride);
+        starts = arena.take<T>(k.B * 4 * k.H);
+        order = arena.take<int64_t>(k.B);
+        slices = arena.take<int64_t>(k.B);
         bytes = arena.bytes();
     }
 };
@@ -319,9 +321,9 @@ VSSN_INLINE void multiply_backward(const GruBackward<T>& k, const BackwardBuffer
 }
 
 template <class T>
-void backward(const GruBackward<T>& k) {
+void backward(const GruBackward<T>& k, void* workspace) {
     constexpr int64_t L = kLanes<T>, width = 2 * L;
-    const BackwardBuffers<T> w(k.workspace, k.steps, k.B, k.H);
+    const BackwardBuffers<T> w(workspace, k);
     const Partition plan = plan_threads(k.threads, k.steps, k.B, k.H, w.blocks, sizeof(T));
     const int64_t products = k.steps - (k.grad_h0 ? 0 : 1);  // what goes back past the first step is grad_h0
     order_rows(k.lengths, k.B, w.order);
@@ -364,16 +366,14 @@ void backward(const GruBackward<T>& k) {
 
 }  // namespace
 
-void gru_forward(const GruForward<float>& k) { forward(k); }
-void gru_forward(const GruForward<double>& k) { forward(k); }
-void gru_backward(const GruBackward<float>& k) { backward(k); }
-void gru_backward(const GruBackward<double>& k) { backward(k); }
+void gru_forward(const GruForward<float>& k, void* workspace) { forward(k, workspace); }
+void gru_forward(const GruForward<double>& k, void* workspace) { forward(k, workspace); }
+void gru_backward(const GruBackward<float>& k, void* workspace) { backward(k, workspace); }
+void gru_backward(const GruBackward<double>& k, void* workspace) { backward(k, workspace); }
 
-template <class T>
-int64_t gru_workspace(int64_t steps, int64_t B, int64_t H, bool backward) {
-    return backward ? BackwardBuffers<T>(nullptr, steps, B, H).bytes : ForwardBuffers<T>(nullptr, steps, B, H).bytes;
-}
-template int64_t gru_workspace<float>(int64_t, int64_t, int64_t, bool);
-template int64_t gru_workspace<double>(int64_t, int64_t, int64_t, bool);
+int64_t gru_forward_workspace(const GruForward<float>& k) { return ForwardBuffers<float>(nullptr, k).bytes; }
+int64_t gru_forward_workspace(const GruForward<double>& k) { return ForwardBuffers<double>(nullptr, k).bytes; }
+int64_t gru_backward_workspace(const GruBackward<float>& k) { return BackwardBuffers<float>(nullptr, k).bytes; }
+int64_t gru_backward_workspace(const GruBackward<double>& k) { return BackwardBuffers<double>(nullptr, k).bytes; }
 
 }  // namespace vssn::VSSN_ISA

@@ -69,8 +69,7 @@ struct GruForward {
     T* output;               // [T, B, H]
     T* h_n;                  // [B, H]
     T* gates;                // [T, B, 4H]: for each vector of units r, z, n, W_hn h + b_hn; null: not kept
-    void* workspace;
-    VSSN_FIELDS(threads, steps, B, H, reverse, lengths, gates_x, h0, weight, bias, output, h_n, gates, workspace)
+    VSSN_FIELDS(threads, steps, B, H, reverse, lengths, gates_x, h0, weight, bias, output, h_n, gates)
 };
 
 template <class T>
@@ -89,9 +88,8 @@ struct GruBackward {
     T* grad_h0;       // [B, H]
     T* grad_weight;   // [3H, H]
     T* grad_bias;     // [3H]
-    void* workspace;
     VSSN_FIELDS(threads, steps, B, H, reverse, lengths, grad_output, grad_h_n, output, gates, h0, weight, grad_gates_x,
-                grad_a, grad_h0, grad_weight, grad_bias, workspace)
+                grad_a, grad_h0, grad_weight, grad_bias)
 };
 
 // ---- posterior.cpp ---------------------------------------------------------------------------------------
@@ -113,10 +111,9 @@ struct PosteriorForward {
     const T* prior_bias_mu;              // [Z]
     T *z, *mu, *logvar;                  // [T, B, Z]
     T *hidden, *prior_hidden;            // [T, B, M] as cell.h's keeps_input says; null: not kept
-    void* workspace;
     VSSN_FIELDS(threads, steps, B, M, Z, activation, min_logvar, lengths, context, eps, z0, weight_z, weight_out,
                 bias_out, prior_context, prior_weight_z, prior_weight_mu, prior_bias_mu, z, mu, logvar, hidden,
-                prior_hidden, workspace)
+                prior_hidden)
 };
 
 template <class T>
@@ -140,11 +137,10 @@ struct PosteriorBackward {
     T* grad_z0;                                                          // [B, Z]
     T *grad_weight_z, *grad_weight_out, *grad_bias_out;                  // [M, Z], [2Z, M], [2Z]
     T *grad_prior_weight_z, *grad_prior_weight_mu, *grad_prior_bias_mu;  // [M, Z], [Z, M], [Z]
-    void* workspace;
     VSSN_FIELDS(threads, steps, B, M, Z, activation, min_logvar, lengths, grad_z, grad_mu, grad_logvar, logvar, hidden,
                 prior_hidden, eps, weight_z, weight_out, prior_weight_z, prior_weight_mu, z, z0, active, prior_active,
                 grad_context, grad_prior_context, grad_out, grad_eps, grad_z0, grad_weight_z, grad_weight_out,
-                grad_bias_out, grad_prior_weight_z, grad_prior_weight_mu, grad_prior_bias_mu, workspace)
+                grad_bias_out, grad_prior_weight_z, grad_prior_weight_mu, grad_prior_bias_mu)
 };
 
 // ---- mlp.cpp ---------------------------------------------------------------------------------------------
@@ -170,9 +166,8 @@ struct MlpForward {
     T* out;                         // [N, O]
     T* logvar;                      // [N, O], where floored
     T* hidden;                      // [N, M] as cell.h's keeps_input says; null: not kept
-    void* workspace;
     VSSN_FIELDS(threads, N, M, O, activation, floored, min_logvar, K, x, weight, bias, weight_out, bias_out, out,
-                logvar, hidden, workspace)
+                logvar, hidden)
     int inputs() const { return K.count; }
 };
 
@@ -194,9 +189,8 @@ struct MlpBackward {
     T* grad_bias;                         // [M]
     T* grad_weight_out;                   // [O, M], [2 O, M]
     T* grad_bias_out;                     // [O], [2 O]
-    void* workspace;
     VSSN_FIELDS(threads, N, M, O, activation, floored, min_logvar, K, x, weight, weight_out, grad_out, grad_logvar,
-                logvar, hidden, grad_x, grad_weight, grad_bias, grad_weight_out, grad_bias_out, workspace)
+                logvar, hidden, grad_x, grad_weight, grad_bias, grad_weight_out, grad_bias_out)
     int inputs() const { return K.count; }
 };
 
@@ -225,20 +219,23 @@ struct BernoulliBackward {
 
 VSSN_ENUM(Function, exp, expm1, sigmoid, tanh, softplus)
 
+// workspace: memory for the call alone, of as many bytes as the function behind it tells from sizes and what is null.
 template <class T>
 struct Kernels {
     void (*gaussian_forward)(const GaussianForward<T>&);
     void (*gaussian_backward)(const GaussianBackward<T>&);
-    void (*gru_forward)(const GruForward<T>&);
-    void (*gru_backward)(const GruBackward<T>&);
-    int64_t (*gru_workspace)(int64_t steps, int64_t B, int64_t H, bool backward);  // bytes
-    void (*posterior_forward)(const PosteriorForward<T>&);
-    void (*posterior_backward)(const PosteriorBackward<T>&);
-    int64_t (*posterior_workspace)(int64_t B, int64_t M, int64_t Z, bool prior, bool backward);  // bytes
-    void (*mlp_forward)(const MlpForward<T>&);
-    void (*mlp_backward)(const MlpBackward<T>&);
-    int64_t (*mlp_forward_workspace)(const MlpForward<T>&);    // bytes; reads sizes, K, what is null
-    int64_t (*mlp_backward_workspace)(const MlpBackward<T>&);  // bytes
+    void (*gru_forward)(const GruForward<T>&, void* workspace);
+    int64_t (*gru_forward_workspace)(const GruForward<T>&);
+    void (*gru_backward)(const GruBackward<T>&, void* workspace);
+    int64_t (*gru_backward_workspace)(const GruBackward<T>&);
+    void (*posterior_forward)(const PosteriorForward<T>&, void* workspace);
+    int64_t (*posterior_forward_workspace)(const PosteriorForward<T>&);
+    void (*posterior_backward)(const PosteriorBackward<T>&, void* workspace);
+    int64_t (*posterior_backward_workspace)(const PosteriorBackward<T>&);
+    void (*mlp_forward)(const MlpForward<T>&, void* workspace);
+    int64_t (*mlp_forward_workspace)(const MlpForward<T>&);
+    void (*mlp_backward)(const MlpBackward<T>&, void* workspace);
+    int64_t (*mlp_backward_workspace)(const MlpBackward<T>&);
     void (*bernoulli_forward)(const BernoulliForward<T>&);
     void (*bernoulli_backward)(const BernoulliBackward<T>&);
     void (*evaluate)(Function function, const T* x, T* y, int64_t count);  // for the tests of math.h

@@ -122,8 +122,8 @@ void forward_rows(const MlpForward<T>& k, const ForwardBuffers<T>& w, int64_t ro
 }
 
 template <class T>
-void forward(const MlpForward<T>& k) {
-    const ForwardBuffers<T> w(k.workspace, k);
+void forward(const MlpForward<T>& k, void* workspace) {
+    const ForwardBuffers<T> w(workspace, k);
     auto body = [&](Team team) {
         const Range panels = share(w.in_plan.count(), team.rank, team.size);
         int64_t from = 0;
@@ -257,8 +257,8 @@ void weight_grads(const MlpBackward<T>& k, const BackwardBuffers<T>& w, Team tea
 }
 
 template <class T>
-void backward(const MlpBackward<T>& k) {
-    const BackwardBuffers<T> w(k.workspace, k);
+void backward(const MlpBackward<T>& k, void* workspace) {
+    const BackwardBuffers<T> w(workspace, k);
     auto body = [&](Team team) {
         if (w.sums) {
             const Range panels = share(w.hidden_plan.count(), team.rank, team.size);
@@ -286,10 +286,10 @@ void backward(const MlpBackward<T>& k) {
 
 }  // namespace
 
-void mlp_forward(const MlpForward<float>& k) { forward(k); }
-void mlp_forward(const MlpForward<double>& k) { forward(k); }
-void mlp_backward(const MlpBackward<float>& k) { backward(k); }
-void mlp_backward(const MlpBackward<double>& k) { backward(k); }
+void mlp_forward(const MlpForward<float>& k, void* workspace) { forward(k, workspace); }
+void mlp_forward(const MlpForward<double>& k, void* workspace) { forward(k, workspace); }
+void mlp_backward(const MlpBackward<float>& k, void* workspace) { backward(k, workspace); }
+void mlp_backward(const MlpBackward<double>& k, void* workspace) { backward(k, workspace); }
 int64_t mlp_forward_workspace(const MlpForward<float>& k) { return ForwardBuffers<float>(nullptr, k).bytes; }
 int64_t mlp_forward_workspace(const MlpForward<double>& k) { return ForwardBuffers<double>(nullptr, k).bytes; }
 int64_t mlp_backward_workspace(const MlpBackward<float>& k) { return BackwardBuffers<float>(nullptr, k).bytes; }

@@ -65,6 +65,8 @@ struct ForwardBuffers {
     int64_t *order, *slices;
     int64_t bytes;
 
+    ForwardBuffers(void* memory, const PosteriorForward<T>& k)
+        : ForwardBuffers(memory, k.B, k.M, k.Z, k.prior_context.data != nullptr) {}
     ForwardBuffers(void* memory, int64_t B, int64_t M, int64_t Z, bool prior)
         : hidden_blocks(count_blocks(M, kWide<T>)),
           latent_blocks(count_blocks(Z, kLanes<T>)),
@@ -178,9 +180,9 @@ void latent_step(const PosteriorForward<T>& k, const ForwardBuffers<T>& w, const
 }
 
 template <class T>
-void forward(const PosteriorForward<T>& k) {
+void forward(const PosteriorForward<T>& k, void* workspace) {
     const bool prior = k.prior_context.data != nullptr;
-    const ForwardBuffers<T> w(k.workspace, k.B, k.M, k.Z, prior);
+    const ForwardBuffers<T> w(workspace, k);
     const Partition plan = plan_threads(k.threads, k.steps, k.B, k.M, k.Z, prior, w.hidden_blocks, sizeof(T));
     order_rows(k.lengths, k.B, w.order);
     auto body = [&](Team team) {
@@ -222,6 +224,8 @@ struct BackwardBuffers {
     int64_t *order, *slices;
     int64_t bytes;
 
+    BackwardBuffers(void* memory, const PosteriorBackward<T>& k)
+        : BackwardBuffers(memory, k.B, k.M, k.Z, k.prior_weight_z.data != nullptr) {}
     BackwardBuffers(void* memory, int64_t B, int64_t M, int64_t Z, bool prior)
         : hidden_blocks(count_blocks(M, kWide<T>)),
           latent_blocks(count_blocks(Z, kWide<T>)),
@@ -362,9 +366,9 @@ void weight_grads(const PosteriorBackward<T>& k, Team team) {
 }
 
 template <class T>
-void backward(const PosteriorBackward<T>& k) {
+void backward(const PosteriorBackward<T>& k, void* workspace) {
     const bool prior = k.prior_weight_z.data != nullptr;
-    const BackwardBuffers<T> w(k.workspace, k.B, k.M, k.Z, prior);
+    const BackwardBuffers<T> w(workspace, k);
     const Partition plan = plan_threads(k.threads, k.steps, k.B, k.M, k.Z, prior, w.hidden_blocks, sizeof(T));
     order_rows(k.lengths, k.B, w.order);
     // The products also run over the columns that pad M and Z; the panels hold zeros there.
@@ -403,17 +407,22 @@ void backward(const PosteriorBackward<T>& k) {
 
 }  // namespace
 
-void posterior_forward(const PosteriorForward<float>& k) { forward(k); }
-void posterior_forward(const PosteriorForward<double>& k) { forward(k); }
-void posterior_backward(const PosteriorBackward<float>& k) { backward(k); }
-void posterior_backward(const PosteriorBackward<double>& k) { backward(k); }
+void posterior_forward(const PosteriorForward<float>& k, void* workspace) { forward(k, workspace); }
+void posterior_forward(const PosteriorForward<double>& k, void* workspace) { forward(k, workspace); }
+void posterior_backward(const PosteriorBackward<float>& k, void* workspace) { backward(k, workspace); }
+void posterior_backward(const PosteriorBackward<double>& k, void* workspace) { backward(k, workspace); }
 
-template <class T>
-int64_t posterior_workspace(int64_t B, int64_t M, int64_t Z, bool prior, bool backward) {
-    return backward ? BackwardBuffers<T>(nullptr, B, M, Z, prior).bytes
-                    : ForwardBuffers<T>(nullptr, B, M, Z, prior).bytes;
+int64_t posterior_forward_workspace(const PosteriorForward<float>& k) {
+    return ForwardBuffers<float>(nullptr, k).bytes;
 }
-template int64_t posterior_workspace<float>(int64_t, int64_t, int64_t, bool, bool);
-template int64_t posterior_workspace<double>(int64_t, int64_t, int64_t, bool, bool);
+int64_t posterior_forward_workspace(const PosteriorForward<double>& k) {
+    return ForwardBuffers<double>(nullptr, k).bytes;
+}
+int64_t posterior_backward_workspace(const PosteriorBackward<float>& k) {
+    return BackwardBuffers<float>(nullptr, k).bytes;
+}
+int64_t posterior_backward_workspace(const PosteriorBackward<double>& k) {
+    return BackwardBuffers<double>(nullptr, k).bytes;
+}
 
 }  // namespace vssn::VSSN_ISA

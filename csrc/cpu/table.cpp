@@ -39,11 +39,15 @@ void evaluate(Function function, const T* x, T* y, int64_t count) {
 
 template <class T>
 constexpr Kernels<T> entries() {
-    return {gaussian_forward,   gaussian_backward,      gru_forward,
-            gru_backward,       gru_workspace<T>,       posterior_forward,
-            posterior_backward, posterior_workspace<T>, mlp_forward,
-            mlp_backward,       mlp_forward_workspace,  mlp_backward_workspace,
-            bernoulli_forward,  bernoulli_backward,     evaluate<T>};
+    return {gaussian_forward,   gaussian_backward,
+            gru_forward,        gru_forward_workspace,
+            gru_backward,       gru_backward_workspace,
+            posterior_forward,  posterior_forward_workspace,
+            posterior_backward, posterior_backward_workspace,
+            mlp_forward,        mlp_forward_workspace,
+            mlp_backward,       mlp_backward_workspace,
+            bernoulli_forward,  bernoulli_backward,
+            evaluate<T>};
 }
 
 }  // namespace

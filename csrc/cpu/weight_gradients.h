@@ -12,8 +12,8 @@
 
 namespace vssn::VSSN_ISA {
 
-constexpr int64_t kGradientRows = 192;   // so that what a tile reads stays in the cache for the next one
-constexpr int64_t kCopyBytes = 1024;  // rows of x as long repay the copies
+constexpr int64_t kGradientRows = 192;  // so that what a tile reads stays in the cache for the next one
+constexpr int64_t kCopyBytes = 1024;    // rows of x as long repay the copies
 
 template <class T>
 struct WeightGradient {
@@ -90,8 +90,8 @@ void copy_units(const WeightGradient<T>& k, Range units, int most, int64_t from,
 
 // The rows [from, from + n) for the units m and one panel of columns.
 template <class T, int vectors>
-VSSN_INLINE void gradient_panel(const WeightGradient<T>& k, Range units, int64_t column, int64_t from, int64_t n, bool add,
-                             GradientCopies<T>* copies) {
+VSSN_INLINE void gradient_panel(const WeightGradient<T>& k, Range units, int64_t column, int64_t from, int64_t n,
+                                bool add, GradientCopies<T>* copies) {
     constexpr int L = kLanes<T>, most = kTileRows<vectors>, width = vectors * L;
     constexpr auto sizes = std::make_integer_sequence<int, most>{};
     const int64_t count = k.K - column;
@@ -122,8 +122,8 @@ VSSN_INLINE void gradient_panel(const WeightGradient<T>& k, Range units, int64_t
 }
 
 template <class T>
-VSSN_INLINE void gradient_panels(const WeightGradient<T>& k, const PanelPlan<T>& plan, Range units, int64_t from, int64_t n,
-                              bool add, GradientCopies<T>* copies) {
+VSSN_INLINE void gradient_panels(const WeightGradient<T>& k, const PanelPlan<T>& plan, Range units, int64_t from,
+                                 int64_t n, bool add, GradientCopies<T>* copies) {
     for (int64_t panel = 0; panel < plan.count(); ++panel) {
         const int64_t column = plan.first_column(panel);
         if (plan.vectors(panel) == 3)
@@ -136,8 +136,8 @@ VSSN_INLINE void gradient_panels(const WeightGradient<T>& k, const PanelPlan<T>&
 }
 
 template <class T>
-__attribute__((noinline)) void gradient_by_copies(const WeightGradient<T>& k, const PanelPlan<T>& plan, Range units, int64_t from,
-                                               int64_t n, bool add) {
+__attribute__((noinline)) void gradient_by_copies(const WeightGradient<T>& k, const PanelPlan<T>& plan, Range units,
+                                                  int64_t from, int64_t n, bool add) {
     GradientCopies<T> copies;
     for (int64_t m = units.begin; m < units.end; m += copies.kUnits) {
         const Range some{m, units.end - m < copies.kUnits ? units.end : m + copies.kUnits};

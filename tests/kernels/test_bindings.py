@@ -27,28 +27,29 @@ def refused(call: Callable[..., object], *values: object, **arguments: object) -
 
 
 def test_a_missing_an_unknown_and_a_wrongly_typed_argument_is_named() -> None:
-    sizes = {"float64": False, "B": 3, "H": 4, "backward": True}
-    size = _cpu.gru_workspace(**sizes)
-    where = "vssn_kernels._cpu.gru_workspace: "
+    sizes = {"float64": False, "function": "tanh", "x": 0, "y": 0, "count": 0}
+    where = "vssn_kernels._cpu.evaluate: "
     for name in sizes:
         others = {other: value for other, value in sizes.items() if other != name}
-        assert refused(_cpu.gru_workspace, **others) == f"{where}argument {name!r} is missing"
-        unknown = f"{where}there is no argument '{name}_'; it takes float64, B, H, backward"
-        assert refused(_cpu.gru_workspace, **others, **{f"{name}_": sizes[name]}) == unknown
-        assert refused(_cpu.gru_workspace, **sizes, **{f"{name}_": sizes[name]}) == unknown
+        assert refused(_cpu.evaluate, **others) == f"{where}argument {name!r} is missing"
+        unknown = f"{where}there is no argument '{name}_'; it takes float64, function, x, y, count"
+        assert refused(_cpu.evaluate, **others, **{f"{name}_": sizes[name]}) == unknown
+        assert refused(_cpu.evaluate, **sizes, **{f"{name}_": sizes[name]}) == unknown
     for name, value, expected in (
         ("float64", 0, "a bool"),
-        ("B", 3.0, "an int"),
-        ("B", True, "an int"),
-        ("B", None, "an int"),
-        ("H", 2**70, "an int"),
-        ("backward", None, "a bool"),
+        ("float64", None, "a bool"),
+        ("count", 3.0, "an int"),
+        ("count", True, "an int"),
+        ("count", None, "an int"),
+        ("count", 2**70, "an int"),
+        ("x", None, "an address"),
     ):
         wrong = {**sizes, name: value}
-        assert refused(_cpu.gru_workspace, **wrong) == f"{where}{name} must be {expected}, got {value}"
-    assert refused(_cpu.gru_workspace, False, 3, 4, True) == f"{where}arguments are passed by name"
-    assert refused(_cpu.gru_workspace, False, B=3, H=4, backward=True) == f"{where}arguments are passed by name"
-    assert _cpu.gru_workspace(**sizes) == size  # what was refused leaves nothing behind
+        assert refused(_cpu.evaluate, **wrong) == f"{where}{name} must be {expected}, got {value}"
+    assert refused(_cpu.evaluate, *sizes.values()) == f"{where}arguments are passed by name"
+    by_position = {name: value for name, value in sizes.items() if name != "float64"}
+    assert refused(_cpu.evaluate, False, **by_position) == f"{where}arguments are passed by name"
+    _cpu.evaluate(**sizes)  # what was refused leaves nothing behind
 
 
 def test_any_order_will_do_and_no_call_remembers_that_of_another() -> None:
@@ -107,14 +108,14 @@ def test_the_lists_of_a_linear_maps_inputs_are_of_one_length_and_bounded() -> No
             if field not in of_inputs
         }
         values = {field: [kinds[fields[field].removeprefix("a list, each ")]] for field in of_inputs}
-        workspace = getattr(_cpu, f"{name}_workspace")
-        assert workspace(**rest, **values) >= 0
+        call = getattr(_cpu, name)
+        call(**rest, **values)  # no rows
         for field in of_inputs:
             longer = {**values, field: 2 * values[field]}
             message = f"vssn_kernels._cpu.{name}: {lists} must be of one length"
-            assert refused(workspace, **rest, **longer) == refused(getattr(_cpu, name), **rest, **longer) == message
+            assert refused(call, **rest, **longer) == message
             too_long = {**values, field: 17 * values[field]}
-            assert f": {field} must be a list" in refused(workspace, **rest, **too_long)
+            assert f": {field} must be a list" in refused(call, **rest, **too_long)
 
 
 def calls(backend: str) -> Iterator[tuple[str, ast.Call]]:

@@ -83,7 +83,7 @@ def check(sample: Sample, dtype: torch.dtype) -> None:
 # Rows: fewer than, equal to and more than a tile of 8 or 12, or of 4 or 6; units: around vectors of 16, 8, 4 and 2 and
 # panels of twice that. A hidden size of 300 in float32 and 210 in float64 splits the units between threads.
 GRU_SIZES = [(3, 1, 5), (4, 2, 16), (3, 7, 33), (2, 13, 48), (3, 16, 31), (2, 25, 64), (2, 9, 130), (2, 6, 301)]
-# Few steps and rows meet the weights as they are: one row, whole groups of rows and others, units of whole panels or not.
+# Few steps and rows meet the weights as they are: one row, whole groups of rows and others; panels whole or not.
 GRU_SIZES += [(1, 1, 16), (1, 1, 300), (1, 4, 48), (2, 3, 64), (1, 7, 301), (3, 5, 33)]
 # More rows than one tile, and panels of several parts; the weights' gradients from copies of the rows.
 GRU_SIZES += [(2, 70, 270), (3, 19, 530)]

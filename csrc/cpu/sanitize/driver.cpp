@@ -92,6 +92,13 @@ const Kernels<T>& entries() {
         return kernels().f64;
 }
 
+// On memory that starts as NaN.
+template <class Problem>
+void call(void (*kernel)(const Problem&, void*), int64_t (*bytes)(const Problem&), const Problem& problem) {
+    std::vector<char> workspace(bytes(problem), char(-1));
+    kernel(problem, workspace.data());
+}
+
 // ---- GRU -------------------------------------------------------------------------------------------------
 
 // cotangent: of plain's result. Returns the gradients of gates_x, h0, weight and bias.
@@ -101,21 +108,12 @@ Array run(const Gru& p, int threads, const Array& cotangent, const std::string& 
     const Sequence<T> x(p.gates_x, p.steps, p.B, 3 * p.H, p.lengths_pointer(), 3);
     const std::vector<T> h0 = cast<T>(p.h0), weight = cast<T>(p.weight), bias = cast<T>(p.bias);
     std::vector<T> output = fresh<T>(rows * p.H), h_n = fresh<T>(p.B * p.H), gates = fresh<T>(rows * 4 * p.H);
-    std::vector<char> workspace(entries<T>().gru_workspace(p.steps, p.B, p.H, false), char(-1));
-    entries<T>().gru_forward({threads,
-                              p.steps,
-                              p.B,
-                              p.H,
-                              p.reverse,
-                              p.lengths_pointer(),
-                              x.view(),
-                              {h0.data(), p.H},
-                              {weight.data(), p.H},
-                              bias.data(),
-                              output.data(),
-                              h_n.data(),
-                              gates.data(),
-                              workspace.data()});
+    const GruForward<T> forward{threads,     p.steps,          p.B,
+                                p.H,         p.reverse,        p.lengths_pointer(),
+                                x.view(),    {h0.data(), p.H}, {weight.data(), p.H},
+                                bias.data(), output.data(),    h_n.data(),
+                                gates.data()};
+    call(entries<T>().gru_forward, entries<T>().gru_forward_workspace, forward);
     std::vector<T> outputs(output);
     outputs.insert(outputs.end(), h_n.begin(), h_n.end());
     check_close(name + " forward", outputs, plain(p), tolerance);
@@ -124,25 +122,24 @@ Array run(const Gru& p, int threads, const Array& cotangent, const std::string& 
     const std::vector<T> grad_h_n(cotangent.begin() + rows * p.H, cotangent.end());
     std::vector<T> grad_x = fresh<T>(rows * 3 * p.H), grad_a = fresh<T>(rows * p.H), grad_h0 = fresh<T>(p.B * p.H);
     std::vector<T> grad_weight = fresh<T>(3 * p.H * p.H), grad_bias = fresh<T>(3 * p.H);
-    std::vector<char> more(entries<T>().gru_workspace(p.steps, p.B, p.H, true), char(-1));
-    entries<T>().gru_backward({threads,
-                               p.steps,
-                               p.B,
-                               p.H,
-                               p.reverse,
-                               p.lengths_pointer(),
-                               grad_output.view(),
-                               {grad_h_n.data(), p.H},
-                               output.data(),
-                               gates.data(),
-                               {h0.data(), p.H},
-                               {weight.data(), p.H},
-                               grad_x.data(),
-                               grad_a.data(),
-                               grad_h0.data(),
-                               grad_weight.data(),
-                               grad_bias.data(),
-                               more.data()});
+    const GruBackward<T> backward{threads,
+                                  p.steps,
+                                  p.B,
+                                  p.H,
+                                  p.reverse,
+                                  p.lengths_pointer(),
+                                  grad_output.view(),
+                                  {grad_h_n.data(), p.H},
+                                  output.data(),
+                                  gates.data(),
+                                  {h0.data(), p.H},
+                                  {weight.data(), p.H},
+                                  grad_x.data(),
+                                  grad_a.data(),
+                                  grad_h0.data(),
+                                  grad_weight.data(),
+                                  grad_bias.data()};
+    call(entries<T>().gru_backward, entries<T>().gru_backward_workspace, backward);
     Array grads;
     for (const auto* part : {&grad_x, &grad_h0, &grad_weight, &grad_bias})
         grads.insert(grads.end(), part->begin(), part->end());
@@ -200,7 +197,6 @@ Array run(const Posterior& p, int threads, const Array& cotangent, const std::st
     const std::vector<T> prior_weight_mu = cast<T>(p.prior_weight_mu), prior_bias_mu = cast<T>(p.prior_bias_mu);
     std::vector<T> z = fresh<T>(size), mu = fresh<T>(size), logvar = fresh<T>(size);
     std::vector<T> hidden = fresh<T>(hidden_size), prior_hidden = fresh<T>(prior_size);
-    std::vector<char> workspace(entries<T>().posterior_workspace(p.B, p.M, p.Z, p.prior, false), char(-1));
     PosteriorForward<T> forward{};
     forward = {threads,
                p.steps,
@@ -224,9 +220,8 @@ Array run(const Posterior& p, int threads, const Array& cotangent, const std::st
                mu.data(),
                logvar.data(),
                hidden.data(),
-               p.prior ? prior_hidden.data() : nullptr,
-               workspace.data()};
-    entries<T>().posterior_forward(forward);
+               p.prior ? prior_hidden.data() : nullptr};
+    call(entries<T>().posterior_forward, entries<T>().posterior_forward_workspace, forward);
     std::vector<T> outputs(z);
     outputs.insert(outputs.end(), mu.begin(), mu.end());
     outputs.insert(outputs.end(), logvar.begin(), logvar.end());
@@ -247,42 +242,41 @@ Array run(const Posterior& p, int threads, const Array& cotangent, const std::st
     for (std::vector<T>& values : active)
         for (T& value : values)
             if (keeps_input(p.activation)) value = T(act(p.activation, double(value)));
-    std::vector<char> more(entries<T>().posterior_workspace(p.B, p.M, p.Z, p.prior, true), char(-1));
-    entries<T>().posterior_backward({threads,
-                                     p.steps,
-                                     p.B,
-                                     p.M,
-                                     p.Z,
-                                     p.activation,
-                                     T(kMinLogvar),
-                                     lengths,
-                                     grad_outputs[0].view(),
-                                     grad_outputs[1].view(),
-                                     grad_outputs[2].view(),
-                                     logvar.data(),
-                                     hidden.data(),
-                                     p.prior ? prior_hidden.data() : nullptr,
-                                     eps.view(),
-                                     {weight_z.data(), p.Z},
-                                     {weight_out.data(), p.M},
-                                     {p.prior ? prior_weight_z.data() : nullptr, p.Z},
-                                     {p.prior ? prior_weight_mu.data() : nullptr, p.M},
-                                     z.data(),
-                                     {z0.data(), p.Z},
-                                     active[0].data(),
-                                     p.prior ? active[1].data() : nullptr,
-                                     grad_context.data(),
-                                     p.prior ? grad_prior_context.data() : nullptr,
-                                     grad_out.data(),
-                                     grad_eps.data(),
-                                     grad_z0.data(),
-                                     grad_weights[0].data(),
-                                     grad_weights[1].data(),
-                                     grad_weights[2].data(),
-                                     p.prior ? grad_weights[3].data() : nullptr,
-                                     p.prior ? grad_weights[4].data() : nullptr,
-                                     p.prior ? grad_weights[5].data() : nullptr,
-                                     more.data()});
+    const PosteriorBackward<T> backward{threads,
+                                        p.steps,
+                                        p.B,
+                                        p.M,
+                                        p.Z,
+                                        p.activation,
+                                        T(kMinLogvar),
+                                        lengths,
+                                        grad_outputs[0].view(),
+                                        grad_outputs[1].view(),
+                                        grad_outputs[2].view(),
+                                        logvar.data(),
+                                        hidden.data(),
+                                        p.prior ? prior_hidden.data() : nullptr,
+                                        eps.view(),
+                                        {weight_z.data(), p.Z},
+                                        {weight_out.data(), p.M},
+                                        {p.prior ? prior_weight_z.data() : nullptr, p.Z},
+                                        {p.prior ? prior_weight_mu.data() : nullptr, p.M},
+                                        z.data(),
+                                        {z0.data(), p.Z},
+                                        active[0].data(),
+                                        p.prior ? active[1].data() : nullptr,
+                                        grad_context.data(),
+                                        p.prior ? grad_prior_context.data() : nullptr,
+                                        grad_out.data(),
+                                        grad_eps.data(),
+                                        grad_z0.data(),
+                                        grad_weights[0].data(),
+                                        grad_weights[1].data(),
+                                        grad_weights[2].data(),
+                                        p.prior ? grad_weights[3].data() : nullptr,
+                                        p.prior ? grad_weights[4].data() : nullptr,
+                                        p.prior ? grad_weights[5].data() : nullptr};
+    call(entries<T>().posterior_backward, entries<T>().posterior_backward_workspace, backward);
     Array grads;
     for (const auto* part : {&grad_context, &grad_prior_context, &grad_eps, &grad_z0})
         grads.insert(grads.end(), part->begin(), part->end());
@@ -438,12 +432,10 @@ Array run(const Mlp& p, int threads, const Array& cotangent, const std::string& 
     const std::vector<T> bias = cast<T>(p.bias), weight_out = cast<T>(p.weight_out), bias_out = cast<T>(p.bias_out);
     const Rows<const T> second{p.two ? weight_out.data() : nullptr, p.M};
     std::vector<T> out = fresh<T>(outputs), logvar = fresh<T>(floors), hidden = fresh<T>(p.two ? p.N * p.M : 0);
-    MlpForward<T> forward{threads,         p.N,        p.M,           p.O,           p.activation, p.floored,
-                          T(kMinLogvar),   K,          x_rows,        w_rows,        bias.data(),  second,
-                          bias_out.data(), out.data(), logvar.data(), hidden.data(), nullptr};
-    std::vector<char> workspace(entries<T>().mlp_forward_workspace(forward), char(-1));
-    forward.workspace = workspace.data();
-    entries<T>().mlp_forward(forward);
+    MlpForward<T> forward{threads,         p.N,        p.M,           p.O,          p.activation, p.floored,
+                          T(kMinLogvar),   K,          x_rows,        w_rows,       bias.data(),  second,
+                          bias_out.data(), out.data(), logvar.data(), hidden.data()};
+    call(entries<T>().mlp_forward, entries<T>().mlp_forward_workspace, forward);
     std::vector<T> results(out);
     results.insert(results.end(), logvar.begin(), logvar.end());
     check_close(name + " forward", results, plain(p), tolerance);
@@ -470,11 +462,8 @@ Array run(const Mlp& p, int threads, const Array& cotangent, const std::string& 
                             grad_w_rows,
                             grad_bias.data(),
                             p.two ? grad_weight_out.data() : nullptr,
-                            p.two ? grad_bias_out.data() : nullptr,
-                            nullptr};
-    std::vector<char> more(entries<T>().mlp_backward_workspace(backward), char(-1));
-    backward.workspace = more.data();
-    entries<T>().mlp_backward(backward);
+                            p.two ? grad_bias_out.data() : nullptr};
+    call(entries<T>().mlp_backward, entries<T>().mlp_backward_workspace, backward);
     Array grads;
     for (const auto* parts : {&grad_x, &grad_w})
         for (const auto& part : *parts) grads.insert(grads.end(), part.begin(), part.end());

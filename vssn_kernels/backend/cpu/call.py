@@ -1,4 +1,4 @@
-"""What every call of the CPU kernels takes: the dtype's flag, and memory that PyTorch allocates."""
+"""What every call of the CPU kernels takes: the dtype's flag, and memory for results."""
 
 from __future__ import annotations
 
@@ -13,8 +13,3 @@ def is_float64(tensor: Tensor) -> bool:
 def empty_like(tensor: Tensor, need: bool = True) -> Tensor | None:
     """A contiguous tensor of this shape and dtype, to be written in full."""
     return torch.empty(tensor.shape, dtype=tensor.dtype) if need else None
-
-
-def allocate(size: int) -> Tensor:
-    """The kernels' working memory: packed weights and states."""
-    return torch.empty(size, dtype=torch.uint8)

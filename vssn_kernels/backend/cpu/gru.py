@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vssn_kernels import _cpu
 from vssn_kernels.backend.common import Grads, as_rows, as_steps, pointer, row_arguments, step_arguments
-from vssn_kernels.backend.cpu.call import allocate, empty_like, is_float64
+from vssn_kernels.backend.cpu.call import empty_like, is_float64
 from vssn_kernels.reference.gru import states
 
 
@@ -30,7 +30,6 @@ def gru_forward(
     gates = torch.empty((steps, batch, 4 * hidden) if need_backward else 0, dtype=h0.dtype)
     gates_x_, h0_, weight, bias = as_steps(gates_x), as_rows(h0), as_rows(weight_hh), bias_hh.contiguous()
     float64 = is_float64(h0)
-    workspace = allocate(_cpu.gru_workspace(float64=float64, steps=steps, B=batch, H=hidden, backward=False))
     _cpu.gru_forward(
         float64=float64,
         threads=torch.get_num_threads(),
@@ -46,7 +45,6 @@ def gru_forward(
         output=output.data_ptr(),
         h_n=h_n.data_ptr(),
         gates=gates.data_ptr() if need_backward else 0,
-        workspace=workspace.data_ptr(),
     )
     return output, h_n, gates
 
@@ -71,7 +69,6 @@ def gru_backward(
     grad_bias = torch.empty(3 * hidden, dtype=output.dtype) if need_bias else None
     grad_output_, grad_h_n_, h0_, weight = as_steps(grad_output), as_rows(grad_h_n), as_rows(h0), as_rows(weight_hh)
     float64 = is_float64(output)
-    workspace = allocate(_cpu.gru_workspace(float64=float64, steps=steps, B=batch, H=hidden, backward=True))
     _cpu.gru_backward(
         float64=float64,
         threads=torch.get_num_threads(),
@@ -91,7 +88,6 @@ def gru_backward(
         grad_h0=pointer(grad_h0),
         grad_weight=pointer(grad_weight),
         grad_bias=pointer(grad_bias),
-        workspace=workspace.data_ptr(),
     )
     return grad_gates_x if need_gates_x else None, grad_h0, grad_weight, grad_bias
 

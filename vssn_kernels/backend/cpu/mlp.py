@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vssn_kernels import _cpu
 from vssn_kernels.backend.common import Grads, as_rows, pointer, row_arguments
-from vssn_kernels.backend.cpu.call import allocate, empty_like, is_float64
+from vssn_kernels.backend.cpu.call import empty_like, is_float64
 
 
 def _columns(tensors: Sequence[Tensor | None], widths: Sequence[int]) -> list[tuple[int, int]]:
@@ -66,8 +66,7 @@ def mlp_forward(
         "logvar": logvar.data_ptr(),
         "hidden": hidden.data_ptr() if two and need_backward else 0,
     }
-    workspace = allocate(_cpu.mlp_forward_workspace(**arguments, workspace=0))
-    _cpu.mlp_forward(**arguments, workspace=workspace.data_ptr())
+    _cpu.mlp_forward(**arguments)
     return out, logvar, hidden
 
 
@@ -122,6 +121,5 @@ def mlp_backward(
         "grad_weight_out": pointer(grad_weight_out),
         "grad_bias_out": pointer(grad_bias_out),
     }
-    workspace = allocate(_cpu.mlp_backward_workspace(**arguments, workspace=0))
-    _cpu.mlp_backward(**arguments, workspace=workspace.data_ptr())
+    _cpu.mlp_backward(**arguments)
     return *grads, grad_bias, grad_weight_out, grad_bias_out

@@ -16,7 +16,7 @@ from vssn_kernels.backend.common import (
     row_arguments,
     step_arguments,
 )
-from vssn_kernels.backend.cpu.call import allocate, empty_like, is_float64
+from vssn_kernels.backend.cpu.call import empty_like, is_float64
 
 
 def posterior_forward(
@@ -50,9 +50,6 @@ def posterior_forward(
     prior_weight_z_, prior_weight_mu_ = as_rows(prior_weight_z), as_rows(prior_weight_mu)
     bias, prior_bias = bias_out.contiguous(), None if prior_bias_mu is None else prior_bias_mu.contiguous()
     float64 = is_float64(z0)
-    workspace = allocate(
-        _cpu.posterior_workspace(float64=float64, B=batch, M=width, Z=latent, prior=prior, backward=False)
-    )
     _cpu.posterior_forward(
         float64=float64,
         threads=torch.get_num_threads(),
@@ -78,7 +75,6 @@ def posterior_forward(
         logvar=logvar.data_ptr(),
         hidden=hidden.data_ptr() if need_backward else 0,
         prior_hidden=prior_hidden.data_ptr() if need_backward and prior else 0,
-        workspace=workspace.data_ptr(),
     )
     return z, mu, logvar, hidden, prior_hidden
 
@@ -121,9 +117,6 @@ def posterior_backward(
         for shape, need in zip(shapes, (*needs[3:6], *needs[7:]), strict=True)
     )
     float64 = is_float64(z)
-    workspace = allocate(
-        _cpu.posterior_workspace(float64=float64, B=batch, M=width, Z=latent, prior=prior, backward=True)
-    )
     _cpu.posterior_backward(
         float64=float64,
         threads=torch.get_num_threads(),
@@ -160,7 +153,6 @@ def posterior_backward(
         grad_prior_weight_z=pointer(grad_prior_weight_z),
         grad_prior_weight_mu=pointer(grad_prior_weight_mu),
         grad_prior_bias_mu=pointer(grad_prior_bias_mu),
-        workspace=workspace.data_ptr(),
     )
     return (
         grad_context if needs[0] else None,
