@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import torch
 
 import vssn_kernels
+from vssn.utils.machine import processor_name
 from vssn_kernels.version import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,15 +86,6 @@ def _version(package: str) -> str:
         return ""
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def commit() -> str:
     """The short hash of the checkout ("": outside one), with a + where tracked files, results aside, differ from it."""
 
@@ -126,7 +118,7 @@ def environment(device: str, load: float, gemm_rate: float, bandwidth: float) ->
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         commit=commit(),
         device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        processor=_processor(),
+        processor=processor_name(),
         cores=len(os.sched_getaffinity(0)),
         load=load,
         python=platform.python_version(),
