@@ -113,6 +113,13 @@ def gaussian_bytes(numbers: int, rows: int, prior: bool, sample: bool) -> dict[s
     return {FORWARD: FLOAT32_BYTES * forward, BACKWARD: FLOAT32_BYTES * (forward + backward)}
 
 
+def bernoulli_bytes(numbers: int, rows: int) -> dict[str, int]:
+    """Bytes read and written by the log-density of `rows` vectors of `numbers / rows` entries; x needs no gradient."""
+    forward = 2 * numbers + rows  # reads logits and x, writes the sums
+    backward = 3 * numbers + rows  # reads them and grad, writes the gradient of the logits
+    return {FORWARD: FLOAT32_BYTES * forward, BACKWARD: FLOAT32_BYTES * (forward + backward)}
+
+
 def _normal(*shape: int) -> Tensor:
     return torch.randn(shape, generator=_generator)
 
@@ -129,13 +136,35 @@ def _seed() -> None:
     _generator.manual_seed(0)
 
 
+# The letters of a case's sizes, in the order of the arguments; a problem of the whole model is named by its Size.
+LETTERS = {
+    "gru": "T B H X",
+    "gru_sequence": "T B H",
+    "posterior_sequence": "T B M Z",
+    "gaussian_rsample_kl": "T B Z",
+    "gaussian_kl": "T B Z",
+    "mlp": "T B Z D X",
+    "gaussian_mlp": "T B X M W",
+    "split_linear": "T B D X",
+    "bernoulli_log_prob": "T B X",
+}
+
+
+def case_name(family: str, *sizes: object) -> str:
+    """Such as "T=64 B=32 H=256"."""
+    if family not in LETTERS:
+        return str(sizes[0])
+    # a GRU's X is its H unless it is given
+    return " ".join(f"{k}={v}" for k, v in zip(LETTERS[family].split(), (*sizes, sizes[-1]), strict=False))
+
+
 def gru(steps: int, batch: int, hidden: int, inputs: int | None = None) -> Problem:
     """A GRU with its input projection, as torch.nn.GRU is: x [T, B, X], X = H unless given."""
     _seed()
     inputs = hidden if inputs is None else inputs
     return Problem(
         "gru",
-        f"T={steps} B={batch} H={hidden} X={inputs}",
+        case_name("gru", steps, batch, hidden, inputs),
         steps,
         steps * batch,
         {
@@ -157,7 +186,7 @@ def gru_sequence(steps: int, batch: int, hidden: int) -> Problem:
     _seed()
     return Problem(
         "gru_sequence",
-        f"T={steps} B={batch} H={hidden}",
+        case_name("gru_sequence", steps, batch, hidden),
         steps,
         steps * batch,
         {
@@ -177,7 +206,7 @@ def posterior_sequence(steps: int, batch: int, hidden: int, latent: int) -> Prob
     _seed()
     return Problem(
         "posterior_sequence",
-        f"T={steps} B={batch} M={hidden} Z={latent}",
+        case_name("posterior_sequence", steps, batch, hidden, latent),
         steps,
         steps * batch,
         {
@@ -199,7 +228,7 @@ def gaussian_rsample_kl(steps: int, batch: int, latent: int) -> Problem:
     shape = (steps, batch, latent)
     return Problem(
         "gaussian_rsample_kl",
-        f"T={steps} B={batch} Z={latent}",
+        case_name("gaussian_rsample_kl", steps, batch, latent),
         steps,
         steps * batch,
         {"mu": _normal(*shape), "logvar": _normal(*shape), "eps": _normal(*shape)},
@@ -215,13 +244,68 @@ def gaussian_kl(steps: int, batch: int, latent: int) -> Problem:
     names = ("mu", "logvar", "prior_mu", "prior_logvar")
     return Problem(
         "gaussian_kl",
-        f"T={steps} B={batch} Z={latent}",
+        case_name("gaussian_kl", steps, batch, latent),
         steps,
         steps * batch,
         {name: _normal(steps, batch, latent) for name in names},
         {},
         {"kl": _normal(steps, batch)},
         bytes_moved=gaussian_bytes(steps * batch * latent, steps * batch, prior=True, sample=False),
+    )
+
+
+def mlp(steps: int, batch: int, latent: int, state: int, outputs: int) -> Problem:
+    """An emission network of (z, d): one hidden layer of D units, tanh, X outputs."""
+    return _linear_layers("mlp", steps, batch, (latent, state), (state, outputs), latent, state, outputs)
+
+
+def gaussian_mlp(steps: int, batch: int, inputs: int, hidden: int, noise: int) -> Problem:
+    """The posterior of the noise w from (x, previous x): one hidden layer, mean and floored log-variance."""
+    widths = (hidden, 2 * noise)
+    return _linear_layers("gaussian_mlp", steps, batch, (inputs, inputs), widths, inputs, hidden, noise)
+
+
+def split_linear(steps: int, batch: int, state: int, inputs: int) -> Problem:
+    """The gates of the backward recurrence from (d, x): one linear layer of 3 D outputs."""
+    return _linear_layers("split_linear", steps, batch, (state, inputs), (3 * state,), state, inputs)
+
+
+def _linear_layers(
+    family: str, steps: int, batch: int, inputs: tuple[int, ...], widths: tuple[int, ...], *sizes: int
+) -> Problem:
+    """One or two layers of those widths over several inputs, whose weights stand side by side in one matrix."""
+    _seed()
+    sequence, fan, width = (steps, batch), sum(inputs), widths[0]
+    tensors = {f"input {i}": _normal(*sequence, size) for i, size in enumerate(inputs)}
+    tensors |= {"weight": _uniform(fan, width, fan), "bias": _uniform(fan, width)}
+    if len(widths) == 2:
+        tensors |= {"weight_out": _uniform(width, widths[1], width), "bias_out": _uniform(width, widths[1])}
+    names = {"gaussian_mlp": ("mu", "logvar")}.get(family, ("out",))
+    return Problem(
+        family,
+        case_name(family, *sequence, *sizes),
+        steps,
+        steps * batch,
+        tensors,
+        {},
+        {name: _normal(*sequence, widths[-1] // len(names)) for name in names},
+        sum(tensor.numel() for name, tensor in tensors.items() if name.startswith("weight")),
+    )
+
+
+def bernoulli_log_prob(steps: int, batch: int, outputs: int) -> Problem:
+    """The log-density of binary frames, whose gradient nobody asks for."""
+    _seed()
+    shape = (steps, batch, outputs)
+    return Problem(
+        "bernoulli_log_prob",
+        case_name("bernoulli_log_prob", *shape),
+        steps,
+        steps * batch,
+        {"logits": _normal(*shape)},
+        {"x": (torch.rand(shape, generator=_generator) < 0.1).float()},
+        {"log_prob": _normal(steps, batch)},
+        bytes_moved=bernoulli_bytes(steps * batch * outputs, steps * batch),
     )
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import datetime
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -14,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu_contest import Result
-from benchmarks.results import RESULTS, commit
+from benchmarks.results import RESULTS, commit, now, version
 from vssn_kernels.version import __version__
 
 CSV = RESULTS / "gpu" / "times.csv"
@@ -32,10 +30,6 @@ WHERE = ("date", "commit", "device", *SMI, "python", "torch", "cuda", "cudnn", "
 FIELDS = [*WHERE, *Result._fields]
 
 
-def now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-
-
 def smi() -> dict[str, str]:
     """The driver's version and the clocks of now; empty texts without nvidia-smi."""
     command = ["nvidia-smi", f"--query-gpu={','.join(SMI.values())}", "--format=csv,noheader,nounits", "--id=0"]
@@ -44,13 +38,6 @@ def smi() -> dict[str, str]:
         return dict(zip(SMI, (part.strip() for part in line.split(",")), strict=True))
     except (OSError, subprocess.SubprocessError, IndexError, ValueError):
         return dict.fromkeys(SMI, "")
-
-
-def _triton() -> str:
-    try:
-        return importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def paths(out: str | os.PathLike[str] | None, main: Path | None = None) -> list[Path]:
@@ -80,7 +67,7 @@ class Writer:
             "torch": torch.__version__,
             "cuda": torch.version.cuda or "",
             "cudnn": str(torch.backends.cudnn.version() or "") if on_gpu else "",
-            "triton": _triton(),
+            "triton": version("triton"),
             "vssn": __version__,
         }
         self._asked = float("-inf")

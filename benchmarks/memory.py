@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import BACKWARD, FORWARD, Problem
-from benchmarks.peers import Bound, make_contestant
+from benchmarks.contestant import Bound
+from benchmarks.peers import make_contestant
 
 Result = TypeVar("Result")
 MakeProblem = Callable[[], Problem]
