@@ -1,123 +1,24 @@
-"""What is measured: sizes, inputs and weights of each problem, and its arithmetic and traffic counted by formula.
-
-FLOP: each entry of a weight matrix costs one multiplication and one addition for each row and step: 2 forward, 2 for
-the gradient of the input, 2 for that of the weight.
-"""
+"""What is measured: inputs and weights of each family of problems, drawn alike each time."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import vssn
+from benchmarks.counts import (
+    bernoulli_bytes,
+    gaussian_bytes,
+    gru_entries,
+    layer_entries,
+    posterior_entries,
+    train_step_entries,
+)
+from benchmarks.problem import Problem, Size
 
-FORWARD, BACKWARD, ADAM = "forward", "forward+backward", "forward+backward+adam"
-PASSES = (FORWARD, BACKWARD, ADAM)
-FLOP_PER_ENTRY = {FORWARD: 2, BACKWARD: 6, ADAM: 6}
-FLOAT32_BYTES = 4
 MIN_LOGVAR = -12.0
-
-
-class Size(NamedTuple):
-    """Sizes of a whole model; every MLP has one hidden layer of M = D, A = D, and u_t is x_{t-1}, so U = X."""
-
-    name: str
-    T: int
-    B: int
-    X: int
-    D: int
-    Z: int
-    W: int
-
-    def __str__(self) -> str:
-        letters = " ".join(f"{letter}={value}" for letter, value in zip("TBXDZW", self[1:], strict=True))
-        return f"{self.name}: {letters}" if self.name else letters
-
-
-SIZES = {
-    size.name: size
-    for size in (
-        Size("S", T=100, B=16, X=88, D=64, Z=16, W=8),
-        Size("M", T=100, B=16, X=88, D=256, Z=64, W=16),
-        Size("L", T=100, B=32, X=200, D=512, Z=100, W=32),
-        Size("XL", T=100, B=64, X=200, D=1024, Z=256, W=64),
-    )
-}
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One call with its inputs: what every contestant gets, and what it costs at least."""
-
-    family: str
-    case: str
-    steps: int  # T, for the time per step
-    rows: int  # T * B
-    tensors: dict[str, Tensor]  # differentiated, by name
-    constants: dict[str, Tensor]  # not differentiated
-    cotangents: dict[str, Tensor]  # of each output
-    matrix_entries: int = 0  # of the weights that each row meets at each step
-    bytes_moved: dict[str, int] = field(default_factory=dict)  # by pass; of elementwise problems alone
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def device(self) -> str:
-        return next(iter(self.tensors.values())).device.type
-
-    def flop(self, run: str) -> int:
-        """Floating-point operations of its matrix products in one pass."""
-        return FLOP_PER_ENTRY[run] * self.matrix_entries * self.rows
-
-    def to(self, device: str) -> Problem:
-        """The same on another device."""
-        parts = {
-            name: {key: value.to(device) for key, value in getattr(self, name).items()}
-            for name in ("tensors", "constants", "cotangents")
-        }
-        return Problem(**{**self.__dict__, **parts})
-
-
-def gru_entries(hidden: int, inputs: int = 0) -> int:
-    """Entries of W_hh [3H, H] and W_ih [3H, X]."""
-    return 3 * hidden * (hidden + inputs)
-
-
-def posterior_entries(hidden: int, latent: int) -> int:
-    """Entries of weight_z [M, Z] and weight_out [2Z, M]."""
-    return 3 * hidden * latent
-
-
-def layer_entries(size: Size) -> int:
-    """Entries of every weight matrix of the layer of this size."""
-    _, _, _, x, d, z, w = size
-    duration, backward = gru_entries(d, x + w), gru_entries(d, d + x)
-    noise = d * 2 * x + 2 * w * d
-    latent = d * d + posterior_entries(d, z)  # of the prior, and of the posterior alike
-    return duration + backward + noise + 2 * latent
-
-
-def train_step_entries(size: Size) -> int:
-    """Entries of every weight matrix of the whole model: the layer's and the Bernoulli decoder's."""
-    return layer_entries(size) + size.D * (size.Z + size.D) + size.X * size.D
-
-
-def gaussian_bytes(numbers: int, rows: int, prior: bool, sample: bool) -> dict[str, int]:
-    """Bytes read and written by the KL divergence (with its sample) of `rows` vectors of `numbers / rows` entries."""
-    inputs = 2 + sample + 2 * prior  # mu, logvar, eps, the prior's two
-    forward = (inputs + sample) * numbers + rows  # writes z and kl
-    backward = (2 * inputs + sample) * numbers + rows  # reads the inputs and grad_z, grad_kl; writes each gradient
-    return {FORWARD: FLOAT32_BYTES * forward, BACKWARD: FLOAT32_BYTES * (forward + backward)}
-
-
-def bernoulli_bytes(numbers: int, rows: int) -> dict[str, int]:
-    """Bytes read and written by the log-density of `rows` vectors of `numbers / rows` entries; x needs no gradient."""
-    forward = 2 * numbers + rows  # reads logits and x, writes the sums
-    backward = 3 * numbers + rows  # reads them and grad, writes the gradient of the logits
-    return {FORWARD: FLOAT32_BYTES * forward, BACKWARD: FLOAT32_BYTES * (forward + backward)}
 
 
 def _normal(*shape: int) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.cases import ADAM, FORWARD, Problem
+from benchmarks.problem import ADAM, FORWARD, Problem
 
 LEARNING_RATE = 1e-3
 

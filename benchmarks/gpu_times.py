@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import vssn_kernels
-from benchmarks.cases import ADAM, SIZES, Problem, Size, train_step
+from benchmarks.cases import train_step
 from benchmarks.contestant import LEARNING_RATE
 from benchmarks.gpu_contest import Contestant, Outputs, Result, contest
 from benchmarks.gpu_problems import COMPUTE, posterior_tensors, tf32
@@ -27,6 +27,7 @@ from benchmarks.gpu_rows import Writer
 from benchmarks.gpu_small import changed
 from benchmarks.peers import bind
 from benchmarks.peers_torch import posterior_loop
+from benchmarks.problem import ADAM, SIZES, Problem, Size
 
 FORWARD, BOTH = "forward", "forward and backward"
 

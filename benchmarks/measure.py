@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.agreement import disagreement
-from benchmarks.cases import BACKWARD, FORWARD, Problem, case_name
+from benchmarks.cases import case_name
 from benchmarks.contestant import Absent, Contestant
 from benchmarks.limits import Limits
 from benchmarks.memory import MakeProblem
 from benchmarks.peers import OURS, UNROLLED, make_contestant
+from benchmarks.problem import BACKWARD, FORWARD, Problem
 from benchmarks.results import Row
 from benchmarks.timing import interleave, median_ratio, quantile
 

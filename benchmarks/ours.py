@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 
 import vssn_kernels
-from benchmarks.cases import MIN_LOGVAR, Problem, make_layer, make_model
+from benchmarks.cases import MIN_LOGVAR, make_layer, make_model
 from benchmarks.contestant import Bound, Tensors, differentiable, layers
+from benchmarks.problem import Problem
 
 
 def bind(problem: Problem, backend: str | None = None) -> Bound:

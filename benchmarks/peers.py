@@ -8,8 +8,8 @@ import torch
 
 import vssn_kernels
 from benchmarks import ours, peers_gpu, peers_torch
-from benchmarks.cases import Problem
 from benchmarks.contestant import Absent, Bound, Contestant, torch_contestant
+from benchmarks.problem import Problem
 
 OURS, OURS_COMPILED = "vssn", "vssn+compile"
 ON_CPU = ("torch", "jax", "torch.compile")

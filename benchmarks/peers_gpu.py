@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import peers_torch
-from benchmarks.cases import ADAM, FORWARD, Problem
 from benchmarks.contestant import Absent, Bound, Contestant, Tensors, differentiable, gradient_of
+from benchmarks.problem import ADAM, FORWARD, Problem
 
 RECURRENCES = ("gru", "gru_sequence")
 

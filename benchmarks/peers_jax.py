@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.cases import ADAM, FORWARD, MIN_LOGVAR, Problem
+from benchmarks.cases import MIN_LOGVAR
 from benchmarks.contestant import LEARNING_RATE, Contestant, Tensors, layers
+from benchmarks.problem import ADAM, FORWARD, Problem
 
 jax: Any = importlib.import_module("jax")
 jnp: Any = importlib.import_module("jax.numpy")

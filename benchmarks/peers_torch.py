@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.cases import MIN_LOGVAR, Problem
+from benchmarks.cases import MIN_LOGVAR
 from benchmarks.contestant import Absent, Bound, Tensors, differentiable, layers
+from benchmarks.problem import Problem
 
 
 def _nn_gru(leaves: Tensors, names: tuple[str, str, str, str]) -> nn.GRU:

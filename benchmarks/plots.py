@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.cases import BACKWARD, FORWARD
 from benchmarks.peers import OURS
+from benchmarks.problem import BACKWARD, FORWARD
 from benchmarks.results import Measured, Row, newest, with_all_threads
 
 

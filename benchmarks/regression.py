@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from benchmarks import cases
-from benchmarks.cases import BACKWARD, FORWARD, SIZES, Problem
 from benchmarks.peers import OURS, make_contestant
+from benchmarks.problem import BACKWARD, FORWARD, SIZES, Problem
 from vssn_kernels import keep_memory
 
 PROBLEMS: dict[str, functools.partial[Problem]] = {

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from benchmarks import markdown
-from benchmarks.cases import BACKWARD, SIZES
 from benchmarks.peers import OURS
 from benchmarks.plots import plots
+from benchmarks.problem import BACKWARD, SIZES
 from benchmarks.results import (
     RESULTS,
     ROOT,

@@ -9,10 +9,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks import cases
-from benchmarks.cases import ADAM, BACKWARD, SIZES, Problem, Size
 from benchmarks.measure import MS, Options, lazy, line, measure_all, measure_threads, why_not
 from benchmarks.memory import MakeProblem, first_call_seconds, in_fresh_process, peak_bytes, saved_bytes
 from benchmarks.peers import OURS, OURS_COMPILED, bind
+from benchmarks.problem import ADAM, BACKWARD, SIZES, Problem, Size
 from benchmarks.results import Row
 
 MB = 1e-6

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cases, measure, regression, report, run, suites
+from benchmarks import cases, counts, measure, regression, report, run, suites
 from benchmarks.agreement import disagreement
-from benchmarks.cases import ADAM, BACKWARD, FORWARD, SIZES, Problem, Size
 from benchmarks.contestant import Absent, Contestant, Tensors
 from benchmarks.limits import Limits, Rate
 from benchmarks.memory import saved_bytes
 from benchmarks.peers import OURS, bind, make_contestant
+from benchmarks.problem import ADAM, BACKWARD, FORWARD, SIZES, Problem, Size
 from benchmarks.results import FIELDS, Environment, Row, append_csv, read_csv
 from benchmarks.timing import interleave, median_ratio, quantile
 from vssn_kernels.testing import OPS
@@ -159,8 +159,8 @@ def test_gpu_peers_are_absent_on_the_cpu(name: str) -> None:
 @pytest.mark.parametrize("size", [ODD, SIZES["S"], SIZES["M"]], ids=str)
 def test_the_formula_counts_every_weight_matrix(size: Size) -> None:
     for module, entries in (
-        (cases.make_model(size), cases.train_step_entries(size)),
-        (cases.make_layer(size), cases.layer_entries(size)),
+        (cases.make_model(size), counts.train_step_entries(size)),
+        (cases.make_layer(size), counts.layer_entries(size)),
     ):
         assert entries == sum(parameter.numel() for parameter in module.parameters() if parameter.dim() == 2)
 

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from benchmarks import gpu, gpu_contest, gpu_rows, gpu_small, gpu_times
-from benchmarks.cases import Size
 from benchmarks.gpu_contest import Contestant, Result
 from benchmarks.gpu_problems import tf32
 from benchmarks.gpu_rows import FIELDS, Writer
 from benchmarks.gpu_run import FAILED, OUT_OF_TIME, PASSED, Step, run, table
+from benchmarks.problem import Size
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = sys.executable
