@@ -20,9 +20,9 @@ from types import ModuleType
 
 import torch
 
+from benchmarks import ROOT
 from vssn_kernels.backend import table
 
-ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "cuda_host" / os.environ.get("OPS", "")
 ORDERS = ("forward", "reverse", "shuffle_warps", "shuffle_threads")
 # (compute capability, multiprocessors, shared memory of a block, largest cluster); few multiprocessors, since all the

@@ -11,7 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks import ROOT
+
 SOURCES = tuple(sorted(path.name for path in (ROOT / "csrc/cuda").glob("*.cu")))
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100a", "sm_120")
 COMMAND = ("nvcc", "-std=c++17", "--expt-relaxed-constexpr", "-Icsrc", "-Icsrc/cuda")  # no macros

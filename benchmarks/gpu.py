@@ -25,7 +25,7 @@ import torch
 
 from benchmarks import gpu_rows
 from benchmarks.gpu_run import OUT_OF_TIME, Step, run, table
-from benchmarks.results import now
+from benchmarks.results import is_new, now
 
 BUDGET_S = 570.0  # for everything
 # Of each step, at most; what is left of the budget bounds it too, and TIMES_S of it are kept from the steps before. The
@@ -164,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
         if out:
             out.mkdir(parents=True, exist_ok=True)
         for path in gpu_rows.paths(given.out):
-            gpu_rows.check(path)
+            is_new(path, gpu_rows.FIELDS, gpu_rows.ADVICE)
     except (OSError, ValueError) as error:
         print(f"benchmarks.gpu: {error}", file=sys.stderr)
         return 2

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu_contest import Result
-from benchmarks.results import RESULTS, commit, now, version
+from benchmarks.results import RESULTS, commit, is_new, now, version
 from vssn_kernels.version import __version__
 
 CSV = RESULTS / "gpu" / "times.csv"
@@ -28,6 +28,7 @@ SMI = {
 SMI_EVERY_S = 3.0  # asking takes a tenth of a second
 WHERE = ("date", "commit", "device", *SMI, "python", "torch", "cuda", "cudnn", "triton", "vssn")
 FIELDS = [*WHERE, *Result._fields]
+ADVICE = "move it away"  # where a file has other columns
 
 
 def smi() -> dict[str, str]:
@@ -43,14 +44,6 @@ def smi() -> dict[str, str]:
 def paths(out: str | os.PathLike[str] | None, main: Path | None = None) -> list[Path]:
     """The CSVs that rows go to: that of the checkout and, with a folder, its own."""
     return [main or CSV, *([Path(out) / "times.csv"] if out else [])]
-
-
-def check(path: Path) -> None:
-    """Raises ValueError where the file has other columns than rows have now."""
-    if path.exists() and path.stat().st_size:
-        with path.open(newline="") as file:
-            if next(csv.reader(file)) != FIELDS:
-                raise ValueError(f"{path} has other columns than this version writes: move it away")
 
 
 class Writer:
@@ -73,9 +66,9 @@ class Writer:
         self._asked = float("-inf")
         self._clocks: dict[str, str] = {}
         for path in files:
-            check(path)
+            new = is_new(path, FIELDS, ADVICE)
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.exists() or not path.stat().st_size:
+            if new:
                 with path.open("w", newline="") as file:
                     csv.DictWriter(file, FIELDS, lineterminator="\n").writeheader()
 

@@ -27,9 +27,9 @@ from benchmarks.gpu_rows import Writer
 from benchmarks.gpu_small import changed
 from benchmarks.peers import bind
 from benchmarks.peers_torch import posterior_loop
-from benchmarks.problem import ADAM, SIZES, Problem, Size
+from benchmarks.problem import ADAM, FORWARD, SIZES, Problem, Size
 
-FORWARD, BOTH = "forward", "forward and backward"
+BOTH = "forward and backward"
 
 
 class Setup(NamedTuple):

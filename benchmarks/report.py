@@ -11,13 +11,12 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import markdown
+from benchmarks import ROOT, markdown
 from benchmarks.peers import OURS
 from benchmarks.plots import plots
 from benchmarks.problem import BACKWARD, SIZES
 from benchmarks.results import (
     RESULTS,
-    ROOT,
     Environment,
     Key,
     Measured,
@@ -28,7 +27,7 @@ from benchmarks.results import (
     with_all_threads,
 )
 
-README = Path(__file__).resolve().parent / "README.md"
+README = ROOT / "benchmarks" / "README.md"
 END = "<!-- end of benchmarks -->"
 HEADLINE = ("train_step", "train_step", BACKWARD)  # suite, family, pass of the table for the project's README
 

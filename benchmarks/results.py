@@ -18,11 +18,11 @@ from typing import Any, TextIO
 import torch
 
 import vssn_kernels
+from benchmarks import ROOT
 from vssn.utils.machine import processor_name
 from vssn_kernels.version import __version__
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 @dataclass(frozen=True)
@@ -152,14 +152,19 @@ def records(where: Environment, rows: Iterable[Row]) -> list[dict[str, object]]:
     return found
 
 
+def is_new(path: Path, columns: list[str], advice: str) -> bool:
+    """Whether the file is without a header still. Raises ValueError where it has other columns."""
+    if not path.exists() or path.stat().st_size == 0:
+        return True
+    with path.open(newline="") as file:
+        if next(csv.reader(file)) != columns:
+            raise ValueError(f"{path} has other columns than this version writes; {advice}")
+    return False
+
+
 def append_csv(path: Path, where: Environment, rows: Iterable[Row]) -> None:
     """Appends the rows, below a header where the file is new. Raises ValueError where it has other columns."""
-    new = not path.exists() or path.stat().st_size == 0
-    if not new:
-        with path.open(newline="") as file:
-            header = next(csv.reader(file))
-        if header != FIELDS:
-            raise ValueError(f"{path} has other columns than this version writes; name another file with --csv")
+    new = is_new(path, FIELDS, "name another file with --csv")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks.cuda_on_host import AMPERE, CONSUMER_BLACKWELL, HOPPER, ORDERS, ROOT, flavour, installed, load
+from benchmarks import ROOT
+from benchmarks.cuda_on_host import AMPERE, CONSUMER_BLACKWELL, HOPPER, ORDERS, flavour, installed, load
 from vssn_kernels.testing import (
     TOLERANCES,
     Sample,

@@ -328,7 +328,7 @@ def test_a_csv_with_other_columns_is_refused_before_anything_runs(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     gpu_rows.CSV.write_text("other,columns\n")
     assert gpu.main(["--out", str(tmp_path / "out")]) == 2
-    line = f"benchmarks.gpu: {gpu_rows.CSV} has other columns than this version writes: move it away\n"
+    line = f"benchmarks.gpu: {gpu_rows.CSV} has other columns than this version writes; move it away\n"
     assert capsys.readouterr().err == line
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from machine_code import Code
 
-from benchmarks import cuda_resources
-from benchmarks.cuda_resources import ARCHITECTURES, COMMAND, ROOT, SOURCES, Kernel, kernels
+from benchmarks import ROOT, cuda_resources
+from benchmarks.cuda_resources import ARCHITECTURES, COMMAND, SOURCES, Kernel, kernels
 
 pytestmark = [
     pytest.mark.slow,
