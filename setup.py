@@ -1,8 +1,8 @@
 """Builds the extension modules; everything else about the package stands in pyproject.toml.
 
 vssn_kernels._cpu: csrc/cpu/{gru,posterior,gaussian,mlp,bernoulli,table}.cpp compiled once per instruction set (x86-64:
-avx512, avx2 and generic; elsewhere generic), and the files that choose and bind them, once. Needs g++ and pybind11, no
-PyTorch.
+avx512, avx2 and generic; elsewhere generic), and the files that choose and bind them, once. Needs g++, ninja and
+pybind11, no PyTorch.
 
 vssn_kernels._cuda: csrc/cuda/*.cu and *.cpp by nvcc, which leaves the latter to g++, where nvcc is found and something
 speaks for a use of it: a CUDA build of PyTorch in this Python or, where there is no PyTorch yet, a GPU. The CUDA
@@ -12,6 +12,9 @@ runtime is linked statically, and no PyTorch header is used: one build serves ev
                          else DEFAULT_ARCHS
     VSSN_CUDA_DEBUG=1    a kernel that waits for another block without end stops, and says where: after 2^24 polls
     CUDA_HOME            the toolkit, where nvcc is not on the path
+
+ninja runs the compilers, in parallel; `setup.py build_ext --inplace` compiles again only what a change concerns: of a
+file, of a header that it includes, or of its flags.
 """
 
 from __future__ import annotations
@@ -19,12 +22,12 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import shutil
 import site
 import subprocess
 import sys
 import sysconfig
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pybind11
@@ -34,7 +37,6 @@ from setuptools.command.build_ext import build_ext
 CPU = Path("csrc/cpu")
 SHARED = Path("csrc/common")
 KERNELS = ("gru", "posterior", "gaussian", "mlp", "bernoulli", "table")
-COMMON = ("bindings", "crowd", "dispatch", "rows", "threads")
 FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",
          "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi", "-g0"]  # fmt: skip
 ISA_FLAGS = {
@@ -118,67 +120,84 @@ def cuda_architectures(nvcc: str) -> list[str]:
     return list(DEFAULT_ARCHS)
 
 
+Units = dict[str, tuple[Path, list[str]]]  # by the name of the object file: its source, and flags of its own
+
+
+def cpu_units() -> Units:
+    """Each kernel file once per instruction set, the others once."""
+    units: Units = {f"{path.stem}.o": (path, []) for path in sorted(CPU.glob("*.cpp")) if path.stem not in KERNELS}
+    for isa in instruction_sets():
+        flags = [f"-DVSSN_ISA={isa}", *ISA_FLAGS[isa]]
+        units |= {f"{isa}/{name}.o": (CPU / f"{name}.cpp", flags) for name in KERNELS}
+    return units
+
+
+def nvcc_command(nvcc: str) -> list[str]:
+    """nvcc with the flags of every unit."""
+    architectures = cuda_architectures(nvcc)
+    print(f"vssn_kernels._cuda: {nvcc} for {', '.join(architectures)}", flush=True)
+    command = [nvcc, *NVCC_FLAGS, *(f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures)]
+    command.append('-DVSSN_CUDA_ARCHITECTURES="' + "+".join(f"sm_{name}" for name in architectures) + '"')
+    if (debug := os.environ.get("VSSN_CUDA_DEBUG", "0")) not in ("0", "1"):
+        raise SystemExit(f"VSSN_CUDA_DEBUG must be 0 or 1, got {debug!r}")
+    return [*command, "-DVSSN_DEBUG_POLLS=(1<<24)"] if debug == "1" else command
+
+
+def find_ninja() -> str:
+    """pip puts it beside this Python, which need not be on the path."""
+    places = os.pathsep.join((os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")))
+    if (found := shutil.which("ninja", path=places)) is None:
+        raise SystemExit("ninja, which runs the compilers, is not found: pip install ninja")
+    return found
+
+
+def ninja_file(compiler: list[str], linker: list[str], units: Units, folder: Path, target: str) -> str:
+    """How `target` is made, for ninja: the two commands, then every unit."""
+
+    def path(value: str | Path) -> str:
+        return re.sub(r"([$ :])", r"$\1", str(value))
+
+    def words(command: list[str]) -> str:
+        return shlex.join(command).replace("$", "$$")
+
+    lines = [
+        f"builddir = {path(folder)}",
+        "rule compile",
+        f"  command = {words(compiler)} $flags -MD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = {words(linker)} $in -o $out",
+        f"build {path(target)}: link {' '.join(path(folder / name) for name in units)}",
+    ]
+    for name, (source, flags) in units.items():
+        lines += [f"build {path(folder / name)}: compile {path(source)}", f"  flags = {words(flags)}"]
+    return "\n".join((*lines, ""))
+
+
 class BuildExtensions(build_ext):
-    """Compiles the translation units in parallel, each with its own flags."""
+    """Has ninja compile each unit with its own flags, where something that it is made of has changed."""
 
     def build_extension(self, ext: Extension) -> None:
         if ext.name.endswith("_cuda"):
-            self.build_cuda(ext)
+            nvcc = find_nvcc()
+            assert nvcc is not None, "else the extension is not in the list below"
+            compiler, units = nvcc_command(nvcc), {f"{Path(name).name}.o": (Path(name), []) for name in ext.sources}
+            linker = [nvcc, "-shared", "-cudart=static", "-Xlinker=--exclude-libs=ALL"]
+            advice = "; VSSN_BUILD_CUDA=0 installs without it"
         else:
-            self.build_cpu(ext)
-
-    def build_cuda(self, ext: Extension) -> None:
-        nvcc = find_nvcc()
-        assert nvcc is not None, "else the extension is not in the list below"
-        architectures = cuda_architectures(nvcc)
-        print(f"vssn_kernels._cuda: {nvcc} for {', '.join(architectures)}")
-        flags = [*NVCC_FLAGS, *(f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures)]
-        flags += [f"-I{path}" for path in ext.include_dirs]
-        flags.append('-DVSSN_CUDA_ARCHITECTURES=\\"' + "+".join(f"sm_{name}" for name in architectures) + '\\"')
-        if (debug := os.environ.get("VSSN_CUDA_DEBUG", "0")) not in ("0", "1"):
-            raise SystemExit(f"VSSN_CUDA_DEBUG must be 0 or 1, got {debug!r}")
-        if debug == "1":
-            flags.append("-DVSSN_DEBUG_POLLS=(1<<24)")
-        folder = Path(self.build_temp, "cuda")
+            compiler, units = [*self.compiler.compiler_so_cxx, *FLAGS], cpu_units()
+            linker, advice = [*self.compiler.linker_so_cxx, "-fopenmp"], ""
+        compiler += [f"-I{path}" for path in (*ext.include_dirs, *self.include_dirs)]
+        folder = Path(self.build_temp, ext.name)
+        if self.force:
+            shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-
-        def run(*command: str) -> None:
-            result = subprocess.run(command, check=False)
-            if result.returncode != 0:
-                raise SystemExit(f"nvcc failed, see above; VSSN_BUILD_CUDA=0 installs without it: {' '.join(command)}")
-
-        def compile_unit(source: str) -> str:
-            target = str(folder / f"{Path(source).name}.o")
-            run(nvcc, *flags, "-c", source, "-o", target)
-            return target
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(compile_unit, ext.sources))
-        target = self.get_ext_fullpath(ext.name)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        run(nvcc, "-shared", "-cudart=static", "-Xlinker=--exclude-libs=ALL", *objects, "-o", target)
-
-    def build_cpu(self, ext: Extension) -> None:
-        # (source, folder of the object file, macros, flags)
-        units = [(CPU / f"{name}.cpp", "common", [], []) for name in COMMON]
-        for isa in instruction_sets():
-            units += [(CPU / f"{name}.cpp", isa, [("VSSN_ISA", isa)], ISA_FLAGS[isa]) for name in KERNELS]
-
-        def compile_unit(unit: tuple[Path, str, list[tuple[str, str]], list[str]]) -> list[str]:
-            source, folder, macros, flags = unit
-            return self.compiler.compile(
-                [str(source)],
-                output_dir=os.path.join(self.build_temp, folder),
-                macros=macros,
-                include_dirs=ext.include_dirs,
-                extra_postargs=FLAGS + flags,
-            )
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = [path for paths in pool.map(compile_unit, units) for path in paths]
-        target = self.get_ext_fullpath(ext.name)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        self.compiler.link_shared_object(objects, target, extra_postargs=["-fopenmp"], target_lang="c++")
+        rules = folder / "build.ninja"
+        rules.write_text(ninja_file(compiler, linker, units, folder, self.get_ext_fullpath(ext.name)))
+        jobs = [f"-j{self.parallel}"] if self.parallel else []
+        if subprocess.run([find_ninja(), "-f", str(rules), *jobs], check=False).returncode != 0:
+            raise SystemExit(f"{ext.name} is not built, see above{advice}")
 
 
 def extensions() -> list[Extension]:
@@ -195,7 +214,7 @@ def extensions() -> list[Extension]:
         "vssn_kernels._cuda",
         sources=[str(path) for path in sorted([*CUDA.glob("*.cu"), *CUDA.glob("*.cpp")])],
         depends=[str(path) for path in sorted([*CUDA.glob("*.cuh"), *CUDA.glob("*.h"), *SHARED.glob("*.h")])],
-        include_dirs=[pybind11.get_include(), sysconfig.get_paths()["include"]],
+        include_dirs=[pybind11.get_include()],
         language="c++",
     )
     return [cpu, cuda]

@@ -1,116 +1,24 @@
-"""What is measured: sizes, inputs and weights of each problem, and its arithmetic and traffic counted by formula.
-
-FLOP: each entry of a weight matrix costs one multiplication and one addition for each row and step: 2 forward, 2 for
-the gradient of the input, 2 for that of the weight.
-"""
+"""What is measured: inputs and weights of each family of problems, drawn alike each time."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import vssn
+from benchmarks.counts import (
+    bernoulli_bytes,
+    gaussian_bytes,
+    gru_entries,
+    layer_entries,
+    posterior_entries,
+    train_step_entries,
+)
+from benchmarks.problem import Problem, Size
 
-FORWARD, BACKWARD, ADAM = "forward", "forward+backward", "forward+backward+adam"
-PASSES = (FORWARD, BACKWARD, ADAM)
-FLOP_PER_ENTRY = {FORWARD: 2, BACKWARD: 6, ADAM: 6}
-FLOAT32_BYTES = 4
 MIN_LOGVAR = -12.0
-
-
-class Size(NamedTuple):
-    """Sizes of a whole model; every MLP has one hidden layer of M = D, A = D, and u_t is x_{t-1}, so U = X."""
-
-    name: str
-    T: int
-    B: int
-    X: int
-    D: int
-    Z: int
-    W: int
-
-    def __str__(self) -> str:
-        letters = " ".join(f"{letter}={value}" for letter, value in zip("TBXDZW", self[1:], strict=True))
-        return f"{self.name}: {letters}" if self.name else letters
-
-
-SIZES = {
-    size.name: size
-    for size in (
-        Size("S", T=100, B=16, X=88, D=64, Z=16, W=8),
-        Size("M", T=100, B=16, X=88, D=256, Z=64, W=16),
-        Size("L", T=100, B=32, X=200, D=512, Z=100, W=32),
-        Size("XL", T=100, B=64, X=200, D=1024, Z=256, W=64),
-    )
-}
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One call with its inputs: what every contestant gets, and what it costs at least."""
-
-    family: str
-    case: str
-    steps: int  # T, for the time per step
-    rows: int  # T * B
-    tensors: dict[str, Tensor]  # differentiated, by name
-    constants: dict[str, Tensor]  # not differentiated
-    cotangents: dict[str, Tensor]  # of each output
-    matrix_entries: int = 0  # of the weights that each row meets at each step
-    bytes_moved: dict[str, int] = field(default_factory=dict)  # by pass; of elementwise problems alone
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def device(self) -> str:
-        return next(iter(self.tensors.values())).device.type
-
-    def flop(self, run: str) -> int:
-        """Floating-point operations of its matrix products in one pass."""
-        return FLOP_PER_ENTRY[run] * self.matrix_entries * self.rows
-
-    def to(self, device: str) -> Problem:
-        """The same on another device."""
-        parts = {
-            name: {key: value.to(device) for key, value in getattr(self, name).items()}
-            for name in ("tensors", "constants", "cotangents")
-        }
-        return Problem(**{**self.__dict__, **parts})
-
-
-def gru_entries(hidden: int, inputs: int = 0) -> int:
-    """Entries of W_hh [3H, H] and W_ih [3H, X]."""
-    return 3 * hidden * (hidden + inputs)
-
-
-def posterior_entries(hidden: int, latent: int) -> int:
-    """Entries of weight_z [M, Z] and weight_out [2Z, M]."""
-    return 3 * hidden * latent
-
-
-def layer_entries(size: Size) -> int:
-    """Entries of every weight matrix of the layer of this size."""
-    _, _, _, x, d, z, w = size
-    duration, backward = gru_entries(d, x + w), gru_entries(d, d + x)
-    noise = d * 2 * x + 2 * w * d
-    latent = d * d + posterior_entries(d, z)  # of the prior, and of the posterior alike
-    return duration + backward + noise + 2 * latent
-
-
-def train_step_entries(size: Size) -> int:
-    """Entries of every weight matrix of the whole model: the layer's and the Bernoulli decoder's."""
-    return layer_entries(size) + size.D * (size.Z + size.D) + size.X * size.D
-
-
-def gaussian_bytes(numbers: int, rows: int, prior: bool, sample: bool) -> dict[str, int]:
-    """Bytes read and written by the KL divergence (with its sample) of `rows` vectors of `numbers / rows` entries."""
-    inputs = 2 + sample + 2 * prior  # mu, logvar, eps, the prior's two
-    forward = (inputs + sample) * numbers + rows  # writes z and kl
-    backward = (2 * inputs + sample) * numbers + rows  # reads the inputs and grad_z, grad_kl; writes each gradient
-    return {FORWARD: FLOAT32_BYTES * forward, BACKWARD: FLOAT32_BYTES * (forward + backward)}
 
 
 def _normal(*shape: int) -> Tensor:
@@ -129,13 +37,35 @@ def _seed() -> None:
     _generator.manual_seed(0)
 
 
+# The letters of a case's sizes, in the order of the arguments; a problem of the whole model is named by its Size.
+LETTERS = {
+    "gru": "T B H X",
+    "gru_sequence": "T B H",
+    "posterior_sequence": "T B M Z",
+    "gaussian_rsample_kl": "T B Z",
+    "gaussian_kl": "T B Z",
+    "mlp": "T B Z D X",
+    "gaussian_mlp": "T B X M W",
+    "split_linear": "T B D X",
+    "bernoulli_log_prob": "T B X",
+}
+
+
+def case_name(family: str, *sizes: object) -> str:
+    """Such as "T=64 B=32 H=256"."""
+    if family not in LETTERS:
+        return str(sizes[0])
+    # a GRU's X is its H unless it is given
+    return " ".join(f"{k}={v}" for k, v in zip(LETTERS[family].split(), (*sizes, sizes[-1]), strict=False))
+
+
 def gru(steps: int, batch: int, hidden: int, inputs: int | None = None) -> Problem:
     """A GRU with its input projection, as torch.nn.GRU is: x [T, B, X], X = H unless given."""
     _seed()
     inputs = hidden if inputs is None else inputs
     return Problem(
         "gru",
-        f"T={steps} B={batch} H={hidden} X={inputs}",
+        case_name("gru", steps, batch, hidden, inputs),
         steps,
         steps * batch,
         {
@@ -157,7 +87,7 @@ def gru_sequence(steps: int, batch: int, hidden: int) -> Problem:
     _seed()
     return Problem(
         "gru_sequence",
-        f"T={steps} B={batch} H={hidden}",
+        case_name("gru_sequence", steps, batch, hidden),
         steps,
         steps * batch,
         {
@@ -177,7 +107,7 @@ def posterior_sequence(steps: int, batch: int, hidden: int, latent: int) -> Prob
     _seed()
     return Problem(
         "posterior_sequence",
-        f"T={steps} B={batch} M={hidden} Z={latent}",
+        case_name("posterior_sequence", steps, batch, hidden, latent),
         steps,
         steps * batch,
         {
@@ -199,7 +129,7 @@ def gaussian_rsample_kl(steps: int, batch: int, latent: int) -> Problem:
     shape = (steps, batch, latent)
     return Problem(
         "gaussian_rsample_kl",
-        f"T={steps} B={batch} Z={latent}",
+        case_name("gaussian_rsample_kl", steps, batch, latent),
         steps,
         steps * batch,
         {"mu": _normal(*shape), "logvar": _normal(*shape), "eps": _normal(*shape)},
@@ -215,13 +145,68 @@ def gaussian_kl(steps: int, batch: int, latent: int) -> Problem:
     names = ("mu", "logvar", "prior_mu", "prior_logvar")
     return Problem(
         "gaussian_kl",
-        f"T={steps} B={batch} Z={latent}",
+        case_name("gaussian_kl", steps, batch, latent),
         steps,
         steps * batch,
         {name: _normal(steps, batch, latent) for name in names},
         {},
         {"kl": _normal(steps, batch)},
         bytes_moved=gaussian_bytes(steps * batch * latent, steps * batch, prior=True, sample=False),
+    )
+
+
+def mlp(steps: int, batch: int, latent: int, state: int, outputs: int) -> Problem:
+    """An emission network of (z, d): one hidden layer of D units, tanh, X outputs."""
+    return _linear_layers("mlp", steps, batch, (latent, state), (state, outputs), latent, state, outputs)
+
+
+def gaussian_mlp(steps: int, batch: int, inputs: int, hidden: int, noise: int) -> Problem:
+    """The posterior of the noise w from (x, previous x): one hidden layer, mean and floored log-variance."""
+    widths = (hidden, 2 * noise)
+    return _linear_layers("gaussian_mlp", steps, batch, (inputs, inputs), widths, inputs, hidden, noise)
+
+
+def split_linear(steps: int, batch: int, state: int, inputs: int) -> Problem:
+    """The gates of the backward recurrence from (d, x): one linear layer of 3 D outputs."""
+    return _linear_layers("split_linear", steps, batch, (state, inputs), (3 * state,), state, inputs)
+
+
+def _linear_layers(
+    family: str, steps: int, batch: int, inputs: tuple[int, ...], widths: tuple[int, ...], *sizes: int
+) -> Problem:
+    """One or two layers of those widths over several inputs, whose weights stand side by side in one matrix."""
+    _seed()
+    sequence, fan, width = (steps, batch), sum(inputs), widths[0]
+    tensors = {f"input {i}": _normal(*sequence, size) for i, size in enumerate(inputs)}
+    tensors |= {"weight": _uniform(fan, width, fan), "bias": _uniform(fan, width)}
+    if len(widths) == 2:
+        tensors |= {"weight_out": _uniform(width, widths[1], width), "bias_out": _uniform(width, widths[1])}
+    names = {"gaussian_mlp": ("mu", "logvar")}.get(family, ("out",))
+    return Problem(
+        family,
+        case_name(family, *sequence, *sizes),
+        steps,
+        steps * batch,
+        tensors,
+        {},
+        {name: _normal(*sequence, widths[-1] // len(names)) for name in names},
+        sum(tensor.numel() for name, tensor in tensors.items() if name.startswith("weight")),
+    )
+
+
+def bernoulli_log_prob(steps: int, batch: int, outputs: int) -> Problem:
+    """The log-density of binary frames, whose gradient nobody asks for."""
+    _seed()
+    shape = (steps, batch, outputs)
+    return Problem(
+        "bernoulli_log_prob",
+        case_name("bernoulli_log_prob", *shape),
+        steps,
+        steps * batch,
+        {"logits": _normal(*shape)},
+        {"x": (torch.rand(shape, generator=_generator) < 0.1).float()},
+        {"log_prob": _normal(steps, batch)},
+        bytes_moved=bernoulli_bytes(steps * batch * outputs, steps * batch),
     )
 
 

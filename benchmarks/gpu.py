@@ -25,6 +25,7 @@ import torch
 
 from benchmarks import gpu_rows
 from benchmarks.gpu_run import OUT_OF_TIME, Step, run, table
+from benchmarks.results import is_new, now
 
 BUDGET_S = 570.0  # for everything
 # Of each step, at most; what is left of the budget bounds it too, and TIMES_S of it are kept from the steps before. The
@@ -41,7 +42,7 @@ class Session:
     def __init__(self, logs: Path, out: Path | None, budget: float = BUDGET_S) -> None:
         self.logs, self.out = logs, out
         self.until = time.monotonic() + budget
-        self.date = gpu_rows.now()
+        self.date = now()
         self.backends: tuple[str, ...] = ("cuda", "triton")
         self.steps: list[Step] = []
 
@@ -163,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
         if out:
             out.mkdir(parents=True, exist_ok=True)
         for path in gpu_rows.paths(given.out):
-            gpu_rows.check(path)
+            is_new(path, gpu_rows.FIELDS, gpu_rows.ADVICE)
     except (OSError, ValueError) as error:
         print(f"benchmarks.gpu: {error}", file=sys.stderr)
         return 2

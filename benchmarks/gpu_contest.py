@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.agreement import relative_error
 from benchmarks.gpu_problems import NOT_HERE
 from benchmarks.timing import median_ratio, quantile
 
@@ -140,8 +141,4 @@ def _on_cpu(call: Callable[[], object], count: int) -> float:
 
 def largest_error(outputs: Outputs, expected: Outputs) -> float:
     """The largest norm(a - b) / norm(b)."""
-
-    def error(one: Tensor, other: Tensor) -> float:
-        return float((one.double() - other.double()).norm() / other.double().norm().clamp(min=1e-30))
-
-    return max(error(one, other) for one, other in zip(outputs, expected, strict=True))
+    return max(relative_error(one, other) for one, other in zip(outputs, expected, strict=True))

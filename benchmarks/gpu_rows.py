@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import datetime
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -14,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu_contest import Result
-from benchmarks.results import RESULTS, commit
+from benchmarks.results import RESULTS, commit, is_new, now, version
 from vssn_kernels.version import __version__
 
 CSV = RESULTS / "gpu" / "times.csv"
@@ -30,10 +28,7 @@ SMI = {
 SMI_EVERY_S = 3.0  # asking takes a tenth of a second
 WHERE = ("date", "commit", "device", *SMI, "python", "torch", "cuda", "cudnn", "triton", "vssn")
 FIELDS = [*WHERE, *Result._fields]
-
-
-def now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+ADVICE = "move it away"  # where a file has other columns
 
 
 def smi() -> dict[str, str]:
@@ -46,24 +41,9 @@ def smi() -> dict[str, str]:
         return dict.fromkeys(SMI, "")
 
 
-def _triton() -> str:
-    try:
-        return importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
 def paths(out: str | os.PathLike[str] | None, main: Path | None = None) -> list[Path]:
     """The CSVs that rows go to: that of the checkout and, with a folder, its own."""
     return [main or CSV, *([Path(out) / "times.csv"] if out else [])]
-
-
-def check(path: Path) -> None:
-    """Raises ValueError where the file has other columns than rows have now."""
-    if path.exists() and path.stat().st_size:
-        with path.open(newline="") as file:
-            if next(csv.reader(file)) != FIELDS:
-                raise ValueError(f"{path} has other columns than this version writes: move it away")
 
 
 class Writer:
@@ -80,15 +60,15 @@ class Writer:
             "torch": torch.__version__,
             "cuda": torch.version.cuda or "",
             "cudnn": str(torch.backends.cudnn.version() or "") if on_gpu else "",
-            "triton": _triton(),
+            "triton": version("triton"),
             "vssn": __version__,
         }
         self._asked = float("-inf")
         self._clocks: dict[str, str] = {}
         for path in files:
-            check(path)
+            new = is_new(path, FIELDS, ADVICE)
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.exists() or not path.stat().st_size:
+            if new:
                 with path.open("w", newline="") as file:
                     csv.DictWriter(file, FIELDS, lineterminator="\n").writeheader()
 

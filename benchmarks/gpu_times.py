@@ -19,14 +19,17 @@ import torch
 from torch import Tensor, nn
 
 import vssn_kernels
-from benchmarks.cases import ADAM, SIZES, Problem, Size, train_step
+from benchmarks.cases import train_step
+from benchmarks.contestant import LEARNING_RATE
 from benchmarks.gpu_contest import Contestant, Outputs, Result, contest
 from benchmarks.gpu_problems import COMPUTE, posterior_tensors, tf32
 from benchmarks.gpu_rows import Writer
 from benchmarks.gpu_small import changed
-from benchmarks.peers import LEARNING_RATE, bind, torch_posterior
+from benchmarks.peers import bind
+from benchmarks.peers_torch import posterior_loop
+from benchmarks.problem import ADAM, FORWARD, SIZES, Problem, Size
 
-FORWARD, BOTH = "forward", "forward and backward"
+BOTH = "forward and backward"
 
 
 class Setup(NamedTuple):
@@ -165,8 +168,8 @@ def posterior_cases(setup: Setup, batch: int) -> Iterator[Result]:
             tensors = posterior_tensors(setup.steps, batch, width, latent, COMPUTE[compute], setup.device)
             entries = on_backends(vssn_kernels.posterior_sequence, tensors, setup)
             if batch == setup.batches[0]:
-                entries["loop over z, in a graph"] = Entry(torch_posterior, tensors)
-                entries["loop over z"] = Entry(torch_posterior, tensors, captured=False)
+                entries["loop over z, in a graph"] = Entry(posterior_loop, tensors)
+                entries["loop over z"] = Entry(posterior_loop, tensors, captured=False)
             case = f"posterior {compute} T={setup.steps} B={batch} M={width} Z={latent}"
             yield from contests(case, entries, setup.steps, setup.device)
 
@@ -177,8 +180,8 @@ def compiled_loop(setup: Setup) -> Iterator[Result]:
     batch, steps = setup.batches[0], setup.loop_steps
     tensors = posterior_tensors(steps, batch, width, latent, torch.float32, setup.device)
     entries = on_backends(vssn_kernels.posterior_sequence, tensors, setup)
-    entries["loop over z, in a graph"] = Entry(torch_posterior, tensors)
-    entries["loop over z, torch.compile"] = Entry(torch.compile(torch_posterior), tensors)
+    entries["loop over z, in a graph"] = Entry(posterior_loop, tensors)
+    entries["loop over z, torch.compile"] = Entry(torch.compile(posterior_loop), tensors)
     yield from contests(f"posterior float32 T={steps} B={batch} M={width} Z={latent}", entries, steps, setup.device)
 
 

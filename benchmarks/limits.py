@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.cases import FLOAT32_BYTES, SIZES
+from benchmarks.problem import FLOAT32_BYTES, SIZES
 
 SQUARES = (512, 1024, 1536, 2048, 4096)
 COPY_BYTES = 256 << 20

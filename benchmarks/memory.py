@@ -12,8 +12,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from benchmarks.cases import BACKWARD, FORWARD, Problem
-from benchmarks.peers import Bound, make_contestant
+from benchmarks.contestant import Bound
+from benchmarks.peers import make_contestant
+from benchmarks.problem import BACKWARD, FORWARD, Problem
 
 Result = TypeVar("Result")
 MakeProblem = Callable[[], Problem]

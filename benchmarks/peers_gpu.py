@@ -11,8 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import ADAM, FORWARD, Problem
-from benchmarks.peers import Absent, Bound, Contestant, Tensors, differentiable, gradient_of, torch_bound
+from benchmarks import peers_torch
+from benchmarks.contestant import Absent, Bound, Contestant, Tensors, differentiable, gradient_of
+from benchmarks.problem import ADAM, FORWARD, Problem
 
 RECURRENCES = ("gru", "gru_sequence")
 
@@ -111,7 +112,7 @@ def graph_contestant(problem: Problem, run: str) -> Contestant:
     _require_gpu(problem)
     if run == ADAM:
         raise Absent("the optimiser is left out of the graph")
-    leaves, call = torch_bound(problem)
+    leaves, call = peers_torch.bind(problem)
     cotangents = list(problem.cotangents.values())
 
     def once() -> Tensors:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.cases import ADAM, FORWARD, MIN_LOGVAR, Problem
-from benchmarks.peers import LEARNING_RATE, Contestant, Tensors
+from benchmarks.cases import MIN_LOGVAR
+from benchmarks.contestant import LEARNING_RATE, Contestant, Tensors, layers
+from benchmarks.problem import ADAM, FORWARD, Problem
 
 jax: Any = importlib.import_module("jax")
 jnp: Any = importlib.import_module("jax.numpy")
@@ -85,12 +86,35 @@ def gaussian_kl(p: Arrays, _: Arrays) -> Arrays:
     return {"kl": kl_divergence(p["mu"], p["logvar"], p["prior_mu"], p["prior_logvar"])}
 
 
+def perceptron(inputs: list[Any], weight: Any, bias: Any, weight_out: Any, bias_out: Any) -> Any:
+    return jnp.tanh(jnp.concatenate(inputs, -1) @ weight.T + bias) @ weight_out.T + bias_out
+
+
+def mlp(p: Arrays, _: Arrays) -> Arrays:
+    return {"out": perceptron(*layers(p))}
+
+
+def gaussian_mlp(p: Arrays, _: Arrays) -> Arrays:
+    mu, raw = jnp.split(perceptron(*layers(p)), 2, -1)
+    return {"mu": mu, "logvar": floor_logvar(raw)}
+
+
+def split_linear(p: Arrays, _: Arrays) -> Arrays:
+    inputs, weight, bias = layers(p)
+    return {"out": jnp.concatenate(inputs, -1) @ weight.T + bias}
+
+
+def bernoulli_log_prob(p: Arrays, constants: Arrays) -> Arrays:
+    return {"log_prob": (constants["x"] * p["logits"] - jax.nn.softplus(p["logits"])).sum(-1)}
+
+
 def _linear(p: Arrays, name: str, rows: Any) -> Any:
     return rows @ p[f"{name}.weight"].T + p[f"{name}.bias"]
 
 
-def _mlp(p: Arrays, name: str, rows: Any) -> Any:
-    return _linear(p, f"{name}.out", jnp.tanh(_linear(p, f"{name}.hidden", rows)))
+def _mlp(p: Arrays, name: str, *inputs: Any) -> Any:
+    parts = ("hidden.weight", "hidden.bias", "out.weight", "out.bias")
+    return perceptron(list(inputs), *(p[f"{name}.{part}"] for part in parts))
 
 
 def _recurrence(p: Arrays, name: str, inputs: Any, reverse: bool) -> Any:
@@ -103,7 +127,7 @@ def _latents(p: Arrays, constants: Arrays) -> tuple[Any, Any, Any]:
     """d [T, B, D], z [T, B, Z], kl [T, B]."""
     x, eps_w, eps_z = constants["x"], constants["eps_w"], constants["eps_z"]
     previous = jnp.concatenate((jnp.zeros_like(x[:1]), x[:-1]))
-    mu_w, raw_w = jnp.split(_mlp(p, "noise_posterior", jnp.concatenate((x, previous), -1)), 2, -1)
+    mu_w, raw_w = jnp.split(_mlp(p, "noise_posterior", x, previous), 2, -1)
     logvar_w = floor_logvar(raw_w)
     w = mu_w + jnp.exp(0.5 * logvar_w) * eps_w
     d = _recurrence(p, "duration", jnp.concatenate((previous, w), -1), reverse=False)
@@ -124,13 +148,16 @@ def layer(p: Arrays, constants: Arrays) -> Arrays:
 
 def train_step(p: Arrays, constants: Arrays) -> Arrays:
     d, z, kl = _latents(p, constants)
-    logits, x = _mlp(p, "emission", jnp.concatenate((z, d), -1)), constants["x"]
+    logits, x = _mlp(p, "emission", z, d), constants["x"]
     return {"loss": ((jax.nn.softplus(logits) - x * logits).sum() + kl.sum()) / kl.size}
 
 
 FUNCTIONS: dict[str, Function] = {
     function.__name__: function
-    for function in (gru, gru_sequence, posterior_sequence, gaussian_rsample_kl, gaussian_kl, layer, train_step)
+    for function in (
+        *(gru, gru_sequence, posterior_sequence, gaussian_rsample_kl, gaussian_kl),
+        *(mlp, gaussian_mlp, split_linear, bernoulli_log_prob, layer, train_step),
+    )
 }
 
 

@@ -11,26 +11,25 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.cases import BACKWARD, FORWARD, SIZES
+from benchmarks import ROOT, markdown
 from benchmarks.peers import OURS
-from benchmarks.results import RESULTS, ROOT, Environment, Row, read_csv
+from benchmarks.plots import plots
+from benchmarks.problem import BACKWARD, SIZES
+from benchmarks.results import (
+    RESULTS,
+    Environment,
+    Key,
+    Measured,
+    Row,
+    key,
+    newest,
+    read_csv,
+    with_all_threads,
+)
 
-README = Path(__file__).resolve().parent / "README.md"
+README = ROOT / "benchmarks" / "README.md"
 END = "<!-- end of benchmarks -->"
 HEADLINE = ("train_step", "train_step", BACKWARD)  # suite, family, pass of the table for the project's README
-
-Measured = list[tuple[Environment, Row]]
-Key = tuple[str, str, str, str]
-
-
-def newest(measured: Measured) -> Measured:
-    """Of each case what its last run measured, all contestants in the same run; in the order of the file."""
-    last = {key(row): where.date for where, row in measured if row.median is not None}
-    return [(where, row) for where, row in measured if row.median is not None and where.date == last[key(row)]]
-
-
-def key(row: Row) -> Key:
-    return row.suite, row.family, row.case, row.run
 
 
 def grouped(rows: Iterable[Row]) -> dict[Key, list[Row]]:
@@ -47,12 +46,6 @@ def grouped(rows: Iterable[Row]) -> dict[Key, list[Row]]:
     return {case: found[case] for case in sorted(found, key=size)}
 
 
-def with_all_threads(measured: Measured) -> Measured:
-    """Those measured with the most threads: fewer have a table of their own, "scaling threads"."""
-    most = max((row.threads for _, row in measured), default=0)
-    return [(where, row) for where, row in measured if row.threads == most or row.suite == "scaling threads"]
-
-
 # ---- Tables ---------------------------------------------------------------------------------------------------------
 
 
@@ -62,11 +55,6 @@ def number(value: float | None) -> str:
         return ""
     exponent = math.floor(math.log10(abs(value))) if value else 0
     return f"{value:.{max(0, 2 - exponent)}f}"
-
-
-def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rule = ["---"] + ["---:"] * (len(header) - 1)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
 
 
 def times_table(groups: dict[Key, list[Row]]) -> str:
@@ -89,7 +77,7 @@ def times_table(groups: dict[Key, list[Row]]) -> str:
         lines.append(cells)
     table = [[*header, *names], *lines]
     used = [i for i in range(len(table[0])) if any(line[i] for line in lines)]
-    return markdown([table[0][i] for i in used], [[line[i] for i in used] for line in lines])
+    return markdown.table([table[0][i] for i in used], [[line[i] for i in used] for line in lines])
 
 
 def threads_table(groups: dict[Key, list[Row]]) -> str:
@@ -102,7 +90,7 @@ def threads_table(groups: dict[Key, list[Row]]) -> str:
             first, last = by_count.get(counts[0]), by_count.get(counts[-1])
             speedup = number(first / last) + "x" if first and last else ""
             lines.append([f"{name}: {case}, {run}", *(number(by_count.get(count)) for count in counts), speedup])
-    return markdown(["case (ms)", *(f"{count} threads" for count in counts), "speed-up"], lines)
+    return markdown.table(["case (ms)", *(f"{count} threads" for count in counts), "speed-up"], lines)
 
 
 def steps_table(groups: dict[Key, list[Row]]) -> str:
@@ -110,13 +98,9 @@ def steps_table(groups: dict[Key, list[Row]]) -> str:
     names = list(dict.fromkeys(row.contestant for rows in groups.values() for row in rows))
     lines = []
     for (_, _, case, run), rows in groups.items():
-        by_name = {row.contestant: number(us_per_step(row)) for row in rows}
+        by_name = {row.contestant: number(row.us_per_step) for row in rows}
         lines.append([f"{case}, {run}", *(by_name.get(name, "") for name in names)])
-    return markdown(["case (us per step)", *names], lines)
-
-
-def us_per_step(row: Row) -> float | None:
-    return None if row.median is None or not row.steps else 1e3 * row.median / row.steps
+    return markdown.table(["case (us per step)", *names], lines)
 
 
 TITLES: dict[str, tuple[str, Callable[[dict[Key, list[Row]]], str]]] = {
@@ -170,119 +154,6 @@ def headline(measured: Measured) -> str:
     return f"{times_table(grouped(row for _, row in shown))}\n\n{origin(shown)}"
 
 
-def insert(path: Path, device: str, text: str) -> None:
-    """Replaces what stands between the markers. Raises ValueError where the file has none for this device."""
-    begin = f"<!-- benchmarks: {device} -->"
-    before, found, rest = path.read_text().partition(begin)
-    _, ended, after = rest.partition(END)
-    if not found or not ended:
-        raise ValueError(f"{path} has no lines {begin!r} and {END!r} for the tables to stand between")
-    path.write_text(f"{before}{begin}\n{text.strip()}\n{END}{after}")
-
-
-# ---- Plots ----------------------------------------------------------------------------------------------------------
-
-
-def letter(case: str, name: str) -> int:
-    """The value of a size in a case's name: letter("T=64 B=32", "B") is 32."""
-    return int(dict(part.split("=") for part in case.split() if "=" in part)[name])
-
-
-def plot(path: Path, panels: list[tuple[str, list[Row], str]], ylabel: str) -> None:
-    """A panel for each (title, rows, letter of the horizontal axis): time per step of all, and the limit."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.8), squeeze=False)
-    names = dict.fromkeys(row.contestant for _, rows, _ in panels for row in rows)
-    colours = {name: f"C{index}" for index, name in enumerate(names)}
-    for axis, (title, rows, name) in zip(axes[0], panels, strict=True):
-        for contestant in dict.fromkeys(row.contestant for row in rows):
-            own = sorted((r for r in rows if r.contestant == contestant), key=lambda r: letter(r.case, name))
-            sizes = [letter(row.case, name) for row in own]
-            style = {"linewidth": 2.2, "zorder": 3} if contestant == OURS else {"linewidth": 1.2}
-            axis.plot(
-                sizes,
-                [us_per_step(row) for row in own],
-                marker="o",
-                markersize=4,
-                label=contestant,
-                color=colours[contestant],
-                **style,
-            )
-        ours = sorted((r for r in rows if r.contestant == OURS and r.limit), key=lambda r: letter(r.case, name))
-        limits = [1e3 * row.limit / row.steps for row in ours if row.limit and row.steps]
-        if limits:
-            axis.plot([letter(row.case, name) for row in ours], limits, "k--", linewidth=1, label="limit")
-        axis.set(title=title, xlabel=name, xscale="log", yscale="log", ylabel=ylabel)
-        axis.set_xticks(sorted({letter(row.case, name) for row in rows}))
-        axis.get_xaxis().set_major_formatter("{x:.0f}")
-        axis.set_xticks([], minor=True)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
-def plot_memory(path: Path, rows: list[Row]) -> None:
-    """Bars: memory of each contestant in each case."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    whats = list(dict.fromkeys(row.run for row in rows))
-    figure, axes = pyplot.subplots(1, len(whats), figsize=(4.6 * len(whats), 3.8), squeeze=False)
-    for axis, what in zip(axes[0], whats, strict=True):
-        of_what = [row for row in rows if row.run == what]
-        cases = list(dict.fromkeys(row.case for row in of_what))
-        names = list(dict.fromkeys(row.contestant for row in of_what))
-        width = 0.8 / len(names)
-        for number_of, name in enumerate(names):
-            values = {row.case: row.median for row in of_what if row.contestant == name}
-            places = [place + number_of * width for place in range(len(cases))]
-            axis.bar(places, [values.get(case) or 0 for case in cases], width, label=name)
-        ticks = [place + 0.4 - width / 2 for place in range(len(cases))]
-        axis.set_xticks(ticks, [case.partition(":")[0] for case in cases])
-        axis.set(title=what, ylabel="MB")
-        axis.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
-def plots(measured: Measured, folder: Path, device: str) -> list[Path]:
-    """Writes the plots that the results have data for."""
-    rows = [row for _, row in with_all_threads(newest(measured))]
-    found = []
-    panels = []
-    for family in ("gru_sequence", "gru"):
-        for run in (FORWARD, BACKWARD):
-            own = [r for r in rows if r.suite == "ops" and (r.family, r.run) == (family, run)]
-            largest = max((letter(row.case, "B") for row in own), default=0)
-            own = [row for row in own if letter(row.case, "B") == largest]
-            if len({row.case for row in own}) > 1:
-                panels.append((f"{family}, B={largest}, {run}", own, "H"))
-    if panels:
-        found.append(folder / f"{device}_over_h.png")
-        plot(found[-1], panels, "us per step")
-    panels = []
-    for family, run in (("gru", BACKWARD), ("train_step", BACKWARD)):
-        own = [r for r in rows if r.suite == "scaling T" and (r.family, r.run) == (family, run)]
-        if len({row.case for row in own}) > 1:
-            panels.append((f"{family}, {run}", own, "T"))
-    if panels:
-        found.append(folder / f"{device}_over_t.png")
-        plot(found[-1], panels, "us per step")
-    if own := [row for row in rows if row.suite == "memory" and row.family == "train_step"]:
-        found.append(folder / f"{device}_memory.png")
-        plot_memory(found[-1], own)
-    return found
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads benchmarks/results/*.csv, writes the tables and the plots."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
@@ -297,9 +168,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"no results in {RESULTS.relative_to(ROOT)}: python -m benchmarks.run --csv")
         for path in paths:
             measured = read_csv(path)
-            insert(arguments.readme, path.stem, tables(measured))
+            begin = f"<!-- benchmarks: {path.stem} -->"
+            markdown.insert(arguments.readme, begin, END, tables(measured))
             if arguments.headline is not None:
-                insert(arguments.headline, path.stem, headline(measured))
+                markdown.insert(arguments.headline, begin, END, headline(measured))
             for image in plots(measured, arguments.plots or path.parent, path.stem):
                 print(image)
     except (OSError, ValueError) as error:

@@ -18,10 +18,11 @@ from typing import Any, TextIO
 import torch
 
 import vssn_kernels
+from benchmarks import ROOT
+from vssn.utils.machine import processor_name
 from vssn_kernels.version import __version__
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ class Row:
     bytes: int | None = None
 
     @property
+    def us_per_step(self) -> float | None:
+        return None if self.median is None or not self.steps else 1e3 * self.median / self.steps
+
+    @property
     def times_limit(self) -> float | None:
         return self.median / self.limit if self.median and self.limit else None
 
@@ -71,6 +76,9 @@ class Environment:
     copy_gbs: float
 
 
+Measured = list[tuple[Environment, Row]]
+Key = tuple[str, str, str, str]
+
 TYPES: dict[str, type] = {
     **dict.fromkeys(("threads", "samples", "steps", "flop", "bytes", "cores"), int),
     **dict.fromkeys(("median", "q20", "q80", "limit", "ratio", "error", "gemm_gflops", "copy_gbs", "load"), float),
@@ -78,20 +86,16 @@ TYPES: dict[str, type] = {
 FIELDS = [field.name for part in (Environment, Row) for field in dataclasses.fields(part)]
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """Of what is installed, else ""."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+def now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def commit() -> str:
@@ -123,15 +127,15 @@ def load() -> float:
 def environment(device: str, load: float, gemm_rate: float, bandwidth: float) -> Environment:
     """This machine, now. Rates in FLOP/s and bytes/s."""
     return Environment(
-        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        date=now(),
         commit=commit(),
         device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        processor=_processor(),
+        processor=processor_name(),
         cores=len(os.sched_getaffinity(0)),
         load=load,
         python=platform.python_version(),
         torch=torch.__version__,
-        jax=_version("jax"),
+        jax=version("jax"),
         vssn=__version__,
         backend=default_backend(device),
         gemm_gflops=round(gemm_rate / 1e9, 1),
@@ -148,14 +152,19 @@ def records(where: Environment, rows: Iterable[Row]) -> list[dict[str, object]]:
     return found
 
 
+def is_new(path: Path, columns: list[str], advice: str) -> bool:
+    """Whether the file is without a header still. Raises ValueError where it has other columns."""
+    if not path.exists() or path.stat().st_size == 0:
+        return True
+    with path.open(newline="") as file:
+        if next(csv.reader(file)) != columns:
+            raise ValueError(f"{path} has other columns than this version writes; {advice}")
+    return False
+
+
 def append_csv(path: Path, where: Environment, rows: Iterable[Row]) -> None:
     """Appends the rows, below a header where the file is new. Raises ValueError where it has other columns."""
-    new = not path.exists() or path.stat().st_size == 0
-    if not new:
-        with path.open(newline="") as file:
-            header = next(csv.reader(file))
-        if header != FIELDS:
-            raise ValueError(f"{path} has other columns than this version writes; name another file with --csv")
+    new = is_new(path, FIELDS, "name another file with --csv")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
@@ -187,3 +196,19 @@ def _parse(name: str, text: str) -> Any:
 def write_json(file: TextIO, where: Environment, rows: Iterable[Row]) -> None:
     json.dump(records(where, rows), file, indent=1)
     file.write("\n")
+
+
+def newest(measured: Measured) -> Measured:
+    """Of each case what its last run measured, all contestants in the same run; in the order of the file."""
+    last = {key(row): where.date for where, row in measured if row.median is not None}
+    return [(where, row) for where, row in measured if row.median is not None and where.date == last[key(row)]]
+
+
+def key(row: Row) -> Key:
+    return row.suite, row.family, row.case, row.run
+
+
+def with_all_threads(measured: Measured) -> Measured:
+    """Those measured with the most threads: fewer have a table of their own, "scaling threads"."""
+    most = max((row.threads for _, row in measured), default=0)
+    return [(where, row) for where, row in measured if row.threads == most or row.suite == "scaling threads"]

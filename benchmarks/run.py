@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 import vssn_kernels
-from benchmarks.cases import SIZES
+from benchmarks.measure import Options, line
 from benchmarks.peers import ON_CPU, ON_GPU, OURS
+from benchmarks.problem import SIZES
 from benchmarks.results import RESULTS, Row, append_csv, environment, load, write_json
-from benchmarks.suites import SUITES, Options, line
+from benchmarks.suites import SUITES
 from vssn_kernels import keep_memory
 
 BUSY = 0.25  # running processes for each core, above which a run says so

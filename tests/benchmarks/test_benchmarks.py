@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import math
@@ -12,25 +13,36 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cases, report, run, suites
-from benchmarks.cases import ADAM, BACKWARD, FORWARD, SIZES, Problem, Size
+from benchmarks import cases, counts, measure, regression, report, run, suites
+from benchmarks.agreement import disagreement
+from benchmarks.contestant import Absent, Contestant, Tensors
 from benchmarks.limits import Limits, Rate
 from benchmarks.memory import saved_bytes
-from benchmarks.peers import OURS, Absent, Contestant, Tensors, bind, disagreement, make_contestant
+from benchmarks.peers import OURS, bind, make_contestant
+from benchmarks.problem import ADAM, BACKWARD, FORWARD, SIZES, Problem, Size
 from benchmarks.results import FIELDS, Environment, Row, append_csv, read_csv
 from benchmarks.timing import interleave, median_ratio, quantile
+from vssn_kernels.testing import OPS
 
 ODD = Size("", T=5, B=3, X=7, D=6, Z=5, W=2)
-TINY: dict[str, Callable[[], Problem]] = {
-    "gru": lambda: cases.gru(5, 3, 7, 4),
-    "gru_sequence": lambda: cases.gru_sequence(5, 3, 7),
-    "posterior_sequence": lambda: cases.posterior_sequence(5, 3, 7, 2),
-    "gaussian_rsample_kl": lambda: cases.gaussian_rsample_kl(5, 3, 7),
-    "gaussian_kl": lambda: cases.gaussian_kl(5, 3, 7),
-    "layer": lambda: cases.layer(ODD),
-    "train_step": lambda: cases.train_step(ODD),
+TINY = {
+    make.__name__: functools.partial(make, *sizes)
+    for make, *sizes in (
+        (cases.gru, 5, 3, 7, 4),
+        (cases.gru_sequence, 5, 3, 7),
+        (cases.posterior_sequence, 5, 3, 7, 2),
+        (cases.gaussian_rsample_kl, 5, 3, 7),
+        (cases.gaussian_kl, 5, 3, 7),
+        (cases.mlp, 5, 3, 2, 6, 7),
+        (cases.gaussian_mlp, 5, 3, 7, 6, 2),
+        (cases.split_linear, 5, 3, 6, 7),
+        (cases.bernoulli_log_prob, 5, 3, 7),
+        (cases.layer, ODD),
+        (cases.train_step, ODD),
+    )
 }
 NAMES = ("torch", "jax", "reference")
+ELEMENTWISE = ("gaussian_rsample_kl", "gaussian_kl", "bernoulli_log_prob")
 
 
 def contestant_or_skip(name: str, problem: Problem, run_of: str, monkeypatch: pytest.MonkeyPatch) -> Contestant:
@@ -123,11 +135,11 @@ def test_a_peer_that_disagrees_is_reported_and_not_timed(monkeypatch: pytest.Mon
 
         return Contestant(name, step, lambda: {key: value + 1 for key, value in right.results().items()})
 
-    monkeypatch.setattr(suites, "make_contestant", make)
-    chosen = suites.Options(peers=("wrong", "absent", "broken"), seconds=0.001, min_rounds=1)
+    monkeypatch.setattr(measure, "make_contestant", make)
+    chosen = measure.Options(peers=("wrong", "absent", "broken"), seconds=0.001, min_rounds=1)
     chosen.limits._products[1] = Rate(1e9, (1, 1, 1))
     monkeypatch.setattr(chosen.limits, "refresh", lambda threads: None)
-    rows = suites.measure("ops", TINY["gru_sequence"](), FORWARD, chosen)
+    rows = measure.measure("ops", TINY["gru_sequence"](), FORWARD, chosen)
     assert [row.contestant for row in rows] == [OURS, "wrong", "absent", "broken"]
     assert rows[0].status == "ok"
     assert rows[1].status.startswith("disagrees in output by")
@@ -147,13 +159,13 @@ def test_gpu_peers_are_absent_on_the_cpu(name: str) -> None:
 @pytest.mark.parametrize("size", [ODD, SIZES["S"], SIZES["M"]], ids=str)
 def test_the_formula_counts_every_weight_matrix(size: Size) -> None:
     for module, entries in (
-        (cases.make_model(size), cases.train_step_entries(size)),
-        (cases.make_layer(size), cases.layer_entries(size)),
+        (cases.make_model(size), counts.train_step_entries(size)),
+        (cases.make_layer(size), counts.layer_entries(size)),
     ):
         assert entries == sum(parameter.numel() for parameter in module.parameters() if parameter.dim() == 2)
 
 
-@pytest.mark.parametrize("family", [name for name in TINY if not name.startswith("gaussian")])
+@pytest.mark.parametrize("family", [name for name in TINY if name not in ELEMENTWISE])
 def test_flop_are_two_or_six_for_each_weight_row_and_step(family: str) -> None:
     problem = TINY[family]()
     entries = sum(t.numel() for name, t in problem.tensors.items() if "weight" in name and t.dim() == 2)
@@ -167,13 +179,14 @@ def test_flop_of_a_training_step_of_size_s() -> None:
 
 
 def test_bytes_are_those_of_the_tensors() -> None:
-    for family in ("gaussian_rsample_kl", "gaussian_kl"):
+    for family in ELEMENTWISE:
         problem = TINY[family]()
-        read = sum(tensor.nbytes for tensor in problem.tensors.values())
+        gradients = sum(tensor.nbytes for tensor in problem.tensors.values())
+        read = gradients + sum(tensor.nbytes for tensor in problem.constants.values())
         outputs = sum(tensor.nbytes for tensor in problem.cotangents.values())
         assert problem.bytes_moved[FORWARD] == read + outputs
         # backward reads the inputs and the outputs' gradients and writes the inputs'
-        assert problem.bytes_moved[BACKWARD] == problem.bytes_moved[FORWARD] + 2 * read + outputs
+        assert problem.bytes_moved[BACKWARD] == problem.bytes_moved[FORWARD] + read + gradients + outputs
 
 
 def test_saved_bytes_count_each_storage_once() -> None:
@@ -335,25 +348,39 @@ def test_the_command_measures_every_suite(
 def test_only_takes_the_cases_that_hold_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[tuple[str, str, str]] = []
 
-    def measure(suite: str, problem: Problem, run_of: str, *_: object) -> list[Row]:
+    def noted(suite: str, problem: Problem, run_of: str, *_: object) -> list[Row]:
         taken.append((problem.family, problem.case, run_of))
         return []
 
-    chosen = suites.Options(only="H=8 | forward+", hidden=(4, 8), batches=(3,))
-    problems = [suites._lazy(cases.gru_sequence, 5, batch, hidden) for batch in (3, 2) for hidden in (4, 8)]
-    assert list(suites.measure_all("ops", problems, (FORWARD, BACKWARD), chosen, 1.0, measure)) == [[], []]
+    chosen = measure.Options(only="H=8 | forward+", hidden=(4, 8), batches=(3,))
+    problems = [measure.lazy(cases.gru_sequence, 5, batch, hidden) for batch in (3, 2) for hidden in (4, 8)]
+    assert list(measure.measure_all("ops", problems, (FORWARD, BACKWARD), chosen, 1.0, noted)) == [[], []]
     assert taken == [("gru_sequence", f"T=5 B={batch} H=8", BACKWARD) for batch in (3, 2)]
+
+
+def test_every_op_is_measured_and_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the suite `ops` in both passes, and from one commit to the next."""
+    taken: set[tuple[str, str]] = set()
+
+    def noted(suite: str, family: str, case: str, run_of: str) -> bool:
+        taken.add((family, run_of))
+        return False
+
+    monkeypatch.setattr(measure.Options, "takes", lambda _, text: noted(*text.split(" | ")))
+    assert list(suites.ops(measure.Options(sizes=("S",), hidden=(4,), batches=(1,)))) == []
+    assert {(op, run_of) for op in OPS for run_of in (FORWARD, BACKWARD)} <= taken
+    assert set(OPS) <= {name.partition("-")[0] for name in regression.PROBLEMS}
+    assert set(OPS) <= set(TINY)
+
+
+def test_regression_cases_are_named_by_their_problems() -> None:
+    for name, make in regression.PROBLEMS.items():
+        assert name.partition("-")[0] == make.func.__name__
 
 
 @pytest.mark.parametrize("family", TINY)
 def test_a_case_is_named_without_making_it(family: str) -> None:
-    lazy = {
-        "gru": suites._lazy(cases.gru, 5, 3, 7, 4),
-        "posterior_sequence": suites._lazy(cases.posterior_sequence, 5, 3, 7, 2),
-        "layer": suites._lazy(cases.layer, ODD),
-        "train_step": suites._lazy(cases.train_step, ODD),
-    }.get(family) or suites._lazy(getattr(cases, family), 5, 3, 7)
-    make, name, case = lazy
+    make, name, case = measure.lazy(TINY[family].func, *TINY[family].args)
     problem = make()
     assert (name, case) == (problem.family, problem.case)
 

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from benchmarks import gpu, gpu_contest, gpu_rows, gpu_small, gpu_times
-from benchmarks.cases import Size
 from benchmarks.gpu_contest import Contestant, Result
 from benchmarks.gpu_problems import tf32
 from benchmarks.gpu_rows import FIELDS, Writer
 from benchmarks.gpu_run import FAILED, OUT_OF_TIME, PASSED, Step, run, table
+from benchmarks.problem import Size
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = sys.executable
@@ -328,7 +328,7 @@ def test_a_csv_with_other_columns_is_refused_before_anything_runs(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     gpu_rows.CSV.write_text("other,columns\n")
     assert gpu.main(["--out", str(tmp_path / "out")]) == 2
-    line = f"benchmarks.gpu: {gpu_rows.CSV} has other columns than this version writes: move it away\n"
+    line = f"benchmarks.gpu: {gpu_rows.CSV} has other columns than this version writes; move it away\n"
     assert capsys.readouterr().err == line
 
 

@@ -6,14 +6,15 @@ import re
 import subprocess
 from pathlib import Path
 
-import cuda_compile
 import pytest
-from cuda_compile import ARCHITECTURES, COMMAND, ROOT, SOURCES, Kernel, kernels
 from machine_code import Code
+
+from benchmarks import ROOT, cuda_resources
+from benchmarks.cuda_resources import ARCHITECTURES, COMMAND, SOURCES, Kernel, kernels
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(cuda_compile.nvcc() is None, reason="nvcc is not found: install the CUDA toolkit"),
+    pytest.mark.skipif(cuda_resources.nvcc() is None, reason="nvcc is not found: install the CUDA toolkit"),
 ]
 # The compute types of Product<> that tensor cores multiply, as they stand among a kernel's template arguments.
 TENSOR_CORE_TYPES = r"[<, ](?:__nv_bfloat16|__half|tf32)[,>]"
@@ -105,7 +106,7 @@ def test_the_debug_build_ends_waits_and_names_them(tmp_path: Path) -> None:
     source.write_text(POLLS)
     for flags, found in (["-DVSSN_DEBUG_POLLS=1000"], True), ([], False):
         target = tmp_path / "polls.ptx"
-        command = [cuda_compile.nvcc() or "nvcc", *COMMAND[1:], *flags, "-arch=sm_90a", "-ptx", "-o", str(target)]
+        command = [cuda_resources.nvcc() or "nvcc", *COMMAND[1:], *flags, "-arch=sm_90a", "-ptx", "-o", str(target)]
         subprocess.run([*command, str(source)], cwd=ROOT, check=True)
         text = target.read_text()
         assert ("__assertfail" in text or "__assert_fail" in text) == found

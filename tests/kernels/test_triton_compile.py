@@ -22,7 +22,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("compiles nothing in a process that interprets", allow_module_level=True)
 
 import triton
-from triton_resources import (
+
+from benchmarks.triton_resources import (
     BEGIN,
     CASES,
     CHIPS,
@@ -38,7 +39,6 @@ from triton_resources import (
     resources,
     table,
 )
-
 from vssn_kernels.backend import triton as backend
 from vssn_kernels.backend.triton_kernels import gaussian, gru, posterior
 from vssn_kernels.backend.triton_kernels.launch import Kernel

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from vssn.training.config import Config
 from vssn.training.fit import fit
 from vssn.training.heartbeat import Heartbeat, print_line
 from vssn.utils.command import check_folder, writing
+from vssn.utils.machine import processor_name
 from vssn_kernels.version import __version__
 
 TRAINED, LOCK = "trained.json", "lock"
@@ -172,11 +172,5 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def describe_machine() -> str:
     """Processor and cores, and the CUDA device where there is one."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
     device = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
-    return f"{name}, {os.cpu_count()} cores{device}"
+    return f"{processor_name()}, {os.cpu_count()} cores{device}"

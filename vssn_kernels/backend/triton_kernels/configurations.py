@@ -1,6 +1,6 @@
 """The tile sizes of the kernels: a small table by sizes, dtype and the device's shared memory; never by T or B.
 
-Every row is compiled ahead of time by `tests/triton_resources.py`, which prints registers and spills.
+Every row is compiled ahead of time by `benchmarks/triton_resources.py`, which prints registers and spills.
 """
 
 from __future__ import annotations

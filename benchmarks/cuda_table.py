@@ -1,4 +1,4 @@
-"""python tests/cuda_table.py [architecture]: the tables of vssn_kernels/README.md, as Markdown.
+"""python -m benchmarks.cuda_table [architecture]: the tables of vssn_kernels/README.md, as Markdown.
 
 How each op is laid out on an H100, from the plans that its launchers make, and the registers of each kernel.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import sys
 
 import torch
-from cuda_compile import SOURCES, kernels
-from cuda_host import installed
+
+from benchmarks import markdown
+from benchmarks.cuda_on_host import installed
+from benchmarks.cuda_resources import SOURCES, kernels
 
 HIDDEN = (64, 256, 512, 1024)
 POSTERIOR = ((64, 16), (256, 64), (512, 100), (1024, 256))  # (M, Z)
@@ -18,11 +20,6 @@ H100 = (90, 132, 227 * 1024, 16)
 # By size: its GPCs of 16 or 18 multiprocessors leave gaps. Reported, not asked: there is no such device here.
 CLUSTERS_AT_ONCE = {8: 15, 16: 7}
 COMPUTE = (("float32", torch.float32, False), ("tf32", torch.float32, True), ("bfloat16", torch.bfloat16, False))
-
-
-def markdown(header: tuple[str, ...], lines: list[tuple[object, ...]]) -> str:
-    rows = [header, ("---",) * len(header), *lines]
-    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
 
 
 def plans() -> str:
@@ -42,10 +39,10 @@ def plans() -> str:
         for width, latent in POSTERIOR:
             for name, dtype, tf32 in COMPUTE:
                 for backward in (False, True):
-                    plan = posterior.plan(dtype, width, latent, False, backward, tf32, BATCH)
-                    text = ", ".join(f"{field} {value}" for field, value in plan._asdict().items())
+                    fields = posterior.plan(dtype, width, latent, False, backward, tf32, BATCH)._asdict()
+                    text = ", ".join(f"{field} {value}" for field, value in fields.items())
                     lines.append((f"posterior M={width} Z={latent}", name, "backward" if backward else "forward", text))
-    return markdown(("op", "compute", "pass", f"layout on an H100, B={BATCH}"), lines)
+    return markdown.table(("op", "compute", "pass", f"layout on an H100, B={BATCH}"), lines, numbers=False)
 
 
 def largest_hidden() -> str:
@@ -67,7 +64,7 @@ def largest_hidden() -> str:
                 middle = (below + above) // 2
                 below, above = (middle, above) if fits(dtype, tf32, middle) else (below, middle)
             lines.append((name, below))
-    return markdown(("compute", "largest H on an H100"), lines)
+    return markdown.table(("compute", "largest H on an H100"), lines)
 
 
 def registers(architecture: str) -> str:
@@ -77,7 +74,7 @@ def registers(architecture: str) -> str:
         for source in SOURCES
         for kernel in sorted(kernels(source, architecture))
     ]
-    return markdown((f"kernel, {architecture}", "registers", "spilled bytes", "tensor-core instructions"), lines)
+    return markdown.table((f"kernel, {architecture}", "registers", "spilled bytes", "tensor-core instructions"), lines)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks import ROOT
+
 SOURCES = tuple(sorted(path.name for path in (ROOT / "csrc/cuda").glob("*.cu")))
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100a", "sm_120")
 COMMAND = ("nvcc", "-std=c++17", "--expt-relaxed-constexpr", "-Icsrc", "-Icsrc/cuda")  # no macros
@@ -36,15 +37,18 @@ def nvcc() -> str | None:
 def _tool(name: str) -> str:
     """A tool of the toolkit, else the one that the triton wheel carries."""
     found = shutil.which(name) or shutil.which(name, path=str(Path(nvcc() or "").resolve().parent))
-    if found is None and (triton := importlib.util.find_spec("triton")) is not None:
+    triton = importlib.util.find_spec("triton")
+    if found is None and triton is not None and triton.submodule_search_locations:
         found = shutil.which(name, path=str(Path(triton.submodule_search_locations[0], "backends/nvidia/bin")))
-    assert found is not None, f"{name} is in neither the CUDA toolkit nor a triton wheel"
+    if found is None:
+        raise FileNotFoundError(f"{name} is in neither the CUDA toolkit nor a triton wheel")
     return found
 
 
 def _run(*command: str, given: str | None = None) -> str:
     result = subprocess.run(command, cwd=ROOT, input=given, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout[-2000:]}{result.stderr[-4000:]}"
+    if result.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{result.stdout[-2000:]}{result.stderr[-4000:]}")
     return result.stdout + result.stderr
 
 
@@ -55,7 +59,8 @@ def kernels(source: str, architecture: str) -> tuple[Kernel, ...]:
         cubin = str(Path(folder, "kernels.cubin"))
         target = (f"-arch={architecture}", "-cubin", "-Xptxas", "-v", "-o", cubin)
         report = _run(nvcc() or "nvcc", *COMMAND[1:], *target, f"csrc/cuda/{source}")
-        assert "warning" not in report, report
+        if "warning" in report:
+            raise RuntimeError(report)
         code = _run(_tool("cuobjdump"), "-sass", cubin)
     pattern = (
         r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "

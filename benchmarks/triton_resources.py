@@ -1,8 +1,8 @@
 """Compiles the triton backend's kernels ahead of time, as its launchers would, for GPUs that need not be there, and
 reads their registers, spills, shared memory and matrix instructions.
 
-    python tests/triton_resources.py                           prints the table
-    python tests/triton_resources.py vssn_kernels/README.md    writes it between the markers of that file
+    python -m benchmarks.triton_resources                           prints the table
+    python -m benchmarks.triton_resources vssn_kernels/README.md    writes it between the markers of that file
 
 In a process without TRITON_INTERPRET.
 """
@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -26,6 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
+from benchmarks import markdown
 from vssn_kernels.backend import triton as backend
 from vssn_kernels.backend.triton_kernels.launch import Kernel
 
@@ -89,13 +91,17 @@ def recorded(chip: Chip, precision: str) -> Iterator[list[Launch]]:
     torch.set_float32_matmul_precision(before)
 
 
+def _zeros(precision: str, *shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=DTYPES[precision])
+
+
 def gru_launches(chip: Chip, precision: str, hidden: int) -> list[Launch]:
     """Forward and backward of 32 sequences with lengths."""
-    new = {"dtype": DTYPES[precision]}
+    zeros = partial(_zeros, precision)
     lengths = torch.zeros(32, dtype=torch.int64)
     with recorded(chip, precision) as launches:
-        x, h0, weight = torch.zeros(2, 32, 3 * hidden, **new), torch.zeros(32, hidden, **new), None
-        weight, bias = torch.zeros(3 * hidden, hidden, **new), torch.zeros(3 * hidden, **new)
+        x, h0 = zeros(2, 32, 3 * hidden), zeros(32, hidden)
+        weight, bias = zeros(3 * hidden, hidden), zeros(3 * hidden)
         output, h_n, gates = backend.gru_forward(x, h0, weight, bias, lengths, False, True)
         needs = (True, True, False, False)
         backend.gru_backward(output, h_n, output, gates, h0, weight, lengths, False, needs)
@@ -104,13 +110,10 @@ def gru_launches(chip: Chip, precision: str, hidden: int) -> list[Launch]:
 
 def posterior_launches(chip: Chip, precision: str, width: int, latent: int, prior: bool) -> list[Launch]:
     """Forward and backward of 32 sequences with lengths."""
-
-    def zeros(*shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=DTYPES[precision])
-
+    zeros = partial(_zeros, precision)
     lengths = torch.zeros(32, dtype=torch.int64)
     weights = (zeros(width, latent), zeros(2 * latent, width))
-    more = (zeros(width, latent), zeros(latent, width)) if prior else (None, None)
+    more: tuple[Tensor | None, Tensor | None] = (zeros(width, latent), zeros(latent, width)) if prior else (None, None)
     with recorded(chip, precision) as launches:
         context, z0, eps = zeros(2, 32, width), zeros(32, latent), zeros(2, 32, latent)
         bias, prior_bias = zeros(2 * latent), zeros(latent) if prior else None
@@ -137,7 +140,7 @@ def posterior_launches(chip: Chip, precision: str, width: int, latent: int, prio
 
 def gaussian_launches(chip: Chip, precision: str, latent: int) -> list[Launch]:
     """Forward and backward of gaussian_rsample_kl with a prior."""
-    full = torch.zeros(32, latent, dtype=DTYPES[precision])
+    full = _zeros(precision, 32, latent)
     with recorded(chip, precision) as launches:
         z, kl = backend.gaussian_forward(full, full, full, full, full)
         backend.gaussian_backward(z, kl, full, full, full, full, full, [True] * 5)
@@ -165,7 +168,7 @@ def resources(chip: Chip, compiled: Any) -> Resources:
         text = compiled.asm["amdgcn"]
 
         def field(name: str) -> int:
-            return int(re.search(rf"\.{name}:\s+(\d+)", text)[1])
+            return _number(rf"\.{name}:\s+(\d+)", text)
 
         return Resources(
             field("vgpr_count"), field("private_segment_fixed_size"), shared, len(re.findall(r"\bv_mfma_", text))
@@ -175,8 +178,12 @@ def resources(chip: Chip, compiled: Any) -> Resources:
         file.flush()
         usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
         code = _tool("cuobjdump", "-sass", file.name)
-    registers, stack = (int(re.search(rf"\b{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
+    registers, stack = (_number(rf"\b{name}:(\d+)", usage) for name in ("REG", "STACK"))
     return Resources(registers, stack, shared, len(re.findall(r"\b(?:HMMA|HGMMA)\.", code)))
+
+
+def _number(pattern: str, text: str) -> int:
+    return int(re.findall(pattern, text)[0])
 
 
 def _tool(name: str, *arguments: str) -> str:
@@ -240,12 +247,7 @@ def heading() -> str:
 def table() -> str:
     """Markdown: for each case, direction and chip the form, registers, spilled bytes and KB of shared memory."""
     chips = ("sm_80", "sm_90", "gfx942")
-    lines = [
-        heading(),
-        "",
-        "| kernel | " + " | ".join(chips) + " |",
-        "|---|" + "---|" * len(chips),
-    ]
+    lines = []
     for case in CASES:
         launches = {name: case.launches(CHIPS[name]) for name in chips}
         for number, direction in enumerate(("forward", "backward")):
@@ -255,8 +257,8 @@ def table() -> str:
                 found = resources(CHIPS[name], compile_for(CHIPS[name], launch))
                 size = f"{found.registers} / {found.spilled} / {found.shared / 1024:.0f}"
                 cells.append(f"{form(launch)}, {size}")
-            lines.append(f"| {case.label()}, {direction} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            lines.append((f"{case.label()}, {direction}", *cells))
+    return f"{heading()}\n\n{markdown.table(('kernel', *chips), lines, numbers=False)}"
 
 
 def main(arguments: list[str]) -> None:
@@ -265,9 +267,7 @@ def main(arguments: list[str]) -> None:
     if not arguments:
         print(text)
         return
-    path = Path(arguments[0])
-    before, rest = path.read_text().split(BEGIN)
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+    markdown.insert(Path(arguments[0]), BEGIN, END, text)
 
 
 if __name__ == "__main__":

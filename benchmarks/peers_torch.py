@@ -1,0 +1,145 @@
+"""PyTorch's side: nn.GRU, a loop over z, the prior of every step after the loop."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.cases import MIN_LOGVAR
+from benchmarks.contestant import Absent, Bound, Tensors, differentiable, layers
+from benchmarks.problem import Problem
+
+
+def _nn_gru(leaves: Tensors, names: tuple[str, str, str, str]) -> nn.GRU:
+    """An nn.GRU with these weights; its parameters take their places in `leaves`."""
+    weight_ih, weight_hh = leaves[names[0]], leaves[names[1]]
+    module = nn.GRU(weight_ih.shape[1], weight_hh.shape[1], device=weight_ih.device)
+    for name, parameter in zip(names, module.parameters(), strict=True):
+        with torch.no_grad():
+            parameter.copy_(leaves[name])
+        leaves[name] = parameter
+    return module
+
+
+def floor_logvar(raw: Tensor) -> Tensor:
+    return MIN_LOGVAR + F.softplus(raw - MIN_LOGVAR)
+
+
+def kl_divergence(
+    mu: Tensor, logvar: Tensor, prior_mu: Tensor | None = None, prior_logvar: Tensor | None = None
+) -> Tensor:
+    if prior_mu is None or prior_logvar is None:
+        return 0.5 * (mu * mu + logvar.exp() - logvar - 1).sum(-1)
+    scaled = (logvar.exp() + (mu - prior_mu) ** 2) * torch.exp(-prior_logvar)
+    return 0.5 * (prior_logvar - logvar + scaled - 1).sum(-1)
+
+
+def perceptron(inputs: list[Tensor], weight: Tensor, bias: Tensor, weight_out: Tensor, bias_out: Tensor) -> Tensor:
+    return F.linear(torch.tanh(F.linear(torch.cat(inputs, -1), weight, bias)), weight_out, bias_out)
+
+
+def posterior_loop(
+    context: Tensor, z0: Tensor, eps: Tensor, weight_z: Tensor, weight_out: Tensor, bias_out: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """context [T, B, M], z0 [B, Z], eps [T, B, Z] to z, mu, logvar [T, B, Z]."""
+    z, zs, mus, logvars = z0, [], [], []
+    for context_t, eps_t in zip(context.unbind(), eps.unbind(), strict=True):
+        hidden = torch.tanh(torch.addmm(context_t, z, weight_z.T))
+        mu, raw = torch.addmm(bias_out, hidden, weight_out.T).chunk(2, -1)
+        logvar = floor_logvar(raw)
+        z = torch.addcmul(mu, torch.exp(0.5 * logvar), eps_t)
+        zs.append(z)
+        mus.append(mu)
+        logvars.append(logvar)
+    return torch.stack(zs), torch.stack(mus), torch.stack(logvars)
+
+
+def bind(problem: Problem) -> Bound:
+    """The PyTorch implementation of the problem. Raises Absent."""
+    family, constants = problem.family, problem.constants
+    if family == "gru_sequence":
+        raise Absent("torch.nn.GRU takes x, not its projections: see the family gru")
+    if family in ("layer", "train_step"):
+        return _model(problem)
+    p = differentiable(problem)
+    if family == "gru":
+        module = _nn_gru(p, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+
+    def gru() -> Tensors:
+        output, h_n = module(p["x"], p["h0"][None])
+        return {"output": output, "h_n": h_n[0]}
+
+    def posterior_sequence() -> Tensors:
+        weights = p["weight_z"], p["weight_out"], p["bias_out"]
+        z, mu, logvar = posterior_loop(p["context"], p["z0"], constants["eps"], *weights)
+        return {"z": z, "mu": mu, "logvar": logvar}
+
+    def gaussian_rsample_kl() -> Tensors:
+        mu, logvar, eps = p.values()
+        return {"z": torch.addcmul(mu, torch.exp(0.5 * logvar), eps), "kl": kl_divergence(mu, logvar)}
+
+    def gaussian_kl() -> Tensors:
+        return {"kl": kl_divergence(*p.values())}
+
+    def mlp() -> Tensors:
+        return {"out": perceptron(*layers(p))}
+
+    def gaussian_mlp() -> Tensors:
+        mu, raw = perceptron(*layers(p)).chunk(2, -1)
+        return {"mu": mu, "logvar": floor_logvar(raw)}
+
+    def split_linear() -> Tensors:
+        inputs, weight, bias = layers(p)
+        return {"out": F.linear(torch.cat(inputs, -1), weight, bias)}
+
+    def bernoulli_log_prob() -> Tensors:
+        entries = F.binary_cross_entropy_with_logits(p["logits"], constants["x"], reduction="none")
+        return {"log_prob": -entries.sum(-1)}
+
+    linear = (mlp, gaussian_mlp, split_linear)
+    calls = (gru, posterior_sequence, gaussian_rsample_kl, gaussian_kl, *linear, bernoulli_log_prob)
+    return Bound(p, {call.__name__: call for call in calls}[family])
+
+
+def _model(problem: Problem) -> Bound:
+    p = differentiable(problem)
+    x, eps_w, eps_z = problem.constants["x"], problem.constants["eps_w"], problem.constants["eps_z"]
+    parts = ("input.weight", "weight_hh", "input.bias", "bias_hh")
+    duration = _nn_gru(p, tuple(f"duration.{part}" for part in parts))  # type: ignore[arg-type]
+    backward = _nn_gru(p, tuple(f"backward_recurrence.{part}" for part in parts))  # type: ignore[arg-type]
+    z0 = x.new_zeros(x.shape[1], eps_z.shape[-1])
+
+    def linear(name: str, rows: Tensor) -> Tensor:
+        return F.linear(rows, p[f"{name}.weight"], p[f"{name}.bias"])
+
+    def mlp(name: str, *inputs: Tensor) -> Tensor:
+        parts = ("hidden.weight", "hidden.bias", "out.weight", "out.bias")
+        return perceptron(list(inputs), *(p[f"{name}.{part}"] for part in parts))
+
+    def latents() -> tuple[Tensor, Tensor, Tensor]:
+        """d [T, B, D], z [T, B, Z], kl [T, B]."""
+        previous = torch.cat((torch.zeros_like(x[:1]), x[:-1]))
+        mu_w, raw_w = mlp("noise_posterior", x, previous).chunk(2, -1)
+        logvar_w = floor_logvar(raw_w)
+        w = torch.addcmul(mu_w, torch.exp(0.5 * logvar_w), eps_w)
+        d, _ = duration(torch.cat((previous, w), -1))
+        a = backward(torch.cat((d, x), -1).flip(0))[0].flip(0)
+        weights = (p[f"posterior.{name}"] for name in ("weight_z", "out.weight", "out.bias"))
+        z, mu, logvar = posterior_loop(linear("posterior.context", a), z0, eps_z, *weights)
+        before = torch.cat((z0[None], z[:-1]))
+        hidden = torch.tanh(linear("prior.context", d) + F.linear(before, p["prior.weight_z"]))
+        prior_mu, raw = linear("prior.out", hidden).chunk(2, -1)
+        return d, z, kl_divergence(mu, logvar, prior_mu, floor_logvar(raw)) + kl_divergence(mu_w, logvar_w)
+
+    def layer() -> Tensors:
+        d, z, kl = latents()
+        return {"output": torch.cat((d, z), -1), "kl": kl}
+
+    def train_step() -> Tensors:
+        d, z, kl = latents()
+        logits = mlp("emission", z, d)
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+        return {"loss": (cross_entropy + kl.sum()) / kl.numel()}
+
+    return Bound(p, layer if problem.family == "layer" else train_step)
