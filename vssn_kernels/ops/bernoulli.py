@@ -6,11 +6,17 @@ import torch
 from torch import Tensor
 
 from vssn_kernels import arguments
-from vssn_kernels.backend.table import choose, implementation
+from vssn_kernels.backend.table import choose, declare, implementation
 from vssn_kernels.ops import registration
 from vssn_kernels.reference import bernoulli as reference
 
 _OP = "bernoulli_log_prob"
+declare(
+    _OP,
+    functions=("bernoulli_log_prob_forward", "bernoulli_log_prob_backward"),
+    reference=reference,
+    left_to_reference=True,
+)
 
 
 def bernoulli_log_prob(logits: Tensor, x: Tensor, *, backend: str | None = None) -> Tensor:

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from vssn_kernels import arguments
-from vssn_kernels.backend.table import choose, implementation
+from vssn_kernels.backend.table import choose, declare, implementation
 from vssn_kernels.ops import registration
 from vssn_kernels.reference import gaussian as reference
 
 _RSAMPLE, _KL = "gaussian_rsample_kl", "gaussian_kl"
+declare(_RSAMPLE, _KL, functions=("gaussian_forward", "gaussian_backward"), reference=reference)
 
 
 def gaussian_rsample_kl(

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from vssn_kernels import arguments
-from vssn_kernels.backend.table import choose, implementation
+from vssn_kernels.backend.table import choose, declare, implementation, offers
 from vssn_kernels.ops import in_place, registration
 from vssn_kernels.reference import gru as reference
 
 _OP = "gru_sequence"
-# The backends that take a change of output in place before backward. (torch.nn.GRU does on the CPU; cuDNN does not.)
-_IN_PLACE = ("reference", "cpu")
+# A backend with gru_output takes a change of output in place before backward. (torch.nn.GRU does on the CPU; cuDNN does
+# not.)
+declare(_OP, functions=("gru_forward", "gru_backward"), optional=("gru_output",), reference=reference)
 
 
 def gru_sequence(
@@ -135,7 +136,7 @@ class _GruSequence(torch.autograd.Function):
         output, h_n, gates = run(gates_x, h0, weight_hh, bias_hh, lengths, reverse, True, backend)
         # What a second derivative would need is 3H a step more: only the reference keeps it.
         again = (gates_x, bias_hh) if backend == "reference" else (None, None)
-        kept, ctx.changed = in_place.keep(output) if backend in _IN_PLACE else (output, None)
+        kept, ctx.changed = in_place.keep(output) if offers(backend, "gru_output") else (output, None)
         ctx.save_for_backward(kept, gates, h0, weight_hh, lengths, *again)
         ctx.reverse, ctx.backend = reverse, backend
         ctx.mark_non_differentiable(gates)

@@ -12,11 +12,17 @@ import torch
 from torch import Tensor
 
 from vssn_kernels import arguments
-from vssn_kernels.backend.table import choose, implementation
+from vssn_kernels.backend.table import choose, declare, implementation
 from vssn_kernels.ops import registration
 from vssn_kernels.reference import mlp as reference
 
 _OP = "mlp"
+declare(
+    *(_OP, "gaussian_mlp", "split_linear"),
+    functions=("mlp_forward", "mlp_backward"),
+    reference=reference,
+    left_to_reference=True,
+)
 
 
 def _public(weight_out: Tensor | None, min_logvar: float | None) -> str:
@@ -124,7 +130,8 @@ def _call(
 
 def _kernel(*args):
     *given, need_backward, backend = args
-    arguments.check_mlp(_public(given[3], given[6]), *given)
+    _, _, _, weight_out, _, _, min_logvar = given
+    arguments.check_mlp(_public(weight_out, min_logvar), *given)
     return implementation(backend, "mlp_forward")(*given, need_backward)
 
 
@@ -141,11 +148,11 @@ def _fake(inputs, weights, bias, weight_out, bias_out, activation, min_logvar, n
 
 
 def _backward_kernel(*args):
-    *given, needs, backend = args
-    if given[0] is None and given[1] is None:
+    grad_out, grad_logvar, _, _, _, logvar, *_, backend = args
+    if grad_out is None and grad_logvar is None:
         return [grad.zero_() for grad in _backward_fake(*args)]
-    grads = implementation(backend, "mlp_backward")(*given, needs)
-    return list(registration.present(grads, args[5]))
+    grads = implementation(backend, "mlp_backward")(*args[:-1])
+    return list(registration.present(grads, logvar))
 
 
 def _backward_fake(

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from vssn_kernels import arguments
-from vssn_kernels.backend.table import choose, implementation
+from vssn_kernels.backend.table import choose, declare, implementation
 from vssn_kernels.ops import registration
 from vssn_kernels.reference import posterior as reference
 
 _OP = "posterior_sequence"
 _DIFFERENTIABLE = 10  # the leading tensor arguments of the op
+declare(_OP, functions=("posterior_forward", "posterior_backward"), reference=reference)
 
 
 class PriorMean(NamedTuple):
@@ -102,13 +103,14 @@ def _check(context, z0, eps, weight_z, weight_out, bias_out, *rest):
 def _kernel(*args):
     _check(*args)
     *inputs, lengths, activation, min_logvar, need_backward, backend = args
-    lengths = arguments.checked_lengths(_OP, lengths, len(inputs[0]))
+    context, *_ = inputs
+    lengths = arguments.checked_lengths(_OP, lengths, len(context))
     return implementation(backend, "posterior_forward")(*inputs, lengths, activation, min_logvar, need_backward)
 
 
 def _fake(*args):
     _check(*args)
-    context, z0, prior_context, need_backward = args[0], args[1], args[6], args[13]
+    context, z0, _, _, _, _, prior_context, *_, need_backward, _ = args
     steps, batch, _ = context.shape
     z, mu, logvar = (context.new_empty(steps, batch, z0.shape[1]) for _ in range(3))
     saved = context.new_empty(context.shape) if need_backward else context.new_empty(0)
@@ -119,8 +121,8 @@ def _fake(*args):
 
 
 def _backward_kernel(*args):
+    _, _, _, z, *_ = args
     *saved, lengths, activation, min_logvar, needs, backend = args
-    z = saved[3]
     lengths = arguments.checked_lengths(_OP, lengths, len(z))
     grads = implementation(backend, "posterior_backward")(*saved, lengths, activation, min_logvar, needs)
     return registration.present(grads, z)
@@ -186,8 +188,9 @@ def _reference(inputs, lengths, activation, min_logvar):
 def _plain(*args):
     _check(*args)
     *inputs, lengths, activation, min_logvar, _, _ = args
-    lengths = registration.lengths_as_checked(_OP, lengths, len(inputs[0]))
-    return *_reference(inputs, lengths, activation, min_logvar), inputs[0].new_empty(0), inputs[0].new_empty(0)
+    context, *_ = inputs
+    lengths = registration.lengths_as_checked(_OP, lengths, len(context))
+    return *_reference(inputs, lengths, activation, min_logvar), context.new_empty(0), context.new_empty(0)
 
 
 class _PosteriorSequence(torch.autograd.Function):
