@@ -287,6 +287,10 @@ def backends() -> dict[str, str]:
     return {name: entry.status for name, entry in BACKENDS.items()}
 
 
+# Further lines of `info`, which others add.
+notes: list[str] = []
+
+
 def info() -> str:
     """Versions, devices and backends as a text, for bug reports."""
     lines = [
@@ -299,4 +303,4 @@ def info() -> str:
         lines.append(f"backend {name}: {status}")
         if status == "available" and name != "reference" and hasattr(module := _package(name), "info"):
             lines.append(f"    {module.info()}")
-    return "\n".join(lines)
+    return "\n".join((*lines, *notes))

@@ -52,7 +52,9 @@ def _fake(logits, x, backend):
 
 
 def _backward_kernel(grad, logits, x, needs, backend):
-    return registration.present(implementation(backend, "bernoulli_log_prob_backward")(grad, logits, x, needs), logits)
+    return registration.pack_grads(
+        implementation(backend, "bernoulli_log_prob_backward")(grad, logits, x, needs), logits
+    )
 
 
 def _backward_fake(grad, logits, x, needs, backend):
@@ -91,7 +93,7 @@ class _BernoulliLogProb(torch.autograd.Function):
 
             grads = registration.differentiate_again(plain, inputs, (grad,), needs)
         else:
-            grads = registration.asked(_backward_op(grad, *inputs, needs, ctx.backend), needs)
+            grads = registration.unpack_grads(_backward_op(grad, *inputs, needs, ctx.backend), needs)
         return None, *grads, None
 
 

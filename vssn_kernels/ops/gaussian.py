@@ -87,7 +87,7 @@ def _rsample_fake(mu, logvar, eps, prior_mu, prior_logvar, backend):
 
 def _rsample_backward_kernel(grad_z, grad_kl, mu, logvar, eps, prior_mu, prior_logvar, needs, backend):
     backward = implementation(backend, "gaussian_backward")
-    return registration.present(backward(grad_z, grad_kl, mu, logvar, eps, prior_mu, prior_logvar, needs), mu)
+    return registration.pack_grads(backward(grad_z, grad_kl, mu, logvar, eps, prior_mu, prior_logvar, needs), mu)
 
 
 def _rsample_backward_fake(grad_z, grad_kl, mu, logvar, eps, prior_mu, prior_logvar, needs, backend):
@@ -108,7 +108,7 @@ def _kl_backward_kernel(grad_kl, mu, logvar, prior_mu, prior_logvar, needs, back
     backward = implementation(backend, "gaussian_backward")
     needs = (*needs[:2], False, *needs[2:])
     grads = backward(None, grad_kl, mu, logvar, None, prior_mu, prior_logvar, needs)
-    return registration.present(grads[:2] + grads[3:], mu)
+    return registration.pack_grads(grads[:2] + grads[3:], mu)
 
 
 def _kl_backward_fake(grad_kl, mu, logvar, prior_mu, prior_logvar, needs, backend):
@@ -168,7 +168,7 @@ class _GaussianRsampleKl(torch.autograd.Function):
         if registration.takes_plain_backward((grad_z, grad_kl)):
             grads = registration.differentiate_again(reference.gaussian_rsample_kl, inputs, (grad_z, grad_kl), needs)
         else:
-            grads = registration.asked(_rsample_backward_op(grad_z, grad_kl, *inputs, needs, ctx.backend), needs)
+            grads = registration.unpack_grads(_rsample_backward_op(grad_z, grad_kl, *inputs, needs, ctx.backend), needs)
         return None, *grads, None
 
 
@@ -190,7 +190,7 @@ class _GaussianKl(torch.autograd.Function):
 
             grads = registration.differentiate_again(plain, inputs, (grad_kl,), needs)
         else:
-            grads = registration.asked(_kl_backward_op(grad_kl, *inputs, needs, ctx.backend), needs)
+            grads = registration.unpack_grads(_kl_backward_op(grad_kl, *inputs, needs, ctx.backend), needs)
         return None, *grads, None
 
 

@@ -81,7 +81,7 @@ def _backward_kernel(grad_output, grad_h_n, output, gates, h0, weight_hh, length
     lengths = arguments.checked_lengths(_OP, lengths, output.shape[0])
     backward = implementation(backend, "gru_backward")
     grads = backward(grad_output, grad_h_n, output, gates, h0, weight_hh, lengths, reverse, needs)
-    return registration.present(grads, output)
+    return registration.pack_grads(grads, output)
 
 
 def _backward_fake(grad_output, grad_h_n, output, gates, h0, weight_hh, lengths, reverse, needs, backend):
@@ -157,7 +157,7 @@ class _GruSequence(torch.autograd.Function):
         else:
             if ctx.changed:
                 output = _output_op(gates, h0, lengths, ctx.reverse, ctx.backend)
-            grads = registration.asked(
+            grads = registration.unpack_grads(
                 _backward_op(
                     grad_output, grad_h_n, output, gates, h0, weight_hh, lengths, ctx.reverse, needs, ctx.backend
                 ),

@@ -152,7 +152,7 @@ def _backward_kernel(*args):
     if grad_out is None and grad_logvar is None:
         return [grad.zero_() for grad in _backward_fake(*args)]
     grads = implementation(backend, "mlp_backward")(*args[:-1])
-    return list(registration.present(grads, logvar))
+    return list(registration.pack_grads(grads, logvar))
 
 
 def _backward_fake(
@@ -219,7 +219,7 @@ class _Mlp(torch.autograd.Function):
             used = (grad_out, grad_logvar) if ctx.min_logvar is not None else (grad_out,)
             grads = registration.differentiate_again(plain, tensors, used, needs)
         else:
-            grads = registration.asked(
+            grads = registration.unpack_grads(
                 _backward_op(
                     grad_out, grad_logvar, inputs, weights, tensors[-2], logvar, hidden, *options.values(), needs,
                     ctx.backend,

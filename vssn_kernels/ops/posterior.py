@@ -125,7 +125,7 @@ def _backward_kernel(*args):
     *saved, lengths, activation, min_logvar, needs, backend = args
     lengths = arguments.checked_lengths(_OP, lengths, len(z))
     grads = implementation(backend, "posterior_backward")(*saved, lengths, activation, min_logvar, needs)
-    return registration.present(grads, z)
+    return registration.pack_grads(grads, z)
 
 
 def _backward_fake(
@@ -219,7 +219,7 @@ class _PosteriorSequence(torch.autograd.Function):
 
             grads = registration.differentiate_again(plain, inputs, (grad_z, grad_mu, grad_logvar), needs)
         else:
-            grads = registration.asked(
+            grads = registration.unpack_grads(
                 _backward_op(
                     grad_z, grad_mu, grad_logvar, *saved, lengths, ctx.activation, ctx.min_logvar, needs, ctx.backend
                 ),
