@@ -65,6 +65,15 @@ for run in (too_long.run, lambda: torch.func.vmap(lambda x: too_long.replace({{"
         assert "lengths must lie in [0, T] = [0, 6], got 7" in str(error), error
     else:
         raise AssertionError("lengths are checked")
+
+from vssn.utils.values import REAL, require_values  # asks whether it may read values at once
+require_values("x", mu, REAL, "")
+try:
+    require_values("x", mu / 0, REAL, "")
+except ValueError as error:
+    assert str(error).startswith("x must be finite"), error
+else:
+    raise AssertionError("values are checked")
 print("right")
 """
 

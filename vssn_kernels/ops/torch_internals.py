@@ -50,6 +50,7 @@ _is_dead = _require("torch._C._functorch.is_dead_tensor_wrapper")
 _call_by_sample = _require("torch._functorch.autograd_function.custom_function_call_vmap_helper")
 _current_interpreter = _require("torch._functorch.pyfunctorch.retrieve_current_functorch_interpreter")
 _VmapInterpreter = _require("torch._functorch.pyfunctorch.VmapInterpreter")
+_unpack_dual = _require("torch._unpack_dual")
 _set_forward_mode = _require("torch.autograd.forward_ad._set_fwd_grad_enabled")
 _require("torch.autograd.forward_ad._current_level")  # read anew each time
 
@@ -153,7 +154,7 @@ def vjp(
 
 
 def _tangent(tensor: Tensor) -> Tensor | None:
-    return forward_ad.unpack_dual(tensor, level=max(forward_ad._current_level, 0)).tangent
+    return _unpack_dual(tensor, level=max(forward_ad._current_level, 0))[1]
 
 
 def is_grads_batched(grads: Sequence[Tensor | None]) -> bool:
