@@ -65,11 +65,13 @@ def load(which: str) -> ModuleType:
 def installed() -> Iterator[ModuleType]:
     """The host module as vssn_kernels._cuda; on entry in the order "forward" and with Hopper's limits."""
     import vssn_kernels
+    from vssn_kernels import backend
 
     package = "vssn_kernels.backend.cuda"
     ours = [name for name in sys.modules if name == "vssn_kernels._cuda" or name.startswith(package)]
     before = {name: sys.modules.pop(name) for name in ours}
     attribute = vars(vssn_kernels).pop("_cuda", None)
+    vars(backend).pop("cuda", None)
     entry = table.BACKENDS["cuda"]
     module = load(flavour())
     sys.modules["vssn_kernels._cuda"] = module
@@ -86,6 +88,7 @@ def installed() -> Iterator[ModuleType]:
         for name in [name for name in sys.modules if name.startswith(package)]:
             del sys.modules[name]
         del sys.modules["vssn_kernels._cuda"], vars(vssn_kernels)["_cuda"]
+        vars(backend).pop("cuda", None)
         sys.modules.update(before)
         if attribute is not None:
             vars(vssn_kernels)["_cuda"] = attribute

@@ -29,7 +29,8 @@ from triton.runtime.jit import create_function_from_signature
 
 from benchmarks import markdown
 from vssn_kernels.backend import triton as backend
-from vssn_kernels.backend.triton_kernels.launch import Kernel
+from vssn_kernels.backend.triton import launch as launching
+from vssn_kernels.backend.triton.kernels.compilation import Kernel
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 BEGIN, END = "<!-- triton resources -->", "<!-- end of triton resources -->"
@@ -40,14 +41,14 @@ class Chip(NamedTuple):
     """A GPU to compile for."""
 
     target: GPUTarget
-    device: backend.Device
+    device: launching.Device
 
 
 CHIPS = {
-    "sm_80": Chip(GPUTarget("cuda", 80, 32), backend.Device(108, 166912, True, tf32=True, float32=False)),
-    "sm_90": Chip(GPUTarget("cuda", 90, 32), backend.Device(132, 232448, True, tf32=True, float32=False)),
-    "sm_120": Chip(GPUTarget("cuda", 120, 32), backend.Device(170, 101376, True, tf32=True, float32=False)),
-    "gfx942": Chip(GPUTarget("hip", "gfx942", 64), backend.Device(304, 65536, True, tf32=True, float32=True)),
+    "sm_80": Chip(GPUTarget("cuda", 80, 32), launching.Device(108, 166912, True, tf32=True, float32=False)),
+    "sm_90": Chip(GPUTarget("cuda", 90, 32), launching.Device(132, 232448, True, tf32=True, float32=False)),
+    "sm_120": Chip(GPUTarget("cuda", 120, 32), launching.Device(170, 101376, True, tf32=True, float32=False)),
+    "gfx942": Chip(GPUTarget("hip", "gfx942", 64), launching.Device(304, 65536, True, tf32=True, float32=True)),
 }
 
 
@@ -83,8 +84,7 @@ def recorded(chip: Chip, precision: str) -> Iterator[list[Launch]]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     with (
-        mock.patch.object(backend, "device_of", return_value=chip.device),
-        mock.patch.object(backend, "_emulated", return_value=False),
+        mock.patch.object(launching, "device_of", return_value=chip.device),
         mock.patch.object(Kernel, "__getitem__", record),
     ):
         yield launches

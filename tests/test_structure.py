@@ -13,6 +13,7 @@ import pytest
 
 import vssn
 import vssn_kernels
+from vssn_kernels.testing import OPS
 
 ROOT = Path(__file__).resolve().parent.parent
 # From the bottom up: one row a package; a module imports from lower rows, or from its own.
@@ -170,12 +171,6 @@ def test_what_is_public_is_documented(package: object) -> None:
                     assert function.__doc__ or trivial, f"{name}.{method} has no docstring"
             if hasattr(thing, "forward"):
                 assert thing.forward.__doc__, f"{name}.forward has no docstring"
-
-
-OPS = (
-    *("gru_sequence", "posterior_sequence", "gaussian_rsample_kl", "gaussian_kl"),
-    *("mlp", "gaussian_mlp", "split_linear", "bernoulli_log_prob"),
-)
 
 
 @pytest.mark.parametrize("name", OPS)

@@ -20,7 +20,8 @@ import vssn_kernels
 from vssn_kernels.reference import gru as reference
 from vssn_kernels.testing import (
     OPS,
-    RICH,
+    RECURRENT,
+    ROWS,
     RecordCalls,
     Sample,
     Target,
@@ -30,7 +31,6 @@ from vssn_kernels.testing import (
     targets,
 )
 
-RECURRENT = ("gru_sequence", "posterior_sequence")
 each_op = pytest.mark.parametrize("op", OPS)
 each_target = pytest.mark.parametrize("target", targets(torch.float64), ids=str)
 Function = Callable[..., Tensor]
@@ -38,7 +38,7 @@ Function = Callable[..., Tensor]
 
 def functions(op: str, target: Target, name: str | None = None) -> tuple[Function, Function, tuple[Tensor, ...]]:
     """All outputs of the op in one vector, the same by the plain reference in PyTorch's own ops, and the tensors."""
-    sample = find_sample(op, name or RICH[op]).to(target.device, target.dtype)
+    sample = find_sample(op, name or ROWS[op].rich).to(target.device, target.dtype)
 
     def run(plain: bool) -> Function:
         def function(*tensors: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def test_every_transform_of_every_op(op: str, transform: Callable[..., Any], tar
 @each_target
 def test_lengths_of_each_sample(op: str, target: Target) -> None:
     """vmap over lengths too, alone and under a gradient and a tangent."""
-    sample = find_sample(op, RICH[op]).to(target.device, target.dtype)
+    sample = find_sample(op, ROWS[op].rich).to(target.device, target.dtype)
     lengths = sample.options["lengths"]
     several = torch.stack((lengths, lengths.flip(0), lengths // 2))
     first = next(iter(sample.tensors))
@@ -469,7 +469,7 @@ def test_flops_are_those_of_the_products(op: str, target: Target) -> None:
             result = function()
         return counter.get_total_flops(), result
 
-    for name in {RICH[op]} | {"plain"} if op == "gru_sequence" else {RICH[op]}:
+    for name in {ROWS[op].rich} | {"plain"} if op == "gru_sequence" else {ROWS[op].rich}:
         ours, plain, tensors = functions(op, target, name)
         for needs in ([True] * len(tensors), [number != 2 for number in range(len(tensors))]):
             leaves = [t.clone().requires_grad_(need) for t, need in zip(tensors, needs, strict=True)]

@@ -1,6 +1,7 @@
 """What the tests of every op and backend share: sample inputs, tolerances, comparison by name, poisoned memory.
 
-One function per op makes its samples; the same samples feed the tests of values, of gradients and opcheck.
+One function per op makes its samples, and `ROWS` has a row for each op; the same samples feed the tests of values, of
+gradients and opcheck.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import vssn_kernels
 from vssn_kernels.activations import ACTIVATIONS
-from vssn_kernels.backend.table import BACKENDS
+from vssn_kernels.backend.table import BACKENDS, ops
 from vssn_kernels.reference import bernoulli, gaussian, gru, mlp, posterior
 
 HALF = (torch.float16, torch.bfloat16)
@@ -39,48 +40,6 @@ TOLERANCES: dict[tuple[str, torch.dtype], tuple[float, float]] = {
     ("triton", torch.bfloat16): (5e-3, 2e-2),
     ("triton", torch.float16): (7e-4, 3e-3),
 }
-
-OUTPUTS = {
-    "gru_sequence": ("output", "h_n"),
-    "posterior_sequence": ("z", "mu", "logvar"),
-    "gaussian_rsample_kl": ("z", "kl"),
-    "gaussian_kl": ("kl",),
-    "mlp": ("out",),
-    "gaussian_mlp": ("mu", "logvar"),
-    "split_linear": ("out",),
-    "bernoulli_log_prob": ("log_prob",),
-}
-OPS = tuple(OUTPUTS)
-# One sample of each op with all that it takes (a prior, lengths with a 0).
-RICH = {
-    "gru_sequence": "lengths_reverse",
-    "posterior_sequence": "prior_silu",
-    "gaussian_rsample_kl": "prior",
-    "gaussian_kl": "prior",
-    "mlp": "twins",
-    "gaussian_mlp": "twins",
-    "split_linear": "twins",
-    "bernoulli_log_prob": "plain",
-}
-PLAIN: dict[str, Callable[..., Any]] = {
-    "gru_sequence": gru.gru_sequence,
-    "posterior_sequence": posterior.posterior_sequence,
-    "gaussian_rsample_kl": gaussian.gaussian_rsample_kl,
-    "gaussian_kl": gaussian.gaussian_kl,
-    "mlp": lambda *args, **options: mlp.mlp(*args, **options)[0],
-    "gaussian_mlp": lambda *args, **options: mlp.mlp(*args, **{"min_logvar": -12.0, **options}),
-    "split_linear": lambda *args: mlp.mlp(*args)[0],
-    "bernoulli_log_prob": bernoulli.bernoulli_log_prob,
-}
-# The registered op behind a public function, where it has another name.
-REGISTERED = {"gaussian_mlp": "mlp", "split_linear": "mlp"}
-MLPS = ("mlp", "gaussian_mlp", "split_linear")
-
-
-def registered(op: str) -> str:
-    """The name of the registered op behind a public function."""
-    return REGISTERED.get(op, op)
-
 
 # ---- Where an op can run -------------------------------------------------------------------------
 
@@ -153,10 +112,10 @@ class Sample:
 
     def run_plain(self) -> dict[str, Tensor]:
         """The outputs of the plain reference, under autograd."""
-        return self._named(self._call(PLAIN[self.op]))
+        return self._named(self._call(ROWS[self.op].plain))
 
     def _call(self, function: Callable[..., Any], **more: Any) -> Any:
-        if self.op in MLPS:
+        if any("[" in name for name in self.tensors):
             return function(*self._lists(), **self.options, **more)
         prior = [tensor for name, tensor in self.tensors.items() if name.startswith("prior.")]
         own = [tensor for name, tensor in self.tensors.items() if not name.startswith("prior.")]
@@ -171,54 +130,36 @@ class Sample:
 
     def _named(self, outputs: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
         several = (outputs,) if isinstance(outputs, Tensor) else outputs
-        return dict(zip(OUTPUTS[self.op], several, strict=True))
+        return dict(zip(ROWS[self.op].outputs, several, strict=True))
 
     def forward_arguments(self, backend: str, need_backward: bool = False) -> tuple[Any, ...]:
-        """The arguments of the registered op vssn::<op>, whose schema is flat."""
-        given: tuple[Tensor, ...] = tuple(self.tensors.values())
-        if self.op == "gru_sequence":
-            return *given, self.options.get("lengths"), self.options.get("reverse", False), need_backward, backend
-        if self.op == "posterior_sequence":
-            padded = given + (None,) * (10 - len(given))
-            activation, min_logvar = self.options.get("activation", "tanh"), self.options.get("min_logvar", -12.0)
-            return *padded, self.options.get("lengths"), activation, min_logvar, need_backward, backend
-        if self.op in MLPS:
-            inputs, weights, *rest = self._lists()
-            padded_rest = (*rest, *(None,) * (3 - len(rest)))
-            min_logvar = self.options.get("min_logvar", -12.0) if self.op == "gaussian_mlp" else None
-            activation = self.options.get("activation", "tanh")
-            return inputs, weights, *padded_rest, activation, min_logvar, need_backward, backend
-        if self.op == "bernoulli_log_prob":
-            return *given, backend
-        full = 5 if self.op == "gaussian_rsample_kl" else 4
-        return *given, *(None,) * (full - len(given)), backend
+        """The arguments of the registered op vssn::<op>, as the public function calls it."""
+        with torch.no_grad(), RecordCalls() as record:
+            self.run(backend)
+        _, arguments, _ = record.calls[0]
+        return _exchanged(registered(self.op), arguments, need_backward=need_backward)
 
     def backward_arguments(self, backend: str, needs: Sequence[bool] | None = None) -> tuple[Any, ...]:
-        """The arguments of the registered op vssn::<op>_backward, with random gradients of the outputs."""
-        arguments = [_detached(arg) for arg in self.forward_arguments(backend, True)]
-        produced: Any = getattr(torch.ops.vssn, registered(self.op))(*arguments)
-        results: tuple[Tensor, ...] = (produced,) if isinstance(produced, Tensor) else produced
-        outputs = self._named(results[: len(OUTPUTS[self.op])])
-        grads = cotangents(outputs).values()
-        if self.op in MLPS:
-            inputs, weights, bias, weight_out, bias_out, activation, min_logvar, _, _ = arguments
-            asked = [t is not None for t in (*inputs, *weights, bias, weight_out, bias_out)]
-            saved = (inputs, weights, weight_out, *results[1:], activation, min_logvar)
-            needed = asked if needs is None else list(needs)
-            return *(*grads, None)[:2], *saved, needed, backend
-        if self.op == "bernoulli_log_prob":
-            return *grads, *arguments[:-1], [True, True] if needs is None else list(needs), backend
-        count = {"gru_sequence": 4, "posterior_sequence": 10, "gaussian_rsample_kl": 5, "gaussian_kl": 4}[self.op]
-        asked = [arg is not None for arg in arguments[:count]] if needs is None else list(needs)
-        if self.op == "gru_sequence":
-            _, h0, weight_hh, _, lengths, reverse, _, _ = arguments
-            return *grads, results[0], results[2], h0, weight_hh, lengths, reverse, asked, backend
-        if self.op == "posterior_sequence":
-            _, z0, eps, weight_z, weight_out, _, _, prior_weight_z, prior_weight_mu, _ = arguments[:10]
-            lengths, activation, min_logvar = arguments[10:13]
-            saved = (results[0], *results[2:5], z0, eps, weight_z, weight_out, prior_weight_z, prior_weight_mu)
-            return *grads, *saved, lengths, activation, min_logvar, asked, backend
-        return *grads, *arguments[:-1], asked, backend
+        """The arguments of the registered op vssn::<op>_backward, for random gradients of the outputs."""
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.tensors.items()}
+        sample, name = self.replace(leaves), f"{registered(self.op)}_backward"
+        with RecordCalls() as record:
+            outputs = sample.run(backend)
+            gradients(sample, outputs, cotangents(outputs))
+        ((_, arguments, _),) = [call for call in record.calls if call[0] == name]
+        detached = tuple(_detached(argument) for argument in arguments)
+        return detached if needs is None else _exchanged(name, detached, needs=list(needs))
+
+
+def arguments_of(name: str) -> list[str]:
+    """The names of the arguments of a registered op."""
+    return [argument.name for argument in getattr(torch.ops.vssn, name).default._schema.arguments]
+
+
+def _exchanged(name: str, arguments: Sequence[Any], **values: Any) -> tuple[Any, ...]:
+    """The arguments of a registered op with other values for some, where it has them."""
+    named = dict(zip(arguments_of(name), arguments, strict=True))
+    return tuple((named | {key: value for key, value in values.items() if key in named}).values())
 
 
 def gru_samples(generator: torch.Generator | None = None) -> list[Sample]:
@@ -408,26 +349,63 @@ def _normal(generator: torch.Generator | None) -> Callable[..., Tensor]:
     return lambda *shape: torch.randn(shape, generator=source, dtype=torch.float64)
 
 
-SAMPLES = {
-    "gru_sequence": gru_samples,
-    "posterior_sequence": posterior_samples,
-    "gaussian_rsample_kl": gaussian_rsample_kl_samples,
-    "gaussian_kl": gaussian_kl_samples,
-    "mlp": mlp_samples,
-    "gaussian_mlp": gaussian_mlp_samples,
-    "split_linear": split_linear_samples,
-    "bernoulli_log_prob": bernoulli_log_prob_samples,
+class Row(NamedTuple):
+    """What the tests know of a public op."""
+
+    outputs: tuple[str, ...]
+    plain: Callable[..., Any]  # the plain reference
+    samples: Callable[..., list[Sample]]
+    rich: str  # the sample with all that it takes: a prior, lengths with a 0
+    bare: str  # one with little
+    empty: str
+    registered: str = ""  # the op behind it, where that has another name
+    state: str = ""  # of a recurrence: the tensor with the first one
+
+
+ROWS = {
+    "gru_sequence": Row(
+        *(("output", "h_n"), gru.gru_sequence, gru_samples, "lengths_reverse", "plain", "no_steps"), state="h0"
+    ),
+    "posterior_sequence": Row(
+        *(("z", "mu", "logvar"), posterior.posterior_sequence, posterior_samples, "prior_silu", "tanh", "no_steps"),
+        state="z0",
+    ),
+    "gaussian_rsample_kl": Row(
+        *(("z", "kl"), gaussian.gaussian_rsample_kl, gaussian_rsample_kl_samples, "prior", "standard", "no_rows")
+    ),
+    "gaussian_kl": Row(("kl",), gaussian.gaussian_kl, gaussian_kl_samples, "prior", "standard", "no_rows"),
+    "mlp": Row(
+        ("out",), lambda *args, **options: mlp.mlp(*args, **options)[0], mlp_samples, "twins", "tanh", "no_rows"
+    ),
+    "gaussian_mlp": Row(
+        ("mu", "logvar"),
+        lambda *args, **options: mlp.mlp(*args, **{"min_logvar": -12.0, **options}),
+        *(gaussian_mlp_samples, "twins", "tanh", "no_rows", "mlp"),
+    ),
+    "split_linear": Row(
+        *(("out",), lambda *args: mlp.mlp(*args)[0], split_linear_samples, "twins", "tanh", "no_rows", "mlp")
+    ),
+    "bernoulli_log_prob": Row(
+        *(("log_prob",), bernoulli.bernoulli_log_prob, bernoulli_log_prob_samples, "plain", "plain", "no_rows")
+    ),
 }
+OPS = ops()
+RECURRENT = tuple(op for op in OPS if ROWS[op].state)
+
+
+def registered(op: str) -> str:
+    """The name of the registered op behind a public function."""
+    return ROWS[op].registered or op
 
 
 def all_samples() -> list[Sample]:
     """The samples of every op."""
-    return [sample for op in OPS for sample in SAMPLES[op]()]
+    return [sample for op in OPS for sample in ROWS[op].samples()]
 
 
 def find_sample(op: str, name: str) -> Sample:
     """The sample of that name."""
-    return next(sample for sample in SAMPLES[op]() if sample.name == name)
+    return next(sample for sample in ROWS[op].samples() if sample.name == name)
 
 
 def strided(tensor: Tensor, kind: str) -> Tensor:

@@ -12,33 +12,23 @@ import pytest
 import torch
 
 import vssn_kernels
-from vssn_kernels.testing import OPS, RICH, Sample, find_sample, targets
+from vssn_kernels.testing import OPS, RECURRENT, ROWS, Sample, find_sample, targets
 
 # The tensor that the others are compared with.
-FIRST = {
-    "gru_sequence": "gates_x",
-    "posterior_sequence": "context",
-    "gaussian_rsample_kl": "mu",
-    "gaussian_kl": "mu",
-    "mlp": "inputs[0]",
-    "gaussian_mlp": "inputs[0]",
-    "split_linear": "inputs[0]",
-    "bernoulli_log_prob": "logits",
-}
-STATE = {"gru_sequence": "h0", "posterior_sequence": "z0"}
+FIRST = {op: next(iter(find_sample(op, ROWS[op].rich).tensors)) for op in OPS}
 each_op = pytest.mark.parametrize("op", OPS)
 each_target = pytest.mark.parametrize("target", targets(torch.float32), ids=str)
 each_tensor = pytest.mark.parametrize(
-    ("op", "name"), [(op, name) for op in OPS for name in find_sample(op, RICH[op]).tensors]
+    ("op", "name"), [(op, name) for op in OPS for name in find_sample(op, ROWS[op].rich).tensors]
 )
 each_other = pytest.mark.parametrize(
-    ("op", "name"), [(op, name) for op in OPS for name in find_sample(op, RICH[op]).tensors if name != FIRST[op]]
+    ("op", "name"), [(op, name) for op in OPS for name in find_sample(op, ROWS[op].rich).tensors if name != FIRST[op]]
 )
-with_lengths = pytest.mark.parametrize("op", ["gru_sequence", "posterior_sequence"])
+with_lengths = pytest.mark.parametrize("op", RECURRENT)
 
 
 def good(op: str) -> Sample:
-    return find_sample(op, RICH[op]).to("cpu", torch.float32)
+    return find_sample(op, ROWS[op].rich).to("cpu", torch.float32)
 
 
 def assert_raises(error: type[Exception], sample: Sample, *parts: str, backend: str | None = None) -> None:
@@ -104,7 +94,7 @@ def test_float32_beside_half_precision_is_for_states_alone(op: str, name: str) -
     sample = good(op)
     halves = sample.replace({part: tensor.bfloat16() for part, tensor in sample.tensors.items()})
     mixed = halves.replace({name: sample.tensors[name]})
-    if name == STATE.get(op):
+    if name == ROWS[op].state:
         mixed.run()
     else:
         assert_raises(TypeError, mixed, f"{name} must be torch.bfloat16", "got torch.float32")

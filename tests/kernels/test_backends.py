@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,29 +18,24 @@ import torch
 from torch import Tensor
 
 import vssn_kernels
-from vssn_kernels.backend import table
-from vssn_kernels.testing import OPS, RecordCalls, Sample, find_sample, registered, targets
+from vssn_kernels.backend import cpu, table
+from vssn_kernels.reference import mlp as mlp_reference
+from vssn_kernels.testing import OPS, ROWS, RecordCalls, Sample, find_sample, targets
 
 ROOT = Path(__file__).resolve().parents[2]
 ABSENT = [name for name, status in vssn_kernels.backends().items() if status != "available"]
 PRESENT = [name for name, status in vssn_kernels.backends().items() if status == "available"]
 each_op = pytest.mark.parametrize("op", OPS)
-STEMS = {
-    "gru_sequence": "gru",
-    "posterior_sequence": "posterior",
-    "gaussian_rsample_kl": "gaussian",
-    "gaussian_kl": "gaussian",
-}
-FIRST = dict(zip(OPS, ("plain", "tanh", "standard", "standard", "tanh", "tanh", "tanh", "plain"), strict=True))
 
 
-def stem_of(op: str) -> str:
-    """The start of the names of a backend's functions for a public op."""
-    return STEMS.get(registered(op), registered(op))
+def home(backend: str, function: str) -> ModuleType:
+    """Where a backend's function is looked up."""
+    own = importlib.import_module(f"vssn_kernels.backend.{backend}")
+    return table._needs[table._op_of[function]].reference if backend == "reference" else own
 
 
 def sample(op: str = "gru_sequence", dtype: torch.dtype = torch.float32, requires_grad: bool = False) -> Sample:
-    return find_sample(op, FIRST[op]).to("cpu", dtype, requires_grad)
+    return find_sample(op, ROWS[op].bare).to("cpu", dtype, requires_grad)
 
 
 def backends_used(function) -> list[str]:
@@ -74,8 +71,8 @@ def functions_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     table.implementation.cache_clear()
     for backend in PRESENT:
-        module = importlib.import_module(f"vssn_kernels.backend.{backend}")
-        for name in table.FUNCTIONS:
+        for name in table.functions():
+            module = home(backend, name)
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, spy(f"{backend}.{name}", getattr(module, name)))
     yield called
@@ -92,26 +89,181 @@ def test_the_four_backends_are_listed() -> None:
 
 
 @pytest.mark.parametrize("backend", PRESENT)
-def test_a_backend_has_every_function(backend: str) -> None:
-    """Its own, but for those that a backend may leave to PyTorch."""
+def test_a_backend_offers_its_functions(backend: str) -> None:
+    """Those that the ops need, its own or the reference's, and no other."""
     module = importlib.import_module(f"vssn_kernels.backend.{backend}")
-    missing = [name for name in table.FUNCTIONS if not callable(getattr(module, name, None))]
-    assert set(missing) <= set(table.LEFT_TO_PYTORCH)
-    assert all(callable(table.implementation(backend, name)) for name in table.FUNCTIONS)
+    for name in table.functions():
+        if name != "gru_output":
+            assert callable(table.implementation(backend, name))
+    assert set(getattr(module, "__all__", ())) <= {*table.functions(), "info"}
+    with pytest.raises(AttributeError, match="none_such"):
+        _ = module.none_such
 
 
-def test_what_a_backend_leaves_to_pytorch_is_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the arguments; the recurrences are never left out."""
-    own, reference = (importlib.import_module(f"vssn_kernels.backend.{name}") for name in ("cpu", "reference"))
-    table.implementation.cache_clear()
-    for name in ("mlp_forward", "gru_forward"):
-        monkeypatch.delattr(own, name)
-    try:
-        assert table.implementation("cpu", "mlp_forward") is reference.mlp_forward
-        with pytest.raises(AttributeError):
-            table.implementation("cpu", "gru_forward")
-    finally:
+def test_the_ops_are_the_public_functions() -> None:
+    assert set(table.ops()) == {name for name in vssn_kernels.__all__ if "backend" in parameters_of(name)}
+    assert set(OPS) == set(table.ops())
+
+
+def parameters_of(name: str) -> set[str]:
+    thing = getattr(vssn_kernels, name)
+    return set(inspect.signature(thing).parameters) if inspect.isfunction(thing) else set()
+
+
+# ---- A backend that lacks functions of an op ---------------------------------------------------------------
+
+
+@pytest.fixture
+def lacking(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Takes a function away from the cpu backend."""
+
+    def forget() -> None:
         table.implementation.cache_clear()
+        table.offers.cache_clear()
+        table._runs.clear()
+
+    def lack(name: str) -> None:
+        monkeypatch.delattr(cpu, name)
+        forget()
+
+    forget()
+    yield lack
+    monkeypatch.undo()
+    forget()
+
+
+@pytest.mark.parametrize("name", ["gru_forward", "gru_backward"])
+def test_a_backend_that_lacks_a_function_is_passed_by(
+    name: str, lacking: Callable[[str], None], without_environment: None
+) -> None:
+    lacking(name)
+    assert set(backends_used(sample().run)) == {"reference"}
+    assert set(backends_used(sample("posterior_sequence").run)) == {"cpu"}
+
+
+@pytest.mark.parametrize("name", ["gru_forward", "gru_backward"])
+def test_a_backend_that_lacks_a_function_is_refused_by_name(name: str, lacking: Callable[[str], None]) -> None:
+    lacking(name)
+    for run in (lambda: sample().run("cpu"), lambda: table.implementation("cpu", "gru_forward")):
+        with pytest.raises(ValueError, match=r"^gru_sequence: backend 'cpu' lacks gru_.*backend='reference'") as error:
+            run()
+        assert "\n" not in str(error.value)
+        assert name in str(error.value)
+
+
+def test_a_backend_without_gru_output_keeps_its_output_unchanged(lacking: Callable[[str], None]) -> None:
+    """As PyTorch does for cuDNN's."""
+    lacking("gru_output")
+    output = sample(requires_grad=True).run("cpu")["output"]
+    output.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["mlp_forward", "mlp_backward"])
+def test_what_a_backend_leaves_to_pytorch_is_the_reference(name: str, lacking: Callable[[str], None]) -> None:
+    """Both directions: backward reads what its own forward kept."""
+    lacking(name)
+    assert table.implementation("cpu", "mlp_forward") is mlp_reference.mlp_forward
+    assert table.implementation("cpu", "mlp_backward") is mlp_reference.mlp_backward
+    assert set(backends_used(lambda: sample("mlp").run("cpu"))) == {"cpu"}
+
+
+# An op with the reference backend alone: what its two files hold.
+TOY_REFERENCE = """
+def double(x):
+    return 2 * x
+
+def double_forward(x):
+    return 2 * x
+
+def double_backward(grad):
+    return (2 * grad,)
+"""
+TOY_OP = """
+import toy_reference as reference
+import torch
+from vssn_kernels import arguments
+from vssn_kernels.backend.table import choose, declare, implementation
+from vssn_kernels.ops import registration
+
+_OP = "double"
+declare(_OP, functions=("double_forward", "double_backward"), reference=reference)
+
+def double(x, *, backend=None):
+    arguments.require_tensors(_OP, x=x)
+    return _op(x, choose(_OP, backend, x.device, x.dtype))
+
+def _kernel(x, backend):
+    return implementation(backend, "double_forward")(x)
+
+def _backward_kernel(grad, backend):
+    return implementation(backend, "double_backward")(grad)[0]
+
+registration.define("double(Tensor x, str backend) -> Tensor", _kernel, lambda x, backend: x.new_empty(x.shape))
+registration.define(
+    "double_backward(Tensor grad, str backend) -> Tensor",
+    _backward_kernel,
+    lambda grad, backend: grad.new_empty(grad.shape),
+)
+_op, _backward_op = registration.caller(_OP), registration.caller("double_backward")
+
+class _Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, run, x, backend):
+        ctx.backend = backend
+        return run(x, backend)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, _backward_op(grad, ctx.backend), None
+
+registration.define_autograd(_OP, _Double, lambda x, backend: reference.double(x))
+registration.define_first_order("double_backward", _OP)
+"""
+TOY_USE = """
+import torch, vssn_kernels
+from vssn_kernels.backend import reference, table
+from vssn_kernels.testing import RecordCalls
+from toy_op import double
+
+assert table.ops()[-1] == "double"
+assert reference.double_forward(3) == 6
+x = torch.randn(3, requires_grad=True)
+compiled = torch.compile(double, fullgraph=True, backend="aot_eager")
+for run in (compiled, double):
+    x.grad = None
+    result = run(x)
+    result.sum().backward()
+    assert torch.equal(result, 2 * x) and torch.equal(x.grad, torch.full((3,), 2.0))
+torch.autograd.gradcheck(double, (x.detach().double().requires_grad_(),))
+assert torch.func.jvp(double, (x,), (torch.ones(3),))[1].tolist() == [2, 2, 2]
+with RecordCalls() as record:
+    double(x)
+    double(x, backend="reference")
+assert [arguments[-1] for _, arguments, _ in record.calls] == ["reference", "reference"]
+broken = torch.compile(double, backend="aot_eager")
+for wanted in (lambda: double(x, backend="cpu"), lambda: broken(x, backend="cpu")):
+    try:
+        wanted()
+    except ValueError as error:
+        print(str(error).splitlines()[0])
+with vssn_kernels.use_backend("cpu"):
+    vssn_kernels.gaussian_kl(x, x)
+    try:
+        double(x)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_an_op_with_the_reference_backend_alone(tmp_path: Path) -> None:
+    """Two files; no backend and no list knows of it."""
+    for name, text in (("toy_reference", TOY_REFERENCE), ("toy_op", TOY_OP), ("use", TOY_USE)):
+        (tmp_path / f"{name}.py").write_text(text)
+    result = in_a_process("from use import *", PYTHONPATH=os.pathsep.join((str(tmp_path), str(ROOT))))
+    refusal = "double: backend 'cpu' lacks double_forward, double_backward; use backend='reference', or name none"
+    assert result.stdout.splitlines() == [refusal] * 3, result.stdout + result.stderr
 
 
 def test_the_list_is_the_callers_own() -> None:
@@ -198,8 +350,7 @@ def test_the_named_backend_is_the_one_that_runs(op: str, backend: str, functions
     """Not only named in the op's arguments: its own function is called, forward and backward."""
     outputs = sample(op, requires_grad=True).run(backend)
     sum(out.sum() for out in outputs.values()).backward()
-    stem = stem_of(op)
-    assert functions_run == [f"{backend}.{stem}_forward", f"{backend}.{stem}_backward"]
+    assert functions_run == [f"{backend}.{name}" for name in table._needs[op].functions]
 
 
 # ---- Errors --------------------------------------------------------------------------------------
@@ -286,7 +437,7 @@ def test_compiled_code_follows_use_backend(op: str, without_environment: None, f
     """A function compiled once runs on the backend that is named now, backward included."""
     here = sample(op, requires_grad=True)
     compiled = torch.compile(lambda of: of.run(), fullgraph=True, backend="aot_eager")
-    stem = stem_of(op)
+    both = table._needs[op].functions
 
     def ran() -> list[str]:
         functions_run.clear()
@@ -295,8 +446,8 @@ def test_compiled_code_follows_use_backend(op: str, without_environment: None, f
 
     for name in ("reference", "cpu", "reference"):
         with vssn_kernels.use_backend(name):
-            assert ran() == [f"{name}.{stem}_forward", f"{name}.{stem}_backward"]
-    assert ran() == [f"cpu.{stem}_forward", f"cpu.{stem}_backward"]
+            assert ran() == [f"{name}.{function}" for function in both]
+    assert ran() == [f"cpu.{function}" for function in both]
 
 
 def test_compiled_code_follows_use_backend_in_another_thread(

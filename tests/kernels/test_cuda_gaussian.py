@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vssn_kernels.testing import (
-    SAMPLES,
+    ROWS,
     TOLERANCES,
     Sample,
     assert_all_close,
@@ -50,7 +50,7 @@ def check(sample: Sample, dtype: torch.dtype) -> None:
     assert_all_close(grads, want_grads, for_gradients, str(sample))
 
 
-@pytest.mark.parametrize("sample", [sample for op in OPS for sample in SAMPLES[op]()], ids=str)
+@pytest.mark.parametrize("sample", [sample for op in OPS for sample in ROWS[op].samples()], ids=str)
 @each_dtype
 def test_every_sample(sample: Sample, dtype: torch.dtype) -> None:
     check(sample, dtype)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from vssn_kernels.backend.table import implementation
 from vssn_kernels.testing import (
+    RECURRENT,
+    ROWS,
     TOLERANCES,
     Sample,
     all_samples,
@@ -126,7 +128,7 @@ def test_lengths_out_of_range_are_clamped() -> None:
             assert_equal(name, one, other)
 
 
-@pytest.mark.parametrize(("op", "state"), [("gru_sequence", "h0"), ("posterior_sequence", "z0")])
+@pytest.mark.parametrize(("op", "state"), [(op, ROWS[op].state) for op in RECURRENT])
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_float32_state_beside_half_precision(op: str, state: str, dtype: torch.dtype) -> None:
     name = {"gru_sequence": "lengths_reverse", "posterior_sequence": "prior_silu"}[op]

@@ -14,13 +14,14 @@ from vssn_kernels.testing import (
     FULL,
     HALF,
     OPS,
-    OUTPUTS,
-    RICH,
+    RECURRENT,
+    ROWS,
     TOLERANCES,
     RecordCalls,
     Sample,
     Target,
     all_samples,
+    arguments_of,
     assert_all_close,
     assert_close,
     assert_equal,
@@ -40,31 +41,10 @@ each_target = pytest.mark.parametrize("target", targets(*FULL), ids=str)
 each_float32 = pytest.mark.parametrize("target", targets(torch.float32), ids=str)
 each_float64 = pytest.mark.parametrize("target", targets(torch.float64), ids=str)
 each_half = pytest.mark.parametrize("target", targets(*HALF), ids=str)
-# One sample of each op with little; RICH has one with all that it takes.
-BARE = {
-    "gru_sequence": "plain",
-    "posterior_sequence": "tanh",
-    "gaussian_rsample_kl": "standard",
-    "gaussian_kl": "standard",
-    "mlp": "tanh",
-    "gaussian_mlp": "tanh",
-    "split_linear": "tanh",
-    "bernoulli_log_prob": "plain",
-}
-EMPTY = {
-    "gru_sequence": "no_steps",
-    "posterior_sequence": "no_steps",
-    "gaussian_rsample_kl": "no_rows",
-    "gaussian_kl": "no_rows",
-    "mlp": "no_rows",
-    "gaussian_mlp": "no_rows",
-    "split_linear": "no_rows",
-    "bernoulli_log_prob": "no_rows",
-}
 
 
 def rich(op: str, target: Target, requires_grad: bool = False) -> Sample:
-    return find_sample(op, RICH[op]).to(target.device, target.dtype, requires_grad)
+    return find_sample(op, ROWS[op].rich).to(target.device, target.dtype, requires_grad)
 
 
 def run_with_gradients(sample: Sample, backend: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -97,11 +77,11 @@ def test_values_and_gradients(sample: Sample, target: Target) -> None:
 @each_half
 def test_half_precision(op: str, target: Target) -> None:
     """Storage in half precision, state and sums in float32: the error is that of rounding inputs and outputs."""
-    for name in (RICH[op], BARE[op]):
+    for name in (ROWS[op].rich, ROWS[op].bare):
         assert_as_expected(find_sample(op, name).to(target.device, target.dtype, requires_grad=True), target)
 
 
-@pytest.mark.parametrize(("op", "state"), [("gru_sequence", "h0"), ("posterior_sequence", "z0")])
+@pytest.mark.parametrize(("op", "state"), [(op, ROWS[op].state) for op in RECURRENT])
 @each_half
 def test_float32_state_beside_half_precision(op: str, state: str, target: Target) -> None:
     half = rich(op, target)
@@ -119,6 +99,12 @@ def test_float32_state_beside_half_precision(op: str, state: str, target: Target
 
 def small_samples() -> list[Sample]:
     """Small enough for finite differences: every activation with and without a prior, lengths with 0, reverse."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return _small_samples()
+
+
+def _small_samples() -> list[Sample]:
     lengths = torch.tensor([2, 0, 3])
     samples = []
     for options in ({}, {"reverse": True}, {"lengths": lengths}, {"lengths": lengths, "reverse": True}):
@@ -153,12 +139,18 @@ def small_samples() -> list[Sample]:
     return samples
 
 
-@pytest.mark.parametrize("position", range(23))
+each_small_sample = pytest.mark.parametrize("sample", small_samples(), ids=str)
+
+
+def test_every_op_has_a_small_sample() -> None:
+    assert {sample.op for sample in small_samples()} == set(OPS)
+
+
+@each_small_sample
 @each_float64
-def test_gradcheck(position: int, target: Target) -> None:
+def test_gradcheck(sample: Sample, target: Target) -> None:
     """Finite differences, of every output by every input."""
-    torch.manual_seed(3)
-    sample = small_samples()[position].to(target.device, torch.float64, requires_grad=True)
+    sample = sample.to(target.device, torch.float64, requires_grad=True)
     names = list(sample.tensors)
 
     def function(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -167,21 +159,16 @@ def test_gradcheck(position: int, target: Target) -> None:
     assert torch.autograd.gradcheck(function, tuple(sample.tensors.values()), rtol=1e-5, atol=1e-7)
 
 
-def test_gradcheck_reaches_every_small_sample() -> None:
-    assert len(small_samples()) == 23
-
-
-@pytest.mark.parametrize("position", range(23))
+@each_small_sample
 @each_float64
-def test_double_backward_is_right_or_a_clear_error(position: int, target: Target) -> None:
-    torch.manual_seed(3)
-    sample = small_samples()[position].to(target.device, torch.float64, requires_grad=True)
+def test_double_backward_is_right_or_a_clear_error(sample: Sample, target: Target) -> None:
+    sample = sample.to(target.device, torch.float64, requires_grad=True)
     names = list(sample.tensors)
 
     def function(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(sample.replace(dict(zip(names, tensors, strict=True))).run(target.backend).values())
 
-    recurrent = sample.op in ("gru_sequence", "posterior_sequence")
+    recurrent = sample.op in RECURRENT
     if recurrent and target.backend != "reference":
         total = sum((out**2).sum() for out in sample.run(target.backend).values())
         grads = torch.autograd.grad(total, list(sample.tensors.values()), create_graph=True)
@@ -199,7 +186,7 @@ def test_double_backward_is_right_or_a_clear_error(position: int, target: Target
 @each_float64
 def test_second_derivative_reaches_only_what_is_asked(op: str, target: Target) -> None:
     """create_graph with one differentiable input: the others' gradients are not made up."""
-    if target.backend != "reference" and op in ("gru_sequence", "posterior_sequence"):
+    if target.backend != "reference" and op in RECURRENT:
         pytest.skip("no double backward, shown by the test above")
     if op == "split_linear":
         pytest.skip("linear in each of its inputs")
@@ -222,7 +209,7 @@ def test_second_derivative_reaches_only_what_is_asked(op: str, target: Target) -
 @each_float64
 def test_second_derivative_of_inputs_that_depend_on_each_other(op: str, target: Target) -> None:
     """The derivative by one input must not run through another one that is made of it."""
-    if target.backend != "reference" and op in ("gru_sequence", "posterior_sequence"):
+    if target.backend != "reference" and op in RECURRENT:
         pytest.skip("no double backward, shown by an earlier test")
     sample = rich(op, target)
     names = list(sample.tensors)
@@ -245,7 +232,7 @@ def test_second_derivative_of_inputs_that_depend_on_each_other(op: str, target: 
 def test_each_output_alone_has_its_gradient(op: str, target: Target) -> None:
     """A loss on one output: the gradients of the others are absent, not zeros that somebody must add."""
     sample = rich(op, target, requires_grad=True)
-    for chosen in OUTPUTS[op]:
+    for chosen in ROWS[op].outputs:
         outputs = sample.run(target.backend)
         exact = sample.to("cpu", torch.float64, requires_grad=True)
         want_outputs = exact.run_plain()
@@ -282,7 +269,7 @@ def test_nothing_is_kept_for_backward_without_gradients(op: str, target: Target)
     assert not any(out.requires_grad for out in outputs.values())
     ((_, _, results),) = record.calls
     results = (results,) if isinstance(results, Tensor) else results
-    assert all(result.numel() == 0 for result in results[len(OUTPUTS[op]) :])
+    assert all(result.numel() == 0 for result in results[len(ROWS[op].outputs) :])
     with torch.inference_mode():
         assert_all_close(rich(op, target).run(target.backend), outputs, 0.0)
 
@@ -328,7 +315,7 @@ def test_inputs_stay_as_they_are(op: str, target: Target) -> None:
 @each_float32
 def test_strides(op: str, kind: str, target: Target) -> None:
     """Any strides, of inputs and of incoming gradients, give what contiguous tensors give."""
-    for name in (RICH[op], BARE[op]):
+    for name in (ROWS[op].rich, ROWS[op].bare):
         sample = find_sample(op, name).to(target.device, target.dtype, requires_grad=True)
         want_outputs, want_grads = expected(sample)
         views = {part: strided(tensor.detach(), kind).requires_grad_() for part, tensor in sample.tensors.items()}
@@ -344,7 +331,7 @@ def test_strides(op: str, kind: str, target: Target) -> None:
 @each_float32
 def test_expanded_inputs_and_gradients(op: str, target: Target) -> None:
     """Stride 0: every input one number spread over its shape, and the gradient of a plain sum."""
-    for name in (RICH[op], BARE[op]):
+    for name in (ROWS[op].rich, ROWS[op].bare):
         sample = find_sample(op, name).to(target.device, target.dtype)
         scalars = {part: (tensor.flatten()[0] / 3).requires_grad_() for part, tensor in sample.tensors.items()}
 
@@ -435,7 +422,7 @@ def padding_changes_nothing(sample: Sample, target: Target) -> None:
             assert not want[padding].any(), f"{name} is not 0 at padding"
 
 
-@pytest.mark.parametrize("op", ["gru_sequence", "posterior_sequence"])
+@pytest.mark.parametrize("op", RECURRENT)
 @each_float32
 def test_a_padded_batch_gives_each_sequence_its_own_numbers(op: str, target: Target) -> None:
     sample = rich(op, target)
@@ -520,11 +507,11 @@ def test_whoever_looks_at_ops_sees_them(op: str, target: Target) -> None:
 # ---- Registration and compilation ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("names", [RICH, BARE, EMPTY], ids=["rich", "bare", "empty"])
+@pytest.mark.parametrize("name", ["rich", "bare", "empty"])
 @each_op
 @each_float32
-def test_opcheck(op: str, names: dict[str, str], target: Target) -> None:
-    sample = find_sample(op, names[op]).to(target.device, target.dtype, requires_grad=True)
+def test_opcheck(op: str, name: str, target: Target) -> None:
+    sample = find_sample(op, getattr(ROWS[op], name)).to(target.device, target.dtype, requires_grad=True)
     overload = getattr(torch.ops.vssn, registered(op)).default
     torch.library.opcheck(overload, sample.forward_arguments(target.backend))
     with torch.no_grad():
@@ -537,11 +524,11 @@ def test_opcheck(op: str, names: dict[str, str], target: Target) -> None:
             )
 
 
-@pytest.mark.parametrize("names", [RICH, BARE, EMPTY], ids=["rich", "bare", "empty"])
+@pytest.mark.parametrize("name", ["rich", "bare", "empty"])
 @each_op
 @each_float32
-def test_opcheck_of_the_backward_op(op: str, names: dict[str, str], target: Target) -> None:
-    sample = find_sample(op, names[op]).to(target.device, target.dtype)
+def test_opcheck_of_the_backward_op(op: str, name: str, target: Target) -> None:
+    sample = find_sample(op, getattr(ROWS[op], name)).to(target.device, target.dtype)
     overload = getattr(torch.ops.vssn, f"{registered(op)}_backward").default
     arguments = sample.backward_arguments(target.backend)
     torch.library.opcheck(overload, arguments)
@@ -563,15 +550,16 @@ def test_fake_strides_are_the_real_ones(op: str, kind: str, target: Target) -> N
     for need_backward in (False, True):
         arguments = viewed.forward_arguments(target.backend, need_backward)
         torch.library.opcheck(getattr(torch.ops.vssn, registered(op)).default, arguments, test_utils=checks)
-    backward = [
-        strided(argument, kind) if isinstance(argument, Tensor) and argument.is_floating_point() else argument
-        for argument in viewed.backward_arguments(target.backend)
-    ]
-    made_by_forward = {"gru_sequence": (2, 3), "posterior_sequence": (3, 4, 5, 6), "mlp": (5, 6)}  # contiguous
-    keep = made_by_forward.get(registered(op), ())
-    for position in keep:
-        backward[position] = viewed.backward_arguments(target.backend)[position]
     overload = getattr(torch.ops.vssn, f"{registered(op)}_backward").default
+    made_by_forward = {result.name for result in getattr(torch.ops.vssn, registered(op)).default._schema.returns}
+    backward = [
+        strided(argument, kind)
+        if isinstance(argument, Tensor) and argument.is_floating_point() and name not in made_by_forward  # contiguous
+        else argument
+        for name, argument in zip(
+            arguments_of(f"{registered(op)}_backward"), viewed.backward_arguments(target.backend), strict=True
+        )
+    ]
     torch.library.opcheck(overload, tuple(backward), test_utils=checks)
 
 
@@ -591,7 +579,7 @@ def test_the_backward_op_refuses_to_be_differentiated(op: str, target: Target) -
 def test_compile_fullgraph(op: str, target: Target) -> None:
     """Outputs and gradients of the compiled public function, at two sizes through dynamic shapes."""
     compiled = torch.compile(lambda sample: sample.run(target.backend), fullgraph=True, backend="aot_eager")
-    for name in (RICH[op], BARE[op]):
+    for name in (ROWS[op].rich, ROWS[op].bare):
         sample = find_sample(op, name).to(target.device, target.dtype, requires_grad=True)
         outputs = compiled(sample)
         grads = gradients(sample, outputs, cotangents(outputs))
@@ -609,7 +597,7 @@ def test_compile_with_dynamic_shapes(op: str, target: Target) -> None:
         graphs.append(graph)
         return graph
 
-    sample = find_sample(op, BARE[op]).to(target.device, target.dtype)
+    sample = find_sample(op, ROWS[op].bare).to(target.device, target.dtype)
     names = list(sample.tensors)
     sequences = [name for name, tensor in sample.tensors.items() if tensor.dim() == 3]
 

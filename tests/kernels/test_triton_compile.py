@@ -40,8 +40,9 @@ from benchmarks.triton_resources import (
     table,
 )
 from vssn_kernels.backend import triton as backend
-from vssn_kernels.backend.triton_kernels import gaussian, gru, posterior
-from vssn_kernels.backend.triton_kernels.launch import Kernel
+from vssn_kernels.backend.triton import launch as launching
+from vssn_kernels.backend.triton.kernels import gaussian, gru, posterior
+from vssn_kernels.backend.triton.kernels.compilation import Kernel
 
 README = Path(__file__).resolve().parents[2] / "vssn_kernels" / "README.md"
 # At each chip one of each kernel, and what the default settings of PyTorch run.
@@ -190,8 +191,7 @@ def counted(chip: Chip) -> Iterator[set[tuple[str, str]]]:
         asked.add((f"{function.fn.__name__} {id(function)}", key))
 
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(backend, "device_of", return_value=chip.device))
-        stack.enter_context(mock.patch.object(backend, "_emulated", return_value=False))
+        stack.enter_context(mock.patch.object(launching, "device_of", return_value=chip.device))
         stack.enter_context(mock.patch.object(triton.runtime.jit, "driver", SimpleNamespace(active=Driver())))
         stack.enter_context(mock.patch.object(triton.runtime.jit.JITFunction, "_do_compile", compile_))
         for kernel in KERNELS:  # what is bound to this device is not to stay

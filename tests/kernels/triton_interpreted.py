@@ -22,8 +22,11 @@ from triton.runtime import interpreter
 
 from vssn_kernels import gru_sequence
 from vssn_kernels.backend import triton as backend
-from vssn_kernels.backend.triton_kernels import cell
-from vssn_kernels.backend.triton_kernels.configurations import Tiles
+from vssn_kernels.backend.triton import launch as launching
+from vssn_kernels.backend.triton.configurations import Tiles
+from vssn_kernels.backend.triton.kernels import cell
+from vssn_kernels.backend.triton.kernels import gru as gru_kernels
+from vssn_kernels.backend.triton.kernels import posterior as posterior_kernels
 from vssn_kernels.testing import (
     TOLERANCES,
     Sample,
@@ -49,9 +52,9 @@ def forced(form: str, **device: Any) -> Iterator[None]:
         return
     gru_tiles = Tiles(form, rows=16, units=32, latents=0, depth=32, warps=4, stages=1)
     with (
-        mock.patch.object(backend, "gru_tiles", return_value=gru_tiles),
-        mock.patch.object(backend, "posterior_tiles", return_value=gru_tiles._replace(latents=16)),
-        mock.patch.object(backend, "INTERPRETER", backend.INTERPRETER._replace(**device)),
+        mock.patch.object(backend.gru, "gru_tiles", return_value=gru_tiles),
+        mock.patch.object(backend.posterior, "posterior_tiles", return_value=gru_tiles._replace(latents=16)),
+        mock.patch.object(launching, "INTERPRETER", launching.INTERPRETER._replace(**device)),
     ):
         yield
 
@@ -270,7 +273,7 @@ def test_programs_that_wait_for_each_other(op: str) -> None:
     grads = sample.backward_arguments("triton")[:-1]
     with forced("shared"):
         want = [*forward(*arguments), *backward(*grads)]
-    module = getattr(backend, "gru" if op == "gru" else "posterior")
+    module = gru_kernels if op == "gru" else posterior_kernels
     kernels = {name: _AllAtOnce(kernel) for name, kernel in vars(module).items() if name.endswith("_tiled")}
     before, empty, zeros = _AllAtOnce.launches, torch.empty, torch.zeros
     with (

@@ -1,7 +1,7 @@
 """Which backend runs an op: the table of backends, their availability and the choice between them.
 
-A backend is a module of this package with one function for each entry of `FUNCTIONS` (those of LEFT_TO_PYTORCH it may
-lack); tensors reach it checked.
+An op says with `declare` which functions it needs. A backend is a package beside this file that has them, for the ops
+that it runs; tensors reach them checked. `reference` has those of every op.
 """
 
 from __future__ import annotations
@@ -12,32 +12,16 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 
 from vssn_kernels.arguments import HALF
 from vssn_kernels.version import __version__
-
-FUNCTIONS = (
-    "gru_forward",
-    "gru_backward",
-    "posterior_forward",
-    "posterior_backward",
-    "gaussian_forward",
-    "gaussian_backward",
-    "mlp_forward",
-    "mlp_backward",
-    "bernoulli_log_prob_forward",
-    "bernoulli_log_prob_backward",
-)
-# Products and pointwise maths without a recurrence: PyTorch's own ops are a fair implementation on every device, so a
-# backend may leave these to the reference's hand-written rung. That is part of what the backend is, not a fallback: it
-# depends on nothing but the backend.
-LEFT_TO_PYTORCH = FUNCTIONS[-4:]
 
 
 class Backend(NamedTuple):
@@ -137,12 +121,104 @@ if _ENVIRONMENT is not None:
     _require_available(_ENVIRONMENT, "environment variable VSSN_BACKEND")
 
 
+# ---- What ops need ------------------------------------------------------------------------------------
+
+
+class Needs(NamedTuple):
+    """What an op needs of a backend."""
+
+    functions: tuple[str, ...]
+    reference: ModuleType
+    left_to_reference: bool
+
+
+_needs: dict[str, Needs] = {}  # by the name of a public op
+_op_of: dict[str, str] = {}  # by the name of a function: the op, the first of several
+_runs: set[tuple[str, str]] = set()  # of backend and op: those that somebody has asked about
+
+
+def declare(
+    *ops: str,
+    functions: Sequence[str],
+    reference: ModuleType,
+    optional: Sequence[str] = (),
+    left_to_reference: bool = False,
+) -> None:
+    """Says what public ops need of a backend. One that lacks a function does not run them: the choice passes it by.
+
+    Args:
+        functions: their names. Arguments and results are those of the reference's functions.
+        reference: the module that has all of them, in PyTorch.
+        optional: further functions, which a backend may lack; `offers` tells.
+        left_to_reference: whether a backend without these functions runs the ops by those of the reference. For
+            products and pointwise maths without a recurrence: PyTorch's own ops are a fair implementation on every
+            device. That is part of what the backend is, not a fallback: it depends on nothing but the backend.
+    """
+    for op in ops:
+        _needs[op] = Needs(tuple(functions), reference, left_to_reference)
+    _op_of.update(dict.fromkeys((*functions, *optional), ops[0]))
+
+
+def ops() -> tuple[str, ...]:
+    """The names of all public ops."""
+    return tuple(_needs)
+
+
+def functions() -> tuple[str, ...]:
+    """The names of the functions that they need, or may use."""
+    return tuple(_op_of)
+
+
+def _package(backend: str) -> ModuleType:
+    """The package of an available backend, imported at the first question about it."""
+    # By statements: torch.compile follows them, calls of importlib it does not.
+    if backend == "cpu":
+        from vssn_kernels.backend import cpu
+
+        return cpu
+    if backend == "cuda":
+        from vssn_kernels.backend import cuda
+
+        return cuda
+    from vssn_kernels.backend import triton
+
+    return triton
+
+
+def _module(backend: str, op: str) -> ModuleType | None:
+    """Where an available backend has its functions for an op; None where it does not run it."""
+    needs = _needs[op]
+    if backend == "reference":
+        return needs.reference
+    package = _package(backend)
+    for function in needs.functions:
+        if not hasattr(package, function):
+            return needs.reference if needs.left_to_reference else None
+    return package
+
+
+def _runs_op(backend: str, op: str) -> bool:
+    """Whether an available backend runs an op; kept in `_runs`, where the choice looks first."""
+    runs = _module(backend, op) is not None
+    if runs and not torch.compiler.is_compiling():  # what is traced would be compiled again for the change
+        _runs.add((backend, op))
+    return runs
+
+
+def _refusal(op: str, backend: str) -> str:
+    lacks = ", ".join(name for name in _needs[op].functions if not hasattr(_package(backend), name))
+    return f"{op}: backend {backend!r} lacks {lacks}; use backend='reference', or name none"
+
+
+# ---- The choice ---------------------------------------------------------------------------------------
+
+
 def choose(op: str, backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that runs `op`: the one named by the caller, `use_backend` or VSSN_BACKEND, else the first
-    of ORDER that takes this device and dtype.
+    of ORDER that takes this device and dtype and has the op's functions.
 
     Raises:
-        ValueError: the named backend is unknown, not available, or takes no such device or dtype.
+        ValueError: the named backend is unknown, not available, takes no such device or dtype, or lacks the op.
     """
     named = backend if backend is not None else (_named.backend or _ENVIRONMENT)
     if named is not None:
@@ -158,21 +234,36 @@ def choose(op: str, backend: str | None, device: torch.device, dtype: torch.dtyp
                 f"{op}: backend {named!r} takes {', '.join(str(d) for d in entry.dtypes)}, got {dtype}; "
                 f"convert the tensors or name another backend"
             )
+        if (named, op) not in _runs and not _runs_op(named, op):
+            raise ValueError(_refusal(op, named))
         return named
     for name in ORDER.get(device.type, ("reference",)):
-        if BACKENDS[name].status == "available" and dtype in BACKENDS[name].dtypes:
+        entry = BACKENDS[name]
+        takes = entry.status == "available" and dtype in entry.dtypes
+        if takes and ((name, op) in _runs or _runs_op(name, op)):
             return name
     return "reference"
 
 
 @cache
 def implementation(backend: str, function: str) -> Callable:
-    """The callable of (backend, function); `function` is one of FUNCTIONS."""
-    _require_available(backend, function)
-    module = importlib.import_module(f"vssn_kernels.backend.{backend}")
-    if function in LEFT_TO_PYTORCH and not hasattr(module, function):
-        module = importlib.import_module("vssn_kernels.backend.reference")
+    """The callable of (backend, function); an op has declared the function.
+
+    Raises:
+        ValueError: the backend is not available, or lacks a function that the op needs.
+    """
+    op = _op_of[function]
+    _require_available(backend, op)
+    module = _module(backend, op)
+    if module is None:
+        raise ValueError(_refusal(op, backend))
     return getattr(module, function)
+
+
+@cache
+def offers(backend: str, function: str) -> bool:
+    """Whether the backend has this function, which an op declared as one that may be missing."""
+    return hasattr(_module(backend, _op_of[function]), function)
 
 
 @contextmanager
@@ -196,6 +287,10 @@ def backends() -> dict[str, str]:
     return {name: entry.status for name, entry in BACKENDS.items()}
 
 
+# Further lines of `info`, which others add.
+notes: list[str] = []
+
+
 def info() -> str:
     """Versions, devices and backends as a text, for bug reports."""
     lines = [
@@ -206,6 +301,6 @@ def info() -> str:
         lines.append(f"CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}")
     for name, status in backends().items():
         lines.append(f"backend {name}: {status}")
-        if status == "available" and hasattr(module := importlib.import_module(f"vssn_kernels.backend.{name}"), "info"):
+        if status == "available" and name != "reference" and hasattr(module := _package(name), "info"):
             lines.append(f"    {module.info()}")
-    return "\n".join(lines)
+    return "\n".join((*lines, *notes))

@@ -6,11 +6,17 @@ import torch
 from torch import Tensor
 
 from vssn_kernels import arguments
-from vssn_kernels.backend.table import choose, implementation
-from vssn_kernels.ops import registration
+from vssn_kernels.backend.table import choose, declare, implementation
+from vssn_kernels.ops import flops, registration
 from vssn_kernels.reference import bernoulli as reference
 
 _OP = "bernoulli_log_prob"
+declare(
+    _OP,
+    functions=("bernoulli_log_prob_forward", "bernoulli_log_prob_backward"),
+    reference=reference,
+    left_to_reference=True,
+)
 
 
 def bernoulli_log_prob(logits: Tensor, x: Tensor, *, backend: str | None = None) -> Tensor:
@@ -35,24 +41,35 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor, *, backend: str | None = None)
     return _op(logits, x, choose(_OP, backend, logits.device, logits.dtype))
 
 
+def _check(logits: Tensor, x: Tensor) -> None:
+    if logits.dim() == 0:
+        raise ValueError(f"{_OP}: logits must have shape [..., X], got a scalar")
+    arguments.require_shape(_OP, "x", x, "[..., X] of logits", tuple(logits.shape))
+    arguments.require_alike(_OP, "logits", logits, {"x": x})
+
+
 def _kernel(logits, x, backend):
-    arguments.check_bernoulli(_OP, logits, x)
+    _check(logits, x)
     return implementation(backend, "bernoulli_log_prob_forward")(logits, x)
 
 
 def _fake(logits, x, backend):
-    arguments.check_bernoulli(_OP, logits, x)
+    _check(logits, x)
     return logits.new_empty(logits.shape[:-1])
 
 
 def _backward_kernel(grad, logits, x, needs, backend):
-    return registration.present(implementation(backend, "bernoulli_log_prob_backward")(grad, logits, x, needs), logits)
+    return registration.pack_grads(
+        implementation(backend, "bernoulli_log_prob_backward")(grad, logits, x, needs), logits
+    )
 
 
 def _backward_fake(grad, logits, x, needs, backend):
     return registration.empty_gradients((logits, x), needs, logits)
 
 
+flops.no_products(_OP)
+flops.no_products(f"{_OP}_backward")
 registration.define(f"{_OP}(Tensor logits, Tensor x, str backend) -> Tensor", _kernel, _fake)
 registration.define(
     f"{_OP}_backward(Tensor grad, Tensor logits, Tensor x, bool[] needs, str backend) -> "
@@ -64,7 +81,7 @@ _op, _backward_op = registration.caller(_OP), registration.caller(f"{_OP}_backwa
 
 
 def _plain(logits, x, backend):
-    arguments.check_bernoulli(_OP, logits, x)
+    _check(logits, x)
     return reference.bernoulli_log_prob(logits, x)
 
 
@@ -85,7 +102,7 @@ class _BernoulliLogProb(torch.autograd.Function):
 
             grads = registration.differentiate_again(plain, inputs, (grad,), needs)
         else:
-            grads = registration.asked(_backward_op(grad, *inputs, needs, ctx.backend), needs)
+            grads = registration.unpack_grads(_backward_op(grad, *inputs, needs, ctx.backend), needs)
         return None, *grads, None
 
 

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from vssn_kernels import arguments
-from vssn_kernels.backend.table import choose, implementation
-from vssn_kernels.ops import registration
+from vssn_kernels.backend.table import choose, declare, implementation
+from vssn_kernels.ops import flops, registration
 from vssn_kernels.reference import gaussian as reference
 
 _RSAMPLE, _KL = "gaussian_rsample_kl", "gaussian_kl"
+declare(_RSAMPLE, _KL, functions=("gaussian_forward", "gaussian_backward"), reference=reference)
 
 
 def gaussian_rsample_kl(
@@ -74,19 +75,39 @@ def _prepare(op: str, backend: str | None, *tensors: Tensor | None) -> tuple[lis
     return list(tensors), choose(op, backend, mu.device, mu.dtype)
 
 
+def _check(
+    op: str,
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor | None,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+) -> None:
+    if mu.dim() == 0:
+        raise ValueError(f"{op}: mu must have shape [..., Z], got a scalar")
+    if (prior_mu is None) != (prior_logvar is None):
+        missing = "prior_mu" if prior_mu is None else "prior_logvar"
+        raise ValueError(f"{op}: {missing} is missing: give both prior_mu and prior_logvar, or neither for N(0, I)")
+    others = {"logvar": logvar, "eps": eps, "prior_mu": prior_mu, "prior_logvar": prior_logvar}
+    given = {name: tensor for name, tensor in others.items() if tensor is not None}
+    for name, tensor in given.items():
+        arguments.require_shape(op, name, tensor, "[..., Z] of mu", tuple(mu.shape))
+    arguments.require_alike(op, "mu", mu, given)
+
+
 def _rsample_kernel(mu, logvar, eps, prior_mu, prior_logvar, backend):
-    arguments.check_gaussian(_RSAMPLE, mu, logvar, eps, prior_mu, prior_logvar)
+    _check(_RSAMPLE, mu, logvar, eps, prior_mu, prior_logvar)
     return implementation(backend, "gaussian_forward")(mu, logvar, eps, prior_mu, prior_logvar)
 
 
 def _rsample_fake(mu, logvar, eps, prior_mu, prior_logvar, backend):
-    arguments.check_gaussian(_RSAMPLE, mu, logvar, eps, prior_mu, prior_logvar)
+    _check(_RSAMPLE, mu, logvar, eps, prior_mu, prior_logvar)
     return mu.new_empty(mu.shape), mu.new_empty(mu.shape[:-1])
 
 
 def _rsample_backward_kernel(grad_z, grad_kl, mu, logvar, eps, prior_mu, prior_logvar, needs, backend):
     backward = implementation(backend, "gaussian_backward")
-    return registration.present(backward(grad_z, grad_kl, mu, logvar, eps, prior_mu, prior_logvar, needs), mu)
+    return registration.pack_grads(backward(grad_z, grad_kl, mu, logvar, eps, prior_mu, prior_logvar, needs), mu)
 
 
 def _rsample_backward_fake(grad_z, grad_kl, mu, logvar, eps, prior_mu, prior_logvar, needs, backend):
@@ -94,12 +115,12 @@ def _rsample_backward_fake(grad_z, grad_kl, mu, logvar, eps, prior_mu, prior_log
 
 
 def _kl_kernel(mu, logvar, prior_mu, prior_logvar, backend):
-    arguments.check_gaussian(_KL, mu, logvar, None, prior_mu, prior_logvar)
+    _check(_KL, mu, logvar, None, prior_mu, prior_logvar)
     return implementation(backend, "gaussian_forward")(mu, logvar, None, prior_mu, prior_logvar)[1]
 
 
 def _kl_fake(mu, logvar, prior_mu, prior_logvar, backend):
-    arguments.check_gaussian(_KL, mu, logvar, None, prior_mu, prior_logvar)
+    _check(_KL, mu, logvar, None, prior_mu, prior_logvar)
     return mu.new_empty(mu.shape[:-1])
 
 
@@ -107,13 +128,15 @@ def _kl_backward_kernel(grad_kl, mu, logvar, prior_mu, prior_logvar, needs, back
     backward = implementation(backend, "gaussian_backward")
     needs = (*needs[:2], False, *needs[2:])
     grads = backward(None, grad_kl, mu, logvar, None, prior_mu, prior_logvar, needs)
-    return registration.present(grads[:2] + grads[3:], mu)
+    return registration.pack_grads(grads[:2] + grads[3:], mu)
 
 
 def _kl_backward_fake(grad_kl, mu, logvar, prior_mu, prior_logvar, needs, backend):
     return registration.empty_gradients((mu, logvar, prior_mu, prior_logvar), needs, mu)
 
 
+for _name in (_RSAMPLE, f"{_RSAMPLE}_backward", _KL, f"{_KL}_backward"):
+    flops.no_products(_name)
 registration.define(
     f"{_RSAMPLE}(Tensor mu, Tensor logvar, Tensor eps, Tensor? prior_mu, Tensor? prior_logvar, str backend) -> "
     "(Tensor z, Tensor kl)",
@@ -144,12 +167,12 @@ _kl_op, _kl_backward_op = registration.caller(_KL), registration.caller(f"{_KL}_
 
 
 def _rsample_plain(mu, logvar, eps, prior_mu, prior_logvar, backend):
-    arguments.check_gaussian(_RSAMPLE, mu, logvar, eps, prior_mu, prior_logvar)
+    _check(_RSAMPLE, mu, logvar, eps, prior_mu, prior_logvar)
     return reference.gaussian_rsample_kl(mu, logvar, eps, prior_mu, prior_logvar)
 
 
 def _kl_plain(mu, logvar, prior_mu, prior_logvar, backend):
-    arguments.check_gaussian(_KL, mu, logvar, None, prior_mu, prior_logvar)
+    _check(_KL, mu, logvar, None, prior_mu, prior_logvar)
     return reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar)
 
 
@@ -167,7 +190,7 @@ class _GaussianRsampleKl(torch.autograd.Function):
         if registration.takes_plain_backward((grad_z, grad_kl)):
             grads = registration.differentiate_again(reference.gaussian_rsample_kl, inputs, (grad_z, grad_kl), needs)
         else:
-            grads = registration.asked(_rsample_backward_op(grad_z, grad_kl, *inputs, needs, ctx.backend), needs)
+            grads = registration.unpack_grads(_rsample_backward_op(grad_z, grad_kl, *inputs, needs, ctx.backend), needs)
         return None, *grads, None
 
 
@@ -189,7 +212,7 @@ class _GaussianKl(torch.autograd.Function):
 
             grads = registration.differentiate_again(plain, inputs, (grad_kl,), needs)
         else:
-            grads = registration.asked(_kl_backward_op(grad_kl, *inputs, needs, ctx.backend), needs)
+            grads = registration.unpack_grads(_kl_backward_op(grad_kl, *inputs, needs, ctx.backend), needs)
         return None, *grads, None
 
 

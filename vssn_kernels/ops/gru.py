@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from vssn_kernels import arguments
-from vssn_kernels.backend.table import choose, implementation
-from vssn_kernels.ops import in_place, registration
+from vssn_kernels.backend.table import choose, declare, implementation, offers
+from vssn_kernels.ops import flops, in_place, registration
+from vssn_kernels.ops.flops import Shape
 from vssn_kernels.reference import gru as reference
 
 _OP = "gru_sequence"
-# The backends that take a change of output in place before backward. (torch.nn.GRU does on the CPU; cuDNN does not.)
-_IN_PLACE = ("reference", "cpu")
+# A backend with gru_output takes a change of output in place before backward. (torch.nn.GRU does on the CPU; cuDNN does
+# not.)
+declare(_OP, functions=("gru_forward", "gru_backward"), optional=("gru_output",), reference=reference)
 
 
 def gru_sequence(
@@ -61,15 +65,29 @@ def gru_sequence(
     return output, h_n
 
 
+def _check(gates_x: Tensor, h0: Tensor, weight_hh: Tensor, bias_hh: Tensor, lengths: Tensor | None) -> None:
+    if gates_x.dim() != 3:
+        raise ValueError(f"{_OP}: gates_x must have shape [T, B, 3H], got {arguments.shape_text(gates_x.shape)}")
+    _, batch, width = gates_x.shape
+    if width % 3 != 0 or width == 0:
+        raise ValueError(f"{_OP}: gates_x must have a last size 3H, H >= 1, got {arguments.shape_text(gates_x.shape)}")
+    hidden = width // 3
+    arguments.require_shape(_OP, "h0", h0, "[B, H]", (batch, hidden))
+    arguments.require_shape(_OP, "weight_hh", weight_hh, "[3H, H]", (width, hidden))
+    arguments.require_shape(_OP, "bias_hh", bias_hh, "[3H]", (width,))
+    arguments.require_alike(_OP, "gates_x", gates_x, {"h0": h0, "weight_hh": weight_hh, "bias_hh": bias_hh}, ("h0",))
+    arguments.require_lengths_form(_OP, lengths, batch, gates_x.device)
+
+
 def _kernel(gates_x, h0, weight_hh, bias_hh, lengths, reverse, need_backward, backend):
-    arguments.check_gru(_OP, gates_x, h0, weight_hh, bias_hh, lengths)
+    _check(gates_x, h0, weight_hh, bias_hh, lengths)
     lengths = arguments.checked_lengths(_OP, lengths, gates_x.shape[0])
     forward = implementation(backend, "gru_forward")
     return forward(gates_x, h0, weight_hh, bias_hh, lengths, reverse, need_backward)
 
 
 def _fake(gates_x, h0, weight_hh, bias_hh, lengths, reverse, need_backward, backend):
-    arguments.check_gru(_OP, gates_x, h0, weight_hh, bias_hh, lengths)
+    _check(gates_x, h0, weight_hh, bias_hh, lengths)
     steps, batch, _ = gates_x.shape
     hidden = weight_hh.shape[1]
     gates = gates_x.new_empty(steps, batch, 4 * hidden) if need_backward else gates_x.new_empty(0)
@@ -80,7 +98,7 @@ def _backward_kernel(grad_output, grad_h_n, output, gates, h0, weight_hh, length
     lengths = arguments.checked_lengths(_OP, lengths, output.shape[0])
     backward = implementation(backend, "gru_backward")
     grads = backward(grad_output, grad_h_n, output, gates, h0, weight_hh, lengths, reverse, needs)
-    return registration.present(grads, output)
+    return registration.pack_grads(grads, output)
 
 
 def _backward_fake(grad_output, grad_h_n, output, gates, h0, weight_hh, lengths, reverse, needs, backend):
@@ -98,6 +116,19 @@ def _output_kernel(gates, h0, lengths, reverse, backend):
 
 def _output_fake(gates, h0, lengths, reverse, backend):
     return gates.new_empty(*gates.shape[:2], h0.shape[1])
+
+
+@flops.formula(_OP)
+def _flops(gates_x: Shape, h0: Shape, weight_hh: Shape, *_: object, **__: object) -> int:
+    return flops.product(gates_x[0], *h0, weight_hh[0])
+
+
+@flops.formula(f"{_OP}_backward")
+def _backward_flops(
+    grad_output: object, grad_h_n: object, output: Shape, gates: Shape, h0: Shape, weight_hh: Shape,
+    lengths: object, reverse: bool, needs: Sequence[bool], *_: object, **__: object,
+) -> int:  # fmt: skip
+    return flops.product(*output, weight_hh[0]) * (1 + needs[2])
 
 
 registration.define(
@@ -123,7 +154,7 @@ _output_op = registration.caller(f"{_OP}_output")
 
 
 def _plain(gates_x, h0, weight_hh, bias_hh, lengths, reverse, need_backward, backend):
-    arguments.check_gru(_OP, gates_x, h0, weight_hh, bias_hh, lengths)
+    _check(gates_x, h0, weight_hh, bias_hh, lengths)
     lengths = registration.lengths_as_checked(_OP, lengths, gates_x.shape[0])
     output, h_n = reference.gru_sequence(gates_x, h0, weight_hh, bias_hh, lengths=lengths, reverse=reverse)
     return output, h_n.clone() if h_n is h0 else h_n, gates_x.new_empty(0)
@@ -135,7 +166,7 @@ class _GruSequence(torch.autograd.Function):
         output, h_n, gates = run(gates_x, h0, weight_hh, bias_hh, lengths, reverse, True, backend)
         # What a second derivative would need is 3H a step more: only the reference keeps it.
         again = (gates_x, bias_hh) if backend == "reference" else (None, None)
-        kept, ctx.changed = in_place.keep(output) if backend in _IN_PLACE else (output, None)
+        kept, ctx.changed = in_place.keep(output) if offers(backend, "gru_output") else (output, None)
         ctx.save_for_backward(kept, gates, h0, weight_hh, lengths, *again)
         ctx.reverse, ctx.backend = reverse, backend
         ctx.mark_non_differentiable(gates)
@@ -156,7 +187,7 @@ class _GruSequence(torch.autograd.Function):
         else:
             if ctx.changed:
                 output = _output_op(gates, h0, lengths, ctx.reverse, ctx.backend)
-            grads = registration.asked(
+            grads = registration.unpack_grads(
                 _backward_op(
                     grad_output, grad_h_n, output, gates, h0, weight_hh, lengths, ctx.reverse, needs, ctx.backend
                 ),

@@ -12,11 +12,19 @@ import torch
 from torch import Tensor
 
 from vssn_kernels import arguments
-from vssn_kernels.backend.table import choose, implementation
-from vssn_kernels.ops import registration
+from vssn_kernels.backend.table import choose, declare, implementation
+from vssn_kernels.ops import flops, registration
+from vssn_kernels.ops.flops import Shape
 from vssn_kernels.reference import mlp as reference
 
 _OP = "mlp"
+_INPUTS = 16  # csrc/cpu/kernels.h
+declare(
+    *(_OP, "gaussian_mlp", "split_linear"),
+    functions=("mlp_forward", "mlp_backward"),
+    reference=reference,
+    left_to_reference=True,
+)
 
 
 def _public(weight_out: Tensor | None, min_logvar: float | None) -> str:
@@ -122,15 +130,70 @@ def _call(
     return _op(given, several, bias, weight_out, bias_out, activation, min_logvar, False, chosen)
 
 
+def _check(
+    op: str,
+    inputs: list[Tensor],
+    weights: list[Tensor],
+    bias: Tensor,
+    weight_out: Tensor | None,
+    bias_out: Tensor | None,
+    activation: str,
+    min_logvar: float | None,
+) -> None:
+    arguments.require_activation(op, activation)
+    if not 1 <= len(inputs) <= _INPUTS or len(weights) not in (1, len(inputs)):
+        raise ValueError(
+            f"{op}: expected 1 to {_INPUTS} inputs, and a weight for each or one for all, got {len(inputs)} inputs "
+            f"and {len(weights)} weights"
+        )
+    if bias.dim() != 1 or bias.shape[0] == 0:
+        raise ValueError(f"{op}: bias must have shape [M], M >= 1, got {arguments.shape_text(bias.shape)}")
+    if inputs[0].dim() == 0:
+        raise ValueError(f"{op}: inputs[0] must have shape [..., K], got a scalar")
+    hidden, leading = bias.shape[0], inputs[0].shape[:-1]
+    others: dict[str, Tensor] = {"bias": bias}
+    for number, x in enumerate(inputs):
+        if number:
+            if x.dim() == 0 or x.shape[:-1] != leading:
+                raise ValueError(
+                    f"{op}: inputs[{number}] must have shape [..., K] with the leading sizes "
+                    f"{arguments.shape_text(leading)} of inputs[0], got {arguments.shape_text(x.shape)}"
+                )
+            others[f"inputs[{number}]"] = x
+    widths = [x.shape[-1] for x in inputs]
+    for number, weight in enumerate(weights):
+        width = widths[number] if len(weights) == len(inputs) else sum(widths)
+        arguments.require_shape(op, f"weights[{number}]", weight, "[M, K]", (hidden, width))
+        others[f"weights[{number}]"] = weight
+    if (weight_out is None) != (bias_out is None):
+        missing = "weight_out" if weight_out is None else "bias_out"
+        raise ValueError(f"{op}: {missing} is missing: give both weight_out and bias_out, or neither")
+    if weight_out is not None and bias_out is not None:
+        if weight_out.dim() != 2 or weight_out.shape[0] == 0:
+            raise ValueError(
+                f"{op}: weight_out must have shape [O, M], O >= 1, got {arguments.shape_text(weight_out.shape)}"
+            )
+        arguments.require_shape(op, "weight_out", weight_out, "[O, M]", (weight_out.shape[0], hidden))
+        arguments.require_shape(op, "bias_out", bias_out, "[O]", (weight_out.shape[0],))
+        others |= {"weight_out": weight_out, "bias_out": bias_out}
+    if min_logvar is not None:
+        arguments.require_finite(op, "min_logvar", min_logvar)
+        if weight_out is None or weight_out.shape[0] % 2:
+            got = "none" if weight_out is None else arguments.shape_text(weight_out.shape)
+            raise ValueError(f"{op}: with min_logvar weight_out must have shape [2Z, M], got {got}")
+    arguments.require_alike(op, "inputs[0]", inputs[0], others)
+
+
 def _kernel(*args):
     *given, need_backward, backend = args
-    arguments.check_mlp(_public(given[3], given[6]), *given)
+    _, _, _, weight_out, _, _, min_logvar = given
+    _check(_public(weight_out, min_logvar), *given)
     return implementation(backend, "mlp_forward")(*given, need_backward)
 
 
 def _fake(inputs, weights, bias, weight_out, bias_out, activation, min_logvar, need_backward, backend):
     op = _public(weight_out, min_logvar)
-    arguments.check_mlp(op, inputs, weights, bias, weight_out, bias_out, activation, min_logvar)
+    _check(op, inputs, weights, bias, weight_out, bias_out, activation, min_logvar)
     first, empty = inputs[0], bias.new_empty(0)
     leading, width = first.shape[:-1], bias.shape[0]
     if weight_out is None:
@@ -141,11 +204,11 @@ def _fake(inputs, weights, bias, weight_out, bias_out, activation, min_logvar, n
 
 
 def _backward_kernel(*args):
-    *given, needs, backend = args
-    if given[0] is None and given[1] is None:
+    grad_out, grad_logvar, _, _, _, logvar, *_, backend = args
+    if grad_out is None and grad_logvar is None:
         return [grad.zero_() for grad in _backward_fake(*args)]
-    grads = implementation(backend, "mlp_backward")(*given, needs)
-    return list(registration.present(grads, args[5]))
+    grads = implementation(backend, "mlp_backward")(*args[:-1])
+    return list(registration.pack_grads(grads, logvar))
 
 
 def _backward_fake(
@@ -154,6 +217,38 @@ def _backward_fake(
     bias = weights[0].new_empty(weights[0].shape[0])
     bias_out = None if weight_out is None else weight_out.new_empty(weight_out.shape[0])
     return list(registration.empty_gradients((*inputs, *weights, bias, weight_out, bias_out), needs, logvar))
+
+
+@flops.formula(_OP)
+def _flops(
+    inputs: Sequence[Shape],
+    weights: Sequence[Shape],
+    bias: Shape,
+    weight_out: Shape | None,
+    *_: object,
+    **__: object,
+) -> int:
+    rows = inputs[0][:-1]
+    first = flops.product(*rows, sum(x[-1] for x in inputs), bias[0])
+    return first + (0 if weight_out is None else flops.product(*rows, *weight_out))
+
+
+@flops.formula(f"{_OP}_backward")
+def _backward_flops(
+    grad_out: object, grad_logvar: object, inputs: Sequence[Shape], weights: Sequence[Shape], weight_out: Shape | None,
+    logvar: object, hidden: object, activation: str, min_logvar: float | None, needs: Sequence[bool],
+    *_: object, **__: object,
+) -> int:  # fmt: skip
+    rows, width = inputs[0][:-1], weights[0][0]
+    need_inputs, need_weights = needs[: len(inputs)], needs[len(inputs) : len(inputs) + len(weights)]
+    wide = [x[-1] for x in inputs]
+    by_weight = [need_weights[0]] * len(inputs) if len(weights) == 1 else need_weights
+    columns = sum(k * (by_x + by_w) for k, by_x, by_w in zip(wide, need_inputs, by_weight, strict=True))
+    total = flops.product(*rows, width, columns)
+    if weight_out is not None:
+        below = any(needs[:-2])  # the gradient of the hidden layer is there for these
+        total += flops.product(*rows, *weight_out) * (below + needs[-2])
+    return total
 
 
 registration.define(
@@ -174,7 +269,7 @@ _op, _backward_op = registration.caller(_OP), registration.caller(f"{_OP}_backwa
 def _plain(*args):
     *given, _, _ = args
     inputs, weights, bias, weight_out, bias_out, activation, min_logvar = given
-    arguments.check_mlp(_public(weight_out, min_logvar), *given)
+    _check(_public(weight_out, min_logvar), *given)
     out, logvar = reference.mlp(
         inputs, weights, bias, weight_out, bias_out, activation=activation, min_logvar=min_logvar
     )
@@ -212,7 +307,7 @@ class _Mlp(torch.autograd.Function):
             used = (grad_out, grad_logvar) if ctx.min_logvar is not None else (grad_out,)
             grads = registration.differentiate_again(plain, tensors, used, needs)
         else:
-            grads = registration.asked(
+            grads = registration.unpack_grads(
                 _backward_op(
                     grad_out, grad_logvar, inputs, weights, tensors[-2], logvar, hidden, *options.values(), needs,
                     ctx.backend,

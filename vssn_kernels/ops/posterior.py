@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vssn_kernels import arguments
-from vssn_kernels.backend.table import choose, implementation
-from vssn_kernels.ops import registration
+from vssn_kernels.backend.table import choose, declare, implementation
+from vssn_kernels.ops import flops, registration
+from vssn_kernels.ops.flops import Shape
 from vssn_kernels.reference import posterior as reference
 
 _OP = "posterior_sequence"
 _DIFFERENTIABLE = 10  # the leading tensor arguments of the op
+declare(_OP, functions=("posterior_forward", "posterior_backward"), reference=reference)
 
 
 class PriorMean(NamedTuple):
@@ -92,23 +95,66 @@ def posterior_sequence(
     return z, mu, logvar
 
 
-def _check(context, z0, eps, weight_z, weight_out, bias_out, *rest):
-    *prior, lengths, activation, min_logvar, _, _ = rest
-    arguments.check_posterior(
-        _OP, context, z0, eps, weight_z, weight_out, bias_out, tuple(prior), lengths, activation, min_logvar
-    )
+def _check(
+    context: Tensor,
+    z0: Tensor,
+    eps: Tensor,
+    weight_z: Tensor,
+    weight_out: Tensor,
+    bias_out: Tensor,
+    prior_context: Tensor | None,
+    prior_weight_z: Tensor | None,
+    prior_weight_mu: Tensor | None,
+    prior_bias_mu: Tensor | None,
+    lengths: Tensor | None,
+    activation: str,
+    min_logvar: float,
+    *_: object,
+) -> None:
+    arguments.require_activation(_OP, activation)
+    arguments.require_finite(_OP, "min_logvar", min_logvar)
+    if context.dim() != 3:
+        raise ValueError(f"{_OP}: context must have shape [T, B, M], got {arguments.shape_text(context.shape)}")
+    if z0.dim() != 2:
+        raise ValueError(f"{_OP}: z0 must have shape [B, Z], got {arguments.shape_text(z0.shape)}")
+    steps, batch, hidden = context.shape
+    latent = z0.shape[1]
+    if hidden == 0 or latent == 0:
+        raise ValueError(f"{_OP}: M and Z must be at least 1, got M = {hidden} and Z = {latent}")
+    arguments.require_shape(_OP, "z0", z0, "[B, Z]", (batch, latent))
+    arguments.require_shape(_OP, "eps", eps, "[T, B, Z]", (steps, batch, latent))
+    arguments.require_shape(_OP, "weight_z", weight_z, "[M, Z]", (hidden, latent))
+    arguments.require_shape(_OP, "weight_out", weight_out, "[2Z, M]", (2 * latent, hidden))
+    arguments.require_shape(_OP, "bias_out", bias_out, "[2Z]", (2 * latent,))
+    others = {"z0": z0, "eps": eps, "weight_z": weight_z, "weight_out": weight_out, "bias_out": bias_out}
+    prior = (prior_context, prior_weight_z, prior_weight_mu, prior_bias_mu)
+    parts = {
+        "prior.context": ("[T, B, M]", (steps, batch, hidden)),
+        "prior.weight_z": ("[M, Z]", (hidden, latent)),
+        "prior.weight_mu": ("[Z, M]", (latent, hidden)),
+        "prior.bias_mu": ("[Z]", (latent,)),
+    }
+    if any(part is not None for part in prior):
+        for (name, (letters, expected)), part in zip(parts.items(), prior, strict=True):
+            if part is None:
+                raise ValueError(f"{_OP}: {name} is missing: a prior needs all of {', '.join(parts)}")
+            arguments.require_shape(_OP, name, part, letters, expected)
+            others[name] = part
+    arguments.require_alike(_OP, "context", context, others, ("z0",))
+    arguments.require_lengths_form(_OP, lengths, batch, context.device)
 
 
 def _kernel(*args):
     _check(*args)
     *inputs, lengths, activation, min_logvar, need_backward, backend = args
-    lengths = arguments.checked_lengths(_OP, lengths, len(inputs[0]))
+    context, *_ = inputs
+    lengths = arguments.checked_lengths(_OP, lengths, len(context))
     return implementation(backend, "posterior_forward")(*inputs, lengths, activation, min_logvar, need_backward)
 
 
 def _fake(*args):
     _check(*args)
-    context, z0, prior_context, need_backward = args[0], args[1], args[6], args[13]
+    context, z0, _, _, _, _, prior_context, *_, need_backward, _ = args
     steps, batch, _ = context.shape
     z, mu, logvar = (context.new_empty(steps, batch, z0.shape[1]) for _ in range(3))
     saved = context.new_empty(context.shape) if need_backward else context.new_empty(0)
@@ -119,11 +165,11 @@ def _fake(*args):
 
 
 def _backward_kernel(*args):
+    _, _, _, z, *_ = args
     *saved, lengths, activation, min_logvar, needs, backend = args
-    z = saved[3]
     lengths = arguments.checked_lengths(_OP, lengths, len(z))
     grads = implementation(backend, "posterior_backward")(*saved, lengths, activation, min_logvar, needs)
-    return registration.present(grads, z)
+    return registration.pack_grads(grads, z)
 
 
 def _backward_fake(
@@ -150,6 +196,29 @@ def _backward_fake(
     bias_mu = None if prior_weight_mu is None else prior_weight_mu.new_empty(prior_weight_mu.shape[0])
     inputs = (hidden, z0, eps, weight_z, weight_out, bias_out, prior_hidden, prior_weight_z, prior_weight_mu, bias_mu)
     return registration.empty_gradients(inputs, needs, z)
+
+
+@flops.formula(_OP)
+def _flops(
+    context: Shape, z0: Shape, eps: Shape, weight_z: Shape, weight_out: Shape, bias_out: Shape,
+    prior_context: Shape | None, *_: object, **__: object,
+) -> int:  # fmt: skip
+    steps, batch, hidden = context
+    widths = 3 * z0[1] + (0 if prior_context is None else 2 * z0[1])  # weight_z, and out's two halves; the prior's two
+    return flops.product(steps, batch, hidden, widths)
+
+
+@flops.formula(f"{_OP}_backward")
+def _backward_flops(
+    grad_z: object, grad_mu: object, grad_logvar: object, z: Shape, logvar: Shape, hidden: Shape, prior_hidden: Shape,
+    z0: Shape, eps: Shape, weight_z: Shape, weight_out: Shape, prior_weight_z: Shape | None, prior_weight_mu: object,
+    lengths: object, activation: str, min_logvar: float, needs: Sequence[bool], *_: object, **__: object,
+) -> int:  # fmt: skip
+    latent = z0[1]
+    widths = 3 * latent + latent * needs[3] + 2 * latent * needs[4]
+    if prior_weight_z is not None:
+        widths += 2 * latent + latent * needs[7] + latent * needs[8]
+    return flops.product(*hidden, widths)
 
 
 registration.define(
@@ -186,8 +255,9 @@ def _reference(inputs, lengths, activation, min_logvar):
 def _plain(*args):
     _check(*args)
     *inputs, lengths, activation, min_logvar, _, _ = args
-    lengths = registration.lengths_as_checked(_OP, lengths, len(inputs[0]))
-    return *_reference(inputs, lengths, activation, min_logvar), inputs[0].new_empty(0), inputs[0].new_empty(0)
+    context, *_ = inputs
+    lengths = registration.lengths_as_checked(_OP, lengths, len(context))
+    return *_reference(inputs, lengths, activation, min_logvar), context.new_empty(0), context.new_empty(0)
 
 
 class _PosteriorSequence(torch.autograd.Function):
@@ -216,7 +286,7 @@ class _PosteriorSequence(torch.autograd.Function):
 
             grads = registration.differentiate_again(plain, inputs, (grad_z, grad_mu, grad_logvar), needs)
         else:
-            grads = registration.asked(
+            grads = registration.unpack_grads(
                 _backward_op(
                     grad_z, grad_mu, grad_logvar, *saved, lengths, ctx.activation, ctx.min_logvar, needs, ctx.backend
                 ),

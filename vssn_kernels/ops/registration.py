@@ -2,8 +2,8 @@
 the backend up in the table), the fake, the autograd formula, and what holds under torch.func's transforms.
 
 `Library.define` and `Library.impl` are used rather than `torch.library.custom_op`: a call costs a third. And where
-nothing is there that looks at the calls of ops (`torch_internals.unobserved`), the same functions are called without
-the dispatcher between them, which would cost more than a small op itself.
+nothing is there that looks at the calls of ops, the same functions are called without the dispatcher between them
+(fast_path.py).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from vssn_kernels import arguments
-from vssn_kernels.ops import torch_internals
+from vssn_kernels.ops import fast_path, torch_internals
 
 NAMESPACE = "vssn"
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
-# By name: the kernel as registered, what runs where nobody looks, and the op in PyTorch's own ops.
+# By name: the kernel as registered, the op without the dispatcher, and in PyTorch's own ops.
 _kernels: dict[str, Callable] = {}
-_unobserved: dict[str, Callable] = {}
+_direct: dict[str, Callable] = {}
 _plain: dict[str, Callable] = {}
 
 
@@ -48,46 +48,36 @@ def define_autograd(
         plain: the op in PyTorch's own ops, differentiable any number of times and in forward mode.
         flat: the arguments for `function`, where they are not the op's own: autograd does not look into lists.
     """
-    kernel, below = _kernels[name], below_autograd(name)
+    below = below_autograd(name)
     _plain[name] = _as_declared(plain)
-
-    def unobserved(*args):
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            return function.apply(kernel, *(args if flat is None else flat(*args)))
-        return kernel(*args)
 
     def autograd_kernel(*args):
         if torch_internals.beyond_the_kernels() or torch_internals.has_tangent(args):
             return _plain[name](*args)
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        if torch.is_grad_enabled() and torch_internals.any_requires_grad(*args):
             return torch_internals.apply(function, below, *(args if flat is None else flat(*args)))
         return below(*args)
 
-    _unobserved[name] = unobserved
+    _direct[name] = fast_path.direct(_kernels[name], function, flat)
     _library.impl(name, autograd_kernel, "Autograd")
 
 
 def define_first_order(name: str, public: str) -> None:
     """Gives a backward op an autograd kernel that raises where its result is differentiated: without one its gradients
     would be silently wrong. The result itself is had with create_graph=True too."""
-    kernel, below = _kernels[name], below_autograd(name)
-
-    def unobserved(*args):
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            return autograd_kernel(*args)
-        return kernel(*args)
+    below = below_autograd(name)
 
     def autograd_kernel(*args):
         if torch_internals.has_tangent(args):
             raise RuntimeError(f"{name} has no derivative in forward mode; {double_backward_hint(public)}")
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        if torch.is_grad_enabled() and torch_internals.any_requires_grad(*args):
             leaves, tree = tree_flatten(args)
             result = torch_internals.apply(_FirstOrder, below, name, public, tree, *leaves)
             return list(result) if gives_list else result
         return below(*args)
 
     gives_list = _op(name)._schema.returns[0].type.kind() == "ListType"
-    _unobserved[name] = unobserved
+    _direct[name] = fast_path.direct_or(_kernels[name], autograd_kernel)
     _library.impl(name, autograd_kernel, "Autograd")
 
 
@@ -101,7 +91,7 @@ def caller(name: str) -> Callable:
             return op(*args)
         if torch_internals.beyond_the_kernels():
             return _plain.get(name, op)(*args)  # a backward op has no other form: its autograd kernel decides
-        return _unobserved[name](*args) if torch_internals.unobserved(args) else op(*args)
+        return _direct[name](*args) if fast_path.is_open(args) else op(*args)
 
     return call
 
@@ -111,7 +101,7 @@ def below_autograd(name: str) -> Callable:
     op = _op(name)
 
     def call(*args):
-        with torch._C._AutoDispatchBelowAutograd():
+        with torch_internals.AutoDispatchBelowAutograd():
             return op(*args)
 
     return call
@@ -175,18 +165,18 @@ def differentiate_again(
 
 def lengths_as_checked(op: str, lengths: Tensor | None, steps: int) -> Tensor | None:
     """`arguments.checked_lengths` where their values can be read: not in a transform's wrapper, nor while tracing."""
-    if lengths is None or not torch_internals.is_plain(lengths):
+    if lengths is None or not fast_path.is_plain(lengths):
         return lengths
     return arguments.checked_lengths(op, lengths, steps)
 
 
-def present(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
+def pack_grads(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
     """An op cannot return None: an empty tensor stands for a gradient that was not asked for."""
     return tuple(like.new_empty(0) if tensor is None else tensor for tensor in tensors)
 
 
-def asked(tensors: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """The inverse of `present`."""
+def unpack_grads(tensors: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """The inverse of `pack_grads`."""
     return tuple(tensor if need else None for tensor, need in zip(tensors, needs, strict=True))
 
 

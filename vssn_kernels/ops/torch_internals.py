@@ -1,85 +1,76 @@
 """What PyTorch tells of its dispatcher and its transforms under private names, all in one place.
 
-Three kinds of things stand between a call and its kernel: modes and tracers, which see every op; transforms
-(torch.func), which are levels on a stack; and tensors whose key set asks the dispatcher for more than a call (a sign
-bit, a batch, a subclass). `unobserved` says that there is none of them.
+Here stands what right results need; the names that only speed rests on are in fast_path.py. A version of PyTorch that
+lacks one of them is refused at import, in one line, but where its answer can be had, or done without, in another way.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch._functorch.autograd_function
+import torch._functorch.pyfunctorch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
-from torch._C._functorch import (
-    TransformType,
-    get_interpreter_stack,
-    get_single_level_autograd_function_allowed,
-    is_legacy_batchedtensor,
-    peek_interpreter_stack,
-    set_single_level_autograd_function_allowed,
-)
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-_len_dispatch_stack, _len_function_stack = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
-_dispatch_keys, _tracing_state = torch._C._dispatch_keys, torch._C._get_tracing_state
-_profiler_enabled = torch.autograd._profiler_enabled
+
+def find(name: str) -> Any:
+    """What stands under a dotted name of torch; None where this version has no such name."""
+    thing: Any = torch
+    for part in name.split(".")[1:]:
+        thing = getattr(thing, part, None)
+    return thing
 
 
-# ---- The way past the dispatcher ---------------------------------------------------------------------
+required: list[str] = []
 
 
-def unobserved(args: Sequence[object]) -> bool:
-    """Whether the dispatcher would do no more with an op than call its kernels: plain tensors with data, and no mode,
-    transform, tracer or profiler that is to see the op."""
-    return (
-        _len_dispatch_stack() == 0
-        and _len_function_stack() == 0
-        and peek_interpreter_stack() is None
-        and _tracing_state() is None
-        and not _profiler_enabled()
-        and _all_plain(args)
-    )
+def _require(name: str) -> Any:
+    required.append(name)
+    found = find(name)
+    if found is None:
+        raise ImportError(
+            f"vssn_kernels needs {name}, which torch {torch.__version__} lacks; it is known to run with torch 2.6 to "
+            "2.13: install one of these"
+        )
+    return found
 
 
-def _all_plain(args: Sequence[Any]) -> bool:
-    for arg in args:
-        kind = type(arg)
-        if kind in _TENSORS:
-            raw = _dispatch_keys(arg).raw_repr()
-            if not (_known[raw] if raw in _known else _learn(arg, raw)):
-                return False
-        elif kind in _LISTS:
-            if not _all_plain(arg):
-                return False
-        elif kind not in _NO_TENSORS and isinstance(arg, Tensor):
-            return False
-    return True
+AutoDispatchBelowAutograd = _require("torch._C._AutoDispatchBelowAutograd")
+TransformType = _require("torch._C._functorch.TransformType")
+_get_interpreter_stack = _require("torch._C._functorch.get_interpreter_stack")
+_single_level_allowed = _require("torch._C._functorch.get_single_level_autograd_function_allowed")
+_allow_single_level = _require("torch._C._functorch.set_single_level_autograd_function_allowed")
+_is_batched = _require("torch._C._functorch.is_batchedtensor")
+_is_legacy_batched = _require("torch._C._functorch.is_legacy_batchedtensor")
+_is_dead = _require("torch._C._functorch.is_dead_tensor_wrapper")
+_call_by_sample = _require("torch._functorch.autograd_function.custom_function_call_vmap_helper")
+_current_interpreter = _require("torch._functorch.pyfunctorch.retrieve_current_functorch_interpreter")
+_VmapInterpreter = _require("torch._functorch.pyfunctorch.VmapInterpreter")
+_unpack_dual = _require("torch._unpack_dual")
+_set_forward_mode = _require("torch.autograd.forward_ad._set_fwd_grad_enabled")
+_require("torch.autograd.forward_ad._current_level")  # read anew each time
 
 
-_TENSORS = frozenset((Tensor, torch.nn.Parameter))
-_LISTS = frozenset((list, tuple))
-_NO_TENSORS = frozenset((type(None), bool, int, float, str))
+def _some_require_grad(*args: Any) -> bool:
+    return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(args))
 
 
-# By the bits of a key set: whether it has these keys alone, which any dense tensor on a device has. Those are named,
-# for of the others (Negative, ZeroTensor, Batched, Functionalize, Python, Sparse, ...) there may be new ones.
-_PLAIN_KEYS = re.compile(r"(CPU|CUDA|XPU)|ADInplaceOrView|Autograd\w+|Autocast\w+")
-_known: dict[int, bool] = {}
+def _top_of_the_stack() -> Any:
+    return (_get_interpreter_stack() or [None])[-1]
 
 
-def _learn(tensor: Tensor, raw: int) -> bool:
-    names = str(_dispatch_keys(tensor)).removeprefix("DispatchKeySet(").removesuffix(")").split(", ")
-    _known[raw] = all(_PLAIN_KEYS.fullmatch(name) for name in names)
-    return _known[raw]
+def _perhaps() -> int:
+    return 1  # of modes and tracers: where nobody tells, there may be one
 
 
-def is_plain(tensor: Tensor) -> bool:
-    """Whether the values of the tensor are there to be read: no wrapper, no fake."""
-    return _all_plain((tensor,))
+any_requires_grad = find("torch._C._any_requires_grad") or _some_require_grad
+peek_interpreter_stack = find("torch._C._functorch.peek_interpreter_stack") or _top_of_the_stack
+_len_dispatch_stack = find("torch._C._len_torch_dispatch_stack") or _perhaps
+_tracing_state = find("torch._C._get_tracing_state") or _perhaps
 
 
 def is_plain_call() -> bool:
@@ -121,11 +112,11 @@ def has_tangent(args: Sequence[object]) -> bool:
     if not on and _len_dispatch_stack() == 0:
         return False
     tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
-    return any((on and torch._C._functorch.is_batchedtensor(t)) or _tangent(t) is not None for t in tensors)
+    return any((on and _is_batched(t)) or _tangent(t) is not None for t in tensors)
 
 
-def _transforms() -> list[TransformType]:
-    return [interpreter.key() for interpreter in get_interpreter_stack() or ()]
+def _transforms() -> list[Any]:
+    return [interpreter.key() for interpreter in _get_interpreter_stack() or ()]
 
 
 def in_transform() -> bool:
@@ -136,7 +127,7 @@ def in_transform() -> bool:
 def of_ended_transform(tensors: Sequence[Tensor]) -> bool:
     """Whether a tensor was saved at a level that has ended since: what torch.func.vjp returns is called then, and a
     view of such a tensor needs no gradient."""
-    return any(torch._C._functorch.is_dead_tensor_wrapper(tensor) for tensor in tensors)  # type: ignore[attr-defined]
+    return any(_is_dead(tensor) for tensor in tensors)
 
 
 def vjp(
@@ -163,12 +154,12 @@ def vjp(
 
 
 def _tangent(tensor: Tensor) -> Tensor | None:
-    return torch._VF._unpack_dual(tensor, level=max(forward_ad._current_level, 0))[1]
+    return _unpack_dual(tensor, level=max(forward_ad._current_level, 0))[1]
 
 
 def is_grads_batched(grads: Sequence[Tensor | None]) -> bool:
     """Whether these came through torch.autograd.grad(is_grads_batched=True): batches of a kind of their own."""
-    return any(grad is not None and is_legacy_batchedtensor(grad) for grad in grads)
+    return any(grad is not None and _is_legacy_batched(grad) for grad in grads)
 
 
 def apply(function: type[torch.autograd.Function], run: Callable[..., Any], *args: Any) -> Any:
@@ -181,15 +172,15 @@ def apply(function: type[torch.autograd.Function], run: Callable[..., Any], *arg
         return function.apply(run, *args)
 
     def run_with_gradients(*args: Any) -> Any:
-        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+        with torch.enable_grad(), _set_forward_mode(True):
             return run(*args)
 
-    allowed = get_single_level_autograd_function_allowed()
-    set_single_level_autograd_function_allowed(True)
+    allowed = _single_level_allowed()
+    _allow_single_level(True)
     try:
         return super(torch.autograd.Function, function).apply(run_with_gradients, *args)  # type: ignore[misc]
     finally:
-        set_single_level_autograd_function_allowed(allowed)
+        _allow_single_level(allowed)
 
 
 def batched(op: Callable[..., Any]) -> Callable[..., Any]:
@@ -206,11 +197,8 @@ def batched(op: Callable[..., Any]) -> Callable[..., Any]:
         return stacked, tree_map(lambda _: 0, stacked)
 
     def kernel(*args: Any) -> Any:
-        from torch._functorch.autograd_function import custom_function_call_vmap_helper
-        from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_current_functorch_interpreter
-
-        interpreter = retrieve_current_functorch_interpreter()
-        assert isinstance(interpreter, VmapInterpreter)
-        return custom_function_call_vmap_helper(interpreter, each, op, *args)
+        interpreter = _current_interpreter()
+        assert isinstance(interpreter, _VmapInterpreter)
+        return _call_by_sample(interpreter, each, op, *args)
 
     return kernel

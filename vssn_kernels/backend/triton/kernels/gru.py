@@ -21,8 +21,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vssn_kernels.backend.triton_kernels.cell import barrier, has_step, product, put, row_lengths, sigmoid, tanh
-from vssn_kernels.backend.triton_kernels.launch import kernel
+from vssn_kernels.backend.triton.kernels.cell import barrier, has_step, product, put, row_lengths, sigmoid, tanh
+from vssn_kernels.backend.triton.kernels.compilation import kernel
 
 
 @triton.jit

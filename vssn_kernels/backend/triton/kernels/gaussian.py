@@ -12,8 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vssn_kernels.backend.triton_kernels.cell import exp_excess, expm1, put
-from vssn_kernels.backend.triton_kernels.launch import kernel
+from vssn_kernels.backend.triton.kernels.cell import exp_excess, expm1, put
+from vssn_kernels.backend.triton.kernels.compilation import kernel
 
 
 @triton.jit

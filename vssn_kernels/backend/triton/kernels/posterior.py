@@ -23,7 +23,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vssn_kernels.backend.triton_kernels.cell import (
+from vssn_kernels.backend.triton.kernels.cell import (
     activate,
     activation_slope,
     barrier,
@@ -33,7 +33,7 @@ from vssn_kernels.backend.triton_kernels.cell import (
     row_lengths,
     softplus,
 )
-from vssn_kernels.backend.triton_kernels.launch import kernel
+from vssn_kernels.backend.triton.kernels.compilation import kernel
 
 
 @triton.jit

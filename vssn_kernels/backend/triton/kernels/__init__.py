@@ -1,0 +1,1 @@
+"""Kernels of the `triton` backend; the modules beside this folder launch them."""

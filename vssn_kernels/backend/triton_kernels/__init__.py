@@ -1,1 +1,0 @@
-"""Kernels of the `triton` backend; ../triton.py launches them."""
