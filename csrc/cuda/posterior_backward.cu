@@ -4,6 +4,8 @@
 // buffer holds the gradients of (mu, raw) of t, the hidden buffer those of context and prior_context, and the sums of a
 // group of latents are what reaches z_{t-1} through them. Reads the gradients of the outputs, logvar, eps, hidden and
 // prior_hidden once; writes every gradient once.
+#include <type_traits>
+
 #include "posterior_common.cuh"
 
 namespace vssn {
