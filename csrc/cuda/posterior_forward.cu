@@ -211,10 +211,8 @@ int forward_at_once(Storage storage, bool tf32, const PosteriorPlan& plan) {
     ForwardParams params{};
     params.plan = plan;
     params.call.B = kRows;
-    const auto kernel = storage == Storage::bfloat16  ? forward_in_memory<bfloat16, true>
-                        : storage == Storage::float16 ? forward_in_memory<float16, true>
-                        : tf32                        ? forward_in_memory<gpu::tf32, true>
-                                                      : forward_in_memory<float, true>;
+    const auto kernel = by_compute_type(
+        storage, tf32, [](auto compute) { return forward_in_memory<typename decltype(compute)::type, true>; });
     return clusters_at_once(kernel, launch_shape(params));
 }
 
@@ -222,10 +220,8 @@ int forward_at_once(Storage storage, bool tf32, const PosteriorPlan& plan) {
 
 void posterior_forward(const PosteriorForward& call) {
     posterior::require_sizes(posterior::kName, call);
-    if (call.storage == Storage::bfloat16) return posterior::run<gpu::bfloat16>(call);
-    if (call.storage == Storage::float16) return posterior::run<gpu::float16>(call);
-    if (call.tf32) return posterior::run<gpu::tf32>(call);
-    posterior::run<float>(call);
+    gpu::by_compute_type(call.storage, call.tf32,
+                         [&](auto compute) { posterior::run<typename decltype(compute)::type>(call); });
 }
 
 }  // namespace vssn

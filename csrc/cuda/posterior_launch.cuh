@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "compute_type.cuh"
 #include "posterior_fragments.cuh"
 
 namespace vssn::posterior {

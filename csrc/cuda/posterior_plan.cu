@@ -190,10 +190,8 @@ const char* name_of(PosteriorVariant variant) {
 PosteriorPlan posterior_plan(Storage storage, bool tf32, int64_t B, int64_t M, int64_t Z, bool prior, bool backward,
                              PosteriorVariant variant) {
     using namespace posterior;
-    const Sizes s = storage == Storage::bfloat16  ? sizes_of<bfloat16>(M, Z, prior, backward)
-                    : storage == Storage::float16 ? sizes_of<float16>(M, Z, prior, backward)
-                    : tf32                        ? sizes_of<gpu::tf32>(M, Z, prior, backward)
-                                                  : sizes_of<float>(M, Z, prior, backward);
+    const Sizes s = by_compute_type(
+        storage, tf32, [&](auto compute) { return sizes_of<typename decltype(compute)::type>(M, Z, prior, backward); });
     const bool fits_narrow = s.stored_bytes == 2 && M <= Narrow::kMaxM && Z <= Narrow::kMaxZ;
     const bool fits_wide = s.stored_bytes == 2 && M <= Wide::kMaxM && Z <= Wide::kMaxZ;
     // The wide shape works on zeros beyond M and Z, so smaller sizes than half of it are left to shared memory.
