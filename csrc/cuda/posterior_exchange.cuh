@@ -22,7 +22,7 @@ VSSN_DEVICE void send_to_all(typename P::Stored* buffer, int stride, int column,
 template <class Pass>
 struct Exchange {
     const PosteriorPlan& plan;
-    int rank, slots, groups;  // groups: of one block
+    int rank, slots, groups;  // groups: room for those of one block
     Quad* sums;
     Mailbox* mailboxes;  // all compute all: one for even and one for odd steps; else one for sums, one for latents
 
@@ -30,18 +30,20 @@ struct Exchange {
         : plan(plan),
           rank(rank),
           slots(plan.cluster * plan.splits),
-          groups(plan.scatter ? (plan.groups + plan.cluster - 1) / plan.cluster : plan.groups),
+          groups(plan.scatter ? (plan.groups + plan.cluster - 1) >> plan.cluster_log2 : plan.groups),
           sums(reinterpret_cast<Quad*>(dynamic_shared() + plan.exchange_at)),
           mailboxes(reinterpret_cast<Mailbox*>(dynamic_shared() + plan.mailboxes_at)) {}
 
     // The groups that this block finishes.
     VSSN_DEVICE int count() const {
-        return plan.scatter ? (plan.groups - rank + plan.cluster - 1) / plan.cluster : plan.groups;
+        return plan.scatter ? (plan.groups - rank + plan.cluster - 1) >> plan.cluster_log2 : plan.groups;
     }
     VSSN_DEVICE int group(int i) const { return plan.scatter ? i * plan.cluster + rank : i; }
+    // Of the cluster: the block whose group it is.
+    VSSN_DEVICE int owner(int group) const { return group & (plan.cluster - 1); }
 
     VSSN_DEVICE Quad* at(int step, int slot, int group) const {
-        const int of_block = plan.scatter ? group / plan.cluster : group;
+        const int of_block = plan.scatter ? group >> plan.cluster_log2 : group;
         const int round = plan.cluster > 1 && !plan.scatter ? step % 2 : 0;
         return sums + (((round * slots + slot) * groups + of_block) * Pass::kSums) * kWarp + lane_id();
     }
@@ -68,7 +70,7 @@ struct Exchange {
             if (plan.cluster == 1) {
                 at(step, split, group)[sum * kWarp] = part;
             } else {
-                const int from = plan.scatter ? group % plan.cluster : 0, to = plan.scatter ? from + 1 : plan.cluster;
+                const int from = plan.scatter ? owner(group) : 0, to = plan.scatter ? from + 1 : plan.cluster;
                 for (int block = from; block < to; ++block)
                     send(at(step, rank, group) + sum * kWarp, part, sums_mailbox(step), block);
             }

@@ -74,7 +74,7 @@ struct InMemory {
     // a share.
     VSSN_DEVICE void sum_up(Four* sums, int group, int split, int begin, int end) const {
         const int first = begin * kStepsOfTile, last = end * kStepsOfTile;
-        const int share = (last - first + plan.splits - 1) / plan.splits, from = first + split * share;
+        const int share = (last - first + plan.splits - 1) >> plan.splits_log2, from = first + split * share;
         const int to = from + share < last ? from + share : last;
         const int own_to = to < plan.slice_depth ? to : plan.slice_depth;
         const int prior_from = from > plan.slice_depth ? from : plan.slice_depth;
@@ -112,7 +112,7 @@ VSSN_DEVICE void run_in_memory(const typename Pass::Params& params) {
     for (int group = own; group < plan.groups; group += warps()) {
         const auto result = pass.first_latent(group);
         block.put_latent(group, result, false);
-        if (group % plan.cluster == rank) {
+        if (exchange.owner(group) == rank) {
             pass.store_first(group, result);
             if (batch.steps == 0) pass.store_last(group, result);
         }
@@ -145,11 +145,11 @@ VSSN_DEVICE void run_in_memory(const typename Pass::Params& params) {
                 const bool sums_up = phase == 0, finishes = end == hidden_tiles && phase == phases - 1;
                 if (!sums_up) exchange.meet(step);
                 const int items = sums_up ? plan.groups * plan.splits : exchange.count();
-                for (int item = own, split = 0; item < items; item += warps()) {
+                for (int item = own, split = 0, passed = 0; item < items; item += warps()) {
                     int group = exchange.group(item);
                     if (sums_up) {
-                        split = item / plan.groups;
-                        group = item - split * plan.groups;
+                        for (; item - passed >= plan.groups; ++split) passed += plan.groups;
+                        group = item - passed;
                     }
                     Four sums[Pass::kSums];
                     if (sums_up)
@@ -162,7 +162,7 @@ VSSN_DEVICE void run_in_memory(const typename Pass::Params& params) {
                         const bool last = item + warps() >= items;
                         latent_input =
                             pass.latent_input(last ? step + 1 : step, exchange.group(last ? own : item + warps()));
-                        if (group % plan.cluster == rank) {
+                        if (exchange.owner(group) == rank) {
                             pass.store_latent(step, group, result);
                             if (step == batch.steps - 1) pass.store_last(group, result);
                         }

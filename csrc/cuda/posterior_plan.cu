@@ -48,6 +48,12 @@ Sizes sizes_of(int64_t M, int64_t Z, bool prior, bool backward) {
             device_limits()};
 }
 
+int log2_of(int power) {
+    int log2 = 0;
+    while (1 << log2 < power) ++log2;
+    return log2;
+}
+
 // Gives the next `bytes` of shared memory.
 int take(PosteriorPlan& plan, int64_t bytes) {
     const int64_t at = plan.shared_bytes;
@@ -129,6 +135,8 @@ PosteriorPlan plan_in_memory(const Sizes& s, int cluster, bool scatter, double w
                    : scatter              ? PosteriorVariant::scatter
                                           : PosteriorVariant::cluster;
     plan.warps = std::clamp(std::max(hidden_tiles, plan.groups * plan.splits), kFewestWarps, kMostWarps);
+    plan.cluster_log2 = log2_of(plan.cluster);
+    plan.splits_log2 = log2_of(plan.splits);
     return plan;
 }
 
