@@ -54,6 +54,7 @@ struct Backward : BackwardWeights<C> {
     using Steps = Sequence<T, paired>;
     using Loaded = LoadedFour<T, paired || tight>;  // of hidden
     static constexpr int kParts = 2, kSums = 1;
+    static constexpr bool kPaired = paired;
 
     struct LatentInputs {
         typename Steps::Loaded grad_z, grad_mu, grad_logvar, logvar, eps;
@@ -123,6 +124,12 @@ struct Backward : BackwardWeights<C> {
         const int t = last - step - 1;
         return {grad_z.load(batch, t, group, Z), grad_mu.load(batch, t, group, Z), grad_logvar.load(batch, t, group, Z),
                 logvar.load(batch, t, group, Z), eps.load(batch, t, group, Z)};
+    }
+
+    VSSN_DEVICE void prefetch(int step, int index, int count) const {
+        for (const Steps* sequence : {&hidden, &prior_hidden}) sequence->prefetch(batch, last - step, M, index, count);
+        for (const Steps* sequence : {&grad_z, &grad_mu, &grad_logvar, &logvar, &eps})
+            sequence->prefetch(batch, last - step - 1, Z, index, count);
     }
 
     VSSN_DEVICE Prepared prepared(int step, int group, const LatentInputs& loaded) const {

@@ -16,6 +16,7 @@
 //   hidden_finish(products, inputs, kept)     products become what the hidden buffer holds; kept: what store_hidden
 //                                             writes to global memory
 //   latent_input(step, group), prepared(.)    what a group of 16 latents needs beside its sums: as loaded, and as used
+//   prefetch(step, index, count)              asks for what both inputs read into L2; of `count` warps the one `index`
 //   latent_finish(sums, prepared, group)      gives the group's Result: its parts of the latent buffer, and what
 //                                             store_latent writes
 //   first_latent(group), store_first          the same before the first step

@@ -49,6 +49,7 @@ struct Forward : ForwardWeights<C> {
     using Steps = Sequence<T, paired>;
     using Loaded = typename Steps::Loaded;
     static constexpr int kParts = 1, kSums = 2;
+    static constexpr bool kPaired = paired;
 
     using Prepared = Four;  // eps
 
@@ -124,6 +125,12 @@ struct Forward : ForwardWeights<C> {
     VSSN_DEVICE void store_last(int, const Result&) const {}
 
     VSSN_DEVICE Loaded latent_input(int step, int group) const { return eps.load(batch, step, group, Z); }
+
+    VSSN_DEVICE void prefetch(int step, int index, int count) const {
+        context.prefetch(batch, step, M, index, count);
+        prior_context.prefetch(batch, step, M, index, count);
+        eps.prefetch(batch, step, Z, index, count);
+    }
 
     VSSN_DEVICE Prepared prepared(int, int, const Loaded& noise) const { return noise.wide(); }
 

@@ -12,6 +12,7 @@ using namespace gpu;
 constexpr int kRows = 8;          // of the batch in a tile
 constexpr int kUnits = 16;        // hidden units or latents in a tile
 constexpr int kMaxThreads = 384;  // more, and the registers of a thread no longer suffice
+constexpr int kPrefetched = 4;    // steps from now, of which what is read is asked into L2
 
 // What a lane holds of 16 units and 8 batch rows: v[i] of unit accumulator_row(i), batch row accumulator_column(i).
 using Four = Accumulator;

@@ -172,6 +172,10 @@ VSSN_DEVICE void run_in_memory(const typename Pass::Params& params) {
                         block.hold(group, sums);
                     }
                 }
+                // While the sums of other blocks, or the warps that finish, are on their way.
+                if (sums_up && end == hidden_tiles)
+                    pass.prefetch(step + kPrefetched, (warps() - 1 - own) * plan.cluster + rank,
+                                  warps() * plan.cluster);
             }
             if (!plan.scatter || end < hidden_tiles) sync_block();
         }

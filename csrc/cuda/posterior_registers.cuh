@@ -1,6 +1,8 @@
 // The posterior's loop over steps in one block whose warps hold the weights in registers.
 #pragma once
 
+#include <type_traits>
+
 #include "posterior_sequences.cuh"
 
 namespace vssn::posterior {
@@ -21,6 +23,8 @@ VSSN_DEVICE void run_in_registers(const typename Pass::Params& params) {
     using Stored = typename P::Stored;
     constexpr int kSums = Pass::kSums, kTiles = Shape::kHiddenTiles, kNets = prior ? 2 : 1;
     constexpr int kLatentDepth = Shape::kMaxZ / P::kDepth, kShare = Shape::kMaxM / P::kDepth / Shape::kSplits;
+    // Single elements of both networks, on their way in the wide shape, leave no register for it.
+    constexpr bool kPrefetches = Pass::kPaired || !prior || !std::is_same_v<Shape, Wide>;
     const PosteriorPlan& plan = params.plan;
     const BatchTile batch(params.call, 1);
     const Pass pass(params, batch);
@@ -136,6 +140,8 @@ VSSN_DEVICE void run_in_registers(const typename Pass::Params& params) {
                     add(sums[0][sum], partial[(other * Shape::kGroups + group) * kSums * kWarp + sum * kWarp]);
             result = pass.latent_finish(sums[0], prepared, group);
             put_latent(result);
+        } else if (kPrefetches && split == 1) {  // a warp for each that finishes
+            pass.prefetch(step + kPrefetched, group, Shape::kGroups);
         }
         sync_block();
         if (finishes) pass.store_latent(step, group, result);

@@ -9,8 +9,9 @@ namespace vssn::posterior {
 // The block's batch rows, as a lane sees them: its accumulators belong to rows `row` and row + 1.
 struct BatchTile {
     int64_t first, row;
-    int length[2];  // steps that are no padding; -1 beyond the batch
-    int steps;      // the longest length of the tile
+    int length[2];    // steps that are no padding; -1 beyond the batch
+    int steps;        // the longest length of the tile
+    int lane_length;  // the length of row lane_id() % kRows
 
     VSSN_DEVICE BatchTile(const PosteriorProblem& k, int cluster)
         : first(static_cast<int64_t>(block_x() / cluster) * kRows), row(first + accumulator_column(0)) {
@@ -20,7 +21,7 @@ struct BatchTile {
             const int64_t given = k.lengths ? k.lengths[mine] : k.steps;
             taken = static_cast<int>(given < 0 ? 0 : given > k.steps ? k.steps : given);
         }
-        steps = taken;
+        steps = lane_length = taken;
 #pragma unroll
         for (int mask = kRows / 2; mask > 0; mask /= 2) {
             const int other = shuffle_xor(steps, mask);
@@ -100,6 +101,16 @@ struct Sequence {
         for (int j = 0; j < 2; ++j, p = moved(p, row_stride))
             four.row[j] = Ahead<T, paired>::load(p, batch.valid(t, j) ? count : 0);
         return four;
+    }
+
+    // Asks for the tile's rows of step t to be brought into L2, a hint: a lane for each 32 bytes. `count` warps, of
+    // which this one is number `index`, share the width.
+    VSSN_DEVICE void prefetch(const BatchTile& batch, int t, int width, int index, int count) const {
+        constexpr int kSector = 32 / sizeof(T), kColumns = kWarp / kRows;
+        if (data == nullptr || t < 0 || t >= batch.lane_length) return;
+        const T* row = data + t * step_stride + (batch.first + lane_id() % kRows) * row_stride;
+        for (int i = index * kColumns + lane_id() / kRows; i * kSector < width; i += count * kColumns)
+            prefetch_l2(row + i * kSector);
     }
 };
 

@@ -79,6 +79,20 @@ def test_a_step_waits_for_no_global_load(source: str) -> None:
         assert not divisions, f"{kernel.name} divides {len(divisions)} integers in a step"
 
 
+# Of the GRU: two batch tiles side by side, or multiply-adds, leave no register for it, nor has their longer step as much
+# need. Of the posterior: single elements of both networks in the wide shape.
+NO_PREFETCH = re.compile(r"gru_backward_kernel<(?:float, .*|.*, 2, \w+)>|<.*, false, Shape<2, 8, 4, 2>, true>")
+
+
+@pytest.mark.parametrize("source", RECURRENCES)
+def test_a_step_asks_later_inputs_into_l2(source: str) -> None:
+    for kernel in recurrences(source):
+        code = Code(kernel.code)
+        steps = code.steps if source.startswith("gru") else code.outermost(code.steps)
+        found = any(code.all[i].name.startswith("CCTL.E.PF2") for i in steps[0])
+        assert found != bool(NO_PREFETCH.search(kernel.name)), kernel.name
+
+
 @pytest.mark.parametrize("source", RECURRENCES)
 def test_half_storage_is_written_in_words(source: str) -> None:
     for kernel in recurrences(source):
