@@ -114,16 +114,18 @@ struct Backward : BackwardWeights<C> {
 
     VSSN_DEVICE Result first_latent(int group) const {
         const Four nothing[kSums] = {zeros()};
-        return latent_finish(nothing, prepared(-1, group, latent_input(-1, group)), group);
+        LatentInputs inputs;
+        latent_input(inputs, -1, group);
+        return latent_finish(nothing, prepared(-1, group, inputs), group);
     }
 
     VSSN_DEVICE void store_first(int group, const Result& result) const { store_latent(-1, group, result); }
 
     // Of the step before: what its gradients need beside dz.
-    VSSN_DEVICE LatentInputs latent_input(int step, int group) const {
+    VSSN_DEVICE void latent_input(LatentInputs& inputs, int step, int group) const {
         const int t = last - step - 1;
-        return {grad_z.load(batch, t, group, Z), grad_mu.load(batch, t, group, Z), grad_logvar.load(batch, t, group, Z),
-                logvar.load(batch, t, group, Z), eps.load(batch, t, group, Z)};
+        inputs = {grad_z.load(batch, t, group, Z), grad_mu.load(batch, t, group, Z),
+                  grad_logvar.load(batch, t, group, Z), logvar.load(batch, t, group, Z), eps.load(batch, t, group, Z)};
     }
 
     VSSN_DEVICE void prefetch(int step, int index, int count) const {
@@ -196,10 +198,10 @@ struct Backward : BackwardWeights<C> {
     }
 };
 
-template <class C, bool paired>
+template <class C, bool paired, Meeting meeting>
 VSSN_BOUNDED_KERNEL(kMaxThreads)
 backward_in_memory(BackwardParams params) {
-    run_in_memory<Backward<C, paired>>(params);
+    run_in_memory<Backward<C, paired>, meeting>(params);
 }
 
 template <class C>
@@ -213,6 +215,13 @@ backward_in_registers(BackwardParams params) {
     constexpr bool tight = prior && std::is_same_v<Shape, Wide>;
     run_in_registers<Backward<C, paired, tight>, Shape, prior>(params);
 }
+
+struct InMemoryBackward {
+    template <class C, bool paired, Meeting meeting>
+    static auto of() {
+        return backward_in_memory<C, paired, meeting>;
+    }
+};
 
 constexpr const char* kName = "posterior_backward";
 
@@ -239,7 +248,9 @@ void run(const PosteriorBackward& call) {
     if constexpr (sizeof(T) == 2)
         if (params.plan.variant == PosteriorVariant::registers)
             return params.paired ? launch_registers<C, true>(params) : launch_registers<C, false>(params);
-    launch_in_memory(kName, params.paired ? backward_in_memory<C, true> : backward_in_memory<C, false>,
+    launch_in_memory(kName,
+                     params.paired ? in_memory<InMemoryBackward, C, true>(params.plan)
+                                   : in_memory<InMemoryBackward, C, false>(params.plan),
                      backward_pack<C>, params);
 }
 
@@ -249,8 +260,9 @@ int backward_at_once(Storage storage, bool tf32, const PosteriorPlan& plan) {
     BackwardParams params{};
     params.plan = plan;
     params.call.B = kRows;
-    const auto kernel = by_compute_type(
-        storage, tf32, [](auto compute) { return backward_in_memory<typename decltype(compute)::type, true>; });
+    const auto kernel = by_compute_type(storage, tf32, [&](auto compute) {
+        return in_memory<InMemoryBackward, typename decltype(compute)::type, true>(plan);
+    });
     return clusters_at_once(kernel, launch_shape(params));
 }
 

@@ -15,7 +15,8 @@
 //                                             posterior, 1 the prior); only to be loaded
 //   hidden_finish(products, inputs, kept)     products become what the hidden buffer holds; kept: what store_hidden
 //                                             writes to global memory
-//   latent_input(step, group), prepared(.)    what a group of 16 latents needs beside its sums: as loaded, and as used
+//   latent_input(inputs, step, group)         what a group of 16 latents needs beside its sums, as loaded;
+//   prepared(step, group, inputs)             and as used
 //   prefetch(step, index, count)              asks for what both inputs read into L2; of `count` warps the one `index`
 //   latent_finish(sums, prepared, group)      gives the group's Result: its parts of the latent buffer, and what
 //                                             store_latent writes

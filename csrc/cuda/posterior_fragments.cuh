@@ -14,6 +14,10 @@ constexpr int kUnits = 16;        // hidden units or latents in a tile
 constexpr int kMaxThreads = 384;  // more, and the registers of a thread no longer suffice
 constexpr int kPrefetched = 4;    // steps from now, of which what is read is asked into L2
 
+// Where the sums of a batch tile over its hidden units meet: in its one block, in every block of its cluster, or in the
+// one to which the latents belong. any: the plan says.
+enum class Meeting { any, block, all, owner };
+
 // What a lane holds of 16 units and 8 batch rows: v[i] of unit accumulator_row(i), batch row accumulator_column(i).
 using Four = Accumulator;
 

@@ -29,6 +29,18 @@ void launch_or_throw(const char* name, void (*kernel)(Params), const Launch& sha
                              ", shared memory=" + std::to_string(shape.shared_bytes) + "): " + error);
 }
 
+// The kernel of a direction for weights in memory. Direction: of<C, paired, meeting>(). Only pairs have one for every
+// meeting: so many are compiled, and single elements cost more than its branches.
+template <class Direction, class C, bool paired>
+auto in_memory(const PosteriorPlan& plan) {
+    if constexpr (!paired)
+        return Direction::template of<C, false, Meeting::any>();
+    else
+        return plan.cluster == 1 ? Direction::template of<C, true, Meeting::block>()
+               : plan.scatter    ? Direction::template of<C, true, Meeting::owner>()
+                                 : Direction::template of<C, true, Meeting::all>();
+}
+
 // Batch tiles that the device holds at once, of a plan whose weights are in memory; 0: the plan does not fit.
 int forward_at_once(Storage storage, bool tf32, const PosteriorPlan& plan);
 int backward_at_once(Storage storage, bool tf32, const PosteriorPlan& plan);

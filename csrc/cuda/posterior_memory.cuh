@@ -8,7 +8,7 @@
 namespace vssn::posterior {
 
 // What the parts of run_in_memory share.
-template <class Pass>
+template <class Pass, Meeting meeting>
 struct InMemory {
     using P = typename Pass::P;
     using Stored = typename P::Stored;
@@ -20,7 +20,7 @@ struct InMemory {
     const Pass& pass;
     int rank;
     TileOrder<Pass> order;
-    Exchange<Pass> exchange;
+    Exchange<Pass, meeting> exchange;
     WeightTiles weights;
     Stored *latent, *hidden;
     Quad* held;  // sums over the hidden tiles that the hidden buffer held before
@@ -95,15 +95,15 @@ struct InMemory {
     }
 };
 
-template <class Pass>
+template <class Pass, Meeting meeting>
 VSSN_DEVICE void run_in_memory(const typename Pass::Params& params) {
     using P = typename Pass::P;
     const PosteriorPlan& plan = params.plan;
-    const int rank = block_x() % plan.cluster, own = warp_id();
+    const int rank = meeting == Meeting::block ? 0 : block_x() % plan.cluster, own = warp_id();
     const BatchTile batch(params.call, plan.cluster);
     const Pass pass(params, batch);
-    const InMemory<Pass> block(params, pass, rank);
-    const Exchange<Pass>& exchange = block.exchange;
+    const InMemory<Pass, meeting> block(params, pass, rank);
+    const auto& exchange = block.exchange;
 
     for (int index = own; index < plan.kept; index += warps())
         P::store(block.order.load(pass, rank, index), dynamic_shared() + static_cast<int64_t>(index) * P::kTileBytes);
@@ -112,21 +112,22 @@ VSSN_DEVICE void run_in_memory(const typename Pass::Params& params) {
     for (int group = own; group < plan.groups; group += warps()) {
         const auto result = pass.first_latent(group);
         block.put_latent(group, result, false);
-        if (exchange.owner(group) == rank) {
+        if (exchange.owns(group)) {
             pass.store_first(group, result);
             if (batch.steps == 0) pass.store_last(group, result);
         }
     }
     pass.zero_padding(rank, plan.cluster);
-    if (plan.cluster > 1)
-        sync_cluster();
-    else
+    if (exchange.alone())
         sync_block();
+    else
+        sync_cluster();
 
-    const int hidden_tiles = block.hidden_tiles(), phases = exchange.slots > 1 ? 2 : 1;
+    const int hidden_tiles = block.hidden_tiles(), phases = exchange.splits_sums() ? 2 : 1;
     // Each is loaded when the warp begins with what comes before it: mostly a whole step ahead.
     auto hidden_input = block.hidden_input(0, own);
-    auto latent_input = pass.latent_input(0, exchange.group(own));
+    typename Pass::LatentInputs latent_input{};
+    pass.latent_input(latent_input, 0, exchange.group(own));
     for (int step = 0; step < batch.steps; ++step) {
         if (step > 0) exchange.await_latents(step - 1);
         int begin = 0, end = 0;
@@ -158,11 +159,11 @@ VSSN_DEVICE void run_in_memory(const typename Pass::Params& params) {
                         exchange.take(step, group, sums);
                     if (finishes) {
                         const auto result = pass.latent_finish(sums, pass.prepared(step, group, latent_input), group);
-                        block.put_latent(group, result, plan.scatter);
+                        block.put_latent(group, result, exchange.scatters());
                         const bool last = item + warps() >= items;
-                        latent_input =
-                            pass.latent_input(last ? step + 1 : step, exchange.group(last ? own : item + warps()));
-                        if (exchange.owner(group) == rank) {
+                        pass.latent_input(latent_input, last ? step + 1 : step,
+                                          exchange.group(last ? own : item + warps()));
+                        if (exchange.owns(group)) {
                             pass.store_latent(step, group, result);
                             if (step == batch.steps - 1) pass.store_last(group, result);
                         }
@@ -177,7 +178,7 @@ VSSN_DEVICE void run_in_memory(const typename Pass::Params& params) {
                     pass.prefetch(step + kPrefetched, (warps() - 1 - own) * plan.cluster + rank,
                                   warps() * plan.cluster);
             }
-            if (!plan.scatter || end < hidden_tiles) sync_block();
+            if (!exchange.scatters() || end < hidden_tiles) sync_block();
         }
     }
     if (batch.steps > 0) exchange.await_latents(batch.steps - 1);  // nobody writes to a block that has ended

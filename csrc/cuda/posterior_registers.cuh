@@ -69,7 +69,8 @@ VSSN_DEVICE void run_in_registers(const typename Pass::Params& params) {
         put_latent(result);
         pass.store_first(group, result);
     }
-    auto input = pass.latent_input(0, group);
+    typename Pass::LatentInputs input{};
+    pass.latent_input(input, 0, group);
     sync_block();
     for (int step = 0; step < batch.steps; ++step) {
         Four products[kNets * kTiles];
@@ -132,7 +133,7 @@ VSSN_DEVICE void run_in_registers(const typename Pass::Params& params) {
         }
         if (finishes) {
             const auto prepared = pass.prepared(step, group, input);
-            input = pass.latent_input(step + 1, group);
+            pass.latent_input(input, step + 1, group);
 #pragma unroll
             for (int other = 0; other + 1 < Shape::kSplits; ++other)
 #pragma unroll

@@ -93,14 +93,19 @@ struct Sequence {
 
     // The four of a tile of units at step t; 0 at padding, beyond the width, and where there is no tensor.
     VSSN_DEVICE Loaded load(const BatchTile& batch, int t, int tile, int width) const {
+        Loaded four = Loaded::zero();
+        load_over(four, batch, t, tile, width);
+        return four;
+    }
+
+    // The same, but where there is nothing to load what was there before stays: nothing waits for an older load of
+    // these registers.
+    VSSN_DEVICE void load_over(Loaded& four, const BatchTile& batch, int t, int tile, int width) const {
         const int unit = tile * kUnits + accumulator_row(0);
         const int count = data == nullptr ? 0 : width - unit;
         const T* p = moved(data, t * step_stride + batch.row * row_stride + unit);
-        Loaded four;
 #pragma unroll
-        for (int j = 0; j < 2; ++j, p = moved(p, row_stride))
-            four.row[j] = Ahead<T, paired>::load(p, batch.valid(t, j) ? count : 0);
-        return four;
+        for (int j = 0; j < 2; ++j, p = moved(p, row_stride)) four.row[j].reload(p, batch.valid(t, j) ? count : 0);
     }
 
     // Asks for the tile's rows of step t to be brought into L2, a hint: a lane for each 32 bytes. `count` warps, of
