@@ -44,15 +44,14 @@ struct BackwardWeights {
     }
 };
 
-// tight: no register is left to hold single elements of hidden in.
-template <class C, bool paired, bool tight = false>
+template <class C, bool paired>
 struct Backward : BackwardWeights<C> {
     using Params = BackwardParams;
     using Weights = BackwardWeights<C>;
     using P = Product<C>;
     using T = typename P::Stored;
     using Steps = Sequence<T, paired>;
-    using Loaded = LoadedFour<T, paired || tight>;  // of hidden
+    using Loaded = typename Steps::Loaded;  // of hidden
     static constexpr int kParts = 2, kSums = 1;
     static constexpr bool kPaired = paired;
 
@@ -93,11 +92,7 @@ struct Backward : BackwardWeights<C> {
     VSSN_DEVICE void prepare_block() const {}
 
     VSSN_DEVICE Loaded hidden_input(int step, int net, int tile) const {
-        const auto loaded = Steps::choose(net == 0, hidden, prior_hidden).load(batch, last - step, tile, M);
-        if constexpr (tight && !paired)
-            return loaded.joined();
-        else
-            return loaded;
+        return Steps::choose(net == 0, hidden, prior_hidden).load(batch, last - step, tile, M);
     }
 
     template <int n>
@@ -212,8 +207,7 @@ VSSN_KERNEL backward_pack(BackwardParams params) {
 template <class C, bool paired, class Shape, bool prior>
 VSSN_BOUNDED_KERNEL(Shape::kWarps* kWarp)
 backward_in_registers(BackwardParams params) {
-    constexpr bool tight = prior && std::is_same_v<Shape, Wide>;
-    run_in_registers<Backward<C, paired, tight>, Shape, prior>(params);
+    run_in_registers<Backward<C, paired>, Shape, prior>(params);
 }
 
 struct InMemoryBackward {

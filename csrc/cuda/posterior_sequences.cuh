@@ -53,10 +53,6 @@ struct LoadedFour {
 
     static VSSN_DEVICE LoadedFour zero() { return {{Ahead<T, paired>::zero(), Ahead<T, paired>::zero()}}; }
     VSSN_DEVICE Four wide() const { return {{row[0][0], row[1][0], row[0][1], row[1][1]}}; }
-    // In half the registers; waits for the elements.
-    VSSN_DEVICE LoadedFour<T, true> joined() const {
-        return {{{Packed<T, 2>::round(row[0][0], row[0][1])}, {Packed<T, 2>::round(row[1][0], row[1][1])}}};
-    }
 };
 
 // A Four as it is to be stored.
