@@ -62,9 +62,8 @@ RECURRENCES = tuple(source for source in SOURCES if source.endswith(("_forward.c
 
 @pytest.mark.parametrize("source", RECURRENCES)
 def test_a_step_waits_for_no_global_load(source: str) -> None:
-    """Inputs are loaded a step ahead: between a load and the first instruction that waits for it lies an exchange. So it
-    is for single elements too.
-    Nothing is read or written byte by byte, and nobody divides integers."""
+    """Inputs, single elements too, are loaded a step ahead: between a load and the first instruction that waits for it
+    lies an exchange. Nothing is read or written byte by byte, and nobody divides integers."""
     assert recurrences(source)
     for kernel in recurrences(source):
         code = Code(kernel.code)
