@@ -73,7 +73,8 @@ def kernels(source: str, architecture: str) -> tuple[Kernel, ...]:
     for (mangled, stack, stores, loads, registers), name in zip(found, names, strict=True):
         body = functions[mangled]
         tensor_core, wide = len(re.findall(r"\b[HQ]MMA\.", body)), len(re.findall(r"\b(?:LDG|STG)\.E\.128", body))
-        short = re.sub(r"\(anonymous namespace\)::|vssn::|gpu::|^void |\(.*\)$", "", name)
+        short = re.sub(r"\(anonymous namespace\)::|vssn::|gpu::|^void ", "", name)
+        short = re.sub(r"\([^()]*\)$", "", short)  # a template's argument may have parentheses too
         kept = body if architecture == "sm_90a" else ""
         result.append(Kernel(short, int(registers), int(stack), int(stores) + int(loads), tensor_core, wide, kept))
     return tuple(result)

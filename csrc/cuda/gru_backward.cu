@@ -365,30 +365,19 @@ gru_backward_kernel(BackwardParams params) {
 
 // ---- Launchers --------------------------------------------------------------------------------------------------
 
-template <class C, bool paired>
-auto kernel_of(const GruPlan& plan) -> void (*)(BackwardParams) {
-    if constexpr (!Product<C>::kTensorCores) {
-        return gru_backward_kernel<C, 3, 1, paired>;
-    } else {
-        const bool narrow = plan.row_tiles == 1;
-        if (plan.register_depth == 6)
-            return narrow ? gru_backward_kernel<C, 6, 1, paired> : gru_backward_kernel<C, 6, 2, paired>;
-        return narrow ? gru_backward_kernel<C, 3, 1, paired> : gru_backward_kernel<C, 3, 2, paired>;
-    }
-}
+struct Backward {
+    static constexpr RegisterDepths kDepths = kBackwardDepths;
 
-template <bool paired>
-auto kernel_of(Storage storage, bool tf32_products, const GruPlan& plan) {
-    return storage == Storage::bfloat16  ? kernel_of<bfloat16, paired>(plan)
-           : storage == Storage::float16 ? kernel_of<float16, paired>(plan)
-           : tf32_products               ? kernel_of<tf32, paired>(plan)
-                                         : kernel_of<float, paired>(plan);
-}
+    template <class C, int depth, int row_tiles, bool paired>
+    static auto of() {
+        return gru_backward_kernel<C, depth, row_tiles, paired>;
+    }
+};
 
 }  // namespace
 
 int backward_launchable(Storage storage, bool tf32, const GruPlan& plan) {
-    return clusters_at_once(kernel_of<true>(storage, tf32, plan), launch_shape(plan, nullptr));
+    return clusters_at_once(kernel_of<Backward>(storage, tf32, true, plan), launch_shape(plan, nullptr));
 }
 
 }  // namespace vssn::gpu
@@ -404,8 +393,7 @@ void gru_backward(const GruBackward& k) {
                                    {k.grad_output_step, k.grad_output_row});
     const BackwardParams params{k, plan};
     const Launch shape = launch_shape(plan, k.stream);
-    const auto kernel = paired ? kernel_of<true>(k.storage, k.tf32, plan) : kernel_of<false>(k.storage, k.tf32, plan);
-    const char* error = launch(kernel, shape, params);
+    const char* error = launch(kernel_of<Backward>(k.storage, k.tf32, paired, plan), shape, params);
     if (error) fail_to_launch("gru_backward", k, plan, error);
 }
 

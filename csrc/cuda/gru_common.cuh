@@ -3,8 +3,8 @@
 
 #include <initializer_list>
 
+#include "compute_type.cuh"
 #include "gru.h"
-#include "primitives.cuh"
 
 namespace vssn::gpu {
 
@@ -15,6 +15,13 @@ constexpr int kBackwardTiles = 4;            // tiles of rows that a warp of the
 constexpr int kMailboxBytes = 16;            // at the start of shared memory, then:
 constexpr int kLengthBytes = 4 * 2 * kRows;  // steps of each row of the batch tile
 constexpr int kHeaderBytes = kMailboxBytes + kLengthBytes;
+
+// k tiles of a warp's weights that its registers hold: on tensor cores `most`, or `few` where these are all; with
+// multiply-adds `full`.
+struct RegisterDepths {
+    int most, few, full;
+};
+constexpr RegisterDepths kForwardDepths = {8, 4, 4}, kBackwardDepths = {6, 3, 3};
 
 // (r, z, n, a) of two neighbouring units, of which `count` lie within the tensor. `paired` and what reload leaves: as
 // in Ahead.
@@ -128,6 +135,30 @@ bool all_paired(int64_t H, Storage storage, const void* gates, std::initializer_
                 std::initializer_list<int64_t> strides);
 
 Launch launch_shape(const GruPlan& plan, void* stream);
+
+// The kernel of a direction for compute type C. Direction: kDepths, and of<C, depth, row tiles, paired>().
+template <class Direction, class C, bool paired>
+auto kernel_of(const GruPlan& plan) {
+    constexpr RegisterDepths depths = Direction::kDepths;
+    if constexpr (!Product<C>::kTensorCores) {
+        return Direction::template of<C, depths.full, 1, paired>();
+    } else {
+        const bool narrow = plan.row_tiles == 1;
+        if (plan.register_depth == depths.most)
+            return narrow ? Direction::template of<C, depths.most, 1, paired>()
+                          : Direction::template of<C, depths.most, 2, paired>();
+        return narrow ? Direction::template of<C, depths.few, 1, paired>()
+                      : Direction::template of<C, depths.few, 2, paired>();
+    }
+}
+
+template <class Direction>
+auto kernel_of(Storage storage, bool tf32_products, bool paired, const GruPlan& plan) {
+    return by_compute_type(storage, tf32_products, [&](auto compute) {
+        using C = typename decltype(compute)::type;
+        return paired ? kernel_of<Direction, C, true>(plan) : kernel_of<Direction, C, false>(plan);
+    });
+}
 
 // Blocks, or where the plan has clusters these, that the device holds at once; 0: the plan does not fit.
 int forward_launchable(Storage storage, bool tf32, const GruPlan& plan);

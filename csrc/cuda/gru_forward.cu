@@ -333,30 +333,19 @@ gru_forward_kernel(ForwardParams params) {
 
 // ---- Launchers --------------------------------------------------------------------------------------------------
 
-template <class C, bool paired>
-auto kernel_of(const GruPlan& plan) -> void (*)(ForwardParams) {
-    if constexpr (!Product<C>::kTensorCores) {
-        return gru_forward_kernel<C, 4, 1, paired>;
-    } else {
-        const bool narrow = plan.row_tiles == 1;
-        if (plan.register_depth == 8)
-            return narrow ? gru_forward_kernel<C, 8, 1, paired> : gru_forward_kernel<C, 8, 2, paired>;
-        return narrow ? gru_forward_kernel<C, 4, 1, paired> : gru_forward_kernel<C, 4, 2, paired>;
-    }
-}
+struct Forward {
+    static constexpr RegisterDepths kDepths = kForwardDepths;
 
-template <bool paired>
-auto kernel_of(Storage storage, bool tf32_products, const GruPlan& plan) {
-    return storage == Storage::bfloat16  ? kernel_of<bfloat16, paired>(plan)
-           : storage == Storage::float16 ? kernel_of<float16, paired>(plan)
-           : tf32_products               ? kernel_of<tf32, paired>(plan)
-                                         : kernel_of<float, paired>(plan);
-}
+    template <class C, int depth, int row_tiles, bool paired>
+    static auto of() {
+        return gru_forward_kernel<C, depth, row_tiles, paired>;
+    }
+};
 
 }  // namespace
 
 int forward_launchable(Storage storage, bool tf32, const GruPlan& plan) {
-    return clusters_at_once(kernel_of<true>(storage, tf32, plan), launch_shape(plan, nullptr));
+    return clusters_at_once(kernel_of<Forward>(storage, tf32, true, plan), launch_shape(plan, nullptr));
 }
 
 }  // namespace vssn::gpu
@@ -371,8 +360,7 @@ void gru_forward(const GruForward& k) {
     const bool paired = all_paired(k.H, k.storage, k.gates, {k.gates_x, k.output}, {k.gates_x_step, k.gates_x_row});
     const ForwardParams params{k, plan};
     const Launch shape = launch_shape(plan, k.stream);
-    const auto kernel = paired ? kernel_of<true>(k.storage, k.tf32, plan) : kernel_of<false>(k.storage, k.tf32, plan);
-    const char* error = launch(kernel, shape, params);
+    const char* error = launch(kernel_of<Forward>(k.storage, k.tf32, paired, plan), shape, params);
     if (error) fail_to_launch("gru_forward", k, plan, error);
 }
 

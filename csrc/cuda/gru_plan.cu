@@ -15,6 +15,7 @@ namespace {
 using gpu::kGruThreads;
 using gpu::kRows;
 using gpu::kUnits;
+using gpu::RegisterDepths;
 
 constexpr int kWarps = kGruThreads / gpu::kWarp;
 
@@ -44,6 +45,8 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
                 Exchange exchange, int blocks, int row_tiles) {
     const ComputeType type(storage, tf32);
     const int bytes = element_bytes(storage), rows = kRows * row_tiles;
+    const RegisterDepths depths = backward ? gpu::kBackwardDepths : gpu::kForwardDepths;
+    const int most = type.tensor_cores ? depths.most : depths.full;
     const int64_t unit_tiles = ceil_div(ceil_div(H, kUnits), blocks), units = blocks * unit_tiles * kUnits;
     GruPlan plan{};
     plan.exchange = exchange;
@@ -58,11 +61,10 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
     if (!backward) {
         if (unit_tiles > kWarps) return plan;  // a warp keeps the state of one unit tile
         const int64_t deep = ceil_div(H, type.depth);
-        const int most = type.tensor_cores ? 8 : 4;
         plan.groups = plan.unit_tiles;
         plan.slices = static_cast<int>(std::min<int64_t>(kWarps / plan.groups, ceil_div(deep, most)));
         const int64_t depth = ceil_div(deep, plan.slices);
-        plan.register_depth = type.tensor_cores && depth <= 4 ? 4 : most;
+        plan.register_depth = type.tensor_cores && depth <= depths.few ? depths.few : most;
         plan.depth = static_cast<int>(std::max<int64_t>(depth, plan.register_depth));
         across = 3;
         tiles = int64_t{3} * plan.depth;
@@ -71,14 +73,14 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
         const int64_t deep = 3 * unit_tiles * (kUnits / type.depth);
         plan.groups = static_cast<int>(std::min<int64_t>(row_groups, kWarps));
         plan.rounds = static_cast<int>(ceil_div(row_groups, plan.groups));
-        const int at_most = kWarps / plan.groups, most = type.tensor_cores ? 6 : 3;
+        const int at_most = kWarps / plan.groups;
         const auto slices = [&](int depth) {
             return static_cast<int>(std::min<int64_t>(at_most, ceil_div(deep, depth)));
         };
         // All four of the multiprocessor's schedulers should have a warp.
-        plan.slices = slices(plan.groups * slices(most) >= 4 ? most : 3);
+        plan.slices = slices(plan.groups * slices(most) >= 4 ? most : depths.few);
         const int64_t depth = ceil_div(deep, plan.slices);
-        plan.register_depth = type.tensor_cores && depth <= 3 ? 3 : most;
+        plan.register_depth = type.tensor_cores && depth <= depths.few ? depths.few : most;
         plan.depth = static_cast<int>(std::max<int64_t>(depth, plan.register_depth));
         if (unit_tiles > plan.groups * plan.slices) return plan;  // a thread has two pairs of units in each 8 rows
         const int64_t items = rows * unit_tiles * kUnits / 2;

@@ -58,6 +58,7 @@ struct PosteriorPlan {
     int cluster;   // blocks of a batch tile
     int warps;
     int splits;                        // one block alone: warps that share one group's sum over M
+    int cluster_log2, splits_log2;     // both are powers of two: no step divides by them
     int slice;                         // tiles of hidden units of one network in a block
     int chunk;                         // of the block's tiles of both networks, how many the hidden buffer holds
     int groups;                        // tiles of latents

@@ -4,6 +4,8 @@
 // buffer holds the gradients of (mu, raw) of t, the hidden buffer those of context and prior_context, and the sums of a
 // group of latents are what reaches z_{t-1} through them. Reads the gradients of the outputs, logvar, eps, hidden and
 // prior_hidden once; writes every gradient once.
+#include <type_traits>
+
 #include "posterior_common.cuh"
 
 namespace vssn {
@@ -42,16 +44,16 @@ struct BackwardWeights {
     }
 };
 
-// tight: no register is left to hold single elements of hidden in.
-template <class C, bool paired, bool tight = false>
+template <class C, bool paired>
 struct Backward : BackwardWeights<C> {
     using Params = BackwardParams;
     using Weights = BackwardWeights<C>;
     using P = Product<C>;
     using T = typename P::Stored;
     using Steps = Sequence<T, paired>;
-    using Loaded = LoadedFour<T, paired || tight>;  // of hidden
+    using Loaded = typename Steps::Loaded;  // of hidden
     static constexpr int kParts = 2, kSums = 1;
+    static constexpr bool kPaired = paired;
 
     struct LatentInputs {
         typename Steps::Loaded grad_z, grad_mu, grad_logvar, logvar, eps;
@@ -90,11 +92,7 @@ struct Backward : BackwardWeights<C> {
     VSSN_DEVICE void prepare_block() const {}
 
     VSSN_DEVICE Loaded hidden_input(int step, int net, int tile) const {
-        const auto loaded = Steps::choose(net == 0, hidden, prior_hidden).load(batch, last - step, tile, M);
-        if constexpr (tight && !paired)
-            return loaded.joined();
-        else
-            return loaded;
+        return Steps::choose(net == 0, hidden, prior_hidden).load(batch, last - step, tile, M);
     }
 
     template <int n>
@@ -111,16 +109,24 @@ struct Backward : BackwardWeights<C> {
 
     VSSN_DEVICE Result first_latent(int group) const {
         const Four nothing[kSums] = {zeros()};
-        return latent_finish(nothing, prepared(-1, group, latent_input(-1, group)), group);
+        LatentInputs inputs;
+        latent_input(inputs, -1, group);
+        return latent_finish(nothing, prepared(-1, group, inputs), group);
     }
 
     VSSN_DEVICE void store_first(int group, const Result& result) const { store_latent(-1, group, result); }
 
     // Of the step before: what its gradients need beside dz.
-    VSSN_DEVICE LatentInputs latent_input(int step, int group) const {
+    VSSN_DEVICE void latent_input(LatentInputs& inputs, int step, int group) const {
         const int t = last - step - 1;
-        return {grad_z.load(batch, t, group, Z), grad_mu.load(batch, t, group, Z), grad_logvar.load(batch, t, group, Z),
-                logvar.load(batch, t, group, Z), eps.load(batch, t, group, Z)};
+        inputs = {grad_z.load(batch, t, group, Z), grad_mu.load(batch, t, group, Z),
+                  grad_logvar.load(batch, t, group, Z), logvar.load(batch, t, group, Z), eps.load(batch, t, group, Z)};
+    }
+
+    VSSN_DEVICE void prefetch(int step, int index, int count) const {
+        for (const Steps* sequence : {&hidden, &prior_hidden}) sequence->prefetch(batch, last - step, M, index, count);
+        for (const Steps* sequence : {&grad_z, &grad_mu, &grad_logvar, &logvar, &eps})
+            sequence->prefetch(batch, last - step - 1, Z, index, count);
     }
 
     VSSN_DEVICE Prepared prepared(int step, int group, const LatentInputs& loaded) const {
@@ -187,10 +193,10 @@ struct Backward : BackwardWeights<C> {
     }
 };
 
-template <class C, bool paired>
+template <class C, bool paired, Meeting meeting>
 VSSN_BOUNDED_KERNEL(kMaxThreads)
 backward_in_memory(BackwardParams params) {
-    run_in_memory<Backward<C, paired>>(params);
+    run_in_memory<Backward<C, paired>, meeting>(params);
 }
 
 template <class C>
@@ -201,9 +207,15 @@ VSSN_KERNEL backward_pack(BackwardParams params) {
 template <class C, bool paired, class Shape, bool prior>
 VSSN_BOUNDED_KERNEL(Shape::kWarps* kWarp)
 backward_in_registers(BackwardParams params) {
-    constexpr bool tight = prior && std::is_same_v<Shape, Wide>;
-    run_in_registers<Backward<C, paired, tight>, Shape, prior>(params);
+    run_in_registers<Backward<C, paired>, Shape, prior>(params);
 }
+
+struct InMemoryBackward {
+    template <class C, bool paired, Meeting meeting>
+    static auto of() {
+        return backward_in_memory<C, paired, meeting>;
+    }
+};
 
 constexpr const char* kName = "posterior_backward";
 
@@ -230,7 +242,9 @@ void run(const PosteriorBackward& call) {
     if constexpr (sizeof(T) == 2)
         if (params.plan.variant == PosteriorVariant::registers)
             return params.paired ? launch_registers<C, true>(params) : launch_registers<C, false>(params);
-    launch_in_memory(kName, params.paired ? backward_in_memory<C, true> : backward_in_memory<C, false>,
+    launch_in_memory(kName,
+                     params.paired ? in_memory<InMemoryBackward, C, true>(params.plan)
+                                   : in_memory<InMemoryBackward, C, false>(params.plan),
                      backward_pack<C>, params);
 }
 
@@ -240,10 +254,9 @@ int backward_at_once(Storage storage, bool tf32, const PosteriorPlan& plan) {
     BackwardParams params{};
     params.plan = plan;
     params.call.B = kRows;
-    const auto kernel = storage == Storage::bfloat16  ? backward_in_memory<bfloat16, true>
-                        : storage == Storage::float16 ? backward_in_memory<float16, true>
-                        : tf32                        ? backward_in_memory<gpu::tf32, true>
-                                                      : backward_in_memory<float, true>;
+    const auto kernel = by_compute_type(storage, tf32, [&](auto compute) {
+        return in_memory<InMemoryBackward, typename decltype(compute)::type, true>(plan);
+    });
     return clusters_at_once(kernel, launch_shape(params));
 }
 
@@ -251,10 +264,8 @@ int backward_at_once(Storage storage, bool tf32, const PosteriorPlan& plan) {
 
 void posterior_backward(const PosteriorBackward& call) {
     posterior::require_sizes(posterior::kName, call);
-    if (call.storage == Storage::bfloat16) return posterior::run<gpu::bfloat16>(call);
-    if (call.storage == Storage::float16) return posterior::run<gpu::float16>(call);
-    if (call.tf32) return posterior::run<gpu::tf32>(call);
-    posterior::run<float>(call);
+    gpu::by_compute_type(call.storage, call.tf32,
+                         [&](auto compute) { posterior::run<typename decltype(compute)::type>(call); });
 }
 
 }  // namespace vssn

@@ -49,8 +49,10 @@ struct Forward : ForwardWeights<C> {
     using Steps = Sequence<T, paired>;
     using Loaded = typename Steps::Loaded;
     static constexpr int kParts = 1, kSums = 2;
+    static constexpr bool kPaired = paired;
 
-    using Prepared = Four;  // eps
+    using LatentInputs = Loaded;  // eps
+    using Prepared = Four;
 
     struct Result {
         Four latent[kParts];
@@ -123,7 +125,16 @@ struct Forward : ForwardWeights<C> {
     VSSN_DEVICE void store_first(int, const Result&) const {}
     VSSN_DEVICE void store_last(int, const Result&) const {}
 
-    VSSN_DEVICE Loaded latent_input(int step, int group) const { return eps.load(batch, step, group, Z); }
+    // Where eps ends, what was there before may stay: nothing that is made of it there is kept.
+    VSSN_DEVICE void latent_input(LatentInputs& noise, int step, int group) const {
+        eps.load_over(noise, batch, step, group, Z);
+    }
+
+    VSSN_DEVICE void prefetch(int step, int index, int count) const {
+        context.prefetch(batch, step, M, index, count);
+        prior_context.prefetch(batch, step, M, index, count);
+        eps.prefetch(batch, step, Z, index, count);
+    }
 
     VSSN_DEVICE Prepared prepared(int, int, const Loaded& noise) const { return noise.wide(); }
 
@@ -160,10 +171,10 @@ struct Forward : ForwardWeights<C> {
     }
 };
 
-template <class C, bool paired>
+template <class C, bool paired, Meeting meeting>
 VSSN_BOUNDED_KERNEL(kMaxThreads)
 forward_in_memory(ForwardParams params) {
-    run_in_memory<Forward<C, paired>>(params);
+    run_in_memory<Forward<C, paired>, meeting>(params);
 }
 
 template <class C>
@@ -176,6 +187,13 @@ VSSN_BOUNDED_KERNEL(Shape::kWarps* kWarp)
 forward_in_registers(ForwardParams params) {
     run_in_registers<Forward<C, paired>, Shape, prior>(params);
 }
+
+struct InMemoryForward {
+    template <class C, bool paired, Meeting meeting>
+    static auto of() {
+        return forward_in_memory<C, paired, meeting>;
+    }
+};
 
 constexpr const char* kName = "posterior_forward";
 
@@ -201,8 +219,10 @@ void run(const PosteriorForward& call) {
     if constexpr (sizeof(T) == 2)
         if (params.plan.variant == PosteriorVariant::registers)
             return params.paired ? launch_registers<C, true>(params) : launch_registers<C, false>(params);
-    launch_in_memory(kName, params.paired ? forward_in_memory<C, true> : forward_in_memory<C, false>, forward_pack<C>,
-                     params);
+    launch_in_memory(kName,
+                     params.paired ? in_memory<InMemoryForward, C, true>(params.plan)
+                                   : in_memory<InMemoryForward, C, false>(params.plan),
+                     forward_pack<C>, params);
 }
 
 }  // namespace
@@ -211,10 +231,9 @@ int forward_at_once(Storage storage, bool tf32, const PosteriorPlan& plan) {
     ForwardParams params{};
     params.plan = plan;
     params.call.B = kRows;
-    const auto kernel = storage == Storage::bfloat16  ? forward_in_memory<bfloat16, true>
-                        : storage == Storage::float16 ? forward_in_memory<float16, true>
-                        : tf32                        ? forward_in_memory<gpu::tf32, true>
-                                                      : forward_in_memory<float, true>;
+    const auto kernel = by_compute_type(storage, tf32, [&](auto compute) {
+        return in_memory<InMemoryForward, typename decltype(compute)::type, true>(plan);
+    });
     return clusters_at_once(kernel, launch_shape(params));
 }
 
@@ -222,10 +241,8 @@ int forward_at_once(Storage storage, bool tf32, const PosteriorPlan& plan) {
 
 void posterior_forward(const PosteriorForward& call) {
     posterior::require_sizes(posterior::kName, call);
-    if (call.storage == Storage::bfloat16) return posterior::run<gpu::bfloat16>(call);
-    if (call.storage == Storage::float16) return posterior::run<gpu::float16>(call);
-    if (call.tf32) return posterior::run<gpu::tf32>(call);
-    posterior::run<float>(call);
+    gpu::by_compute_type(call.storage, call.tf32,
+                         [&](auto compute) { posterior::run<typename decltype(compute)::type>(call); });
 }
 
 }  // namespace vssn

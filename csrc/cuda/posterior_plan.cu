@@ -48,6 +48,12 @@ Sizes sizes_of(int64_t M, int64_t Z, bool prior, bool backward) {
             device_limits()};
 }
 
+int log2_of(int power) {
+    int log2 = 0;
+    while (1 << log2 < power) ++log2;
+    return log2;
+}
+
 // Gives the next `bytes` of shared memory.
 int take(PosteriorPlan& plan, int64_t bytes) {
     const int64_t at = plan.shared_bytes;
@@ -129,6 +135,8 @@ PosteriorPlan plan_in_memory(const Sizes& s, int cluster, bool scatter, double w
                    : scatter              ? PosteriorVariant::scatter
                                           : PosteriorVariant::cluster;
     plan.warps = std::clamp(std::max(hidden_tiles, plan.groups * plan.splits), kFewestWarps, kMostWarps);
+    plan.cluster_log2 = log2_of(plan.cluster);
+    plan.splits_log2 = log2_of(plan.splits);
     return plan;
 }
 
@@ -190,10 +198,8 @@ const char* name_of(PosteriorVariant variant) {
 PosteriorPlan posterior_plan(Storage storage, bool tf32, int64_t B, int64_t M, int64_t Z, bool prior, bool backward,
                              PosteriorVariant variant) {
     using namespace posterior;
-    const Sizes s = storage == Storage::bfloat16  ? sizes_of<bfloat16>(M, Z, prior, backward)
-                    : storage == Storage::float16 ? sizes_of<float16>(M, Z, prior, backward)
-                    : tf32                        ? sizes_of<gpu::tf32>(M, Z, prior, backward)
-                                                  : sizes_of<float>(M, Z, prior, backward);
+    const Sizes s = by_compute_type(
+        storage, tf32, [&](auto compute) { return sizes_of<typename decltype(compute)::type>(M, Z, prior, backward); });
     const bool fits_narrow = s.stored_bytes == 2 && M <= Narrow::kMaxM && Z <= Narrow::kMaxZ;
     const bool fits_wide = s.stored_bytes == 2 && M <= Wide::kMaxM && Z <= Wide::kMaxZ;
     // The wide shape works on zeros beyond M and Z, so smaller sizes than half of it are left to shared memory.

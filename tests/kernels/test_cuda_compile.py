@@ -63,8 +63,8 @@ RECURRENCES = tuple(source for source in SOURCES if source.endswith(("_forward.c
 
 @pytest.mark.parametrize("source", RECURRENCES)
 def test_a_step_waits_for_no_global_load(source: str) -> None:
-    """Inputs are loaded a step ahead: between a load and the first instruction that waits for it lies an exchange.
-    Nothing is read or written byte by byte, and nobody divides integers."""
+    """Inputs, single elements too, are loaded a step ahead: between a load and the first instruction that waits for it
+    lies an exchange. Nothing is read or written byte by byte, and nobody divides integers."""
     assert recurrences(source)
     for kernel in recurrences(source):
         code = Code(kernel.code)
@@ -73,11 +73,41 @@ def test_a_step_waits_for_no_global_load(source: str) -> None:
         names = [code.all[i].name for i in steps[0]]
         bytewise = [name for name in names if re.match(r"(LDG?|STG?)\.E\.[US]8", name)]
         assert not bytewise, f"{kernel.name} has {len(bytewise)} accesses of single bytes in a step"
-        waits = [] if reads_single_elements(kernel) else code.waited_for_at_once(steps[0])
+        waits = code.waited_for_at_once(steps[0])
         assert not waits, f"{kernel.name} waits at once for {len(waits)} loads: {[load.name for load in waits[:4]]}"
-        if source.startswith("gru"):
-            divisions = [name for name in names if name.startswith(("I2F.RP", "I2F.U32.RP"))]
-            assert not divisions, f"{kernel.name} divides {len(divisions)} integers in a step"
+        # 32 bits: by way of a reciprocal of floats; 64 bits: a function is called.
+        divisions = [name for name in names if name.startswith(("I2F.RP", "I2F.U32.RP", "CALL"))]
+        assert not divisions, f"{kernel.name} divides {len(divisions)} integers in a step"
+
+
+def test_a_batch_tile_in_one_block_knows_no_cluster() -> None:
+    """Of the posterior with weights in memory, pairs have a kernel for each way in which sums meet."""
+    for source in ("posterior_forward.cu", "posterior_backward.cu"):
+        meetings: dict[str, list[bool]] = {}
+        for kernel in recurrences(source):
+            if match := re.search(r"_in_memory<(\w+), true, \(posterior::Meeting\)(\d)>", kernel.name):
+                code = Code(kernel.code)
+                (steps,) = code.outermost(code.steps)
+                sends = any(code.all[i].name.startswith(("STAS", "SYNCS")) for i in steps)
+                meetings.setdefault(match[1], []).append(sends)
+                assert sends == (match[2] != "1"), kernel.name
+        assert {name: len(found) for name, found in meetings.items()} == dict.fromkeys(
+            ("__nv_bfloat16", "__half", "tf32", "float"), 3
+        )
+
+
+# Of the GRU: two batch tiles side by side, or multiply-adds, leave no register for it, and have a longer step. Of the
+# posterior: single elements of both networks in the wide shape.
+NO_PREFETCH = re.compile(r"gru_backward_kernel<(?:float, .*|.*, 2, \w+)>|<.*, false, Shape<2, 8, 4, 2>, true>")
+
+
+@pytest.mark.parametrize("source", RECURRENCES)
+def test_a_step_asks_later_inputs_into_l2(source: str) -> None:
+    for kernel in recurrences(source):
+        code = Code(kernel.code)
+        steps = code.steps if source.startswith("gru") else code.outermost(code.steps)
+        found = any(code.all[i].name.startswith("CCTL.E.PF2") for i in steps[0])
+        assert found != bool(NO_PREFETCH.search(kernel.name)), kernel.name
 
 
 @pytest.mark.parametrize("source", RECURRENCES)
