@@ -106,7 +106,8 @@ class GRU(nn.RNNBase):
             RuntimeError, ValueError: as torch.nn.GRU, for an input or hx of another shape, dtype or device.
             TypeError: what is no tensor.
         """
-        weights = self.all_weights
+        own = self._parameters  # where a weight is itself, and not parametrised or pruned; faster than an attribute
+        weights = [[own[name] if name in own else getattr(self, name) for name in names] for names in self._all_weights]
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths, weights)
         if not isinstance(input, Tensor):
@@ -153,8 +154,7 @@ class GRU(nn.RNNBase):
         self, x: Tensor, hx: Tensor | None, lengths: Tensor | None, weights: list[list[nn.Parameter]]
     ) -> tuple[Tensor, Tensor]:
         """Time-major: x [T, B, X] to (output [T, B, H * directions], h_n [num_layers * directions, B, H])."""
-        if hx is None:
-            hx = x.new_zeros(self._states(), x.shape[1], self.hidden_size)
+        given = x if hx is None else hx
         # Also outside the op: 0 * NaN in the gradient of weight_ih would be NaN.
         x = zero_padding(x, valid_steps(lengths, x))
         directions = 2 if self.bidirectional else 1
@@ -166,18 +166,17 @@ class GRU(nn.RNNBase):
                 number = layer * directions + direction
                 weight_ih, weight_hh, *biases = weights[number]
                 bias_ih, bias_hh = biases if self.bias else (None, weight_hh.new_zeros(len(weight_hh)))
+                h0 = given.new_zeros(x.shape[1], self.hidden_size) if hx is None else given[number]
                 gates_x = F.linear(x, weight_ih, bias_ih)
-                output, h_n = gru_sequence(
-                    gates_x, hx[number], weight_hh, bias_hh, lengths=lengths, reverse=direction == 1
-                )
+                output, h_n = gru_sequence(gates_x, h0, weight_hh, bias_hh, lengths=lengths, reverse=direction == 1)
                 outputs.append(output)
                 last_states.append(h_n)
             x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
             if dropout and layer < self.num_layers - 1:
                 x = F.dropout(x, dropout)
-        h_n = torch.stack(last_states)
+        h_n = torch.stack(last_states) if len(last_states) > 1 else last_states[0].unsqueeze(0)
         if autocast_is_on(x.device):
-            dtype = _autocast_result(hx)
+            dtype = _autocast_result(given)
             return x.to(dtype), h_n.to(dtype)
         return x, h_n
 

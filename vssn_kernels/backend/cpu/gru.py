@@ -25,9 +25,8 @@ def gru_forward(
     """(output [T, B, H], h_n [B, H], gates [T, B, 4H], its order the kernels' own; empty where not needed)"""
     steps, batch, _ = gates_x.shape
     hidden = h0.shape[1]
-    output = torch.empty((steps, batch, hidden), dtype=h0.dtype)
-    h_n = torch.empty((batch, hidden), dtype=h0.dtype)
-    gates = torch.empty((steps, batch, 4 * hidden) if need_backward else 0, dtype=h0.dtype)
+    output, h_n = h0.new_empty(steps, batch, hidden), h0.new_empty(batch, hidden)
+    gates = h0.new_empty(steps, batch, 4 * hidden) if need_backward else h0.new_empty(0)
     gates_x_, h0_, weight, bias = as_steps(gates_x), as_rows(h0), as_rows(weight_hh), bias_hh.contiguous()
     float64 = is_float64(h0)
     _cpu.gru_forward(
@@ -63,10 +62,9 @@ def gru_backward(
     """Gradients of (gates_x, h0, weight_hh, bias_hh)."""
     steps, batch, hidden = output.shape
     need_gates_x, need_h0, need_weight, need_bias = needs
-    grad_gates_x = torch.empty((steps, batch, 3 * hidden), dtype=output.dtype)
-    grad_a = torch.empty((steps, batch, hidden), dtype=output.dtype)
+    grad_gates_x, grad_a = output.new_empty(steps, batch, 3 * hidden), output.new_empty(steps, batch, hidden)
     grad_h0, grad_weight = empty_like(h0, need_h0), empty_like(weight_hh, need_weight)
-    grad_bias = torch.empty(3 * hidden, dtype=output.dtype) if need_bias else None
+    grad_bias = output.new_empty(3 * hidden) if need_bias else None
     grad_output_, grad_h_n_, h0_, weight = as_steps(grad_output), as_rows(grad_h_n), as_rows(h0), as_rows(weight_hh)
     float64 = is_float64(output)
     _cpu.gru_backward(
