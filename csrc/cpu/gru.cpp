@@ -33,8 +33,10 @@ Partition plan_threads(int threads, int64_t steps, int64_t B, int64_t H, int64_t
 
 // ---- Forward ---------------------------------------------------------------------------------------------
 
-// Steps and rows at which a product with the weights as they are is faster than packing them for all steps.
-constexpr int64_t kForwardUnpacked = 16, kBackwardUnpacked = 12;
+// Whether the weights are met as they are: for so few steps and rows that packing them for all steps costs more than it
+// saves. Large ones take longer to pack, as they come from further away.
+inline bool forward_unpacked(int64_t steps, int64_t B, int64_t H) { return steps * B <= (H < 384 ? 16 : 48); }
+inline bool backward_unpacked(int64_t steps, int64_t B) { return steps * B <= 12; }
 
 template <class T>
 struct ForwardBuffers {
@@ -47,7 +49,7 @@ struct ForwardBuffers {
     int64_t bytes;
 
     ForwardBuffers(void* memory, const GruForward<T>& k)
-        : packed(k.steps * k.B > kForwardUnpacked),
+        : packed(!forward_unpacked(k.steps, k.B, k.H)),
           blocks((k.H + kLanes<T> - 1) / kLanes<T>),
           stride(row_stride<T>(k.H)) {
         Arena arena(memory);
@@ -111,15 +113,16 @@ void forward_step(const GruForward<T>& k, const ForwardBuffers<T>& w, const RowL
         Tile<T, 3> product;
         Vec<T> dots[kDotRows];
         for (int64_t block = blocks.begin; block < blocks.end; ++block)
-            for (int64_t first = 0; first < list.active; first += kDotRows) {
-                const int rows = static_cast<int>(list.active - first < kDotRows ? list.active - first : kDotRows);
+            for (int64_t first = 0; first < list.active;) {
                 const int64_t units = k.H - block * L < L ? k.H - block * L : L;
+                const int rows = tile_height(list.active - first, kDotRows);
                 for (int gate = 0; gate < 3; ++gate) {
                     multiply_dots(state + first * w.stride, w.stride, rows, k.weight, gate * k.H + block * L, units,
                                   k.H, dots);
                     for (int i = 0; i < rows; ++i) product[i][gate] = dots[i];
                 }
                 finish(block, first, rows, product);
+                first += rows;
             }
     }
     const int64_t from = blocks.begin * L, end = blocks.end * L, to = end < k.H ? end : k.H;
@@ -179,7 +182,7 @@ struct BackwardBuffers {
     int64_t bytes;
 
     BackwardBuffers(void* memory, const GruBackward<T>& k)
-        : packed(k.steps * k.B > kBackwardUnpacked),
+        : packed(!backward_unpacked(k.steps, k.B)),
           blocks((k.H + 2 * kLanes<T> - 1) / (2 * kLanes<T>)),
           padded(round_up(k.H, kLanes<T>)),
           grad_stride(row_stride<T>(3 * padded)),
@@ -276,10 +279,15 @@ void weight_grads(const GruBackward<T>& k, const BackwardBuffers<T>& w, Team tea
     };
     if (k.grad_weight) {
         T* grad_n = k.grad_weight + 2 * H * H;
-        weight_gradient<T>({later_rz, states, later, 2 * H, H, k.grad_weight, H, false}, team, 0);
-        add_first(first_rz, 2 * H, k.grad_weight, 0);
-        weight_gradient<T>({later_a, states, later, H, H, grad_n, H, false}, team, 1);
-        add_first(first_a, H, grad_n, 1);
+        if (later == 0 && !k.lengths) {  // a single step: nothing to add to
+            weight_gradient<T>({first_rz, k.h0, first, 2 * H, H, k.grad_weight, H, false}, team, 0);
+            weight_gradient<T>({first_a, k.h0, first, H, H, grad_n, H, false}, team, 1);
+        } else {
+            weight_gradient<T>({later_rz, states, later, 2 * H, H, k.grad_weight, H, false}, team, 0);
+            add_first(first_rz, 2 * H, k.grad_weight, 0);
+            weight_gradient<T>({later_a, states, later, H, H, grad_n, H, false}, team, 1);
+            add_first(first_a, H, grad_n, 1);
+        }
     }
     if (k.grad_bias) {
         bias_gradient(Rows<const T>{k.grad_gates_x, 3 * H}, all, 2 * H, k.grad_bias, team, 0);
