@@ -101,7 +101,9 @@ def test_a_batch_tile_in_one_block_knows_no_cluster(source: str) -> None:
 
 # Of the GRU: two batch tiles side by side, or multiply-adds, leave no register for it, and have a longer step. Of the
 # posterior: single elements of both networks in the wide shape.
-NO_PREFETCH = re.compile(r"gru_backward_kernel<(?:float, |\w+, \d, 2, )|<.*, false, posterior::Shape<2, 8, 4, 2>, true>")
+NO_PREFETCH = re.compile(
+    r"gru_backward_kernel<(?:float, |\w+, \d, 2, )|<.*, false, posterior::Shape<2, 8, 4, 2>, true>"
+)
 
 
 @pytest.mark.parametrize("source", RECURRENCES)
