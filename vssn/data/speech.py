@@ -37,6 +37,7 @@ from typing import NamedTuple, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vssn.data.audio import decode, inspect
@@ -79,6 +80,10 @@ class Piece(NamedTuple):
     start: int  # first sample
     frames: int  # T
 
+    def decode(self) -> NDArray[np.float32]:
+        """Its samples, in steps of 16 bits. Raises DataError."""
+        return decode(self.path, self.start, self.frames * FRAME_SIZE)
+
 
 class Recordings(Sequence[Tensor]):
     """Sequences of one split; `recordings[i]` decodes one, float32 [T, FRAME_SIZE], normalised."""
@@ -104,9 +109,7 @@ class Recordings(Sequence[Tensor]):
         if isinstance(index, slice):
             return Recordings(self.pieces[index], self.scale)
         piece = self.pieces[index]
-        samples = (
-            decode(piece.path, piece.start, piece.frames * FRAME_SIZE) - np.float32(self.scale.mean)
-        ) / np.float32(self.scale.std)
+        samples = (piece.decode() - np.float32(self.scale.mean)) / np.float32(self.scale.std)
         return torch.from_numpy(samples).view(piece.frames, FRAME_SIZE)
 
 
@@ -175,7 +178,7 @@ def _measure(pieces: Sequence[Piece]) -> tuple[float, float]:
     """Mean and standard deviation of all samples."""
     count, total, squares = 0, 0.0, 0.0
     for piece in pieces:
-        samples = decode(piece.path, piece.start, piece.frames * FRAME_SIZE).astype(np.float64)
+        samples = piece.decode().astype(np.float64)
         count, total, squares = count + samples.size, total + samples.sum(), squares + (samples**2).sum()
     mean = float(total / count)
     return mean, math.sqrt(max(squares / count - mean**2, 0.0))
