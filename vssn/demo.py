@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vssn.data.pendulum import IMAGE_SIZE, PendulumSet
+from vssn.data.pendulum import IMAGE_SIZE, PendulumSet, configured_splits
 from vssn.inference.filtering import squared_errors
 from vssn.models.vssn import VSSN
 from vssn.training.config import load_config
@@ -94,7 +94,7 @@ def _demo(options: argparse.Namespace) -> int:
     from vssn.training.checkpoints import load_model
     from vssn.training.fit import fit
 
-    train, _, test = config.data.swings()
+    train, _, test = configured_splits(seed=config.data.seed, **config.data.own)
     films, frames, _ = train.images.shape
     print(
         f"Training a VSSN on {films} simulated films of a pendulum, {frames} frames of {IMAGE_SIZE} x {IMAGE_SIZE} "

@@ -31,9 +31,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -43,8 +43,12 @@ from torch import Tensor
 from vssn.data.audio import decode, inspect
 from vssn.data.batching import SequenceDataset
 from vssn.data.folder import data_folder
+from vssn.data.registry import register
 from vssn.data.speech_folders import SUFFIXES, find_recordings, find_timit, what_else
+from vssn.data.splits import Splits
 from vssn.errors import DataError
+from vssn.utils.numbers import Positive, Real
+from vssn.utils.values import REAL
 
 SPEECH_SETS = ("timit", "blizzard")
 FRAME_SIZE = 200
@@ -182,3 +186,49 @@ def _measure(pieces: Sequence[Piece]) -> tuple[float, float]:
         count, total, squares = count + samples.size, total + samples.sum(), squares + (samples**2).sum()
     mean = float(total / count)
     return mean, math.sqrt(max(squares / count - mean**2, 0.0))
+
+
+# The row of the registry
+
+
+def _mean_and_std_go_together(settings: Mapping[str, Any]) -> None:
+    if (settings["mean"] is None) != (settings["std"] is None):
+        raise ValueError("mean and std go together: give both, or neither to have them measured")
+
+
+def _scale(dataset: SequenceDataset) -> Scale:
+    scale = scale_of(dataset)
+    assert scale is not None
+    return scale
+
+
+def _measured(splits: Splits) -> dict[str, float]:
+    scale = _scale(splits.train)
+    return {"mean": scale.mean, "std": scale.std}
+
+
+def _scores(dataset: SequenceDataset, scores: Any) -> SpeechScores:
+    return speech_scores(scores.micro, scores.frames, scores.sequences, _scale(dataset))
+
+
+@register(
+    *SPEECH_SETS,
+    x_size=FRAME_SIZE,
+    values=REAL,
+    free=("folder", "mean", "std"),
+    check=_mean_and_std_go_together,
+    measured=_measured,
+    describe=lambda dataset: f" at {_scale(dataset).sample_rate} Hz",
+    scores=_scores,
+)
+def load_splits(
+    *, set: str, seed: int, folder: str | None = None, mean: Real | None = None, std: Positive | None = None
+) -> Splits:
+    """The set as `fit` takes it. Raises DataError.
+
+    Args:
+        folder: None: the folder that VSSN_DATA names.
+        mean, std: of the training samples, in steps of 16 bits; None: measured, and kept with the run.
+    """
+    parts = load_speech(set, folder, mean=mean, std=std)
+    return Splits(*(SequenceDataset(part, lengths=part.lengths, seed=seed) for part in parts))

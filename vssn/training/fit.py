@@ -29,15 +29,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vssn.data.batching import LengthBucketSampler, SequenceBatch, sequence_loader
-from vssn.data.speech import scale_of
+from vssn.data.splits import Splits
 from vssn.errors import ConfigError, TrainingError
 from vssn.inference.scoring import Scores, draw_noise, evaluate, sequence_sums, summarize
 from vssn.models.vssn import VSSN
 from vssn.nn.layer import State
 from vssn.training.checkpoints import FORMAT, load_model, read_checkpoint
-from vssn.training.config import Config, Splits, TrainingSection
+from vssn.training.config import Config
 from vssn.training.heartbeat import Heartbeat
 from vssn.training.run_directory import MONITOR, SCORES, RunFolder, check_folder, creating, replacing
+from vssn.training.sections import TrainingSection
 from vssn.training.trainer import OneProcess, ProgressBar, first_rank, quiet
 from vssn.utils.evaluation_mode import time_major
 from vssn.utils.random import mixed_seed
@@ -234,7 +235,7 @@ def fit(config: Config, resume: bool = False) -> FitResult:
         device = _device(config.training)
         pl.seed_everything(config.training.seed, workers=True, verbose=False)
         splits = config.load_data()
-        config = config.with_scale(splits)
+        config = config.with_measured(splits)
         model = config.build_model(_count_chunks(splits, config.training.chunk_length))
         data, module = SequenceData(splits, config), TrainingModule(model, config)
         run = RunFolder(folder, done, config.training.report_every, pulse)
@@ -259,9 +260,9 @@ def _describe(config: Config, splits: Splits, model: VSSN, device: torch.device)
         f"{len(part)} {name}" for name, part in zip(("training", "validation", "test"), splits, strict=True)
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    scale = scale_of(splits.train)
-    audio = "" if scale is None else f" at {scale.sample_rate} Hz"
-    return f"{config.data.set}: {counts} sequences{audio}; {parameters:,} parameters; on {device.type}"
+    describe = config.data.row.describe
+    more = "" if describe is None else describe(splits.train)
+    return f"{config.data.set}: {counts} sequences{more}; {parameters:,} parameters; on {device.type}"
 
 
 def _doing(trainer: pl.Trainer) -> str | None:

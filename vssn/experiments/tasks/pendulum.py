@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from vssn.data.pendulum import PendulumSet, pendulum_splits
+from vssn.data.pendulum import PendulumSet, configured_splits, pendulum_splits
 from vssn.experiments.figures import draw_latents
 from vssn.experiments.linear_probe import filtering_limit, regress_pendulum
 from vssn.experiments.tasks.base import (
@@ -36,7 +36,7 @@ _TARGETS = {"sin": "sin φ", "cos": "cos φ", "velocity": "φ'"}
 def swings(config: Config) -> tuple[PendulumSet, PendulumSet]:
     """The training and the test set with their true states."""
     assert config.data.set == "pendulum"
-    splits = config.data.swings()
+    splits = configured_splits(seed=config.data.seed, **config.data.own)
     return splits.train, splits.test
 
 
