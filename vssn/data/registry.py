@@ -27,7 +27,8 @@ from vssn.utils.values import Support
 # set: its name; seed: data.seed; controls: whether the model takes controls.
 PROVIDED = ("set", "seed", "controls")
 SHARED = ("batch_size", "workers")  # keys of every set, with set and seed
-_ORDER = ("music", "pendulum", "balls", "speech")  # files in the order in which messages list their sets; then by name
+_PACKAGE = __name__.rpartition(".")[0]
+_ORDER = ("music", "pendulum", "balls", "speech")  # files in the order in which messages list their sets; others follow
 
 Loader = Callable[..., Splits]
 _Loader = TypeVar("_Loader", bound=Loader)
@@ -113,10 +114,15 @@ def data_sets() -> Mapping[str, DataSet]:
     return _sets
 
 
+def names_to_list() -> list[str]:
+    """Of the sets that a configuration alone can load, in the order of messages."""
+    order = {f"{_PACKAGE}.{file}": place for place, file in enumerate(_ORDER)}
+    rows = [(name, row) for name, row in data_sets().items() if not row.from_python]
+    return [name for name, row in sorted(rows, key=lambda entry: order.get(entry[1].load.__module__, len(order)))]
+
+
 @cache
 def _import_files() -> None:
     """A new file is enough."""
-    package = __name__.rpartition(".")[0]
-    found = sorted(module.name for module in iter_modules(sys.modules[package].__path__))
-    for name in (*_ORDER, *(name for name in found if name not in _ORDER)):
-        import_module(f"{package}.{name}")
+    for module in iter_modules(sys.modules[_PACKAGE].__path__):
+        import_module(f"{_PACKAGE}.{module.name}")

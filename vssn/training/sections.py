@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
-from vssn.data.registry import DataSet, data_sets
+from vssn.data.registry import DataSet, data_sets, names_to_list
 from vssn.data.splits import Splits
 from vssn.likelihoods import LIKELIHOODS
 from vssn.utils.numbers import Count, NotNegative, Positive, Real, Seed, Share, Size, Within
@@ -84,16 +84,11 @@ def read_data_section(settings: object) -> object:
     if not isinstance(settings, Mapping):
         return settings
     if "set" not in settings:
-        raise PydanticCustomError("set_missing", "{names}", {"names": ", ".join(listed_sets())})
+        raise PydanticCustomError("set_missing", "{names}", {"names": ", ".join(names_to_list())})
     name = settings["set"]
     if not isinstance(name, str) or name not in data_sets():
-        raise PydanticCustomError("set_unknown", "{names}", {"names": ", ".join(listed_sets()), "set": name})
+        raise PydanticCustomError("set_unknown", "{names}", {"names": ", ".join(names_to_list()), "set": name})
     return data_section(name).model_validate(settings)
-
-
-def listed_sets() -> list[str]:
-    """Those that a configuration can load."""
-    return [name for name, row in data_sets().items() if not row.from_python]
 
 
 AnyDataSection = Annotated[SerializeAsAny[DataSection], BeforeValidator(read_data_section)]
