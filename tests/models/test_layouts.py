@@ -20,7 +20,7 @@ from vssn.inference.filtering import latent_states, one_step_predictions, predic
 from vssn.inference.importance import sequence_bounds
 from vssn.inference.scoring import evaluate, evaluate_bound
 from vssn.training.config import check_config
-from vssn.training.fit import TrainingModule
+from vssn.training.module import TrainingModule
 from vssn.utils.evaluation_mode import time_major
 from vssn_kernels.testing import assert_close
 

@@ -145,7 +145,7 @@ class RunFolder(Checkpoint):
         self.pulse.started = time.monotonic() - self.seconds_before  # one clock for the lines of both
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        values: dict[str, float] = pl_module.metrics  # type: ignore[assignment]  # vssn.training.fit.TrainingModule's
+        values: dict[str, float] = pl_module.metrics  # type: ignore[assignment]  # vssn.training.module.TrainingModule's
         seconds = time.monotonic() - self.pulse.started
         if not math.isfinite(values[MONITOR]):
             raise TrainingError(
