@@ -23,7 +23,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from vssn.data.splits import Splits
 from vssn.errors import ConfigError
 from vssn.inference.scoring import Scores, evaluate
-from vssn.models.vssn import VSSN
+from vssn.nn.interface import SequenceModel
 from vssn.training.checkpoints import load_model, read_checkpoint
 from vssn.training.config import Config
 from vssn.training.heartbeat import Heartbeat
@@ -81,7 +81,7 @@ def fit(config: Config, resume: bool = False) -> FitResult:
     return FitResult(epoch, best, valid, test, time.monotonic() - started)
 
 
-def _describe(config: Config, splits: Splits, model: VSSN, device: torch.device) -> str:
+def _describe(config: Config, splits: Splits, model: SequenceModel, device: torch.device) -> str:
     counts = ", ".join(
         f"{len(part)} {name}" for name, part in zip(("training", "validation", "test"), splits, strict=True)
     )
