@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vssn.data.pendulum import IMAGE_SIZE, PendulumSet, configured_splits
 from vssn.inference.filtering import squared_errors
-from vssn.models.vssn import VSSN
+from vssn.nn.interface import SequenceModel
 from vssn.training.config import load_config
 from vssn.utils.command import check_folder, positive, run_command, threads, writing
 from vssn.utils.evaluation_mode import evaluating, time_major
@@ -26,7 +26,7 @@ SEEN = 6
 FILMS_SHOWN = 3
 
 
-def forecast_films(model: VSSN, films: PendulumSet) -> tuple[Tensor, Tensor]:
+def forecast_films(model: SequenceModel, films: PendulumSet) -> tuple[Tensor, Tensor]:
     """The films [T, B, X], and the model's forecast of those frames that it has not seen: one path of its latents."""
     x, u = films.images.transpose(0, 1), films.controls.transpose(0, 1)
     with evaluating(model), time_major(model), seeded(0, x.device):

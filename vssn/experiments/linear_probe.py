@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vssn.data.pendulum import PendulumSet
 from vssn.inference.filtering import latent_states
-from vssn.models.vssn import VSSN
+from vssn.nn.interface import SequenceModel
 from vssn.utils.evaluation_mode import time_major
 
 PENDULUM_TARGETS = ("sin phi", "cos phi", "phi'")
@@ -55,7 +55,7 @@ def regress(fit_states: Tensor, fit_targets: Tensor, states: Tensor, targets: Te
 
 
 def regress_pendulum(
-    model: VSSN,
+    model: SequenceModel,
     train: PendulumSet,
     test: PendulumSet,
     *,

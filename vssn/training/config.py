@@ -17,15 +17,23 @@ from pydantic import ValidationError
 from vssn.data.splits import Splits
 from vssn.errors import ConfigError
 from vssn.likelihoods import LIKELIHOODS
-from vssn.models.vssn import VSSN
+from vssn.nn.interface import SequenceModel
 from vssn.training.config_errors import explain, first_line, quote
-from vssn.training.sections import AnyDataSection, DataSection, ModelSection, Section, TrainingSection, data_section
+from vssn.training.sections import (
+    AnyDataSection,
+    AnyModelSection,
+    DataSection,
+    Section,
+    TrainingSection,
+    data_section,
+    model_section,
+)
 from vssn.utils.values import Support
 
 
 class Config(Section):
     data: AnyDataSection
-    model: ModelSection
+    model: AnyModelSection
     training: TrainingSection = TrainingSection()
 
     def load_data(self) -> Splits:
@@ -66,7 +74,7 @@ class Config(Section):
     def _with_data(self, data: DataSection) -> Config:
         return self.model_copy(update={"data": data})
 
-    def build_model(self, num_sequences: int | None = None) -> VSSN:
+    def build_model(self, num_sequences: int | None = None) -> SequenceModel:
         """A model with fresh weights. Raises ConfigError where its sizes are not possible.
 
         Args:
@@ -86,11 +94,8 @@ class Config(Section):
                 f"model.likelihood: expected one for real values with the set {self.data.set!r}, got "
                 f"{self.model.likelihood!r}, which takes {_values(takes)} alone; choose another"
             )
-        settings = self.model.model_dump()
-        settings["control_size"] = control_size if self.model.takes_controls else 0
-        settings["num_sequences"] = num_sequences if self.model.universal == "gaussian" else None
         try:
-            return VSSN(x_size, **settings)
+            return self.model.build(x_size, control_size if self.model.takes_controls else 0, num_sequences)
         except ValueError as error:
             raise ConfigError(f"model: {error}") from None
         except (RuntimeError, TypeError, OverflowError):  # what torch raises where memory or integers do not suffice
@@ -189,7 +194,9 @@ def _known_keys(path: Sequence[str], settings: Any) -> list[str]:
         return list(Config.model_fields)
     if path[0] == "data":
         return ["set", *(key for key in data_section(settings["data"]["set"]).model_fields if key != "set")]
-    return list((ModelSection if path[0] == "model" else TrainingSection).model_fields)
+    if path[0] == "model":
+        return [*(key for key in model_section(settings["model"]).model_fields if key != "name"), "name"]
+    return list(TrainingSection.model_fields)
 
 
 def _read_settings(path: str | Path) -> dict[Any, Any]:

@@ -24,7 +24,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from vssn.data.splits import Splits, as_splits, in_memory
 from vssn.errors import ConfigError
 from vssn.inference.scoring import Scores, evaluate
-from vssn.models.vssn import VSSN
+from vssn.nn.interface import SequenceModel
 from vssn.training.checkpoints import load_model, read_checkpoint
 from vssn.training.config import Config, as_config
 from vssn.training.heartbeat import Heartbeat
@@ -117,7 +117,7 @@ def fit(
     return FitResult(epoch, best, valid, test, time.monotonic() - started)
 
 
-def _check_values(splits: Splits, model: VSSN) -> None:
+def _check_values(splits: Splits, model: SequenceModel) -> None:
     """Of data from Python that stands in memory; what is made when it is drawn meets the model's own check."""
     likelihood = model.likelihood
     for name, part in splits._asdict().items():
@@ -128,7 +128,7 @@ def _check_values(splits: Splits, model: VSSN) -> None:
             require_finite(f"u of {where}", None if u is None else u.float(), NO_NAN_IN_U)
 
 
-def _describe(config: Config, splits: Splits, model: VSSN, device: torch.device) -> str:
+def _describe(config: Config, splits: Splits, model: SequenceModel, device: torch.device) -> str:
     counts = ", ".join(
         f"{len(part)} {name}" for name, part in zip(("training", "validation", "test"), splits, strict=True)
     )

@@ -20,7 +20,7 @@ from vssn.data.batching import LengthBucketSampler, SequenceBatch, sequence_load
 from vssn.data.splits import Splits
 from vssn.errors import TrainingError
 from vssn.inference.scoring import draw_noise, sequence_sums, summarize
-from vssn.models.vssn import VSSN
+from vssn.nn.interface import SequenceModel, SequenceOutput
 from vssn.nn.layer import State
 from vssn.training.checkpoints import FORMAT
 from vssn.training.config import Config
@@ -93,9 +93,9 @@ class SequenceData(pl.LightningDataModule):
 
 
 class TrainingModule(pl.LightningModule):
-    """A VSSN under AdamW. An update is one chunk of a batch; without `chunk_length` a batch is one chunk."""
+    """A model under AdamW. An update is one chunk of a batch; without `chunk_length` a batch is one chunk."""
 
-    def __init__(self, model: VSSN, config: Config) -> None:
+    def __init__(self, model: SequenceModel, config: Config) -> None:
         super().__init__()
         self.model, self.config = model, config
         self.automatic_optimization = False
@@ -130,7 +130,7 @@ class TrainingModule(pl.LightningModule):
                         "lower training.learning_rate or training.gradient_clip_norm"
                     )
             with time_major(self.model):
-                output = self.model(
+                output: SequenceOutput = self.model(
                     chunk.x, chunk.u, chunk.lengths, state=state, kl_weight=kl_weight(self.global_step, training)
                 )
             state = output.state

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, create_model, model_validator
 from pydantic_core import PydanticCustomError
@@ -12,6 +13,9 @@ from pydantic_core import PydanticCustomError
 from vssn.data.registry import DataSet, data_sets, names_to_list
 from vssn.data.splits import Splits
 from vssn.likelihoods import LIKELIHOODS
+from vssn.models.registry import MODELS
+from vssn.models.vssn import VSSN
+from vssn.nn.interface import SequenceModel
 from vssn.utils.numbers import Count, NotNegative, Positive, Real, Seed, Share, Size, Within
 
 
@@ -94,20 +98,51 @@ def read_data_section(settings: object) -> object:
 AnyDataSection = Annotated[SerializeAsAny[DataSection], BeforeValidator(read_data_section)]
 
 
-def _registered(name: object) -> object:
-    if not isinstance(name, str) or name not in LIKELIHOODS:
-        *most, last = (repr(known) for known in LIKELIHOODS)
-        raise PydanticCustomError("literal_error", f"Input should be {', '.join(most)} or {last}")
-    return name
+def _in(registry: Mapping[str, object]) -> BeforeValidator:
+    """A name of that registry."""
+
+    def check(name: object) -> object:
+        if not isinstance(name, str) or name not in registry:
+            known = [repr(known) for known in registry]
+            text = " or ".join(filter(None, (", ".join(known[:-1]), known[-1])))
+            raise PydanticCustomError("literal_error", f"Input should be {text}")
+        return name
+
+    return BeforeValidator(check)
 
 
 class ModelSection(Section):
-    """The arguments of `vssn.VSSN`, except those that the data decides."""
+    """What all models share; `model_section` has the keys of one."""
+
+    name: Annotated[str, _in(MODELS)] = "vssn"
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, key: str) -> Any: ...  # of the model
+
+    @property
+    def takes_controls(self) -> bool:
+        return getattr(self, "control", "none") in ("external", "both")
+
+    def build(self, x_size: int, control_size: int, num_sequences: int | None) -> SequenceModel:
+        """The model with fresh weights, of what it takes. Raises ValueError where its sizes are not possible."""
+        cls = MODELS[self.name]
+        shares = getattr(self, "universal", "point") == "gaussian"
+        decided = {"x_size": x_size, "control_size": control_size, "num_sequences": num_sequences if shares else None}
+        takes = inspect.signature(cls).parameters
+        return cls(**self.model_dump(exclude={"name"}), **{name: decided[name] for name in decided if name in takes})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return read_model_section, (self.model_dump(),)
+
+
+class VSSNSection(ModelSection):
+    """The arguments of `vssn.VSSN`, except those of NO_KEYS."""
 
     hidden_size: Size
     latent_size: Size
     noise_size: Size = 0
-    likelihood: Annotated[str, BeforeValidator(_registered)] = "bernoulli"
+    likelihood: Annotated[str, _in(LIKELIHOODS)] = "bernoulli"
     mixture_size: Count = 20
     nade_size: Count = 128
     control: Literal["previous", "external", "both", "none"] = "previous"
@@ -126,9 +161,37 @@ class ModelSection(Section):
     noise_smoothing: bool = False
     masked: bool = False
 
-    @property
-    def takes_controls(self) -> bool:
-        return self.control in ("external", "both")
+
+# Arguments of a model that the data decides, or that no configuration can write.
+NO_KEYS = ("x_size", "control_size", "num_sequences", "encoder", "decoder", "batch_first", "device", "dtype")
+
+
+def model_section(settings: Mapping[str, Any]) -> type[ModelSection]:
+    """The section of the model that a mapping names: VSSN's without a name, and with one that the section refuses."""
+    name = settings.get("name")
+    return _of_class(MODELS[name]) if isinstance(name, str) and name in MODELS else VSSNSection
+
+
+@cache
+def _of_class(cls: type[SequenceModel]) -> type[ModelSection]:
+    """Its arguments are the keys, typed as VSSN's of the same name are, or as the class says."""
+    if cls is VSSN:
+        return VSSNSection
+    types = get_type_hints(cls.__init__, include_extras=True) | get_type_hints(VSSNSection, include_extras=True)
+    keys: dict[str, Any] = {
+        key: (types[key], ... if argument.default is argument.empty else argument.default)
+        for key, argument in inspect.signature(cls).parameters.items()
+        if key not in NO_KEYS
+    }
+    return create_model(f"{cls.__name__}Section", __base__=ModelSection, **keys)
+
+
+def read_model_section(settings: object) -> object:
+    """The section of the model; what is no mapping is left to pydantic."""
+    return model_section(settings).model_validate(settings) if isinstance(settings, Mapping) else settings
+
+
+AnyModelSection = Annotated[SerializeAsAny[ModelSection], BeforeValidator(read_model_section)]
 
 
 class TrainingSection(Section):

@@ -24,7 +24,7 @@ from vssn.experiments.tasks.base import (
     published_row,
 )
 from vssn.inference.filtering import latent_states
-from vssn.models.vssn import VSSN
+from vssn.nn.interface import SequenceModel
 from vssn.training.config import Config
 
 SETS = {"pendulum": "pendulum"}
@@ -40,7 +40,7 @@ def swings(config: Config) -> tuple[PendulumSet, PendulumSet]:
     return splits.train, splits.test
 
 
-def score_pendulum(model: VSSN, config: Config, effort: Effort) -> Metrics:
+def score_pendulum(model: SequenceModel, config: Config, effort: Effort) -> Metrics:
     train, test = swings(config)
     metrics: Metrics = {"filtering_velocity_limit": filtering_limit(train, test)}
     for inference in _INFERENCES:
