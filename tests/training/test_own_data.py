@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+import yaml
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
@@ -140,28 +141,39 @@ def test_the_sizes_are_those_of_the_splits(tmp_path: Path) -> None:
     assert load_config(tmp_path / "run" / "config.yaml") == config
 
 
-@pytest.mark.parametrize("form", ["dict", "path", "name"])
-def test_a_configuration_comes_in_any_form(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("form", ["dict", "path"])
+def test_a_configuration_comes_in_any_form(form: str, tmp_path: Path) -> None:
     """Without a section data where the data is given."""
-    monkeypatch.chdir(tmp_path)
     settings = settings_of(tmp_path / "run")
     del settings["data"]
     path = tmp_path / "own.yaml"
-    path.write_text(
-        "model: {hidden_size: 4, latent_size: 2, likelihood: gaussian}\n"
-        f"training: {{output: {tmp_path / 'run'}, max_epochs: 2, accelerator: cpu}}\n"
-    )
-    config: Any = {"dict": settings, "path": path, "name": "speech-rnn"}[form]
-    if form == "name":  # one epoch of it is enough
-        monkeypatch.setattr(pl.Trainer, "fit", lambda *args, **kwargs: (_ for _ in ()).throw(TrainingError("enough")))
-        with pytest.raises(TrainingError, match="enough"):
-            fit(config, frames())
-        return
+    path.write_text(yaml.safe_dump(settings))
+    config: Any = {"dict": settings, "path": path}[form]
     result = fit(config, frames())
-    assert rows(tmp_path / "run") != []
+    assert result.best_path == tmp_path / "run" / "best.ckpt"
     assert load_model(result.best_path)[1].data.set == "given"
     with pytest.raises(ConfigError, match=r"data: missing; this key must be given"):
         fit(config)
+
+
+def test_a_packaged_name_is_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made: list[Config] = []
+
+    def seen(trainer: pl.Trainer, module: Any, **_: Any) -> None:
+        made.append(module.config)
+        raise TrainingError("enough")
+
+    monkeypatch.setattr(pl.Trainer, "fit", seen)
+    for config in ("speech-rnn", "pendulum"):
+        with pytest.raises(TrainingError, match="enough"):
+            fit(
+                config, [(x, u) for x, u in zip(frames(), frames(U), strict=True)] if config == "pendulum" else frames()
+            )
+    speech, pendulum = made
+    assert (speech.data.set, speech.data.sizes, speech.data.batch_size) == ("given", (X, 0), 16)
+    assert speech.training.output == "runs/speech-rnn-given"  # {set} is that of the data
+    assert (pendulum.data.set, pendulum.data.sizes, pendulum.data.batch_size) == ("given", (X, U), 32)
 
 
 def test_a_subset_keeps_its_augmentation() -> None:
@@ -218,8 +230,10 @@ def test_true_in_second_place_is_resume(tmp_path: Path) -> None:
     for config in (config_of(tmp_path / "run"), load_config("pendulum", [f"training.output={tmp_path / 'run'}"])):
         with pytest.raises(ConfigError, match=r"holds no last\.ckpt to resume"):
             fit(config, True)
-    with pytest.raises(DataError, match=r"^data\.set: 'given' is data that came from Python"):
-        fit(config_of(tmp_path / "run"), False)
+    fit(config_of(tmp_path / "given"), frames())
+    for second in (False, True):
+        with pytest.raises(DataError, match=r"^data\.set: 'given' is data that came from Python"):
+            fit(config_of(tmp_path / "given", max_epochs=3), second)
 
 
 def test_a_checkpoint_of_own_data_is_scored_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

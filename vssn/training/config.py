@@ -59,11 +59,7 @@ class Config(Section):
 
     def with_given_data(self, splits: Splits) -> Config:
         """This configuration with data from Python in the place of its set, and its sizes. Raises ConfigError."""
-        data = self.data
-        if not data.row.from_python:
-            shared = {name: getattr(data, name) for name in DataSection.model_fields if name != "set"}
-            data = data_section("given")(set="given", **shared)
-        config = self._with_data(data).with_measured(splits)
+        config = self._with_data(self.data.given()).with_measured(splits)
         if config.data.sizes[1] and not self.model.takes_controls:
             raise ConfigError(
                 f"model.control: expected 'external' or 'both' as the splits have controls u, got "
@@ -162,7 +158,11 @@ def as_config(config: object, own_data: bool = False) -> Config:
     data = settings.get("data", {})
     if own_data and isinstance(data, Mapping):
         settings["data"] = {"set": "given", **data}
-    return check_config(settings, origin)
+    made = check_config(settings, origin)
+    if own_data and not made.data.row.from_python:
+        settings["data"] = made.data.given().model_dump()
+        made = check_config(settings, origin)  # again, for the {set} in training.output
+    return made
 
 
 def check_config(settings: object, origin: str, overrides: Sequence[str] = ()) -> Config:

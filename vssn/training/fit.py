@@ -90,6 +90,8 @@ def fit(
         given = None if splits is None else as_splits(splits)
         if given is not None:
             config = config.with_given_data(given)
+        elif config.data.row.from_python:
+            config.load_data()  # says what is missing
         folder = Path(config.training.output)
         done = check_folder(folder, config, resume)
         device = _device(config.training)

@@ -56,6 +56,13 @@ class DataSection(Section):
         """The keys of the set itself."""
         return {name: getattr(self, name) for name in self.row.own_keys()}
 
+    def given(self) -> DataSection:
+        """This section for data from Python: what all sets share of it."""
+        if self.row.from_python:
+            return self
+        shared = {name: getattr(self, name) for name in DataSection.model_fields if name != "set"}
+        return data_section("given")(set="given", **shared)
+
     def load(self, controls: bool) -> Splits:
         """Reads or simulates the set; `controls`: the model takes them. Raises DataError."""
         return self.row.load_splits(self.model_dump(), controls)
