@@ -165,11 +165,10 @@ def test_a_packaged_name_is_a_configuration(tmp_path: Path, monkeypatch: pytest.
         raise TrainingError("enough")
 
     monkeypatch.setattr(pl.Trainer, "fit", seen)
-    for config in ("speech-rnn", "pendulum"):
+    pairs = [(x, u) for x, u in zip(frames(), frames(U), strict=True)]
+    for config, splits in (("speech-rnn", frames()), ("pendulum", pairs)):
         with pytest.raises(TrainingError, match="enough"):
-            fit(
-                config, [(x, u) for x, u in zip(frames(), frames(U), strict=True)] if config == "pendulum" else frames()
-            )
+            fit(config, splits)
     speech, pendulum = made
     assert (speech.data.set, speech.data.sizes, speech.data.batch_size) == ("given", (X, 0), 16)
     assert speech.training.output == "runs/speech-rnn-given"  # {set} is that of the data
@@ -227,9 +226,8 @@ def test_a_run_is_not_resumed_with_other_data(tmp_path: Path) -> None:
 
 def test_true_in_second_place_is_resume(tmp_path: Path) -> None:
     """As in `fit(config, resume)`, before there were splits."""
-    for config in (config_of(tmp_path / "run"), load_config("pendulum", [f"training.output={tmp_path / 'run'}"])):
-        with pytest.raises(ConfigError, match=r"holds no last\.ckpt to resume"):
-            fit(config, True)
+    with pytest.raises(ConfigError, match=r"holds no last\.ckpt to resume"):
+        fit(load_config("pendulum", [f"training.output={tmp_path / 'run'}"]), True)
     fit(config_of(tmp_path / "given"), frames())
     for second in (False, True):
         with pytest.raises(DataError, match=r"^data\.set: 'given' is data that came from Python"):
