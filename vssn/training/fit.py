@@ -28,7 +28,7 @@ from vssn.training.checkpoints import load_model, read_checkpoint
 from vssn.training.config import Config
 from vssn.training.heartbeat import Heartbeat
 from vssn.training.module import SequenceData, TrainingModule
-from vssn.training.run_directory import MONITOR, RunFolder, check_folder, creating, replacing
+from vssn.training.run_directory import MONITOR, RunDirectory, check_folder, creating, replacing
 from vssn.training.sections import TrainingSection
 from vssn.training.trainer import OneProcess, ProgressBar, first_rank, quiet
 from vssn_kernels import keep_memory
@@ -64,7 +64,7 @@ def fit(config: Config, resume: bool = False) -> FitResult:
         config = config.with_measured(splits)
         model = config.build_model(_count_chunks(splits, config.training.chunk_length))
         data, module = SequenceData(splits, config), TrainingModule(model, config)
-        run = RunFolder(folder, done, config.training.report_every, pulse)
+        run = RunDirectory(folder, done, config.training.report_every, pulse)
         with creating(folder), quiet(), first_rank():
             with replacing(folder / "config.yaml") as part:
                 part.write_text(config.to_yaml(), encoding="utf-8")
@@ -113,7 +113,7 @@ def _count_chunks(splits: Splits, chunk_length: int | None) -> int:
     return sum(max(1, -(-length // chunk_length)) for length in splits.train.lengths)
 
 
-def _make_trainer(training: TrainingSection, run: RunFolder, device: torch.device) -> pl.Trainer:
+def _make_trainer(training: TrainingSection, run: RunDirectory, device: torch.device) -> pl.Trainer:
     show_bar = sys.stdout.isatty()
     callbacks: list[pl.Callback] = [run]
     if show_bar:
