@@ -125,6 +125,8 @@ def _use_threads(options: argparse.Namespace) -> None:
 def _with_data(config: Config, folder: str | None) -> Config:
     from vssn.errors import ConfigError
 
+    if config.data.row.from_python:
+        config.load_data()  # says what to call instead
     if folder is not None and "folder" not in type(config.data).model_fields:
         raise ConfigError(f"--data: the set {config.data.set!r} is simulated and has no folder; leave it out")
     return config.with_folder(folder)

@@ -101,7 +101,7 @@ def register(
             raise ValueError(f"{load.__qualname__} must have the argument {unknown[0]}, which its set names")
         for name in names:
             if name in _sets:
-                raise ValueError(f"name must be a new one, got {name!r}, which is {_sets[name].load.__qualname__}'s")
+                raise ValueError(f"name must be a new one, got {name!r}, which is {_sets[name].load.__module__}'s")
         _sets.update(dict.fromkeys(names, row))
         return load
 

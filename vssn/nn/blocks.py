@@ -312,5 +312,5 @@ class LatentNetwork(nn.Module):
 
 
 def is_plain_latent(network: nn.Module) -> bool:
-    """Whether `from_hidden_inputs` and the weights behind it stand for a call of the network, as `hidden_inputs` does."""
+    """Whether `from_hidden_inputs` and the weights behind it stand for a call of the network; its parts are called."""
     return is_plain(network, LatentNetwork) and is_plain_linear(network.out)  # type: ignore[arg-type]

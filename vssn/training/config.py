@@ -5,7 +5,7 @@ A mistake anywhere in it is one `ConfigError` of one line: where it stands, what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from vssn.training.config_errors import explain, first_line, quote
 from vssn.training.sections import (
     AnyDataSection,
     AnyModelSection,
+    DataSection,
     Section,
     TrainingSection,
     data_section,
@@ -41,16 +42,37 @@ class Config(Section):
 
     def with_measured(self, splits: Splits) -> Config:
         """This configuration with what loading measured of the set, such as its scale: a run is scored in its units."""
-        measured = self.data.row.measured
-        if measured is None:
+        if self.data.row.measured is None:
             return self
-        return self.model_copy(update={"data": self.data.model_copy(update=dict(measured(splits)))})
+        measured = dict(self.data.row.measured(splits))
+        for key, came in measured.items():
+            configured = getattr(self.data, key)
+            if configured is not None and configured != came:
+                raise ConfigError(f"data.{key}: {configured!r}, but the data has {came!r}; leave it out or change it")
+        return self._with_data(self.data.model_copy(update=measured))
 
     def with_folder(self, folder: str | None) -> Config:
         """This configuration with another folder of the data; None, or a simulated set: as it is."""
         if folder is None or "folder" not in type(self.data).model_fields:
             return self
-        return self.model_copy(update={"data": self.data.model_copy(update={"folder": folder})})
+        return self._with_data(self.data.model_copy(update={"folder": folder}))
+
+    def with_given_data(self, splits: Splits) -> Config:
+        """This configuration with data from Python in the place of its set, and its sizes. Raises ConfigError."""
+        data = self.data
+        if not data.row.from_python:
+            shared = {name: getattr(data, name) for name in DataSection.model_fields if name != "set"}
+            data = data_section("given")(set="given", **shared)
+        config = self._with_data(data).with_measured(splits)
+        if config.data.sizes[1] and not self.model.takes_controls:
+            raise ConfigError(
+                f"model.control: expected 'external' or 'both' as the splits have controls u, got "
+                f"{self.model.control!r}; change it or leave the controls out"
+            )
+        return config
+
+    def _with_data(self, data: DataSection) -> Config:
+        return self.model_copy(update={"data": data})
 
     def build_model(self, num_sequences: int | None = None) -> SequenceModel:
         """A model with fresh weights. Raises ConfigError where its sizes are not possible.
@@ -59,6 +81,8 @@ class Config(Section):
             num_sequences: training sequences, among which universal="gaussian" shares its KL.
         """
         x_size, control_size = self.data.sizes
+        if x_size is None or control_size is None:
+            raise ConfigError("data.x_size: not known before the data is there; train with vssn.fit(config, splits)")
         if self.model.takes_controls and not control_size:
             raise ConfigError(
                 f"model.control: expected 'previous' or 'none' with the set {self.data.set!r}, which has no external "
@@ -109,14 +133,36 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: one line that says where the mistake is, what was expected, what came and what to do.
     """
-    settings = _parse(_read(path), str(path))
-    if not isinstance(settings, dict):
-        raise ConfigError(
-            f"{path}: expected a mapping with the sections {', '.join(Config.model_fields)}, got {quote(settings)}"
-        )
+    settings = _read_settings(path)
     for override in overrides:
         _apply(override, settings)
     return check_config(settings, str(path), overrides)
+
+
+def as_config(config: object, own_data: bool = False) -> Config:
+    """The configuration that a `Config`, a dict of its sections, a path or a packaged name stands for.
+
+    Args:
+        own_data: the data comes from Python: the section data may be left out.
+
+    Raises:
+        TypeError: it is none of these.
+        ConfigError: as `load_config`.
+    """
+    if isinstance(config, Config):
+        return config
+    if isinstance(config, str | Path):
+        origin, settings = str(config), _read_settings(config)
+    elif isinstance(config, Mapping):
+        origin, settings = "config", dict(config)
+    else:
+        raise TypeError(
+            f"config must be a Config, a dict of its sections, a path or a packaged name, got {type(config).__name__}"
+        )
+    data = settings.get("data", {})
+    if own_data and isinstance(data, Mapping):
+        settings["data"] = {"set": "given", **data}
+    return check_config(settings, origin)
 
 
 def check_config(settings: object, origin: str, overrides: Sequence[str] = ()) -> Config:
@@ -129,10 +175,17 @@ def check_config(settings: object, origin: str, overrides: Sequence[str] = ()) -
     config = config.model_copy(update={"training": config.training.model_copy(update={"output": output})})
     try:
         with torch.device("meta"):  # sizes are checked, nothing is allocated
-            config.build_model(num_sequences=1)
+            _with_some_sizes(config).build_model(num_sequences=1)
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from None
     return config
+
+
+def _with_some_sizes(config: Config) -> Config:
+    """1 where only the data tells its sizes: all else is checked before it is there."""
+    if None not in config.data.sizes:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"x_size": 1, "control_size": 1})})
 
 
 def _known_keys(path: Sequence[str], settings: Any) -> list[str]:
@@ -144,6 +197,15 @@ def _known_keys(path: Sequence[str], settings: Any) -> list[str]:
     if path[0] == "model":
         return [*(key for key in model_section(settings["model"]).model_fields if key != "name"), "name"]
     return list(TrainingSection.model_fields)
+
+
+def _read_settings(path: str | Path) -> dict[Any, Any]:
+    settings = _parse(_read(path), str(path))
+    if not isinstance(settings, dict):
+        raise ConfigError(
+            f"{path}: expected a mapping with the sections {', '.join(Config.model_fields)}, got {quote(settings)}"
+        )
+    return settings
 
 
 def _read(path: str | Path) -> str:

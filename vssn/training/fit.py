@@ -11,26 +11,29 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, Timer
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from vssn.data.splits import Splits
+from vssn.data.splits import Splits, as_splits, in_memory
 from vssn.errors import ConfigError
 from vssn.inference.scoring import Scores, evaluate
 from vssn.nn.interface import SequenceModel
 from vssn.training.checkpoints import load_model, read_checkpoint
-from vssn.training.config import Config
+from vssn.training.config import Config, as_config
 from vssn.training.heartbeat import Heartbeat
 from vssn.training.module import SequenceData, TrainingModule
 from vssn.training.run_directory import MONITOR, RunDirectory, check_folder, creating, replacing
 from vssn.training.sections import TrainingSection
-from vssn.training.trainer import OneProcess, ProgressBar, first_rank, quiet
+from vssn.training.trainer import OneProcess, PlainStates, ProgressBar, check_callbacks, first_rank, quiet
+from vssn.utils.checks import require_flag
+from vssn.utils.values import MARK_MISSING, NO_NAN_IN_U, require_finite, require_values
 from vssn_kernels import keep_memory
 
 
@@ -42,34 +45,67 @@ class FitResult(NamedTuple):
     seconds: float
 
 
-def fit(config: Config, resume: bool = False) -> FitResult:
+def fit(
+    config: Config | Mapping[str, Any] | str | Path,
+    splits: object = None,
+    callbacks: Sequence[pl.Callback] = (),
+    resume: bool = False,
+) -> FitResult:
     """Trains as configured, then scores the best epoch on the validation and the test set.
 
+        vssn.fit("jsb")                                         # a packaged configuration and its set
+        vssn.fit("music-vssn", (train, valid, test))            # the same model on data of your own
+        vssn.fit({"model": {"hidden_size": 64, "latent_size": 8}}, {"train": x, "valid": y, "test": z})
+
     Args:
-        resume: continue the run in `training.output` from its last.ckpt.
+        config: a `Config`, a dict of its sections, the path of a YAML file or the name of a packaged one.
+        splits: the data, in the place of the set that `config` names: a tuple or a list of three parts, or a dict with
+            train, valid and test. A part is one of
+                an array or a tensor [N, T, X]: N sequences of T frames;
+                a list of arrays or tensors [T_i, X], of any lengths;
+                a tuple (x, u) of two such, or a list of pairs (x_i, u_i): frames with their controls [.., T, U];
+                a torch Dataset with a length, whose items are x [T_i, X], (x,) or (x, u); every item is drawn once
+                beforehand, for its length;
+                a `vssn.data.batching.SequenceDataset`, taken as it is, transform included.
+            Numbers are real and become float32. X and U are those of the data; the model takes u with
+            model.control "external" or "both". The run keeps the sizes of the data as the set "given", not the data:
+            to resume, or to score a checkpoint, give it again. None: the set of the configuration is loaded.
+        callbacks: of PyTorch Lightning, beside the trainer's own. What `state_dict` returns goes into the checkpoints,
+            which hold tensors and plain types alone.
+        resume: continue the run in `training.output` from its last.ckpt. True in the place of `splits` means this too.
 
     Raises:
-        ConfigError, DataError, CheckpointError: before anything is written.
+        ConfigError, DataError, CheckpointError, TypeError: before anything is written.
         TrainingError: the model diverged; last.ckpt holds the epoch before.
         KeyboardInterrupt: after Ctrl-C; last.ckpt holds the last whole epoch.
     """
+    if isinstance(splits, bool):  # fit(config, resume), as it was once
+        splits, resume = None, splits or resume
+    require_flag("resume", resume)
+    check_callbacks(callbacks)
+    config = as_config(config, own_data=splits is not None)
     started = time.monotonic()
     keep_memory()
     with Heartbeat("reading the data") as pulse:
+        given = None if splits is None else as_splits(splits)
+        if given is not None:
+            config = config.with_given_data(given)
         folder = Path(config.training.output)
         done = check_folder(folder, config, resume)
         device = _device(config.training)
         pl.seed_everything(config.training.seed, workers=True, verbose=False)
-        splits = config.load_data()
-        config = config.with_measured(splits)
-        model = config.build_model(_count_chunks(splits, config.training.chunk_length))
-        data, module = SequenceData(splits, config), TrainingModule(model, config)
+        loaded = config.load_data() if given is None else given
+        config = config.with_measured(loaded)
+        model = config.build_model(_count_chunks(loaded, config.training.chunk_length))
+        if given is not None:
+            _check_values(given, model)
+        data, module = SequenceData(loaded, config), TrainingModule(model, config)
         run = RunDirectory(folder, done, config.training.report_every, pulse)
         with creating(folder), quiet(), first_rank():
             with replacing(folder / "config.yaml") as part:
                 part.write_text(config.to_yaml(), encoding="utf-8")
-            trainer = _make_trainer(config.training, run, device)
-            pulse.say(_describe(config, splits, model, device))
+            trainer = _make_trainer(config.training, [run, *callbacks], folder, device)
+            pulse.say(_describe(config, loaded, model, device))
             pulse.doing = lambda: _doing(trainer)
             _run(trainer, module, data, folder / "last.ckpt" if resume else None)
         pulse.doing = "scoring the validation and the test set"
@@ -79,6 +115,17 @@ def fit(config: Config, resume: bool = False) -> FitResult:
         model.to(device)
         valid, test = (evaluate(model, loader) for loader in (data.valid, data.test))
     return FitResult(epoch, best, valid, test, time.monotonic() - started)
+
+
+def _check_values(splits: Splits, model: SequenceModel) -> None:
+    """Of data from Python that stands in memory; what is made when it is drawn meets the model's own check."""
+    likelihood = model.likelihood
+    for name, part in splits._asdict().items():
+        for index, (x, u) in enumerate(in_memory(part)):
+            where = f"splits.{name}[{index}]"
+            if part.transform is None:
+                require_values(where, x.float(), likelihood.support, MARK_MISSING, likelihood.title)
+            require_finite(f"u of {where}", None if u is None else u.float(), NO_NAN_IN_U)
 
 
 def _describe(config: Config, splits: Splits, model: SequenceModel, device: torch.device) -> str:
@@ -113,10 +160,13 @@ def _count_chunks(splits: Splits, chunk_length: int | None) -> int:
     return sum(max(1, -(-length // chunk_length)) for length in splits.train.lengths)
 
 
-def _make_trainer(training: TrainingSection, run: RunDirectory, device: torch.device) -> pl.Trainer:
+def _make_trainer(
+    training: TrainingSection, own: Sequence[pl.Callback], folder: Path, device: torch.device
+) -> pl.Trainer:
+    callbacks = [PlainStates(), *own]
     show_bar = sys.stdout.isatty()
-    callbacks: list[pl.Callback] = [run]
-    if show_bar:
+    given_bar = any(isinstance(callback, pl.callbacks.ProgressBar) for callback in own)
+    if show_bar and not given_bar:
         callbacks.append(ProgressBar(refresh_rate=5, leave=False))
     if training.early_stopping_patience is not None:
         callbacks.append(EarlyStopping(MONITOR, patience=training.early_stopping_patience, mode="max"))
@@ -127,11 +177,11 @@ def _make_trainer(training: TrainingSection, run: RunDirectory, device: torch.de
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
         precision=training.precision,
-        logger=TensorBoardLogger(run.folder, name="tensorboard", version=""),
+        logger=TensorBoardLogger(folder, name="tensorboard", version=""),
         callbacks=callbacks,
-        default_root_dir=run.folder,
+        default_root_dir=folder,
         enable_checkpointing=True,
-        enable_progress_bar=show_bar,
+        enable_progress_bar=show_bar or given_bar,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,

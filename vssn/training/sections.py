@@ -41,8 +41,8 @@ class DataSection(Section):
         return data_sets()[self.set]
 
     @property
-    def sizes(self) -> tuple[int, int]:
-        """X and U."""
+    def sizes(self) -> tuple[int | None, int | None]:
+        """X and U; None where only the data tells."""
         row = self.row
         return (self.x_size, self.control_size) if row.x_size is None else (row.x_size, row.control_size)
 
