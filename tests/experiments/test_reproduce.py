@@ -486,7 +486,7 @@ DATA = {
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_protocol_measures_what_its_section_shows(name: str, tmp_path: Path) -> None:
+def test_a_task_measures_what_its_section_shows(name: str, tmp_path: Path) -> None:
     data = DATA[name](tmp_path)
     real_valued = name in ("speech", "pendulum")
     model = MODEL | {

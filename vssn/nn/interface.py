@@ -43,7 +43,7 @@ class Floats(NamedTuple):
     """Numbers that a bound holds, for its plan of memory."""
 
     shared: int  # for a frame of a sequence
-    states: int  # for a frame of a particle, up to its contexts
+    states: int  # for a frame of a particle, up to its hidden inputs
     emission: int  # and from there on
     between: int  # for a particle between two parts of the frames
 
@@ -75,12 +75,12 @@ class ParticleHooks(Protocol):
         """
         ...
 
-    def contexts(self, d: Tensor, a: Tensor | None, start: int, stop: int) -> tuple[Tensor, ...] | None:
+    def hidden_inputs(self, d: Tensor, a: Tensor | None, start: int, stop: int) -> tuple[Tensor, ...] | None:
         """What `latents` takes of d and a, each [S, kinds B, ·]; None without a latent."""
         ...
 
     def latents(
-        self, contexts: tuple[Tensor, ...] | None, z_before: Tensor, eps: Tensor
+        self, hidden_inputs: tuple[Tensor, ...] | None, z_before: Tensor, eps: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """z [S, k B, Z] and log p(z)/q(z) [S, k B], from z_before [k B, Z] and eps [S, k B, Z]."""
         ...

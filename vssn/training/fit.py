@@ -29,7 +29,7 @@ from vssn.training.checkpoints import load_model, read_checkpoint
 from vssn.training.config import Config, as_config
 from vssn.training.heartbeat import Heartbeat
 from vssn.training.module import SequenceData, TrainingModule
-from vssn.training.run_directory import MONITOR, RunFolder, check_folder, creating, replacing
+from vssn.training.run_directory import MONITOR, RunDirectory, check_folder, creating, replacing
 from vssn.training.sections import TrainingSection
 from vssn.training.trainer import OneProcess, PlainStates, ProgressBar, check_callbacks, first_rank, quiet
 from vssn.utils.checks import require_flag
@@ -102,7 +102,7 @@ def fit(
         if given is not None:
             _check_values(given, model)
         data, module = SequenceData(loaded, config), TrainingModule(model, config)
-        run = RunFolder(folder, done, config.training.report_every, pulse)
+        run = RunDirectory(folder, done, config.training.report_every, pulse)
         with creating(folder), quiet(), first_rank():
             with replacing(folder / "config.yaml") as part:
                 part.write_text(config.to_yaml(), encoding="utf-8")

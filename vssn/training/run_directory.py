@@ -123,7 +123,7 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-class RunFolder(Checkpoint):
+class RunDirectory(Checkpoint):
     """Writes best.ckpt, last.ckpt and metrics.csv at the end of every epoch, each at once or not at all."""
 
     COLUMNS = (

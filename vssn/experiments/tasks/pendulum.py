@@ -9,7 +9,7 @@ import torch
 
 from vssn.data.pendulum import PendulumSet, configured_splits, pendulum_splits
 from vssn.experiments.figures import draw_latents
-from vssn.experiments.linear_probe import filtering_limit, regress_pendulum
+from vssn.experiments.linear_probe import filtering_limit, probe_pendulum
 from vssn.experiments.tasks.base import (
     Column,
     Detail,
@@ -44,7 +44,7 @@ def score_pendulum(model: SequenceModel, config: Config, effort: Effort) -> Metr
     train, test = swings(config)
     metrics: Metrics = {"filtering_velocity_limit": filtering_limit(train, test)}
     for inference in _INFERENCES:
-        result = regress_pendulum(model, train, test, inference=inference)
+        result = probe_pendulum(model, train, test, inference=inference)
         for target, r2, log_likelihood in zip(_TARGETS, *result, strict=True):
             metrics |= {
                 f"{inference}_{target}": float(r2),
