@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vssn.data.pendulum import IMAGE_SIZE, PendulumSet
+from vssn.data.pendulum import IMAGE_SIZE, PendulumSet, configured_splits
 from vssn.inference.filtering import squared_errors
-from vssn.models.vssn import VSSN
+from vssn.nn.interface import SequenceModel
 from vssn.training.config import load_config
 from vssn.utils.command import check_folder, positive, run_command, threads, writing
 from vssn.utils.evaluation_mode import evaluating, time_major
@@ -26,7 +26,7 @@ SEEN = 6
 FILMS_SHOWN = 3
 
 
-def forecast_films(model: VSSN, films: PendulumSet) -> tuple[Tensor, Tensor]:
+def forecast_films(model: SequenceModel, films: PendulumSet) -> tuple[Tensor, Tensor]:
     """The films [T, B, X], and the model's forecast of those frames that it has not seen: one path of its latents."""
     x, u = films.images.transpose(0, 1), films.controls.transpose(0, 1)
     with evaluating(model), time_major(model), seeded(0, x.device):
@@ -94,7 +94,7 @@ def _demo(options: argparse.Namespace) -> int:
     from vssn.training.checkpoints import load_model
     from vssn.training.fit import fit
 
-    train, _, test = config.data.swings()
+    train, _, test = configured_splits(seed=config.data.seed, **config.data.own)
     films, frames, _ = train.images.shape
     print(
         f"Training a VSSN on {films} simulated films of a pendulum, {frames} frames of {IMAGE_SIZE} x {IMAGE_SIZE} "

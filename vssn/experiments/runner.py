@@ -121,7 +121,7 @@ def _run(job: Job, config: Config, settings: Settings, say: Callable[[str], None
         "budget": settings.budget,
         "metrics": metrics,
         "settings": dict(job.task.settings),
-        "config": comparable(trained.model_dump(mode="json")),
+        "config": comparable(trained),
         "config_name": job.entry.config,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "best_epoch": best_epoch,

@@ -273,7 +273,7 @@ class LatentNetwork(nn.Module):
         self._reset_own()
         reset("out", self.out)
 
-    def contexts(self, inputs: tuple[Tensor, ...], like: Tensor) -> Tensor:
+    def hidden_inputs(self, inputs: tuple[Tensor, ...], like: Tensor) -> Tensor:
         """The part that does not depend on z_{t-1}, for every t: [T, B, M]; `like` [T, B, ·] where no input is."""
         if self.context is not None:
             return self.context(*inputs)
@@ -284,7 +284,7 @@ class LatentNetwork(nn.Module):
         """mu, logvar [T, B, Z] for every t from z_{t-1} [T, B, Z] and the inputs [T, B, ·]."""
         fused = is_plain_linear(self.out) and (self.context is None or is_plain(self.context, SplitLinear))
         if not fused:
-            return self.from_contexts(z_previous, self.contexts(inputs, z_previous))
+            return self.from_hidden_inputs(z_previous, self.hidden_inputs(inputs, z_previous))
         weights, bias = [self.weight_z], self.bias
         if self.context is not None:
             own, bias = self.context.weight, self.context.bias
@@ -300,15 +300,17 @@ class LatentNetwork(nn.Module):
             min_logvar=self.min_logvar,
         )
 
-    def from_contexts(self, z_previous: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor]:
-        """`forward` behind its inputs' part: contexts [T, B, M] are `contexts(inputs, ·)`."""
+    def from_hidden_inputs(self, z_previous: Tensor, hidden_inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` behind its inputs' part: hidden_inputs [T, B, M] are `hidden_inputs(inputs, ·)`."""
         rows = torch.addmm(
-            contexts.reshape(-1, contexts.shape[-1]), z_previous.reshape(-1, z_previous.shape[-1]), self.weight_z.T
+            hidden_inputs.reshape(-1, hidden_inputs.shape[-1]),
+            z_previous.reshape(-1, z_previous.shape[-1]),
+            self.weight_z.T,
         )
         hidden = activate(rows, self.activation, overwrite=True).view(*z_previous.shape[:-1], rows.shape[-1])
         return gaussian_halves(self.out(hidden), self.min_logvar)
 
 
 def is_plain_latent(network: nn.Module) -> bool:
-    """Whether `from_contexts` and the weights behind it stand for a call of the network; its contexts are a call."""
+    """Whether `from_hidden_inputs` and the weights behind it stand for a call of the network; its parts are called."""
     return is_plain(network, LatentNetwork) and is_plain_linear(network.out)  # type: ignore[arg-type]
