@@ -106,7 +106,7 @@ class GRU(nn.RNNBase):
             RuntimeError, ValueError: as torch.nn.GRU, for an input or hx of another shape, dtype or device.
             TypeError: what is no tensor.
         """
-        own = self._parameters  # where a weight is itself, and not parametrised or pruned; faster than an attribute
+        own: dict[str, Any] = self._parameters  # of weights neither parametrised nor pruned; faster than attributes
         weights = [[own[name] if name in own else getattr(self, name) for name in names] for names in self._all_weights]
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths, weights)
