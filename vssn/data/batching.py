@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vssn.utils.checks import require_flag, require_parts, require_seed, require_size
@@ -164,10 +165,8 @@ def _pad(sequences: list[Tensor]) -> Tensor:
     widths = {sequence.shape[1] for sequence in sequences}
     if len(widths) != 1:
         raise ValueError(f"sequences of a batch must have one width, got {sorted(widths)}")
-    padded = torch.zeros(max(map(len, sequences)), len(sequences), widths.pop())  # [T, B, X]
-    for column, sequence in enumerate(sequences):
-        padded[: len(sequence), column] = sequence
-    return padded
+    like = torch.empty(0)
+    return pad_sequence([sequence.to(like) for sequence in sequences])  # [T, B, X]
 
 
 class LengthBucketSampler(Sampler[list[int]]):
