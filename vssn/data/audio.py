@@ -16,15 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vssn.errors import DataError
+from vssn.utils.packages import needing
 
 STEPS = 32768  # of 16 bits, from zero to full scale
 
 
 def _soundfile() -> Any:
-    try:
+    with needing("speech", DataError):
         return importlib.import_module("soundfile")
-    except (ImportError, OSError):  # OSError: the package is there, the library that it loads is not
-        raise DataError("soundfile is not installed; reading speech needs it: pip install 'vssn[speech]'") from None
 
 
 class _Mended(io.FileIO):

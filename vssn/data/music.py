@@ -30,6 +30,7 @@ from vssn.data.registry import register
 from vssn.data.splits import Splits
 from vssn.errors import DataError, shorten
 from vssn.utils.numbers import Size
+from vssn.utils.packages import needing
 from vssn.utils.values import BINARY
 
 MUSIC_SETS = ("JSB_Chorales", "Nottingham", "MuseData", "Piano_midi")
@@ -163,7 +164,8 @@ def _open(path: Path) -> io.BytesIO:
 
 
 def _read_mat(path: Path) -> dict[str, list[Tensor]]:
-    import scipy.io  # here: the other sets, and the authors' pickles, do without
+    with needing("train", DataError):  # here: the other sets, and the authors' pickles, do without
+        import scipy.io
 
     keys = {split: f"{split}data" for split in SPLITS}
     data = _open(path)

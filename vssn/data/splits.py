@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from vssn.data.batching import Item, SequenceDataset
+from vssn.data.batching import Item, SequenceDataset, as_sequence
 from vssn.errors import DataError
 
 
@@ -136,12 +136,12 @@ def _checked_lengths(name: str, items: Iterable[Item]) -> list[int]:
 
 def _sequence(name: str, array: Any) -> Tensor:
     try:
-        return SequenceDataset([array])[0][0]
+        return as_sequence(name, array)
     except (TypeError, ValueError) as error:
-        raise _named(name, error, "sequences[0]") from None
+        raise DataError(str(error)) from None
 
 
-def _named(name: str, error: Exception, own: str = "sequences") -> DataError:
+def _named(name: str, error: Exception) -> DataError:
     """What SequenceDataset says, under the caller's name."""
     text = str(error)
-    return DataError(f"{name}{text.removeprefix(own)}" if text.startswith(own) else f"{name}: {text}")
+    return DataError(f"{name}{text.removeprefix('sequences')}" if text.startswith("sequences") else f"{name}: {text}")

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from pydantic import ValidationError
 
 from vssn.data.splits import Splits
 from vssn.errors import ConfigError
@@ -28,7 +26,12 @@ from vssn.training.sections import (
     data_section,
     model_section,
 )
+from vssn.utils.packages import needing
 from vssn.utils.values import Support
+
+with needing("train"):
+    import yaml
+    from pydantic import ValidationError
 
 
 class Config(Section):

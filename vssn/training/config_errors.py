@@ -6,7 +6,11 @@ import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pydantic import ValidationError
+from vssn.utils.packages import needing
+
+with needing("train"):
+    from pydantic import ValidationError
+
 
 Known = Callable[[Sequence[str]], Sequence[str]]  # the keys below a section, by its path
 

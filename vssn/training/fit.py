@@ -16,10 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, Timer
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from vssn.data.splits import Splits, as_splits, in_memory
 from vssn.errors import ConfigError
@@ -33,8 +30,15 @@ from vssn.training.run_directory import MONITOR, RunDirectory, check_folder, cre
 from vssn.training.sections import TrainingSection
 from vssn.training.trainer import OneProcess, PlainStates, ProgressBar, check_callbacks, first_rank, quiet
 from vssn.utils.checks import require_flag
+from vssn.utils.packages import needing
 from vssn.utils.values import MARK_MISSING, NO_NAN_IN_U, require_finite, require_values
 from vssn_kernels import keep_memory
+
+with needing("train"):
+    import pytorch_lightning as pl
+    import tensorboard  # type: ignore[import-untyped]  # noqa: F401  # that logger writes with it
+    from pytorch_lightning.callbacks import EarlyStopping, Timer
+    from pytorch_lightning.loggers import TensorBoardLogger
 
 
 class FitResult(NamedTuple):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -27,8 +26,13 @@ from vssn.training.config import Config
 from vssn.training.run_directory import MONITOR, SCORES
 from vssn.training.sections import TrainingSection
 from vssn.utils.evaluation_mode import time_major
+from vssn.utils.packages import needing
 from vssn.utils.random import mixed_seed
 from vssn.utils.values import looked_at
+
+with needing("train"):
+    import pytorch_lightning as pl
+
 
 VALIDATION_SEED = 0  # every epoch is validated with the same noise, that of `evaluate`
 

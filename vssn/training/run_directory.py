@@ -16,13 +16,16 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Checkpoint, TQDMProgressBar
-
 from vssn.errors import TrainingError
 from vssn.training.checkpoints import read_checkpoint
 from vssn.training.config import Config, ConfigError
 from vssn.training.heartbeat import Heartbeat
+from vssn.utils.packages import needing
+
+with needing("train"):
+    import pytorch_lightning as pl
+    from pytorch_lightning.callbacks import Checkpoint, TQDMProgressBar
+
 
 SCORES = ("loss", "elbo_per_frame", "kl_z_per_frame", "kl_w_per_frame")  # logged as train/... and valid/...
 MONITOR = "valid/elbo_per_frame"

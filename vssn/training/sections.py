@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, create_model, model_validator
-from pydantic_core import PydanticCustomError
-
 from vssn.data.registry import DataSet, data_sets, names_to_list
 from vssn.data.splits import Splits
 from vssn.likelihoods import LIKELIHOODS
@@ -17,6 +14,11 @@ from vssn.models.registry import MODELS
 from vssn.models.vssn import VSSN
 from vssn.nn.interface import SequenceModel
 from vssn.utils.numbers import Count, NotNegative, Positive, Real, Seed, Share, Size, Within
+from vssn.utils.packages import needing
+
+with needing("train"):
+    from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, create_model, model_validator
+    from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):

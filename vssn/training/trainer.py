@@ -9,13 +9,16 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import TQDMProgressBar
-from pytorch_lightning.plugins.environments import LightningEnvironment
-from pytorch_lightning.utilities import rank_zero_only
 
 from vssn.errors import TrainingError
+from vssn.utils.packages import needing
+
+with needing("train"):
+    import pytorch_lightning as pl
+    from pytorch_lightning.callbacks import TQDMProgressBar
+    from pytorch_lightning.plugins.environments import LightningEnvironment
+    from pytorch_lightning.utilities import rank_zero_only
 
 
 class OneProcess(LightningEnvironment):
