@@ -292,6 +292,15 @@ class VSSN(SequenceModel):
             total = total + share * kl_weight * result.universal_kl * (frames > 0)
         return total / frames.clamp(min=1)
 
+    def extra_repr(self) -> str:
+        return (
+            f"{self.x_size}, objective={self.objective!r}"
+            + (f", control_size={self.control_size}" if self.control_size else "")
+            + (f", free_bits={self.free_bits}" if self.free_bits else "")
+            + (f", num_sequences={self.num_sequences}" if self.num_sequences else "")
+            + "".join(f", {name}=True" for name in ("masked", "batch_first") if getattr(self, name))
+        )
+
     # What scores, bounds and filtering take, as SequenceModel says
 
     @property

@@ -94,7 +94,7 @@ class SplitLinear(nn.Module):
 
     def __init__(self, in_sizes: tuple[int, ...], out_size: int, **factory: Any) -> None:
         super().__init__()
-        self.in_sizes = tuple(in_sizes)
+        self.in_sizes, self.out_size = tuple(in_sizes), out_size
         self.weight = nn.Parameter(torch.empty(out_size, sum(in_sizes), **factory))
         self.bias = nn.Parameter(torch.empty(out_size, **factory))
         self.reset_parameters()
@@ -112,6 +112,9 @@ class SplitLinear(nn.Module):
         """What one of the inputs adds, [..., in_sizes[number]] to [..., out], the bias not among it."""
         before = sum(self.in_sizes[:number])
         return x @ self.weight[:, before : before + self.in_sizes[number]].T
+
+    def extra_repr(self) -> str:
+        return f"in_sizes={self.in_sizes}, out_size={self.out_size}"
 
 
 class MLP(nn.Module):
@@ -143,6 +146,9 @@ class MLP(nn.Module):
     def _by_children(self, inputs: tuple[Tensor, ...]) -> Tensor:
         return self.out(activate(self.hidden(*inputs), self.activation))
 
+    def extra_repr(self) -> str:
+        return f"activation={self.activation!r}"
+
 
 class GaussianMLP(MLP):
     """An MLP whose output is the mean and the raw log-variance of Z Gaussians."""
@@ -166,6 +172,9 @@ class GaussianMLP(MLP):
             return gaussian_mlp(inputs, *weights, activation=self.activation, min_logvar=self.min_logvar)
         return gaussian_halves(self._by_children(inputs), self.min_logvar)
 
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, min_logvar={self.min_logvar}"
+
 
 class Embedding(nn.Module):
     """act(x W^T + b): the embedding e_x or e_u of a frame."""
@@ -183,12 +192,16 @@ class Embedding(nn.Module):
         # What a hook or another class returned may be kept by someone.
         return activate(self.linear(x), self.activation, overwrite=is_plain_linear(self.linear))
 
+    def extra_repr(self) -> str:
+        return f"activation={self.activation!r}"
+
 
 class Recurrence(nn.Module):
     """A GRU over several inputs; recurrent weights start orthogonal, gate by gate."""
 
     def __init__(self, in_sizes: tuple[int, ...], hidden_size: int, **factory: Any) -> None:
         super().__init__()
+        self.hidden_size = hidden_size
         self.input = SplitLinear(in_sizes, 3 * hidden_size, **factory)
         self.weight_hh = nn.Parameter(torch.empty(3 * hidden_size, hidden_size, **factory))
         self.bias_hh = nn.Parameter(torch.empty(3 * hidden_size, **factory))
@@ -231,6 +244,9 @@ class Recurrence(nn.Module):
         weight = self.weight_hh if weight_noise is None else self.weight_hh + weight_noise
         return gru_sequence(gates_x, h0, weight, self.bias_hh, lengths=lengths, reverse=reverse)
 
+    def extra_repr(self) -> str:
+        return f"hidden_size={self.hidden_size}"
+
 
 def is_plain_recurrence(recurrence: nn.Module) -> bool:
     """Whether the recurrence's input may be summed from products with parts of its weight, `SplitLinear.product`."""
@@ -253,7 +269,7 @@ class LatentNetwork(nn.Module):
         **factory: Any,
     ) -> None:
         super().__init__()
-        self.activation, self.min_logvar = activation, min_logvar
+        self.latent_size, self.activation, self.min_logvar = latent_size, activation, min_logvar
         # One draw of the same range for W_z and W: together they are one matrix over [z, inputs].
         self.context = SplitLinear(in_sizes, hidden_size, **factory) if in_sizes else None
         self.bound = 1 / math.sqrt(latent_size + sum(in_sizes))
@@ -309,6 +325,9 @@ class LatentNetwork(nn.Module):
         )
         hidden = activate(rows, self.activation, overwrite=True).view(*z_previous.shape[:-1], rows.shape[-1])
         return gaussian_halves(self.out(hidden), self.min_logvar)
+
+    def extra_repr(self) -> str:
+        return f"latent_size={self.latent_size}, activation={self.activation!r}, min_logvar={self.min_logvar}"
 
 
 def is_plain_latent(network: nn.Module) -> bool:

@@ -77,6 +77,9 @@ class Latents(NamedTuple):
     prior_logvar: Tensor
 
 
+_FLAGS = ("residual_posterior", "noise_smoothing", "batch_first")  # told by repr where they are set
+
+
 def require_control(control: object, control_size: object) -> None:
     require_choice("control", control, CONTROLS)
     external = control in ("external", "both")
@@ -541,4 +544,7 @@ class VSSNLayer(nn.Module):
         return (
             f"{self.input_size}, D={self.hidden_size}, Z={self.latent_size}, W={self.noise_size}, "
             f"A={self.backward_size}, M={self.mlp_size}, control={self.control!r}, activation={self.activation!r}"
+            + (f", U={self.control_size}" if self.control_size else "")
+            + (f", universal={self.universal!r}" if self.universal != "point" else "")
+            + "".join(f", {name}=True" for name in _FLAGS if getattr(self, name))
         )
