@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import vssn
+import vssn_kernels
 from benchmarks.agreement import disagreement
 from benchmarks.contestant import Contestant, Tensors, gradient_of
 from benchmarks.gru_grid_plot import plot
@@ -179,7 +180,9 @@ def measure_all(
 def here() -> Row:
     """A row without a cell: this machine, now. Raises ValueError where the kernels of the CPU would not run."""
     if (backend := choose("gru_sequence", None, torch.device("cpu"), torch.float32)) != "cpu":
-        raise ValueError(f"vssn.GRU would run on the backend {backend!r}: {vssn_status()}")
+        status = vssn_kernels.backends()["cpu"]
+        why = "use_backend or VSSN_BACKEND names it" if status == "available" else status
+        raise ValueError(f"vssn.GRU would run on the backend {backend!r}, not 'cpu': {why}")
     from vssn_kernels import _cpu
 
     return Row(
@@ -197,11 +200,6 @@ def here() -> Row:
         threads=0,
         status="",
     )
-
-
-def vssn_status() -> str:
-    status = vssn.backends()["cpu"]
-    return "VSSN_BACKEND names it" if status == "available" else status
 
 
 def parser() -> argparse.ArgumentParser:
@@ -235,7 +233,7 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     chosen_sizes = arguments.cells or list(itertools.product(arguments.T, arguments.B, arguments.H))
     memory = math.inf if arguments.memory is None else 1e9 * arguments.memory
     numbers = (*itertools.chain(*chosen_sizes), *arguments.threads, arguments.seconds, arguments.minutes, memory)
-    if not min(numbers) > 0:
+    if not all(number > 0 for number in numbers):  # nor NaN
         raise ValueError("sizes, --threads, --seconds, --minutes and --memory must be above 0")
     until = time.monotonic() + 60 * arguments.minutes
     if arguments.memory is None:
