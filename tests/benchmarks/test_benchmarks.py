@@ -18,7 +18,7 @@ from benchmarks.agreement import disagreement
 from benchmarks.contestant import Absent, Contestant, Tensors
 from benchmarks.limits import Limits, Rate
 from benchmarks.memory import saved_bytes
-from benchmarks.peers import OURS, bind, make_contestant
+from benchmarks.peers import CELL, OURS, bind, make_contestant
 from benchmarks.problem import ADAM, BACKWARD, FORWARD, SIZES, Problem, Size
 from benchmarks.results import FIELDS, Environment, Row, append_csv, read_csv
 from benchmarks.timing import interleave, median_ratio, quantile
@@ -71,6 +71,31 @@ def test_peers_agree(name: str, family: str, run_of: str, monkeypatch: pytest.Mo
     gradients = [key for key in expected if key.startswith("gradient of ")]
     assert len(gradients) == (len(problem.tensors) if run_of == BACKWARD else 0)
     assert set(problem.cotangents) <= set(expected)
+
+
+@pytest.mark.parametrize("run_of", [FORWARD, BACKWARD])
+@pytest.mark.parametrize("name", ["torch", CELL])
+def test_peers_agree_on_one_step(name: str, run_of: str) -> None:
+    problem = cases.gru_step(7)
+    expected = make_contestant(OURS, problem, run_of).results()
+    assert disagreement(make_contestant(name, problem, run_of).results(), expected)[1] == ""
+    weights = {f"gradient of {key}" for key in problem.tensors}
+    assert set(expected) == {"output"} | (weights if run_of == BACKWARD else set())
+    assert problem.case == measure.lazy(cases.gru_step, 7)[2] == "H=7 X=7"
+
+
+def test_a_cell_takes_one_step_alone() -> None:
+    with pytest.raises(Absent, match="takes one step: see the family gru_step"):
+        make_contestant(CELL, TINY["gru"](), FORWARD)
+
+
+def test_one_step_stands_beside_the_module_and_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.limits.SQUARES", (16,))
+    options = measure.Options(peers=("torch", "jax"), hidden=(4, 6), seconds=1e-3, min_rounds=1, only="gru_step")
+    found = list(suites.dispatch(options))
+    assert [[(row.case, row.run, row.contestant, row.status, row.limit) for row in rows] for rows in found] == [
+        [(f"H={hidden} X={hidden}", FORWARD, name, "ok", None) for name in (OURS, "torch", CELL)] for hidden in (4, 6)
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)

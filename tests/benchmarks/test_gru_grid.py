@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 from torch import nn
 
 import vssn
@@ -364,18 +365,26 @@ def test_the_picture_of_a_csv(
 ) -> None:
     """Every ratio stands in its square, on both machines; what is slower is bold and framed."""
     written: list[tuple[str, object]] = []
-    draw = Axes.text
+    framed: list[tuple[float, float]] = []
+    draw, add = Axes.text, Axes.add_patch
 
     def noted(axis: Axes, x: float, y: float, label: str, **style: object) -> object:
         written.append((label, style.get("weight")))
         return draw(axis, x, y, label, **style)
 
+    def added(axis: Axes, patch: Rectangle) -> object:
+        if not patch.get_fill():
+            framed.append(patch.get_center())
+        return add(axis, patch)
+
     monkeypatch.setattr(Axes, "text", noted)
+    monkeypatch.setattr(Axes, "add_patch", added)
     path = tmp_path / "grid.csv"
     append(
         path,
         [
             measured(0.8, 0.7, 0.9),
+            measured(0.96, 0.95, 1.01, H=64),
             measured(1.234, T=8),
             measured(17.3, run=BACKWARD, threads=2),
             measured(0.5, processor="Other"),
@@ -387,4 +396,5 @@ def test_the_picture_of_a_csv(
     assert capsys.readouterr().out.endswith(f"{picture}\n")
     assert picture.read_bytes().startswith(b"\x89PNG")
     shown = [part for part in written if part[0]]
-    assert sorted(shown) == [("0.50", 700), ("0.80", 700), ("1.23", 400), ("17", 400), ("out", 400)]
+    assert sorted(shown) == [("0.50", 700), ("0.80", 700), ("0.96", 700), ("1.23", 400), ("17", 400), ("out", 400)]
+    assert framed == [pytest.approx((0, 0))] * 2  # 0.80 and, on the other machine, 0.50
