@@ -47,10 +47,11 @@ def interleave(
                 time.sleep(SETTLE_S)
                 for _ in range(warm[number]):
                     call()
-                begin = time.perf_counter()
-                for _ in range(repeats[number]):
-                    call()
-                samples[number].append((time.perf_counter() - begin) / repeats[number])
+                spent = _run(call, repeats[number])
+                while spent < SAMPLE_S / 2:  # the calls of the estimate were slow: others had the processor
+                    repeats[number] = math.ceil(repeats[number] * min(SAMPLE_S / max(spent, 1e-7), 1e3))
+                    spent = _run(call, repeats[number])
+                samples[number].append(spent / repeats[number])
             gc.collect(0)
             if len(samples[0]) >= min_rounds and enough(samples):
                 break
@@ -59,13 +60,18 @@ def interleave(
     return samples
 
 
+def _run(call: Callable[[], object], times: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(times):
+        call()
+    return time.perf_counter() - begin
+
+
 def _estimate(call: Callable[[], object]) -> float:
     """Seconds of a call that has run before: of a short one the least of three."""
     found: list[float] = []
     while not found or (len(found) < 3 and max(found) < 10 * WARM_S):
-        begin = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - begin)
+        found.append(_run(call, 1))
     return max(min(found), 1e-7)
 
 

@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from benchmarks.memory import saved_bytes
 from benchmarks.peers import CELL, OURS, bind, make_contestant
 from benchmarks.problem import ADAM, BACKWARD, FORWARD, SIZES, Problem, Size
 from benchmarks.results import FIELDS, Environment, Row, append_csv, read_csv
-from benchmarks.timing import interleave, median_ratio, quantile
+from benchmarks.timing import SAMPLE_S, interleave, median_ratio, quantile
 from vssn_kernels.testing import OPS
 
 ODD = Size("", T=5, B=3, X=7, D=6, Z=5, W=2)
@@ -248,6 +249,19 @@ def test_contestants_take_turns() -> None:
     assert [len(found) for found in samples] == [3, 3]
     assert order == [0, 1] + [0, 1] * 3
     assert all(value > 0 for found in samples for value in found)
+
+
+def test_a_sample_is_long_even_where_the_first_calls_were_slow() -> None:
+    calls = 0
+
+    def call() -> None:
+        nonlocal calls
+        calls += 1
+        time.sleep(0.02 if calls <= 3 else 1e-4)
+
+    (samples,) = interleave([call], 0.0, 3)
+    assert max(samples) < 5e-3
+    assert calls > 3 + 3 * SAMPLE_S / 2 / max(samples)
 
 
 @pytest.mark.parametrize(
