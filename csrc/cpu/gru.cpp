@@ -35,7 +35,7 @@ Partition plan_threads(int threads, int64_t steps, int64_t B, int64_t H, int64_t
 
 // Whether the weights are met as they are: for so few steps and rows that packing them for all steps costs more than it
 // saves. Large ones take longer to pack, as they come from further away.
-inline bool forward_unpacked(int64_t steps, int64_t B, int64_t H) { return steps * B <= (H < 384 ? 16 : 48); }
+inline bool forward_unpacked(int64_t steps, int64_t B, int64_t H) { return steps * B <= (H < 128 ? 16 : 64); }
 inline bool backward_unpacked(int64_t steps, int64_t B) { return steps * B <= 12; }
 
 template <class T>
