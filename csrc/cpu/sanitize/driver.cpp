@@ -108,10 +108,19 @@ Array run(const Gru& p, int threads, const Array& cotangent, const std::string& 
     const Sequence<T> x(p.gates_x, p.steps, p.B, 3 * p.H, p.lengths_pointer(), 3);
     const std::vector<T> h0 = cast<T>(p.h0), weight = cast<T>(p.weight), bias = cast<T>(p.bias);
     std::vector<T> output = fresh<T>(rows * p.H), h_n = fresh<T>(p.B * p.H), gates = fresh<T>(rows * 4 * p.H);
-    const GruForward<T> forward{threads,     p.steps,          p.B,
-                                p.H,         p.reverse,        p.lengths_pointer(),
-                                x.view(),    {h0.data(), p.H}, {weight.data(), p.H},
-                                bias.data(), output.data(),    h_n.data(),
+    const GruForward<T> forward{threads,
+                                p.steps,
+                                p.B,
+                                p.H,
+                                p.reverse,
+                                p.lengths_pointer(),
+                                nullptr,
+                                x.view(),
+                                {h0.data(), p.H},
+                                {weight.data(), p.H},
+                                bias.data(),
+                                output.data(),
+                                h_n.data(),
                                 gates.data()};
     call(entries<T>().gru_forward, entries<T>().gru_forward_workspace, forward);
     std::vector<T> outputs(output);
@@ -128,6 +137,7 @@ Array run(const Gru& p, int threads, const Array& cotangent, const std::string& 
                                   p.H,
                                   p.reverse,
                                   p.lengths_pointer(),
+                                  nullptr,
                                   grad_output.view(),
                                   {grad_h_n.data(), p.H},
                                   output.data(),

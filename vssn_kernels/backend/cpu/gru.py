@@ -1,4 +1,4 @@
-"""gru_sequence on the CPU: csrc/cpu/gru.cpp."""
+"""gru_sequence and gru_packed on the CPU: csrc/cpu/gru.cpp."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from vssn_kernels import _cpu
 from vssn_kernels.backend.common import Grads, as_rows, as_steps, pointer, row_arguments, step_arguments
 from vssn_kernels.backend.cpu.call import empty_like, is_float64
+from vssn_kernels.reference import gru_packed
 from vssn_kernels.reference.gru import states
 
 
@@ -38,6 +39,7 @@ def gru_forward(
         H=hidden,
         reverse=reverse,
         lengths=pointer(lengths),
+        batch_sizes=0,
         gates_x=step_arguments(gates_x_),
         h0=row_arguments(h0_),
         weight=row_arguments(weight),
@@ -77,6 +79,7 @@ def gru_backward(
         H=hidden,
         reverse=reverse,
         lengths=pointer(lengths),
+        batch_sizes=0,
         grad_output=step_arguments(grad_output_),
         grad_h_n=row_arguments(grad_h_n_),
         output=output.data_ptr(),
@@ -97,10 +100,108 @@ _VECTOR_BYTES = {"avx512": 64, "avx2": 32, "generic": 16}  # csrc/cpu/simd.h
 
 def gru_output(gates: Tensor, h0: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
     """Forward's output [T, B, H] once more, from the gates that it kept."""
-    steps, batch, hidden = *gates.shape[:2], h0.shape[1]
+    return states(*_kept(gates), h0, lengths, reverse)
+
+
+def _kept(gates: Tensor) -> tuple[Tensor, Tensor]:
+    """z and n [..., H], from the gates [..., 4H] in the kernels' order."""
+    hidden = gates.shape[-1] // 4
     lanes = _VECTOR_BYTES[_cpu.isa()] // gates.element_size()
     whole = hidden // lanes * lanes  # the units of whole vectors: for each vector r, z, n, a; then the rest alike
-    vectors = gates[..., : 4 * whole].view(steps, batch, whole // lanes, 4, lanes)
-    rest = gates[..., 4 * whole :].view(steps, batch, 4, hidden - whole)
-    z, n = (torch.cat((vectors[..., gate, :].reshape(steps, batch, whole), rest[..., gate, :]), -1) for gate in (1, 2))
-    return states(z, n, h0, lengths, reverse)
+    vectors = gates[..., : 4 * whole].unflatten(-1, (whole // lanes, 4, lanes))
+    rest = gates[..., 4 * whole :].unflatten(-1, (4, hidden - whole))
+    z, n = (torch.cat((vectors[..., gate, :].flatten(-2), rest[..., gate, :]), -1) for gate in (1, 2))
+    return z, n
+
+
+# ---- Packed ----------------------------------------------------------------------------------------------
+
+
+def gru_packed_forward(
+    gates_x: Tensor,
+    h0: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor,
+    batch_sizes: Tensor,
+    reverse: bool,
+    need_backward: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(output [N, H], h_n [B, H], gates [N, 4H], its order the kernels' own; empty where not needed)"""
+    rows, (batch, hidden) = gates_x.shape[0], h0.shape
+    output, h_n = torch.empty((rows, hidden), dtype=h0.dtype), torch.empty((batch, hidden), dtype=h0.dtype)
+    gates = torch.empty((rows, 4 * hidden) if need_backward else 0, dtype=h0.dtype)
+    gates_x_, h0_, weight, bias = as_rows(gates_x), as_rows(h0), as_rows(weight_hh), bias_hh.contiguous()
+    float64 = is_float64(h0)
+    _cpu.gru_forward(
+        float64=float64,
+        threads=torch.get_num_threads(),
+        steps=len(batch_sizes),
+        B=batch,
+        H=hidden,
+        reverse=reverse,
+        lengths=0,
+        batch_sizes=batch_sizes.data_ptr(),
+        gates_x=_packed_arguments(gates_x_),
+        h0=row_arguments(h0_),
+        weight=row_arguments(weight),
+        bias=bias.data_ptr(),
+        output=output.data_ptr(),
+        h_n=h_n.data_ptr(),
+        gates=gates.data_ptr() if need_backward else 0,
+    )
+    return output, h_n, gates
+
+
+def gru_packed_backward(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    output: Tensor,
+    gates: Tensor,
+    h0: Tensor,
+    weight_hh: Tensor,
+    batch_sizes: Tensor,
+    reverse: bool,
+    needs: Sequence[bool],
+) -> Grads:
+    """Gradients of (gates_x, h0, weight_hh, bias_hh)."""
+    rows, hidden = output.shape
+    need_gates_x, need_h0, need_weight, need_bias = needs
+    grad_gates_x = torch.empty((rows, 3 * hidden), dtype=output.dtype)
+    grad_a = torch.empty((rows, hidden), dtype=output.dtype)
+    grad_h0, grad_weight = empty_like(h0, need_h0), empty_like(weight_hh, need_weight)
+    grad_bias = torch.empty(3 * hidden, dtype=output.dtype) if need_bias else None
+    grad_output_, grad_h_n_, h0_, weight = as_rows(grad_output), as_rows(grad_h_n), as_rows(h0), as_rows(weight_hh)
+    float64 = is_float64(output)
+    _cpu.gru_backward(
+        float64=float64,
+        threads=torch.get_num_threads(),
+        steps=len(batch_sizes),
+        B=h0.shape[0],
+        H=hidden,
+        reverse=reverse,
+        lengths=0,
+        batch_sizes=batch_sizes.data_ptr(),
+        grad_output=_packed_arguments(grad_output_),
+        grad_h_n=row_arguments(grad_h_n_),
+        output=output.data_ptr(),
+        gates=gates.data_ptr(),
+        h0=row_arguments(h0_),
+        weight=row_arguments(weight),
+        grad_gates_x=grad_gates_x.data_ptr(),
+        grad_a=grad_a.data_ptr(),
+        grad_h0=pointer(grad_h0),
+        grad_weight=pointer(grad_weight),
+        grad_bias=pointer(grad_bias),
+    )
+    return grad_gates_x if need_gates_x else None, grad_h0, grad_weight, grad_bias
+
+
+def _packed_arguments(rows: Tensor | None) -> tuple[int, int, int]:
+    """What `as_rows` gave, as the kernels take a sequence: without a stride of T."""
+    at, stride = row_arguments(rows)
+    return at, 0, stride
+
+
+def gru_packed_output(gates: Tensor, h0: Tensor, batch_sizes: Tensor, reverse: bool) -> Tensor:
+    """Forward's output [N, H] once more, from the gates that it kept."""
+    return gru_packed.states(*_kept(gates), h0, batch_sizes, reverse)
