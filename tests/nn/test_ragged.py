@@ -196,10 +196,9 @@ def test_when_a_padded_batch_runs_packed(monkeypatch: pytest.MonkeyPatch) -> Non
         return name
 
     assert ran(64, [64, 64, *[0] * 14]) == "gru_packed"
-    assert ran(64, [64] * 8 + [0] * 8) == "gru_packed"  # 512 of 1024
+    assert ran(64, [64] * 8 + [0] * 8) == "gru_packed"  # 512 of 1024 steps
     assert ran(64, [64] * 8 + [1] + [0] * 7) == "gru_sequence"
-    assert ran(32, [32] * 8 + [0] * 8) == "gru_packed"  # 256 steps of 64 units saved
-    assert ran(31, [31] * 8 + [0] * 8) == "gru_sequence"
+    assert ran(63, [63] * 8 + [0] * 8) == "gru_sequence"  # saves 504 steps of 64 units
     with RecordCalls():
         assert ran(64, [64, *[0] * 15]) == "gru_sequence"
     with torch.profiler.profile():
