@@ -20,6 +20,7 @@ import vssn_kernels
 from vssn_kernels.reference import gru as reference
 from vssn_kernels.testing import (
     OPS,
+    PADDED,
     RECURRENT,
     ROWS,
     RecordCalls,
@@ -153,7 +154,7 @@ def test_every_transform_of_every_op(op: str, transform: Callable[..., Any], tar
     assert_same(transform(ours, tensors), transform(plain, tensors))
 
 
-@pytest.mark.parametrize("op", RECURRENT)
+@pytest.mark.parametrize("op", PADDED)
 @each_target
 def test_lengths_of_each_sample(op: str, target: Target) -> None:
     """vmap over lengths too, alone and under a gradient and a tangent."""
@@ -218,7 +219,8 @@ def test_a_second_backward_is_right_or_says_what_to_do(op: str, target: Target) 
 @each_target
 def test_a_dual_gradient_is_right_or_says_what_to_do(op: str, target: Target) -> None:
     """Forward outside of the dual level, backward inside."""
-    ours, plain, tensors = functions(op, target, "lengths" if op == "gru_sequence" else "prior_tanh")
+    name = {"gru_sequence": "lengths", "gru_packed": "ended", "posterior_sequence": "prior_tanh"}[op]
+    ours, plain, tensors = functions(op, target, name)
 
     def tangents(function: Function) -> list[Tensor]:
         leaves = [t.clone().requires_grad_() for t in tensors]
@@ -469,7 +471,9 @@ def test_flops_are_those_of_the_products(op: str, target: Target) -> None:
             result = function()
         return counter.get_total_flops(), result
 
-    for name in {ROWS[op].rich} | {"plain"} if op == "gru_sequence" else {ROWS[op].rich}:
+    # The plain gru_packed pads: it has the same products where there is nothing to pad.
+    names = {"gru_sequence": {"lengths_reverse", "plain"}, "gru_packed": {"full"}}
+    for name in names.get(op, {ROWS[op].rich}):
         ours, plain, tensors = functions(op, target, name)
         for needs in ([True] * len(tensors), [number != 2 for number in range(len(tensors))]):
             leaves = [t.clone().requires_grad_(need) for t, need in zip(tensors, needs, strict=True)]

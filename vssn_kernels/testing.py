@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import vssn_kernels
 from vssn_kernels.activations import ACTIVATIONS
 from vssn_kernels.backend.table import BACKENDS, ops
-from vssn_kernels.reference import bernoulli, gaussian, gru, mlp, posterior
+from vssn_kernels.reference import bernoulli, gaussian, gru, gru_packed, mlp, posterior
 
 HALF = (torch.float16, torch.bfloat16)
 FULL = (torch.float32, torch.float64)
@@ -99,7 +99,8 @@ class Sample:
             name: tensor.detach().to(device, dtype, copy=True).requires_grad_(requires_grad)
             for name, tensor in self.tensors.items()
         }
-        return self.replace(moved, **{k: v.to(device) for k, v in self.options.items() if isinstance(v, Tensor)})
+        options = {k: v.to(device) for k, v in self.options.items() if isinstance(v, Tensor) and k != "batch_sizes"}
+        return self.replace(moved, **options)
 
     def replace(self, tensors: dict[str, Tensor] | None = None, **options: Any) -> Sample:
         """A copy with some tensors or options exchanged."""
@@ -188,6 +189,34 @@ def gru_samples(generator: torch.Generator | None = None) -> list[Sample]:
         sample("no_batch", 4, 0, 5),
         sample("no_batch_lengths", 4, 0, 5, lengths=torch.zeros(0, dtype=torch.int64)),
         sample("all_padding", 3, 2, 4, lengths=torch.zeros(2, dtype=torch.int64)),
+    ]
+
+
+def gru_packed_samples(generator: torch.Generator | None = None) -> list[Sample]:
+    """Samples of gru_packed in float64: widths that change at every step, never, at once, down to 0; nothing at all."""
+    normal = _normal(generator)
+
+    def sample(name: str, batch: int, hidden: int, sizes: list[int], **options: Any) -> Sample:
+        tensors = {
+            "gates_x": normal(sum(sizes), 3 * hidden),
+            "h0": normal(batch, hidden),
+            "weight_hh": normal(3 * hidden, hidden) / hidden**0.5,
+            "bias_hh": normal(3 * hidden) / 2,
+        }
+        return Sample("gru_packed", name, tensors, {"batch_sizes": torch.tensor(sizes, dtype=torch.int64), **options})
+
+    return [
+        sample("plain", 4, 7, [4, 3, 3, 1]),
+        sample("reverse", 4, 7, [4, 3, 3, 1], reverse=True),
+        sample("ended", 5, 3, [4, 3, 2, 1, 1, 0], reverse=True),
+        sample("ended_forward", 5, 3, [4, 3, 2, 1, 1, 0]),
+        sample("full", 3, 5, [3, 3, 3], reverse=True),
+        sample("wide", 17, 50, [16, 15, 14, 12]),
+        sample("tall_reverse", 3, 65, [3, 3, 2, 2, 2, 1, 1, 1, 1], reverse=True),
+        sample("one", 1, 1, [1]),
+        sample("no_steps", 3, 5, []),
+        sample("no_batch", 0, 5, [0, 0], reverse=True),
+        sample("all_ended", 2, 4, [0, 0, 0]),
     ]
 
 
@@ -360,11 +389,17 @@ class Row(NamedTuple):
     empty: str
     registered: str = ""  # the op behind it, where that has another name
     state: str = ""  # of a recurrence: the tensor with the first one
+    padded: bool = True  # a recurrence takes lengths
 
 
 ROWS = {
     "gru_sequence": Row(
         *(("output", "h_n"), gru.gru_sequence, gru_samples, "lengths_reverse", "plain", "no_steps"), state="h0"
+    ),
+    "gru_packed": Row(
+        *(("output", "h_n"), gru_packed.gru_packed, gru_packed_samples, "ended", "plain", "no_steps"),
+        state="h0",
+        padded=False,
     ),
     "posterior_sequence": Row(
         *(("z", "mu", "logvar"), posterior.posterior_sequence, posterior_samples, "prior_silu", "tanh", "no_steps"),
@@ -391,6 +426,7 @@ ROWS = {
 }
 OPS = ops()
 RECURRENT = tuple(op for op in OPS if ROWS[op].state)
+PADDED = tuple(op for op in RECURRENT if ROWS[op].padded)  # those that take lengths
 
 
 def registered(op: str) -> str:

@@ -9,6 +9,8 @@
 //           (the gradient of the n part of W_h h, where grad_gates_x has that of x_n), grad_h0 and, after the loop,
 //           grad_weight = sum over steps of (grad r, grad z, grad_a)^T h and grad_bias.
 // Steps t >= lengths[b] are padding: never read, written as 0 (in gates too), the state carried past them.
+// Packed (batch_sizes), there is no padding: [N, .] has of step t the first batch_sizes[t] rows, step after step, and
+// the batch is in order of falling length; rows.h's Layout tells where a row is.
 //
 // Threads take rows of the batch and need no barrier, or, where the rows are too few or the weights too large for a
 // core's cache, blocks of hidden units with one barrier a step. Both give the same bits.
@@ -26,17 +28,19 @@ namespace vssn::VSSN_ISA {
 
 namespace {
 
-Partition plan_threads(int threads, int64_t steps, int64_t B, int64_t H, int64_t blocks, size_t scalar_bytes) {
-    const int64_t weights = 3 * H * H;
-    return partition(threads, steps, B, B * weights, weights * static_cast<int64_t>(scalar_bytes), blocks);
+template <class Problem>
+Partition plan_threads(const Problem& k, const Layout& layout, int64_t blocks, size_t scalar_bytes) {
+    const int64_t weights = 3 * k.H * k.H, mean_rows = layout.begins && k.steps > 0 ? layout.rows() / k.steps : k.B;
+    return partition(k.threads, k.steps, k.B, mean_rows * weights, weights * static_cast<int64_t>(scalar_bytes),
+                     blocks);
 }
 
 // ---- Forward ---------------------------------------------------------------------------------------------
 
 // Whether the weights are met as they are: for so few steps and rows that packing them for all steps costs more than it
 // saves. Large ones take longer to pack, as they come from further away.
-inline bool forward_unpacked(int64_t steps, int64_t B, int64_t H) { return steps * B <= (H < 128 ? 16 : 64); }
-inline bool backward_unpacked(int64_t steps, int64_t B) { return steps * B <= 12; }
+inline bool forward_unpacked(int64_t rows, int64_t H) { return rows <= (H < 128 ? 16 : 64); }
+inline bool backward_unpacked(int64_t rows) { return rows <= 12; }
 
 template <class T>
 struct ForwardBuffers {
@@ -45,11 +49,11 @@ struct ForwardBuffers {
     T* panels;               // [blocks][H][3 L]: for a block the columns of r, z and n
     T* bias;                 // [blocks][3 L]
     T* state[2];             // [B][stride] each, read and written in turn
-    int64_t *order, *slices;
+    int64_t *order, *slices, *places;
     int64_t bytes;
 
     ForwardBuffers(void* memory, const GruForward<T>& k)
-        : packed(!forward_unpacked(k.steps, k.B, k.H)),
+        : packed(!forward_unpacked(count_rows(k.batch_sizes, k.steps, k.B), k.H)),
           blocks((k.H + kLanes<T> - 1) / kLanes<T>),
           stride(row_stride<T>(k.H)) {
         Arena arena(memory);
@@ -58,6 +62,7 @@ struct ForwardBuffers {
         for (T*& buffer : state) buffer = arena.take<T>(k.B * stride);
         order = arena.take<int64_t>(k.B);
         slices = arena.take<int64_t>(k.B);
+        places = arena.take<int64_t>(Layout::places(k.batch_sizes, k.steps, k.B));
         bytes = arena.bytes();
     }
 };
@@ -75,14 +80,15 @@ void pack_forward(const GruForward<T>& k, const ForwardBuffers<T>& w, Range bloc
 }
 
 template <class T>
-void forward_step(const GruForward<T>& k, const ForwardBuffers<T>& w, const RowList& list, Range blocks, int64_t t,
-                  const T* state, T* next) {
+void forward_step(const GruForward<T>& k, const Layout& layout, const ForwardBuffers<T>& w, const RowList& list,
+                  Range blocks, int64_t t, const T* state, T* next) {
     using Math = VectorMath<T>;
     constexpr int64_t L = kLanes<T>;
+    const Rows<const T> gates_x = layout.step(k.gates_x, t);
+    const int64_t begin = layout.begin(t);
     auto expect = [&](int64_t block, int64_t first, int rows) VSSN_INLINED {
         for (int i = 0; i < rows; ++i) {
-            const int64_t b = list.rows[first + i];
-            const T* x = k.gates_x.row(t, b) + block * L;
+            const T* x = gates_x.row(list.rows[first + i]) + block * L;
             for (int gate = 0; gate < 3; ++gate) prefetch(x + gate * k.H);
         }
     };
@@ -90,8 +96,8 @@ void forward_step(const GruForward<T>& k, const ForwardBuffers<T>& w, const RowL
         const int64_t unit = block * L, count = k.H - unit < L ? k.H - unit : L;
         const T* bias = w.bias + block * 3 * L;
         for (int i = 0; i < rows; ++i) {
-            const int64_t b = list.rows[first + i], at = t * k.B + b, slot = (first + i) * w.stride + unit;
-            const T* x = k.gates_x.row(t, b) + unit;
+            const int64_t b = list.rows[first + i], at = begin + b, slot = (first + i) * w.stride + unit;
+            const T* x = gates_x.row(b) + unit;
             const GruGates<Vec<T>> g = gru_gates<Math>(load(x, count) + (product[i][0] + load(bias)),
                                                        load(x + k.H, count) + (product[i][1] + load(bias + L)),
                                                        load(x + 2 * k.H, count), product[i][2] + load(bias + 2 * L));
@@ -125,9 +131,10 @@ void forward_step(const GruForward<T>& k, const ForwardBuffers<T>& w, const RowL
                 first += rows;
             }
     }
+    if (layout.begins) return;
     const int64_t from = blocks.begin * L, end = blocks.end * L, to = end < k.H ? end : k.H;
     for (int64_t i = list.active; i < list.count; ++i) {
-        const int64_t row = (t * k.B + list.rows[i]) * k.H;
+        const int64_t row = (begin + list.rows[i]) * k.H;
         for (int64_t unit = from; unit < to; ++unit) k.output[row + unit] = 0;
         if (k.gates)
             for (int64_t entry = 4 * from; entry < 4 * to; ++entry) k.gates[4 * row + entry] = 0;
@@ -137,10 +144,11 @@ void forward_step(const GruForward<T>& k, const ForwardBuffers<T>& w, const RowL
 template <class T>
 void forward(const GruForward<T>& k, void* workspace) {
     const ForwardBuffers<T> w(workspace, k);
-    const Partition plan = plan_threads(k.threads, k.steps, k.B, k.H, w.blocks, sizeof(T));
-    order_rows(k.lengths, k.B, w.order);
+    const Layout layout(k.steps, k.B, k.lengths, k.batch_sizes, w.places);
+    const Partition plan = plan_threads(k, layout, w.blocks, sizeof(T));
+    order_rows(layout.lengths, k.B, w.order);
     auto body = [&](Team team) {
-        RowList list = take_rows(plan, team, w.order, w.slices, k.lengths, k.B);
+        RowList list = take_rows(plan, team, w.order, w.slices, layout.lengths, k.B);
         const Range blocks = plan.blocks(w.blocks, team);
         const int64_t from = blocks.begin * kLanes<T>, end = blocks.end * kLanes<T>;
         const int64_t to = end < k.H ? end : k.H;
@@ -153,13 +161,13 @@ void forward(const GruForward<T>& k, void* workspace) {
         for (int64_t s = 0; s < k.steps; ++s) {
             const int64_t t = k.reverse ? k.steps - 1 - s : s;
             list.step(t);
-            forward_step(k, w, list, blocks, t, states[s % 2], states[(s + 1) % 2]);
+            forward_step(k, layout, w, list, blocks, t, states[s % 2], states[(s + 1) % 2]);
             if (plan.split_units) team.wait();
         }
         for (int64_t i = 0; i < list.count; ++i) {
             const int64_t b = list.rows[i];
             // The buffer that the row's last step wrote: forward stops at its length, reverse ends at t = 0.
-            const int64_t last = k.lengths && !k.reverse ? k.lengths[b] : k.steps;
+            const int64_t last = layout.lengths && !k.reverse ? layout.lengths[b] : k.steps;
             const T* state = states[last % 2] + i * w.stride;
             for (int64_t unit = from; unit < to; ++unit) k.h_n[b * k.H + unit] = state[unit];
         }
@@ -178,11 +186,11 @@ struct BackwardBuffers {
     T* grads[2];                  // [B][grad_stride]: gradients of W_h h, as the panels' rows
     T* carry;                     // [B][stride]: the gradient of the state, on its way to the step before
     T* starts;                    // [B][4 H]: the gates' gradients at each row's first step, where it is not the same t
-    int64_t *order, *slices;
+    int64_t *order, *slices, *places;
     int64_t bytes;
 
     BackwardBuffers(void* memory, const GruBackward<T>& k)
-        : packed(!backward_unpacked(k.steps, k.B)),
+        : packed(!backward_unpacked(count_rows(k.batch_sizes, k.steps, k.B))),
           blocks((k.H + 2 * kLanes<T> - 1) / (2 * kLanes<T>)),
           padded(round_up(k.H, kLanes<T>)),
           grad_stride(row_stride<T>(3 * padded)),
@@ -194,20 +202,22 @@ struct BackwardBuffers {
         starts = arena.take<T>(k.B * 4 * k.H);
         order = arena.take<int64_t>(k.B);
         slices = arena.take<int64_t>(k.B);
+        places = arena.take<int64_t>(Layout::places(k.batch_sizes, k.steps, k.B));
         bytes = arena.bytes();
     }
 };
 
 // The gradients of a step's gates for this thread's units [from, to); dh z stays in carry.
 template <class T>
-void gate_step(const GruBackward<T>& k, const BackwardBuffers<T>& w, const RowList& list, int64_t t, int64_t from,
-               int64_t to, T* grads, T* carry) {
+void gate_step(const GruBackward<T>& k, const Layout& layout, const BackwardBuffers<T>& w, const RowList& list,
+               int64_t t, int64_t from, int64_t to, T* grads, T* carry) {
     constexpr int64_t L = kLanes<T>;
+    const Rows<const T> grad_output = layout.step(k.grad_output, t);
+    const int64_t begin = layout.begin(t), previous = k.reverse ? layout.begin(t + 1) : t > 0 ? layout.begin(t - 1) : 0;
     for (int64_t i = 0; i < list.active; ++i) {
-        const int64_t b = list.rows[i], at = t * k.B + b;
-        const int64_t first = !k.reverse ? 0 : (k.lengths ? k.lengths[b] : k.steps) - 1;  // the row's first step
-        const int64_t previous = k.reverse ? t + 1 : t - 1;
-        const T* state = t == first ? k.h0.row(b) : k.output + (previous * k.B + b) * k.H;
+        const int64_t b = list.rows[i], at = begin + b;
+        const int64_t first = !k.reverse ? 0 : (layout.lengths ? layout.lengths[b] : k.steps) - 1;  // of its steps
+        const T* state = t == first ? k.h0.row(b) : k.output + (previous + b) * k.H;
         T *grad_row = grads + i * w.grad_stride, *carry_row = carry + i * w.stride;
         T *grad_x = k.grad_gates_x + at * 3 * k.H, *grad_a = k.grad_a + at * k.H;
         for (int64_t unit = from; unit < to; unit += L) {
@@ -216,7 +226,7 @@ void gate_step(const GruBackward<T>& k, const BackwardBuffers<T>& w, const RowLi
             const GruGates<Vec<T>> g = {load(gates, count), load(gates + count, count), load(gates + 2 * count, count),
                                         load(gates + 3 * count, count)};
             Vec<T> dh = load(carry_row + unit);
-            if (k.grad_output.data) dh += load(k.grad_output.row(t, b) + unit, count);
+            if (grad_output.data) dh += load(grad_output.row(b) + unit, count);
             const GruGates<Vec<T>> grad = gru_gate_grads(g, load(state + unit, count), dh);
             store(grad_x + unit, grad.r, count);
             store(grad_x + k.H + unit, grad.z, count);
@@ -229,8 +239,8 @@ void gate_step(const GruBackward<T>& k, const BackwardBuffers<T>& w, const RowLi
             store(carry_row + unit, dh * g.z);
         }
     }
-    for (int64_t i = list.active; i < list.count; ++i) {
-        const int64_t at = t * k.B + list.rows[i];
+    for (int64_t i = list.active; !layout.begins && i < list.count; ++i) {
+        const int64_t at = begin + list.rows[i];
         for (int64_t unit = from; unit < to; ++unit) {
             for (int64_t gate = 0; gate < 3; ++gate) k.grad_gates_x[(at * 3 + gate) * k.H + unit] = 0;
             k.grad_a[at * k.H + unit] = 0;
@@ -240,10 +250,10 @@ void gate_step(const GruBackward<T>& k, const BackwardBuffers<T>& w, const RowLi
 
 // The gradients of the gates at the last valid step of each row, zeros where there is none, for units [from, to).
 template <class T>
-void gather_starts(const GruBackward<T>& k, const BackwardBuffers<T>& w, const RowList& list, int64_t from,
-                   int64_t to) {
+void gather_starts(const GruBackward<T>& k, const Layout& layout, const BackwardBuffers<T>& w, const RowList& list,
+                   int64_t from, int64_t to) {
     for (int64_t i = 0; i < list.count; ++i) {
-        const int64_t b = list.rows[i], at = (k.lengths[b] - 1) * k.B + b;
+        const int64_t b = list.rows[i], last = layout.lengths[b] - 1, at = last < 0 ? -1 : layout.begin(last) + b;
         T* starts = w.starts + b * 4 * k.H;
         for (int64_t unit = from; unit < to; ++unit) {
             for (int64_t gate = 0; gate < 3; ++gate)
@@ -253,25 +263,43 @@ void gather_starts(const GruBackward<T>& k, const BackwardBuffers<T>& w, const R
     }
 }
 
+// meet(row, before, count, again): `count` rows of gradients from `row` on go with those of output from `before` on,
+// the states before their steps; for all steps but the first. The two are as far apart as the earlier of two steps is
+// wide, so packed it takes a call for each width, all but the first with again = true. Reverse with lengths, padded:
+// what goes with a row's first step here is the padding behind it, zeros.
+template <class Meet>
+VSSN_INLINE void for_rows_and_before(const Layout& layout, bool reverse, const Meet& meet) {
+    int64_t runs = 0;
+    for (int64_t t = 1, end; t < layout.steps; t = end, ++runs) {
+        const int64_t wide = layout.begin(t) - layout.begin(t - 1);
+        end = layout.begins ? t + 1 : layout.steps;
+        while (end < layout.steps && layout.begin(end) - layout.begin(end - 1) == wide) ++end;
+        const int64_t early = layout.begin(t - 1), late = layout.begin(t);
+        meet(reverse ? early : late, reverse ? late : early, layout.begin(end) - late, runs > 0);
+    }
+    if (runs == 0) meet(0, 0, 0, false);
+}
+
 // This thread's part of grad_weight and grad_bias: every step's gradients with the state before the step.
 template <class T>
-void weight_grads(const GruBackward<T>& k, const BackwardBuffers<T>& w, Team team) {
-    const int64_t H = k.H, all = k.steps * k.B, later = k.steps > 0 ? all - k.B : 0;
-    const bool gather = k.reverse && k.lengths;
-    // [rows, .] of r and z, and of a: at each row's first step; at the others, and the states before these.
-    const Rows<const T> first_rz = gather ? Rows<const T>{w.starts, 4 * H}
-                                          : Rows<const T>{k.grad_gates_x + (k.reverse ? later : 0) * 3 * H, 3 * H};
-    const Rows<const T> first_a =
-        gather ? Rows<const T>{w.starts + 3 * H, 4 * H} : Rows<const T>{k.grad_a + (k.reverse ? later : 0) * H, H};
-    // Reverse with lengths: what meets a row's first step here is the padding behind it, zeros.
-    const Rows<const T> later_rz = {k.grad_gates_x + (k.reverse || !later ? 0 : k.B) * 3 * H, 3 * H};
-    const Rows<const T> later_a = {k.grad_a + (k.reverse || !later ? 0 : k.B) * H, H};
-    const Rows<const T> states = {k.output + (k.reverse && later ? k.B : 0) * H, H};
-    const int64_t first = k.steps > 0 ? k.B : 0;
+void weight_grads(const GruBackward<T>& k, const Layout& layout, const BackwardBuffers<T>& w, Team team) {
+    const int64_t H = k.H, all = layout.rows(), first = k.steps > 0 ? k.B : 0;
+    const int64_t start = k.reverse && k.steps > 0 ? layout.begin(k.steps - 1) : 0;
+    const bool gather = k.reverse && layout.lengths;
+    // [rows, .] of r and z, and of a: at all steps, and at each row's first one.
+    const Rows<const T> rz = {k.grad_gates_x, 3 * H}, a = {k.grad_a, H};
+    const Rows<const T> first_rz = gather ? Rows<const T>{w.starts, 4 * H} : Rows<const T>{rz.row(start), 3 * H};
+    const Rows<const T> first_a = gather ? Rows<const T>{w.starts + 3 * H, 4 * H} : Rows<const T>{a.row(start), H};
+    auto add_later = [&](const Rows<const T>& grads, int64_t units, T* out, int turn) {
+        for_rows_and_before(layout, k.reverse, [&](int64_t from, int64_t before, int64_t count, bool add) {
+            const Rows<const T> run = {grads.row(from), grads.stride}, states = {k.output + before * H, H};
+            weight_gradient<T>({run, states, count, units, H, out, H, add}, team, turn);
+        });
+    };
     // Rows without a valid step are left out: their h0 may be anything, and 0 times inf is NaN.
     auto add_first = [&](const Rows<const T>& grads, int64_t units, T* out, int turn) {
         for (int64_t from = 0, to = 0; to <= first; ++to) {
-            if (to < first && (!k.lengths || k.lengths[to] > 0)) continue;
+            if (to < first && (!layout.lengths || layout.lengths[to] > 0)) continue;
             const Rows<const T> run = {grads.row(from), grads.stride}, h0 = {k.h0.row(from), k.h0.stride};
             if (to > from) weight_gradient<T>({run, h0, to - from, units, H, out, H, true}, team, turn);
             from = to + 1;
@@ -279,19 +307,19 @@ void weight_grads(const GruBackward<T>& k, const BackwardBuffers<T>& w, Team tea
     };
     if (k.grad_weight) {
         T* grad_n = k.grad_weight + 2 * H * H;
-        if (later == 0 && !k.lengths) {  // a single step: nothing to add to
+        if (k.steps == 1 && !layout.lengths) {  // nothing to add to
             weight_gradient<T>({first_rz, k.h0, first, 2 * H, H, k.grad_weight, H, false}, team, 0);
             weight_gradient<T>({first_a, k.h0, first, H, H, grad_n, H, false}, team, 1);
         } else {
-            weight_gradient<T>({later_rz, states, later, 2 * H, H, k.grad_weight, H, false}, team, 0);
+            add_later(rz, 2 * H, k.grad_weight, 0);
             add_first(first_rz, 2 * H, k.grad_weight, 0);
-            weight_gradient<T>({later_a, states, later, H, H, grad_n, H, false}, team, 1);
+            add_later(a, H, grad_n, 1);
             add_first(first_a, H, grad_n, 1);
         }
     }
     if (k.grad_bias) {
-        bias_gradient(Rows<const T>{k.grad_gates_x, 3 * H}, all, 2 * H, k.grad_bias, team, 0);
-        bias_gradient(Rows<const T>{k.grad_a, H}, all, H, k.grad_bias + 2 * H, team, 1);
+        bias_gradient(rz, all, 2 * H, k.grad_bias, team, 0);
+        bias_gradient(a, all, H, k.grad_bias + 2 * H, team, 1);
     }
 }
 
@@ -332,11 +360,12 @@ template <class T>
 void backward(const GruBackward<T>& k, void* workspace) {
     constexpr int64_t L = kLanes<T>, width = 2 * L;
     const BackwardBuffers<T> w(workspace, k);
-    const Partition plan = plan_threads(k.threads, k.steps, k.B, k.H, w.blocks, sizeof(T));
+    const Layout layout(k.steps, k.B, k.lengths, k.batch_sizes, w.places);
+    const Partition plan = plan_threads(k, layout, w.blocks, sizeof(T));
     const int64_t products = k.steps - (k.grad_h0 ? 0 : 1);  // what goes back past the first step is grad_h0
-    order_rows(k.lengths, k.B, w.order);
+    order_rows(layout.lengths, k.B, w.order);
     auto body = [&](Team team) {
-        RowList list = take_rows(plan, team, w.order, w.slices, k.lengths, k.B);
+        RowList list = take_rows(plan, team, w.order, w.slices, layout.lengths, k.B);
         const Range blocks = plan.blocks(w.blocks, team);
         const int64_t from = blocks.begin * width, end = blocks.end * width, to = end < k.H ? end : k.H;
         T* carry = w.carry + list.first * w.stride;
@@ -350,7 +379,7 @@ void backward(const GruBackward<T>& k, void* workspace) {
             list.step(t);
             // Units split: one thread may begin the next step while another still reads this step's gradients.
             T* grads = w.grads[plan.split_units ? s % 2 : 0] + list.first * w.grad_stride;
-            gate_step(k, w, list, t, from, to, grads, carry);
+            gate_step(k, layout, w, list, t, from, to, grads, carry);
             if (plan.split_units) team.wait();
             auto add = [&](int64_t block, int64_t first, int rows, const Tile<T, 2>& product) {
                 for (int i = 0; i < rows; ++i)
@@ -365,9 +394,9 @@ void backward(const GruBackward<T>& k, void* workspace) {
             for (int64_t unit = from; unit < to; ++unit)
                 k.grad_h0[list.rows[i] * k.H + unit] = carry[i * w.stride + unit];
         if (!k.grad_weight && !k.grad_bias) return;
-        if (k.grad_weight && k.reverse && k.lengths) gather_starts(k, w, list, from, to);
+        if (k.grad_weight && k.reverse && layout.lengths) gather_starts(k, layout, w, list, from, to);
         team.wait();
-        weight_grads(k, w, team);
+        weight_grads(k, layout, w, team);
     };
     parallel(plan.threads, body);
 }

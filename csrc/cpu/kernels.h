@@ -21,7 +21,7 @@ struct Rows {
     T* row(int64_t i) const { return data + i * stride; }
 };
 
-// [T, B, width] with any distance between steps and between rows.
+// [T, B, width] with any distance between steps and between rows; packed (rows.h) [N, width], without step_stride.
 template <class T>
 struct Steps {
     T* data;
@@ -61,15 +61,16 @@ struct GruForward {
     int threads;
     int64_t steps, B, H;
     bool reverse;
-    const int64_t* lengths;  // [B]
-    Steps<const T> gates_x;  // [T, B, 3H]
-    Rows<const T> h0;        // [B, H]
-    Rows<const T> weight;    // [3H, H]
-    const T* bias;           // [3H]
-    T* output;               // [T, B, H]
-    T* h_n;                  // [B, H]
-    T* gates;                // [T, B, 4H]: for each vector of units r, z, n, W_hn h + b_hn; null: not kept
-    VSSN_FIELDS(threads, steps, B, H, reverse, lengths, gates_x, h0, weight, bias, output, h_n, gates)
+    const int64_t* lengths;      // [B]; null where packed
+    const int64_t* batch_sizes;  // [T], falling, B at most: [T, B, .] is packed as [N, .]; null: it is not
+    Steps<const T> gates_x;      // [T, B, 3H]
+    Rows<const T> h0;            // [B, H]
+    Rows<const T> weight;        // [3H, H]
+    const T* bias;               // [3H]
+    T* output;                   // [T, B, H]
+    T* h_n;                      // [B, H]
+    T* gates;                    // [T, B, 4H]: for each vector of units r, z, n, W_hn h + b_hn; null: not kept
+    VSSN_FIELDS(threads, steps, B, H, reverse, lengths, batch_sizes, gates_x, h0, weight, bias, output, h_n, gates)
 };
 
 template <class T>
@@ -77,7 +78,7 @@ struct GruBackward {
     int threads;
     int64_t steps, B, H;
     bool reverse;
-    const int64_t* lengths;
+    const int64_t *lengths, *batch_sizes;
     Steps<const T> grad_output;  // [T, B, H]
     Rows<const T> grad_h_n;      // [B, H]
     const T* output;             // [T, B, H]
@@ -88,8 +89,8 @@ struct GruBackward {
     T* grad_h0;       // [B, H]
     T* grad_weight;   // [3H, H]
     T* grad_bias;     // [3H]
-    VSSN_FIELDS(threads, steps, B, H, reverse, lengths, grad_output, grad_h_n, output, gates, h0, weight, grad_gates_x,
-                grad_a, grad_h0, grad_weight, grad_bias)
+    VSSN_FIELDS(threads, steps, B, H, reverse, lengths, batch_sizes, grad_output, grad_h_n, output, gates, h0, weight,
+                grad_gates_x, grad_a, grad_h0, grad_weight, grad_bias)
 };
 
 // ---- posterior.cpp ---------------------------------------------------------------------------------------

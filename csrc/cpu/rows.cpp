@@ -15,6 +15,22 @@ constexpr int64_t kCallWork = 1 << 15, kStepWork = 1 << 14;
 
 }  // namespace
 
+Layout::Layout(int64_t steps, int64_t B, const int64_t* lengths, const int64_t* batch_sizes, int64_t* places)
+    : steps(steps), B(B), lengths(lengths), begins(nullptr) {
+    if (!batch_sizes) return;
+    int64_t *begin = places, *length = places + steps + 1;
+    begin[0] = 0;
+    for (int64_t t = 0; t < steps; ++t) begin[t + 1] = begin[t] + batch_sizes[t];
+    for (int64_t t = steps, b = 0; t >= 0; --t)  // who is not there at step t ended before it
+        for (; b < B && (t == 0 || b < batch_sizes[t - 1]); ++b) length[b] = t;
+    begins = begin;
+    this->lengths = length;
+}
+
+int64_t count_rows(const int64_t* batch_sizes, int64_t steps, int64_t B) {
+    return batch_sizes ? std::accumulate(batch_sizes, batch_sizes + steps, int64_t{0}) : steps * B;
+}
+
 Range Partition::blocks(int64_t count, Team team) const {
     return split_units ? share(count, team.rank, team.size) : Range{0, count};
 }

@@ -3,9 +3,38 @@
 
 #include <stdint.h>
 
+#include "kernels.h"
 #include "threads.h"
 
 namespace vssn {
+
+// Where the rows of a sequence stand: row b of step t is number begin(t) + b. Padded, every step has B rows. Packed,
+// the batch is in order of falling length, and step t has its first batch_sizes[t] rows alone.
+struct Layout {
+    int64_t steps, B;
+    const int64_t* lengths;  // [B]; null: all steps
+    const int64_t* begins;   // [steps + 1]; null: padded
+
+    // places: memory for as many entries as `places` tells.
+    Layout(int64_t steps, int64_t B, const int64_t* lengths, const int64_t* batch_sizes, int64_t* places);
+
+    static int64_t places(const int64_t* batch_sizes, int64_t steps, int64_t B) {
+        return batch_sizes ? steps + 1 + B : 0;
+    }
+
+    inline __attribute__((always_inline)) int64_t begin(int64_t t) const { return begins ? begins[t] : t * B; }
+    inline __attribute__((always_inline)) int64_t rows() const { return begin(steps); }
+
+    // The rows of one step.
+    template <class T>
+    inline __attribute__((always_inline)) Rows<T> step(const Steps<T>& sequence, int64_t t) const {
+        return {sequence.data + (begins ? begins[t] * sequence.row_stride : t * sequence.step_stride),
+                sequence.row_stride};
+    }
+};
+
+// The rows of all steps.
+int64_t count_rows(const int64_t* batch_sizes, int64_t steps, int64_t B);
 
 // Either every thread takes some rows of the batch and all units (no barrier inside the loop over steps), or every
 // thread takes all rows and some blocks of units (barriers, but each core's cache holds only its part of the weights).

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import vssn_kernels
-from vssn_kernels.testing import OPS, RECURRENT, ROWS, Sample, find_sample, targets
+from vssn_kernels.testing import OPS, PADDED, ROWS, Sample, find_sample, targets
 
 # The tensor that the others are compared with.
 FIRST = {op: next(iter(find_sample(op, ROWS[op].rich).tensors)) for op in OPS}
@@ -24,7 +24,7 @@ each_tensor = pytest.mark.parametrize(
 each_other = pytest.mark.parametrize(
     ("op", "name"), [(op, name) for op in OPS for name in find_sample(op, ROWS[op].rich).tensors if name != FIRST[op]]
 )
-with_lengths = pytest.mark.parametrize("op", RECURRENT)
+with_lengths = pytest.mark.parametrize("op", PADDED)
 
 
 def good(op: str) -> Sample:
@@ -136,6 +136,8 @@ def test_wrong_shapes(op: str, name: str) -> None:
     for other in wrong:
         if name == "z0" and other.dim() == 2 and other.shape[0] == tensor.shape[0]:
             continue  # Z is read from z0: the next test
+        if op == "gru_packed" and name == "h0" and other.dim() == 2 and other.shape[1] == tensor.shape[1]:
+            continue  # B is read from h0, and may be above every batch size
         if name == "inputs[1]" and other.shape[:-1] == tensor.shape[:-1]:
             continue  # K is read from the inputs, M from bias, O from weight_out
         if (name == "bias" and other.dim() == 1) or (name == "weight_out" and other.shape[1:] == tensor.shape[1:]):
@@ -162,6 +164,42 @@ def test_gates_x_needs_three_dimensions_and_3h(shape: tuple[int, ...]) -> None:
     assert_raises(
         ValueError, wrong, "gates_x must have", "[T, B, 3H]" if len(shape) != 3 else "3H", f"got {list(shape)}"
     )
+
+
+def test_packed_gates_need_two_dimensions_and_gates() -> None:
+    sample = good("gru_packed")
+    for shape in ((4, 5, 9), (9,), ()):
+        wrong = sample.replace({"gates_x": torch.zeros(shape)})
+        assert_raises(ValueError, wrong, f"gates_x must have shape [N, 3H], got {list(shape)}")
+    for width in (8, 0):
+        wrong = sample.replace({"gates_x": torch.zeros(11, width)})
+        assert_raises(ValueError, wrong, f"gates_x must have a last size 3H, H >= 1, got [11, {width}]")
+
+
+@pytest.mark.parametrize("backend", [None, "cpu", "reference"])
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize(
+    ("sizes", "error", "text"),
+    [
+        ([4, 3, 2, 1, 1, 1], ValueError, "must add up to the N = 11 rows of gates_x, got 12"),
+        ([], ValueError, "must add up to the N = 11 rows of gates_x, got 0"),
+        ([6, 5], ValueError, "must lie in [0, B] = [0, 5], got 6"),
+        ([5, 5, 2, -1], ValueError, "must lie in [0, B] = [0, 5], got -1"),
+        ([4, 3, 4], ValueError, "must not rise, got 3 then 4 at step 2"),
+        ([[5, 4], [1, 1]], ValueError, "must have shape [T], got [2, 2]"),
+        ([5.0, 5.0, 1.0], TypeError, "must be int64, got torch.float32"),
+    ],
+)
+def test_batch_sizes_that_are_none(
+    sizes: list, error: type[Exception], text: str, requires_grad: bool, backend: str | None
+) -> None:
+    sample = find_sample("gru_packed", ROWS["gru_packed"].rich).to("cpu", torch.float32, requires_grad)
+    batch_sizes = torch.tensor(sizes) if sizes else torch.zeros(0, dtype=torch.int64)
+    assert_raises(error, sample.replace(batch_sizes=batch_sizes), f"batch_sizes {text}", backend=backend)
+
+
+def test_batch_sizes_are_a_tensor() -> None:
+    assert_raises(TypeError, good("gru_packed").replace(batch_sizes=[5, 4]), "batch_sizes must be a torch.Tensor")
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (5, 4, 5, 1), ()])

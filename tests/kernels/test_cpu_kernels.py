@@ -44,6 +44,17 @@ def gru_sample(steps: int, batch: int, hidden: int, **options: object) -> Sample
     return Sample("gru_sequence", f"{steps}x{batch}x{hidden}", tensors, dict(options))
 
 
+def packed_sample(steps: int, batch: int, hidden: int, ended: int, reverse: bool) -> Sample:
+    """Widths that change at each step, or stay for some; `ended` sequences without a step."""
+    lengths = torch.randint(1, steps + 1, (batch,)).sort(descending=True).values
+    lengths[0] = steps
+    lengths[batch - ended :] = 0
+    sizes = (lengths > torch.arange(steps)[:, None]).sum(1)
+    tensors = gru_sample(1, int(sizes.sum()), hidden).tensors
+    tensors |= {"gates_x": tensors["gates_x"][0], "h0": draw(batch, hidden)}
+    return Sample("gru_packed", f"{steps}x{batch}x{hidden}", tensors, {"batch_sizes": sizes, "reverse": reverse})
+
+
 def posterior_sample(steps: int, batch: int, width: int, latent: int, prior: bool, **options: object) -> Sample:
     # The inputs of relu and leaky_relu stay away from 0, where float32 and float64 may see different slopes.
     def context() -> Tensor:
@@ -97,6 +108,41 @@ POSTERIOR_SIZES = [(3, 1, 5, 2), (2, 8, 16, 16), (3, 13, 33, 17), (2, 25, 31, 48
 def test_gru_agrees(size: tuple[int, int, int], padded: bool, reverse: bool, dtype: torch.dtype) -> None:
     steps, batch, _ = size
     check(gru_sample(*size, lengths=mixed_lengths(steps, batch) if padded else None, reverse=reverse), dtype)
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("size", [*GRU_SIZES, (40, 3, 16), (9, 60, 48)], ids=str)
+@each_dtype
+def test_packed_gru_agrees(size: tuple[int, int, int], reverse: bool, dtype: torch.dtype) -> None:
+    check(packed_sample(*size, ended=0, reverse=reverse), dtype)
+    check(packed_sample(*size, ended=size[1] // 2, reverse=reverse), dtype)
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("hidden", [5, 64])
+@each_dtype
+def test_packed_and_padded_give_the_same_bits(hidden: int, reverse: bool, dtype: torch.dtype) -> None:
+    """Of outputs and of the gradients of inputs; those of the weights add their rows up in another order."""
+    packed = packed_sample(7, 9, hidden, 1, reverse).to("cpu", dtype, requires_grad=True)
+    sizes = packed.options["batch_sizes"]
+    valid = torch.arange(9) < sizes[:, None]
+    x = torch.full((7, 9, 3 * hidden), torch.nan, dtype=dtype)
+    x[valid] = packed.tensors["gates_x"].detach()
+    tensors = packed.tensors | {"gates_x": x.requires_grad_()}
+    padded = Sample("gru_sequence", "padded", tensors, {"lengths": valid.sum(0), "reverse": reverse})
+    found = []
+    for sample in (packed, padded):
+        outputs = sample.run("cpu")
+        output = outputs["output"] if sample is packed else outputs["output"][valid]
+        grads = cotangents({"output": output, "h_n": outputs["h_n"]})
+        found.append(outputs | {"output": output} | gradients(sample, {**outputs, "output": output}, grads))
+    got, want = found
+    want["grad of gates_x"] = want["grad of gates_x"][valid]
+    for name, actual in got.items():
+        if "weight" in name or "bias" in name:
+            assert_close(name, actual, want[name], TOLERANCES[dtype][0])
+        else:
+            assert torch.equal(actual, want[name]), name
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
@@ -186,6 +232,11 @@ def test_the_output_told_again_from_the_gates_agrees(hidden: int, dtype: torch.d
             output, _, gates = cpu.gru_forward(gates_x, h0, weight, bias, lengths, reverse, True)
             again = cpu.gru_output(gates, h0, lengths, reverse)
             assert_close("output", again, output, 1e-6 if dtype == torch.float32 else 1e-14)
+    sizes = torch.tensor([3, 2, 2, 1, 0])
+    for reverse in (False, True):
+        output, _, gates = cpu.gru_packed_forward(gates_x.flatten(0, 1)[:8], h0, weight, bias, sizes, reverse, True)
+        again = cpu.gru_packed_output(gates, h0, sizes, reverse)
+        assert_close("packed output", again, output, 1e-6 if dtype == torch.float32 else 1e-14)
 
 
 # ---- Instruction sets ------------------------------------------------------------------------------------

@@ -38,6 +38,12 @@ def gru_sample(steps: int, batch: int, hidden: int, **options: object) -> Sample
     return Sample("gru_sequence", f"gru {steps}x{batch}x{hidden} {options}", tensors, dict(options))
 
 
+def packed_sample(hidden: int, sizes: list[int], **options: object) -> Sample:
+    tensors = gru_sample(1, sum(sizes), hidden).tensors
+    tensors |= {"gates_x": tensors["gates_x"][0], "h0": torch.randn(sizes[0] + 1, hidden)}
+    return Sample("gru_packed", f"packed {sizes}x{hidden}", tensors, {"batch_sizes": torch.tensor(sizes), **options})
+
+
 def posterior_sample(steps: int, batch: int, width: int, latent: int, prior: bool, **options: object) -> Sample:
     tensors = {
         "context": torch.randn(steps, batch, width),
@@ -77,6 +83,9 @@ def samples() -> list[Sample]:
         gru_sample(5, 7, 50, lengths=lengths, reverse=True),
         gru_sample(5, 7, 310, lengths=lengths),
         gru_sample(4, 23, 64),
+        packed_sample(50, [7, 5, 5, 4, 1], reverse=True),
+        packed_sample(310, [6, 3, 3, 1]),
+        packed_sample(64, [23, 22, 9, *[1] * 20], reverse=True),
         posterior_sample(5, 1, 200, 40, True, activation="silu"),
         posterior_sample(5, 7, 65, 33, True, lengths=lengths),
         posterior_sample(4, 3, 510, 180, False, activation="relu"),

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from vssn_kernels.testing import OPS, Sample, cotangents, find_sample, gradients
+from vssn_kernels.testing import OPS, RECURRENT, Sample, cotangents, find_sample, gradients
 
 NAMES = {
+    "gru_packed": ("plain", "reverse", "ended"),
     "gru_sequence": ("plain", "reverse", "lengths", "lengths_reverse", "all_padding"),
     "posterior_sequence": ("tanh", "silu", "relu", "prior_tanh", "prior_relu", "lengths_floor", "all_padding"),
     "gaussian_rsample_kl": ("prior", "standard"),
@@ -31,7 +32,7 @@ def kinds(tensor: Tensor) -> Tensor:
 
 def answers(sample: Sample, backend: str) -> dict[str, Tensor]:
     outputs = sample.run(backend)
-    return outputs | (gradients(sample, outputs, cotangents(outputs)) if "sequence" in sample.op else {})
+    return outputs | (gradients(sample, outputs, cotangents(outputs)) if sample.op in RECURRENT else {})
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])

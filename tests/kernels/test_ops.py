@@ -14,6 +14,7 @@ from vssn_kernels.testing import (
     FULL,
     HALF,
     OPS,
+    PADDED,
     RECURRENT,
     ROWS,
     TOLERANCES,
@@ -353,6 +354,7 @@ def test_one_tensor_as_several_inputs(op: str, target: Target) -> None:
     """Inputs may share memory with one another: the gradients add up."""
     pairs = {
         "gru_sequence": None,
+        "gru_packed": None,
         "posterior_sequence": ("context", "prior.context"),
         "gaussian_rsample_kl": ("mu", "prior_mu"),
         "gaussian_kl": ("logvar", "prior_logvar"),
@@ -364,9 +366,11 @@ def test_one_tensor_as_several_inputs(op: str, target: Target) -> None:
     if pairs[op] is None:
         sample = rich(op, target)
         square = torch.randn(3, 3, 3, device=target.device)  # gates_x is weight_hh, thrice
-        tensors = {"gates_x": square.view(3, 1, 9), "weight_hh": square.view(9, 3)}
+        packed = op == "gru_packed"
+        tensors = {"gates_x": square.view((3, 9) if packed else (3, 1, 9)), "weight_hh": square.view(9, 3)}
         tensors |= {"h0": sample.tensors["h0"][:1], "bias_hh": sample.tensors["bias_hh"]}
-        sample = sample.replace(tensors, lengths=None)
+        options = {"batch_sizes": torch.ones(3, dtype=torch.int64)} if packed else {"lengths": None}
+        sample = sample.replace(tensors, **options)
         first, second = "gates_x", "weight_hh"
     else:
         sample = rich(op, target)
@@ -422,7 +426,7 @@ def padding_changes_nothing(sample: Sample, target: Target) -> None:
             assert not want[padding].any(), f"{name} is not 0 at padding"
 
 
-@pytest.mark.parametrize("op", RECURRENT)
+@pytest.mark.parametrize("op", PADDED)
 @each_float32
 def test_a_padded_batch_gives_each_sequence_its_own_numbers(op: str, target: Target) -> None:
     sample = rich(op, target)

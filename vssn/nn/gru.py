@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,9 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from vssn.utils.packing import pack, packing, unpack
 from vssn.utils.sequences import valid_steps, zero_padding
-from vssn_kernels import gru_sequence
+from vssn_kernels import gru_packed, gru_sequence
+from vssn_kernels.ops.fast_path import is_plain
 from vssn_kernels.ops.registration import autocast_is_on
+from vssn_kernels.ops.torch_internals import is_plain_call
 
 
 class GRU(nn.RNNBase):
@@ -95,7 +100,9 @@ class GRU(nn.RNNBase):
             input: [T, B, input_size] ([B, T, ·] with batch_first; [T, input_size] unbatched) or a PackedSequence, in
                 the dtype of the weights (under autocast any floating dtype but float64).
             hx: [num_layers * directions, B, H] ([·, H] unbatched), in the dtype of input; None: zeros.
-            lengths: [B] int64, each in [0, T]: steps beyond are padding, the output there is 0.
+            lengths: [B] int64, each in [0, T]: steps beyond are padding, the output there is 0. On the CPU a batch of
+                which half or more is padding is computed without it, as a PackedSequence is: to rounding, the same
+                numbers (but for the dropout drawn).
 
         Returns:
             output [T, B, H * directions] (packed where the input was), h_n [num_layers * directions, B, H], in the
@@ -141,22 +148,49 @@ class GRU(nn.RNNBase):
                 f"[steps, {self.input_size}], got {list(packed.data.shape)}"
             )
         self._check_input(packed.data, weights[0][0], packed=True)
-        self._check_batched_state(hx, packed.data, int(packed.batch_sizes[0]))
+        batch = int(packed.batch_sizes[0])
+        self._check_batched_state(hx, packed.data, batch)
+        order, back = packed.sorted_indices, packed.unsorted_indices
+        if packed.data.device.type == "cpu":
+            hx = self._first_state(hx, packed.data, batch)
+            recurrence = partial(gru_packed, batch_sizes=packed.batch_sizes)
+            data, h_n = self._run_layers(
+                packed.data, hx if order is None else hx.index_select(1, order), weights, recurrence
+            )
+            h_n = h_n if back is None else h_n.index_select(1, back)
+            return PackedSequence(data, packed.batch_sizes, order, back), h_n
         x, own = pad_packed_sequence(packed)  # in the caller's order, as hx is
         output, h_n = self._run(x, hx, own.to(x.device), weights)
-        order = packed.sorted_indices
         if order is None:
             return pack_padded_sequence(output, own), h_n
         repacked = pack_padded_sequence(output[:, order], own[order.cpu()])
-        return PackedSequence(repacked.data, packed.batch_sizes, order, packed.unsorted_indices), h_n
+        return PackedSequence(repacked.data, packed.batch_sizes, order, back), h_n
 
     def _run(
         self, x: Tensor, hx: Tensor | None, lengths: Tensor | None, weights: list[list[nn.Parameter]]
     ) -> tuple[Tensor, Tensor]:
         """Time-major: x [T, B, X] to (output [T, B, H * directions], h_n [num_layers * directions, B, H])."""
-        given = x if hx is None else hx
+        valid = valid_steps(lengths, x)
+        if lengths is not None and _packing_pays(x, lengths, self.hidden_size):
+            of, hx = packing(lengths), self._first_state(hx, x, x.shape[1])
+            recurrence = partial(gru_packed, batch_sizes=of.batch_sizes)
+            output, h_n = self._run_layers(pack(x, of), hx.index_select(1, of.order), weights, recurrence)
+            return unpack(output, of, x.shape[0]), h_n.index_select(1, of.place)
         # Also outside the op: 0 * NaN in the gradient of weight_ih would be NaN.
-        x = zero_padding(x, valid_steps(lengths, x))
+        return self._run_layers(zero_padding(x, valid), hx, weights, partial(gru_sequence, lengths=lengths))
+
+    def _first_state(self, hx: Tensor | None, x: Tensor, batch: int) -> Tensor:
+        return x.new_zeros(self._states(), batch, self.hidden_size) if hx is None else hx
+
+    def _run_layers(
+        self,
+        x: Tensor,
+        hx: Tensor | None,
+        weights: list[list[nn.Parameter]],
+        recurrence: Callable[..., tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, Tensor]:
+        """All layers and directions on x [T, B, X] (hx None: zeros) or packed [N, X], as the recurrence takes it."""
+        given = x if hx is None else hx
         directions = 2 if self.bidirectional else 1
         dropout = self.dropout if self.training else 0.0
         last_states = []
@@ -168,7 +202,7 @@ class GRU(nn.RNNBase):
                 bias_ih, bias_hh = biases if self.bias else (None, weight_hh.new_zeros(len(weight_hh)))
                 h0 = given.new_zeros(x.shape[1], self.hidden_size) if hx is None else given[number]
                 gates_x = F.linear(x, weight_ih, bias_ih)
-                output, h_n = gru_sequence(gates_x, h0, weight_hh, bias_hh, lengths=lengths, reverse=direction == 1)
+                output, h_n = recurrence(gates_x, h0, weight_hh, bias_hh, reverse=direction == 1)
                 outputs.append(output)
                 last_states.append(h_n)
             x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
@@ -251,6 +285,27 @@ def _check_lengths(lengths: Tensor | None, x: Tensor) -> None:
                 f"lengths must be on {x.device} as input is, got {lengths.device}: "
                 f"move it with lengths.to({str(x.device)!r})"
             )
+
+
+_ENTRIES_SAVED = 1 << 15  # of padding, times H, that are worth the packing
+
+
+def _packing_pays(x: Tensor, lengths: Tensor, hidden_size: int) -> bool:
+    """Whether a padded batch runs packed: at most half of its T B steps are valid, and it is not small. Only where it
+    costs no synchronisation and the call may read values; lengths out of range are the op's to refuse."""
+    steps, batch = x.shape[:2]
+    if x.device.type != "cpu" or steps * batch * hidden_size < 2 * _ENTRIES_SAVED:
+        return False
+    if not (is_plain_call() and is_plain(x) and is_plain(lengths)):
+        return False
+    low, high = torch.aminmax(lengths)
+    valid = int(lengths.sum())
+    return (
+        int(low) >= 0
+        and int(high) <= steps
+        and 2 * valid <= steps * batch
+        and (steps * batch - valid) * hidden_size >= _ENTRIES_SAVED
+    )
 
 
 def _autocast_joins(one: Tensor, other: Tensor) -> bool:

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include <algorithm>
 #include <array>
 #include <functional>
 #include <random>
@@ -101,25 +102,64 @@ void call(void (*kernel)(const Problem&, void*), int64_t (*bytes)(const Problem&
 
 // ---- GRU -------------------------------------------------------------------------------------------------
 
+// The valid rows among the T B, step after step; the batch must be in order of falling length.
+std::vector<int64_t> valid_rows(const Gru& p) {
+    std::vector<int64_t> valid;
+    for (int64_t row = 0; row < p.steps * p.B; ++row)
+        if (row / p.B < p.length(row % p.B)) valid.push_back(row);
+    return valid;
+}
+
+Array packed(const Array& rows, const std::vector<int64_t>& valid, int64_t width) {
+    Array found;
+    for (int64_t row : valid) found.insert(found.end(), &rows[row * width], &rows[row * width] + width);
+    return found;
+}
+
+// Zeros at padding.
+template <class T>
+std::vector<T> padded(const std::vector<T>& rows, const std::vector<int64_t>& valid, int64_t width, int64_t count) {
+    std::vector<T> all(count * width, T(0));
+    for (size_t i = 0; i < valid.size() * width; ++i) all[valid[i / width] * width + i % width] = rows[i];
+    return all;
+}
+
 // cotangent: of plain's result. Returns the gradients of gates_x, h0, weight and bias.
 template <class T>
-Array run(const Gru& p, int threads, const Array& cotangent, const std::string& name, double tolerance) {
-    const int64_t rows = p.steps * p.B;
-    const Sequence<T> x(p.gates_x, p.steps, p.B, 3 * p.H, p.lengths_pointer(), 3);
+Array run(const Gru& p, bool pack, int threads, const Array& cotangent, const std::string& name, double tolerance) {
+    const std::vector<int64_t> valid = pack ? valid_rows(p) : std::vector<int64_t>();
+    std::vector<int64_t> batch_sizes(pack ? p.steps : 0, 0);
+    for (int64_t row : valid) ++batch_sizes[row / p.B];
+    const int64_t all = p.steps * p.B, rows = pack ? valid.size() : all;
+    const int64_t *lengths = pack ? nullptr : p.lengths_pointer(), *sizes = pack ? batch_sizes.data() : nullptr;
+    const auto sequence = [&](const Array& values, int64_t width, int64_t gap) {
+        return pack ? Sequence<T>(packed(values, valid, width), rows, 1, width, nullptr, gap)
+                    : Sequence<T>(values, p.steps, p.B, width, lengths, gap);
+    };
+    const Sequence<T> x = sequence(p.gates_x, 3 * p.H, 3);
     const std::vector<T> h0 = cast<T>(p.h0), weight = cast<T>(p.weight), bias = cast<T>(p.bias);
     std::vector<T> output = fresh<T>(rows * p.H), h_n = fresh<T>(p.B * p.H), gates = fresh<T>(rows * 4 * p.H);
-    const GruForward<T> forward{threads,     p.steps,          p.B,
-                                p.H,         p.reverse,        p.lengths_pointer(),
-                                x.view(),    {h0.data(), p.H}, {weight.data(), p.H},
-                                bias.data(), output.data(),    h_n.data(),
+    const GruForward<T> forward{threads,
+                                p.steps,
+                                p.B,
+                                p.H,
+                                p.reverse,
+                                lengths,
+                                sizes,
+                                x.view(),
+                                {h0.data(), p.H},
+                                {weight.data(), p.H},
+                                bias.data(),
+                                output.data(),
+                                h_n.data(),
                                 gates.data()};
     call(entries<T>().gru_forward, entries<T>().gru_forward_workspace, forward);
-    std::vector<T> outputs(output);
+    std::vector<T> outputs = pack ? padded(output, valid, p.H, all) : output;
     outputs.insert(outputs.end(), h_n.begin(), h_n.end());
     check_close(name + " forward", outputs, plain(p), tolerance);
 
-    const Sequence<T> grad_output(cotangent, p.steps, p.B, p.H, p.lengths_pointer(), 1);
-    const std::vector<T> grad_h_n(cotangent.begin() + rows * p.H, cotangent.end());
+    const Sequence<T> grad_output = sequence(Array(cotangent.begin(), cotangent.begin() + all * p.H), p.H, 1);
+    const std::vector<T> grad_h_n(cotangent.begin() + all * p.H, cotangent.end());
     std::vector<T> grad_x = fresh<T>(rows * 3 * p.H), grad_a = fresh<T>(rows * p.H), grad_h0 = fresh<T>(p.B * p.H);
     std::vector<T> grad_weight = fresh<T>(3 * p.H * p.H), grad_bias = fresh<T>(3 * p.H);
     const GruBackward<T> backward{threads,
@@ -127,7 +167,8 @@ Array run(const Gru& p, int threads, const Array& cotangent, const std::string& 
                                   p.B,
                                   p.H,
                                   p.reverse,
-                                  p.lengths_pointer(),
+                                  lengths,
+                                  sizes,
                                   grad_output.view(),
                                   {grad_h_n.data(), p.H},
                                   output.data(),
@@ -140,6 +181,7 @@ Array run(const Gru& p, int threads, const Array& cotangent, const std::string& 
                                   grad_weight.data(),
                                   grad_bias.data()};
     call(entries<T>().gru_backward, entries<T>().gru_backward_workspace, backward);
+    if (pack) grad_x = padded(grad_x, valid, 3 * p.H, all);
     Array grads;
     for (const auto* part : {&grad_x, &grad_h0, &grad_weight, &grad_bias})
         grads.insert(grads.end(), part->begin(), part->end());
@@ -149,10 +191,14 @@ Array run(const Gru& p, int threads, const Array& cotangent, const std::string& 
 // The derivative of f at 0 by differences.
 double slope(const std::function<double(double)>& f) { return (f(1e-5) - f(-1e-5)) / 2e-5; }
 
-void test_gru(int64_t steps, int64_t B, int64_t H, bool reverse, std::vector<int64_t> lengths, int threads) {
+void test_gru(int64_t steps, int64_t B, int64_t H, bool reverse, std::vector<int64_t> lengths, int threads,
+              bool pack = false) {
     const std::string name = "gru " + std::to_string(steps) + "x" + std::to_string(B) + "x" + std::to_string(H) +
-                             (reverse ? " reverse" : "") + (lengths.empty() ? "" : " lengths") + " on " +
-                             std::to_string(threads);
+                             (reverse ? " reverse" : "") +
+                             (pack              ? " packed"
+                              : lengths.empty() ? ""
+                                                : " lengths") +
+                             " on " + std::to_string(threads);
     const Gru p{steps,
                 B,
                 H,
@@ -163,8 +209,8 @@ void test_gru(int64_t steps, int64_t B, int64_t H, bool reverse, std::vector<int
                 normal(3 * H * H, 1 / sqrt(double(H))),
                 normal(3 * H)};
     const Array cotangent = normal((steps * B + B) * H);
-    const Array grads = run<double>(p, threads, cotangent, name, 1e-12);
-    check_close(name + " float backward", run<float>(p, threads, cotangent, name, 1e-5), grads, 1e-4);
+    const Array grads = run<double>(p, pack, threads, cotangent, name, 1e-12);
+    check_close(name + " float backward", run<float>(p, pack, threads, cotangent, name, 1e-5), grads, 1e-4);
     const Array x_way = normal(p.gates_x.size()), h_way = normal(p.h0.size());
     const Array weight_way = normal(p.weight.size()), bias_way = normal(p.bias.size());
     Array way;
@@ -559,6 +605,8 @@ void test_all() {
                 std::vector<int64_t> lengths(B);
                 for (int64_t b = 0; b < B; ++b) lengths[b] = (b * 7 + 1) % (steps + 1);
                 test_gru(steps, B, H, reverse, lengths, threads);
+                std::sort(lengths.rbegin(), lengths.rend());
+                test_gru(steps, B, H, reverse, lengths, threads, true);
             }
         int next = 0;
         for (const auto& [steps, B, M, Z] : posterior_sizes)

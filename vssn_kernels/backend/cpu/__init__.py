@@ -13,7 +13,14 @@ import torch  # before _cpu, so that the extension uses the OpenMP runtime that 
 from vssn_kernels import _cpu
 from vssn_kernels.backend.cpu.bernoulli import bernoulli_log_prob_backward, bernoulli_log_prob_forward
 from vssn_kernels.backend.cpu.gaussian import gaussian_backward, gaussian_forward
-from vssn_kernels.backend.cpu.gru import gru_backward, gru_forward, gru_output
+from vssn_kernels.backend.cpu.gru import (
+    gru_backward,
+    gru_forward,
+    gru_output,
+    gru_packed_backward,
+    gru_packed_forward,
+    gru_packed_output,
+)
 from vssn_kernels.backend.cpu.mlp import mlp_backward, mlp_forward
 from vssn_kernels.backend.cpu.posterior import posterior_backward, posterior_forward
 
@@ -25,6 +32,9 @@ __all__ = [
     "gru_backward",
     "gru_forward",
     "gru_output",
+    "gru_packed_backward",
+    "gru_packed_forward",
+    "gru_packed_output",
     "info",
     "mlp_backward",
     "mlp_forward",

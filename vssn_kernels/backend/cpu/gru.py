@@ -1,4 +1,4 @@
-"""gru_sequence on the CPU: csrc/cpu/gru.cpp."""
+"""gru_sequence and gru_packed on the CPU: csrc/cpu/gru.cpp."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from vssn_kernels import _cpu
 from vssn_kernels.backend.common import Grads, as_rows, as_steps, pointer, row_arguments, step_arguments
 from vssn_kernels.backend.cpu.call import empty_like, is_float64
+from vssn_kernels.reference import gru_packed
 from vssn_kernels.reference.gru import states
 
 
@@ -23,11 +24,42 @@ def gru_forward(
     need_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(output [T, B, H], h_n [B, H], gates [T, B, 4H], its order the kernels' own; empty where not needed)"""
-    steps, batch, _ = gates_x.shape
-    hidden = h0.shape[1]
-    output, h_n = h0.new_empty(steps, batch, hidden), h0.new_empty(batch, hidden)
-    gates = h0.new_empty(steps, batch, 4 * hidden) if need_backward else h0.new_empty(0)
-    gates_x_, h0_, weight, bias = as_steps(gates_x), as_rows(h0), as_rows(weight_hh), bias_hh.contiguous()
+    shape, gates_x_ = gates_x.shape[:2], as_steps(gates_x)
+    sequence = step_arguments(gates_x_)
+    return _forward(shape, sequence, shape[0], lengths, None, h0, weight_hh, bias_hh, reverse, need_backward)
+
+
+def gru_packed_forward(
+    gates_x: Tensor,
+    h0: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor,
+    batch_sizes: Tensor,
+    reverse: bool,
+    need_backward: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(output [N, H], h_n [B, H], gates [N, 4H], its order the kernels' own; empty where not needed)"""
+    shape, gates_x_ = gates_x.shape[:1], as_rows(gates_x)
+    sequence, steps = _packed_arguments(gates_x_), len(batch_sizes)
+    return _forward(shape, sequence, steps, None, batch_sizes, h0, weight_hh, bias_hh, reverse, need_backward)
+
+
+def _forward(
+    shape: torch.Size,  # [T, B], or packed [N]
+    gates_x: tuple[int, int, int],
+    steps: int,
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor,
+    reverse: bool,
+    need_backward: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, hidden = h0.shape
+    output, h_n = h0.new_empty(*shape, hidden), h0.new_empty(batch, hidden)
+    gates = h0.new_empty(*shape, 4 * hidden) if need_backward else h0.new_empty(0)
+    h0_, weight, bias = as_rows(h0), as_rows(weight_hh), bias_hh.contiguous()
     float64 = is_float64(h0)
     _cpu.gru_forward(
         float64=float64,
@@ -37,7 +69,8 @@ def gru_forward(
         H=hidden,
         reverse=reverse,
         lengths=pointer(lengths),
-        gates_x=step_arguments(gates_x_),
+        batch_sizes=pointer(batch_sizes),
+        gates_x=gates_x,
         h0=row_arguments(h0_),
         weight=row_arguments(weight),
         bias=bias.data_ptr(),
@@ -60,12 +93,47 @@ def gru_backward(
     needs: Sequence[bool],
 ) -> Grads:
     """Gradients of (gates_x, h0, weight_hh, bias_hh)."""
-    steps, batch, hidden = output.shape
+    grad_output_ = as_steps(grad_output)
+    sequence, steps = step_arguments(grad_output_), output.shape[0]
+    return _backward(sequence, grad_h_n, output, gates, h0, weight_hh, steps, lengths, None, reverse, needs)
+
+
+def gru_packed_backward(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    output: Tensor,
+    gates: Tensor,
+    h0: Tensor,
+    weight_hh: Tensor,
+    batch_sizes: Tensor,
+    reverse: bool,
+    needs: Sequence[bool],
+) -> Grads:
+    """Gradients of (gates_x, h0, weight_hh, bias_hh)."""
+    grad_output_ = as_rows(grad_output)
+    sequence, steps = _packed_arguments(grad_output_), len(batch_sizes)
+    return _backward(sequence, grad_h_n, output, gates, h0, weight_hh, steps, None, batch_sizes, reverse, needs)
+
+
+def _backward(
+    grad_output: tuple[int, int, int],
+    grad_h_n: Tensor | None,
+    output: Tensor,  # [T, B, H], or packed [N, H]
+    gates: Tensor,
+    h0: Tensor,
+    weight_hh: Tensor,
+    steps: int,
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    reverse: bool,
+    needs: Sequence[bool],
+) -> Grads:
+    shape, (batch, hidden) = output.shape[:-1], h0.shape
     need_gates_x, need_h0, need_weight, need_bias = needs
-    grad_gates_x, grad_a = output.new_empty(steps, batch, 3 * hidden), output.new_empty(steps, batch, hidden)
+    grad_gates_x, grad_a = output.new_empty(*shape, 3 * hidden), output.new_empty(*shape, hidden)
     grad_h0, grad_weight = empty_like(h0, need_h0), empty_like(weight_hh, need_weight)
     grad_bias = output.new_empty(3 * hidden) if need_bias else None
-    grad_output_, grad_h_n_, h0_, weight = as_steps(grad_output), as_rows(grad_h_n), as_rows(h0), as_rows(weight_hh)
+    grad_h_n_, h0_, weight = as_rows(grad_h_n), as_rows(h0), as_rows(weight_hh)
     float64 = is_float64(output)
     _cpu.gru_backward(
         float64=float64,
@@ -75,7 +143,8 @@ def gru_backward(
         H=hidden,
         reverse=reverse,
         lengths=pointer(lengths),
-        grad_output=step_arguments(grad_output_),
+        batch_sizes=pointer(batch_sizes),
+        grad_output=grad_output,
         grad_h_n=row_arguments(grad_h_n_),
         output=output.data_ptr(),
         gates=gates.data_ptr(),
@@ -90,15 +159,31 @@ def gru_backward(
     return grad_gates_x if need_gates_x else None, grad_h0, grad_weight, grad_bias
 
 
+def _packed_arguments(rows: Tensor | None) -> tuple[int, int, int]:
+    """What `as_rows` gave, as the kernels take a sequence: without a stride of T."""
+    at, stride = row_arguments(rows)
+    return at, 0, stride
+
+
 _VECTOR_BYTES = {"avx512": 64, "avx2": 32, "generic": 16}  # csrc/cpu/simd.h
 
 
 def gru_output(gates: Tensor, h0: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
     """Forward's output [T, B, H] once more, from the gates that it kept."""
-    steps, batch, hidden = *gates.shape[:2], h0.shape[1]
+    return states(*_kept(gates), h0, lengths, reverse)
+
+
+def gru_packed_output(gates: Tensor, h0: Tensor, batch_sizes: Tensor, reverse: bool) -> Tensor:
+    """Forward's output [N, H] once more, from the gates that it kept."""
+    return gru_packed.states(*_kept(gates), h0, batch_sizes, reverse)
+
+
+def _kept(gates: Tensor) -> tuple[Tensor, Tensor]:
+    """z and n [..., H], from the gates [..., 4H] in the kernels' order."""
+    hidden = gates.shape[-1] // 4
     lanes = _VECTOR_BYTES[_cpu.isa()] // gates.element_size()
     whole = hidden // lanes * lanes  # the units of whole vectors: for each vector r, z, n, a; then the rest alike
-    vectors = gates[..., : 4 * whole].view(steps, batch, whole // lanes, 4, lanes)
-    rest = gates[..., 4 * whole :].view(steps, batch, 4, hidden - whole)
-    z, n = (torch.cat((vectors[..., gate, :].reshape(steps, batch, whole), rest[..., gate, :]), -1) for gate in (1, 2))
-    return states(z, n, h0, lengths, reverse)
+    vectors = gates[..., : 4 * whole].unflatten(-1, (whole // lanes, 4, lanes))
+    rest = gates[..., 4 * whole :].unflatten(-1, (4, hidden - whole))
+    z, n = (torch.cat((vectors[..., gate, :].flatten(-2), rest[..., gate, :]), -1) for gate in (1, 2))
+    return z, n

@@ -12,16 +12,21 @@ from vssn_kernels.backend.triton.gaussian import gaussian_backward, gaussian_for
 from vssn_kernels.backend.triton.gru import gru_backward, gru_forward
 from vssn_kernels.backend.triton.kernels.gru import gru_forward_resident
 from vssn_kernels.backend.triton.posterior import posterior_backward, posterior_forward
+from vssn_kernels.reference.gru_packed import by_padding
 
 __all__ = [
     "gaussian_backward",
     "gaussian_forward",
     "gru_backward",
     "gru_forward",
+    "gru_packed_backward",
+    "gru_packed_forward",
     "info",
     "posterior_backward",
     "posterior_forward",
 ]
+
+gru_packed_forward, gru_packed_backward = by_padding(gru_forward, gru_backward)
 
 
 def info() -> str:
