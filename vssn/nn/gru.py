@@ -291,10 +291,11 @@ _ENTRIES_SAVED = 1 << 15  # of padding, times H, that are worth the packing
 def _packing_pays(x: Tensor, lengths: Tensor, hidden_size: int) -> bool:
     """Whether a padded batch runs packed: at most half of its T B steps are valid, and it is not small. Only where it
     costs no synchronisation and the call may read values; lengths out of range are the op's to refuse."""
-    steps, batch = x.shape[:2]
-    if x.device.type != "cpu" or steps * batch * hidden_size < 2 * _ENTRIES_SAVED:
+    # First, whether anything may be asked: sizes that a compiled graph compares are guarded.
+    if x.device.type != "cpu" or not (is_plain_call() and is_plain(x) and is_plain(lengths)):
         return False
-    if not (is_plain_call() and is_plain(x) and is_plain(lengths)):
+    steps, batch = x.shape[:2]
+    if steps * batch * hidden_size < _ENTRIES_SAVED:
         return False
     low, high = torch.aminmax(lengths)
     valid = int(lengths.sum())
