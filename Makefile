@@ -9,7 +9,7 @@ FORMATTED := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cu
 # The tests that run the CUDA kernels on the host.
 HOST_TESTS := $(filter-out %_compile.py %_device.py,$(wildcard tests/kernels/test_cuda_*.py))
 
-.PHONY: demo test test-slow lint sanitize cuda-compile gpu bench bench-quick bench-report bench-store bench-compare format clean
+.PHONY: demo test test-slow lint sanitize cuda-compile gpu bench bench-quick bench-grid bench-report bench-store bench-compare format clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/python -m vssn.demo --output demo_output
@@ -50,6 +50,10 @@ bench: $(VENV)/bench-installed
 
 bench-quick: $(VENV)/bench-installed
 	$(BIN)/python -m benchmarks.run --quick
+
+# An hour; what the CSV has of this machine and library is not measured again.
+bench-grid: $(VENV)/test-installed
+	$(BIN)/python -m benchmarks.gru_grid --resume --plot
 
 bench-report: $(VENV)/bench-installed
 	$(BIN)/python -m benchmarks.report --headline README.md

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -40,6 +41,7 @@ def _seed() -> None:
 # The letters of a case's sizes, in the order of the arguments; a problem of the whole model is named by its Size.
 LETTERS = {
     "gru": "T B H X",
+    "gru_step": "H X",
     "gru_sequence": "T B H",
     "posterior_sequence": "T B M Z",
     "gaussian_rsample_kl": "T B Z",
@@ -79,6 +81,20 @@ def gru(steps: int, batch: int, hidden: int, inputs: int | None = None) -> Probl
         {},
         {"output": _normal(steps, batch, hidden), "h_n": _normal(batch, hidden)},
         gru_entries(hidden, inputs),
+    )
+
+
+def gru_step(hidden: int) -> Problem:
+    """One step of one sequence, as a stream comes in: x [1, 1, X], X = H, after the state h0 [1, H], to the output."""
+    problem = gru(1, 1, hidden)
+    given = ("x", "h0")
+    return dataclasses.replace(
+        problem,
+        family="gru_step",
+        case=case_name("gru_step", hidden),
+        tensors={name: tensor for name, tensor in problem.tensors.items() if name not in given},
+        constants={name: problem.tensors[name] for name in given},
+        cotangents={"output": problem.cotangents["output"]},
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.problem import ADAM, FORWARD, Problem
 
@@ -48,6 +48,22 @@ def layers(values: dict[str, Any]) -> tuple[Any, ...]:
     """Of a problem of linear layers: its inputs in one list, then weight and bias of each layer."""
     inputs = [values[name] for name in sorted(values) if name.startswith("input ")]
     return inputs, *(values[name] for name in ("weight", "bias", "weight_out", "bias_out") if name in values)
+
+
+GRU_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def gru_module(
+    kind: Callable[..., nn.Module], leaves: Tensors, names: tuple[str, str, str, str] = GRU_WEIGHTS
+) -> nn.Module:
+    """A GRU of one layer with these weights; its parameters take their places in `leaves`."""
+    weight_ih, weight_hh = leaves[names[0]], leaves[names[1]]
+    module = kind(weight_ih.shape[1], weight_hh.shape[1], device=weight_ih.device)
+    for name, parameter in zip(names, module.parameters(), strict=True):
+        with torch.no_grad():
+            parameter.copy_(leaves[name])
+        leaves[name] = parameter
+    return module
 
 
 def torch_contestant(name: str, bound: Bound, problem: Problem, run: str) -> Contestant:

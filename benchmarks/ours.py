@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+import vssn
 import vssn_kernels
 from benchmarks.cases import MIN_LOGVAR, make_layer, make_model
-from benchmarks.contestant import Bound, Tensors, differentiable, layers
+from benchmarks.contestant import Bound, Tensors, differentiable, gru_module, layers
 from benchmarks.problem import Problem
 
 
@@ -17,11 +18,16 @@ def bind(problem: Problem, backend: str | None = None) -> Bound:
     if family in ("layer", "train_step"):
         return _model(problem, backend)
     p = differentiable(problem)
+    if family == "gru_step":
+        module, x, h0 = gru_module(vssn.GRU, p), constants["x"], constants["h0"][None]
 
     def gru() -> Tensors:
         gates_x = F.linear(p["x"], p["weight_ih"], p["bias_ih"])
         output, h_n = vssn_kernels.gru_sequence(gates_x, p["h0"], p["weight_hh"], p["bias_hh"], backend=backend)
         return {"output": output, "h_n": h_n}
+
+    def gru_step() -> Tensors:
+        return {"output": module(x, h0)[0]}
 
     def gru_sequence() -> Tensors:
         output, h_n = vssn_kernels.gru_sequence(*p.values(), backend=backend)
@@ -61,7 +67,16 @@ def bind(problem: Problem, backend: str | None = None) -> Bound:
         return {"log_prob": vssn_kernels.bernoulli_log_prob(p["logits"], constants["x"], backend=backend)}
 
     linear = (mlp, gaussian_mlp, split_linear)
-    calls = (gru, gru_sequence, posterior_sequence, gaussian_rsample_kl, gaussian_kl, *linear, bernoulli_log_prob)
+    calls = (
+        gru,
+        gru_step,
+        gru_sequence,
+        posterior_sequence,
+        gaussian_rsample_kl,
+        gaussian_kl,
+        *linear,
+        bernoulli_log_prob,
+    )
     return Bound(p, {call.__name__: call for call in calls}[family])
 
 

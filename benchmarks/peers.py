@@ -12,6 +12,7 @@ from benchmarks.contestant import Absent, Bound, Contestant, torch_contestant
 from benchmarks.problem import Problem
 
 OURS, OURS_COMPILED = "vssn", "vssn+compile"
+CELL = "torch.cell"  # nn.GRUCell, of one step
 ON_CPU = ("torch", "jax", "torch.compile")
 ON_GPU = ("cuda-graph", "flashrnn", "torchrl", "haste")
 # What torch.compile does not gain from: it leaves nn.GRU as it is, and unrolls a loop over t (minutes at T = 100).
@@ -29,6 +30,8 @@ def bind(name: str, problem: Problem) -> Bound:
         return ours.bind(problem, name)
     if name == "torch":
         return peers_torch.bind(problem)
+    if name == CELL:
+        return peers_torch.bind_cell(problem)
     if name == "torch.compile":
         if problem.family in NOT_COMPILED:
             raise Absent("it leaves torch.nn.GRU as it is")

@@ -7,19 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.cases import MIN_LOGVAR
-from benchmarks.contestant import Absent, Bound, Tensors, differentiable, layers
+from benchmarks.contestant import Absent, Bound, Tensors, differentiable, gru_module, layers
 from benchmarks.problem import Problem
-
-
-def _nn_gru(leaves: Tensors, names: tuple[str, str, str, str]) -> nn.GRU:
-    """An nn.GRU with these weights; its parameters take their places in `leaves`."""
-    weight_ih, weight_hh = leaves[names[0]], leaves[names[1]]
-    module = nn.GRU(weight_ih.shape[1], weight_hh.shape[1], device=weight_ih.device)
-    for name, parameter in zip(names, module.parameters(), strict=True):
-        with torch.no_grad():
-            parameter.copy_(leaves[name])
-        leaves[name] = parameter
-    return module
 
 
 def floor_logvar(raw: Tensor) -> Tensor:
@@ -63,12 +52,17 @@ def bind(problem: Problem) -> Bound:
     if family in ("layer", "train_step"):
         return _model(problem)
     p = differentiable(problem)
-    if family == "gru":
-        module = _nn_gru(p, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    if family in ("gru", "gru_step"):
+        module = gru_module(nn.GRU, p)
+    if family == "gru_step":
+        x, h0 = constants["x"], constants["h0"][None]
 
     def gru() -> Tensors:
         output, h_n = module(p["x"], p["h0"][None])
         return {"output": output, "h_n": h_n[0]}
+
+    def gru_step() -> Tensors:
+        return {"output": module(x, h0)[0]}
 
     def posterior_sequence() -> Tensors:
         weights = p["weight_z"], p["weight_out"], p["bias_out"]
@@ -98,16 +92,25 @@ def bind(problem: Problem) -> Bound:
         return {"log_prob": -entries.sum(-1)}
 
     linear = (mlp, gaussian_mlp, split_linear)
-    calls = (gru, posterior_sequence, gaussian_rsample_kl, gaussian_kl, *linear, bernoulli_log_prob)
+    calls = (gru, gru_step, posterior_sequence, gaussian_rsample_kl, gaussian_kl, *linear, bernoulli_log_prob)
     return Bound(p, {call.__name__: call for call in calls}[family])
+
+
+def bind_cell(problem: Problem) -> Bound:
+    """One step by nn.GRUCell. Raises Absent."""
+    if problem.family != "gru_step":
+        raise Absent("torch.nn.GRUCell takes one step: see the family gru_step")
+    p = differentiable(problem)
+    cell, x, h0 = gru_module(nn.GRUCell, p), problem.constants["x"][0], problem.constants["h0"]
+    return Bound(p, lambda: {"output": cell(x, h0)[None]})
 
 
 def _model(problem: Problem) -> Bound:
     p = differentiable(problem)
     x, eps_w, eps_z = problem.constants["x"], problem.constants["eps_w"], problem.constants["eps_z"]
     parts = ("input.weight", "weight_hh", "input.bias", "bias_hh")
-    duration = _nn_gru(p, tuple(f"duration.{part}" for part in parts))  # type: ignore[arg-type]
-    backward = _nn_gru(p, tuple(f"backward_recurrence.{part}" for part in parts))  # type: ignore[arg-type]
+    duration = gru_module(nn.GRU, p, tuple(f"duration.{part}" for part in parts))  # type: ignore[arg-type]
+    backward = gru_module(nn.GRU, p, tuple(f"backward_recurrence.{part}" for part in parts))  # type: ignore[arg-type]
     z0 = x.new_zeros(x.shape[1], eps_z.shape[-1])
 
     def linear(name: str, rows: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from vssn.utils.machine import processor_name
 from vssn_kernels.version import __version__
 
 RESULTS = ROOT / "benchmarks" / "results"
+BUSY = 0.25  # running processes for each core, above which a run says so
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,13 @@ def load() -> float:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0
 
 
+def busy(load: float, cores: int) -> str:
+    """A line where other programs run beside this one, else ""."""
+    if load <= BUSY * cores:
+        return ""
+    return f"the machine is busy (load {load}): these times will not hold, nor will the ratios"
+
+
 def environment(device: str, load: float, gemm_rate: float, bandwidth: float) -> Environment:
     """This machine, now. Rates in FLOP/s and bytes/s."""
     return Environment(
@@ -145,11 +153,12 @@ def environment(device: str, load: float, gemm_rate: float, bandwidth: float) ->
 
 def records(where: Environment, rows: Iterable[Row]) -> list[dict[str, object]]:
     """One flat record a row; a float has six significant digits."""
-    found = []
-    for row in rows:
-        record = dataclasses.asdict(where) | dataclasses.asdict(row)
-        found.append({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in record.items()})
-    return found
+    return [rounded(dataclasses.asdict(where) | dataclasses.asdict(row)) for row in rows]
+
+
+def rounded(record: dict[str, Any]) -> dict[str, Any]:
+    """Floats with six significant digits."""
+    return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in record.items()}
 
 
 def is_new(path: Path, columns: list[str], advice: str) -> bool:
@@ -162,28 +171,43 @@ def is_new(path: Path, columns: list[str], advice: str) -> bool:
     return False
 
 
-def append_csv(path: Path, where: Environment, rows: Iterable[Row]) -> None:
-    """Appends the rows, below a header where the file is new. Raises ValueError where it has other columns."""
-    new = is_new(path, FIELDS, "name another file with --csv")
+def append_records(path: Path, columns: list[str], records: Iterable[dict[str, Any]]) -> None:
+    """Appends a line for each, below a header where the file is new. Raises ValueError where it has other columns."""
+    new = is_new(path, columns, "name another file with --csv")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         if new:
             writer.writeheader()
-        writer.writerows(records(where, rows))
+        writer.writerows(records)
+
+
+def read_records(path: Path, columns: list[str]) -> list[dict[str, str]]:
+    """What `append_records` wrote. Raises ValueError where the columns are others, or a line has fewer or more."""
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != columns:
+            raise ValueError(f"{path} has other columns than this version reads: {reader.fieldnames}")
+        found = []
+        for record in reader:
+            if None in record or None in record.values():
+                raise ValueError(f"{path}: line {reader.line_num} has not {len(columns)} columns; take it out")
+            found.append(record)
+    return found
+
+
+def append_csv(path: Path, where: Environment, rows: Iterable[Row]) -> None:
+    """Appends the rows, below a header where the file is new. Raises ValueError where it has other columns."""
+    append_records(path, FIELDS, records(where, rows))
 
 
 def read_csv(path: Path) -> list[tuple[Environment, Row]]:
     """What `append_csv` wrote. Raises ValueError where the columns are others."""
     found = []
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != FIELDS:
-            raise ValueError(f"{path} has other columns than this version reads: {reader.fieldnames}")
-        for record in reader:
-            values = {name: _parse(name, text) for name, text in record.items()}
-            where = Environment(**{field.name: values[field.name] for field in dataclasses.fields(Environment)})
-            found.append((where, Row(**{field.name: values[field.name] for field in dataclasses.fields(Row)})))
+    for record in read_records(path, FIELDS):
+        values = {name: _parse(name, text) for name, text in record.items()}
+        where = Environment(**{field.name: values[field.name] for field in dataclasses.fields(Environment)})
+        found.append((where, Row(**{field.name: values[field.name] for field in dataclasses.fields(Row)})))
     return found
 
 

@@ -15,11 +15,10 @@ import vssn_kernels
 from benchmarks.measure import Options, line
 from benchmarks.peers import ON_CPU, ON_GPU, OURS
 from benchmarks.problem import SIZES
-from benchmarks.results import RESULTS, Row, append_csv, environment, load, write_json
+from benchmarks.results import RESULTS, Row, append_csv, busy, environment, load, write_json
 from benchmarks.suites import SUITES
 from vssn_kernels import keep_memory
 
-BUSY = 0.25  # running processes for each core, above which a run says so
 QUICK = {
     "sizes": ("S",),
     "hidden": (64, 256),
@@ -119,19 +118,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = sys.stderr if arguments.json == "-" else sys.stdout
     torch.set_num_threads(chosen.threads)
     keep_memory()
-    busy = load()
+    running = load()
     rate, bandwidth = chosen.limits.gemm(chosen.threads).flops, chosen.limits.copy(chosen.threads)
-    where = environment(chosen.device, busy, rate, bandwidth)
+    where = environment(chosen.device, running, rate, bandwidth)
     print(
         f"{where.processor}, {chosen.threads} threads on {where.cores} cores, torch {where.torch}, "
         f"jax {where.jax or 'absent'}, {OURS} {where.vssn} with backend {where.backend}, "
         f"commit {where.commit or 'unknown'}\n{_limits(chosen)}",
         file=out,
     )
-    if where.load > BUSY * where.cores:
-        print(
-            f"the machine is busy (load {where.load}): these times will not hold, nor will the ratios", file=sys.stderr
-        )
+    if warning := busy(where.load, where.cores):
+        print(warning, file=sys.stderr)
     rows: list[Row] = []
     told: set[tuple[str, str]] = set()
     for name in arguments.suite:

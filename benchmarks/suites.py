@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from benchmarks import cases
 from benchmarks.measure import MS, Options, lazy, line, measure_all, measure_threads, why_not
 from benchmarks.memory import MakeProblem, first_call_seconds, in_fresh_process, peak_bytes, saved_bytes
-from benchmarks.peers import OURS, OURS_COMPILED, bind
-from benchmarks.problem import ADAM, BACKWARD, SIZES, Problem, Size
+from benchmarks.peers import CELL, OURS, OURS_COMPILED, bind
+from benchmarks.problem import ADAM, BACKWARD, FORWARD, SIZES, Problem, Size
 from benchmarks.results import Row
 
 MB = 1e-6
@@ -116,7 +116,7 @@ def memory_rows(problem: Problem, what: str, found: dict[str, int], options: Opt
 
 
 def dispatch(options: Options) -> Iterator[list[Row]]:
-    """Calls with next to no work in them: what is left is the cost of a call."""
+    """Calls with next to no work in them, where the cost of a call is left; and one step of a stream."""
     problems = [
         lazy(cases.gru, 1, 1, 4),
         lazy(cases.gru_sequence, 1, 1, 4),
@@ -130,6 +130,12 @@ def dispatch(options: Options) -> Iterator[list[Row]]:
     ]
     for rows in measure_all("dispatch", problems, options.passes, options, 0.2):
         yield [dataclasses.replace(row, limit=None, steps=None, flop=None, bytes=None) for row in rows]
+    # One step at widths of use: beside the call it costs the reading of the weights, so the limit is not the call's.
+    peers = ("torch", CELL) if "torch" in options.peers else ()
+    steps = [lazy(cases.gru_step, hidden) for hidden in options.hidden]
+    streaming = dataclasses.replace(options, peers=peers)
+    for rows in measure_all("dispatch", steps, (FORWARD,), streaming, 0.2):
+        yield [dataclasses.replace(row, limit=None) for row in rows]
 
 
 def compile_time(options: Options) -> Iterator[list[Row]]:

@@ -20,6 +20,8 @@ _NO_SCOREBOARD = 7
 EXCHANGES = re.compile(r"(BAR\.|SYNCS\.PHASECHK|SYNCS\.ARRIVE|UCGABAR|STAS|REDG|LDG\.E\.STRONG)")
 WAITS = re.compile(r"(BAR\.|SYNCS\.PHASECHK)")
 PRODUCTS = re.compile(r"[HQ]MMA\.|FFMA$")
+# Where nobody waits for other blocks, a step's products are what a load has time for.
+EXCHANGES_OR_PRODUCTS = re.compile(f"{EXCHANGES.pattern}|{PRODUCTS.pattern}")
 
 
 class Instruction(NamedTuple):
@@ -123,8 +125,8 @@ class Code:
         outer = {max((loop for loop in self.loops if loop >= part), key=len) for part in inner}
         return list(outer)
 
-    def waited_for_at_once(self, loop: frozenset[int]) -> list[Instruction]:
-        """Global loads in a loop over steps that some path waits for before it has come to an exchange.
+    def waited_for_at_once(self, loop: frozenset[int], behind: re.Pattern[str] = EXCHANGES) -> list[Instruction]:
+        """Global loads in a loop over steps that some path waits for before it has come to an exchange (`behind`).
 
         Not those past L1 (.STRONG: weights that are streamed, and the exchange itself); nor paths round an inner loop,
         whose next turn a load may be meant for."""
@@ -135,11 +137,13 @@ class Code:
             load = self.all[i]
             if not load.loads_global or "STRONG" in load.name or load.scoreboard == _NO_SCOREBOARD:
                 continue
-            if self._waits_before_exchange(i, loop, turns):
+            if self._waits_before(behind, i, loop, turns):
                 found.append(load)
         return found
 
-    def _waits_before_exchange(self, start: int, loop: frozenset[int], turns: set[tuple[int, int]]) -> bool:
+    def _waits_before(
+        self, behind: re.Pattern[str], start: int, loop: frozenset[int], turns: set[tuple[int, int]]
+    ) -> bool:
         bit = 1 << self.all[start].scoreboard
         seen, left = set(), [j for j in self.successors[start] if j in loop]
         while left:
@@ -148,7 +152,7 @@ class Code:
                 continue
             seen.add(i)
             instruction = self.all[i]
-            if EXCHANGES.match(instruction.name):
+            if behind.match(instruction.name):
                 continue
             if instruction.waits & bit:
                 return True

@@ -63,12 +63,12 @@ class PlainLayer:
         size = out.shape[-1] // 2
         return out[..., :size], floored(out[..., size:], self.layer.min_logvar)
 
-    def latent(self, name: str, z_previous: Tensor, drivers: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """(mu, logvar) of f or of q(z): one hidden layer over [z_{t-1}, drivers]."""
+    def latent(self, name: str, z_previous: Tensor, parents: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """(mu, logvar) of f or of q(z): one hidden layer over [z_{t-1}, parents]."""
         w = self.weights
         hidden = z_previous @ w[f"{name}.weight_z"].T
-        if drivers:
-            hidden = hidden + torch.cat(drivers, -1) @ w[f"{name}.context.weight"].T + w[f"{name}.context.bias"]
+        if parents:
+            hidden = hidden + torch.cat(parents, -1) @ w[f"{name}.context.weight"].T + w[f"{name}.context.bias"]
         else:
             hidden = hidden + w[f"{name}.bias"]
         return self.gaussian(self.act(hidden) @ w[f"{name}.out.weight"].T + w[f"{name}.out.bias"])
@@ -78,7 +78,7 @@ class PlainLayer:
         hidden = torch.cat(inputs, -1) @ w["noise_posterior.hidden.weight"].T + w["noise_posterior.hidden.bias"]
         return self.gaussian(self.act(hidden) @ w["noise_posterior.out.weight"].T + w["noise_posterior.out.bias"])
 
-    def drivers(self, d: Tensor, controls: list[Tensor]) -> list[Tensor]:
+    def parents(self, d: Tensor, controls: list[Tensor]) -> list[Tensor]:
         if self.layer.hidden_size:
             return [d]
         return controls if self.layer.control in ("external", "both") else []
@@ -110,10 +110,10 @@ class PlainLayer:
         if layer.latent_size:
             a, backward_states = x.new_zeros(rows, layer.backward_size), []
             for t in reversed(range(steps)):
-                a = self.gru_step("backward_recurrence", [*self.drivers(ds[t], controls[t]), x[t]], a)
+                a = self.gru_step("backward_recurrence", [*self.parents(ds[t], controls[t]), x[t]], a)
                 backward_states.insert(0, a)
             for t in range(steps):
-                mu_p, logvar_p = self.latent("prior", z, self.drivers(ds[t], controls[t]))
+                mu_p, logvar_p = self.latent("prior", z, self.parents(ds[t], controls[t]))
                 mu, logvar = self.latent("posterior", z, [backward_states[t]])
                 if layer.residual_posterior:
                     mu = mu + mu_p
@@ -133,7 +133,7 @@ class PlainLayer:
         if self.layer.hidden_size:
             d = self.gru_step("duration", [*controls, eps_w], d)
         if self.layer.latent_size:
-            mu, logvar = self.latent("prior", z, self.drivers(d, controls))
+            mu, logvar = self.latent("prior", z, self.parents(d, controls))
             z = mu + torch.exp(logvar / 2) * eps_z
         return d, z
 

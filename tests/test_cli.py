@@ -27,7 +27,7 @@ from vssn.inference import scoring as evaluation
 from vssn.training import fit as training
 from vssn.training import heartbeat
 from vssn.training.config import check_config
-from vssn.training.fit import TrainingModule
+from vssn.training.module import TrainingModule
 from vssn_kernels.version import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -349,7 +349,7 @@ def test_the_bar_counts_from_1_and_is_gone_when_interrupted(stop: str, config: s
     code = f"""
 import sys
 from vssn.cli import main
-from vssn.training.fit import TrainingModule
+from vssn.training.module import TrainingModule
 step = TrainingModule.{stop}
 def interrupted(module, *arguments):
     if module.current_epoch == 1:

@@ -134,6 +134,15 @@ def test_inference_knows_no_models_layers_or_weights(module: str) -> None:
     assert not [name for name in named if name in ("layer", "bias") or name.startswith("weight_") or name == "weight"]
 
 
+@pytest.mark.parametrize("package", ["vssn.inference", "vssn.training", "vssn.experiments", "vssn.demo", "vssn.cli"])
+def test_models_are_known_by_their_registry_alone(package: str) -> None:
+    """One place knows a class: the keys of VSSN are typed by hand in a configuration."""
+    for module in MODULES:
+        if f"{module}.".startswith(f"{package}.") and module != "vssn.training.sections":
+            models = [name for name in imports(module) if name.startswith("vssn.models.")]
+            assert set(models) <= {"vssn.models.registry"}, module
+
+
 def test_importing_needs_core_requirements_only() -> None:
     """Neither package imports what only training, or a machine with a GPU, has; nor the tests' helpers."""
     unwanted = (*TRAINING_ONLY, "pytest", "vssn_kernels.testing")

@@ -125,6 +125,8 @@ def _use_threads(options: argparse.Namespace) -> None:
 def _with_data(config: Config, folder: str | None) -> Config:
     from vssn.errors import ConfigError
 
+    if config.data.row.from_python:
+        config.load_data()  # says what to call instead
     if folder is not None and "folder" not in type(config.data).model_fields:
         raise ConfigError(f"--data: the set {config.data.set!r} is simulated and has no folder; leave it out")
     return config.with_folder(folder)
@@ -156,7 +158,6 @@ def _fit(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from vssn.data.batching import sequence_loader
-    from vssn.data.speech import scale_of, speech_scores
     from vssn.inference.scoring import BoundScores, Scores, evaluate, evaluate_bound
     from vssn.training.checkpoints import load_model
 
@@ -184,10 +185,10 @@ def _evaluate(options: argparse.Namespace) -> int:
                 memory=options.memory * 2**20,
             )
     print(f"{options.checkpoint}, {config.data.set}, {options.split}\n{scores.table()}")
-    scale = scale_of(dataset)
-    speech = speech_scores(scores.micro, scores.frames, scores.sequences, scale) if scale else None
-    if speech is not None:
-        print(speech.table())
+    further = config.data.row.scores
+    more = None if further is None else further(dataset, scores)
+    if more is not None:
+        print(more.table())
     if options.json is not None:
         settings = {
             "checkpoint": str(options.checkpoint),
@@ -196,7 +197,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             "particles": particles,
             "seed": options.seed,
         }
-        content = settings | scores._asdict() | (speech._asdict() if speech else {})
+        content = settings | scores._asdict() | (more._asdict() if more else {})
         with writing("--json", options.json):
             options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return 0

@@ -14,19 +14,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vssn.data.pendulum import IMAGE_SIZE, PendulumSet
+from vssn.data.pendulum import IMAGE_SIZE, PendulumSet, configured_splits
 from vssn.inference.filtering import squared_errors
-from vssn.models.vssn import VSSN
-from vssn.training.config import load_config
+from vssn.nn.interface import SequenceModel
 from vssn.utils.command import check_folder, positive, run_command, threads, writing
 from vssn.utils.evaluation_mode import evaluating, time_major
+from vssn.utils.packages import needing
 from vssn.utils.random import seeded
 
 SEEN = 6
 FILMS_SHOWN = 3
 
 
-def forecast_films(model: VSSN, films: PendulumSet) -> tuple[Tensor, Tensor]:
+def forecast_films(model: SequenceModel, films: PendulumSet) -> tuple[Tensor, Tensor]:
     """The films [T, B, X], and the model's forecast of those frames that it has not seen: one path of its latents."""
     x, u = films.images.transpose(0, 1), films.controls.transpose(0, 1)
     with evaluating(model), time_major(model), seeded(0, x.device):
@@ -36,12 +36,9 @@ def forecast_films(model: VSSN, films: PendulumSet) -> tuple[Tensor, Tensor]:
 
 def draw(x: Tensor, predicted: Tensor, model_error: Tensor, copy_error: Tensor, path: Path) -> None:
     """The figure: films above their forecasts, and the error over the frames ahead."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure = plt.figure(figsize=(11, 7.2), layout="constrained")
+    figure = Figure(figsize=(11, 7.2), layout="constrained")
     films, curve = figure.subfigures(2, 1, squeeze=False, height_ratios=[FILMS_SHOWN * 2, 4.2])[:, 0]
     films.suptitle(f"Pendulum: {SEEN} frames seen (framed), then truth above forecast")
     axes = films.subplots(2 * FILMS_SHOWN, len(x))
@@ -64,7 +61,6 @@ def draw(x: Tensor, predicted: Tensor, model_error: Tensor, copy_error: Tensor, 
     axis.set(xlabel="frames ahead", ylabel="squared error\n(sum over 256 pixels)", ylim=(0, None), xticks=list(ahead))
     axis.legend(frameon=False)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,6 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    from vssn.training.config import load_config
+
     # The demo may be run again: each run gets a folder of its own.
     folder = options.output / time.strftime("%Y-%m-%d-%H%M%S")
     overrides = [f"training.output={json.dumps(str(folder))}"]
@@ -90,11 +88,14 @@ def _demo(options: argparse.Namespace) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
 
+    with needing("train"):  # by the figure, at the end
+        import matplotlib  # noqa: F401
+
     # Lightning takes seconds to import; a wrong option is answered before.
     from vssn.training.checkpoints import load_model
     from vssn.training.fit import fit
 
-    train, _, test = config.data.swings()
+    train, _, test = configured_splits(seed=config.data.seed, **config.data.own)
     films, frames, _ = train.images.shape
     print(
         f"Training a VSSN on {films} simulated films of a pendulum, {frames} frames of {IMAGE_SIZE} x {IMAGE_SIZE} "

@@ -41,6 +41,10 @@ class TargetError(UserError):
     """A place that cannot be written."""
 
 
+class PackageError(UserError, ImportError):
+    """A package is not installed that a part of vssn needs."""
+
+
 class RunningError(UserError):
     """Another process makes the run."""
 

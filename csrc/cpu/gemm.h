@@ -35,6 +35,12 @@ VSSN_INLINE int64_t row_stride(int64_t width) {
     return (lines | 1) * line;
 }
 
+// The height of the next tile of so many rows: `most` or fewer, all about equal; a last one of a row or two is slow.
+VSSN_INLINE int tile_height(int64_t units, int most) {
+    const int64_t tiles = (units + most - 1) / most;
+    return static_cast<int>((units + tiles - 1) / tiles);
+}
+
 template <class T, int vectors>
 using Tile = Vec<T>[kTileRows<vectors>][vectors];
 
@@ -202,16 +208,14 @@ VSSN_INLINE void multiply(const Segment<T>* segments, int count, int64_t n, cons
     for (; block < blocks.end; ++block) {
         const T* panel = panels.block(block);
         for (int64_t i = 0; i < n;) {
-            // Tiles about as tall as each other: a last one of a row or two would be slow.
-            const int64_t left = (n - i + most - 1) / most, together_left = (left + kTogether - 1) / kTogether;
-            const int64_t rows = (n - i + (in_parts ? together_left : left) - 1) / (in_parts ? together_left : left);
+            const int rows = tile_height(n - i, in_parts ? kTogether * most : most);
             if (in_parts) {
                 multiply_parts<T, vectors>(segments, count, i, rows, panel, block, tiles, expect, finish);
             } else {
-                expect(block, i, static_cast<int>(rows));
-                multiply_rows<T, vectors>(static_cast<int>(rows), segments, count, i, panel, panels.row, tiles, false,
-                                          panel, std::make_integer_sequence<int, most>{});
-                finish(block, i, static_cast<int>(rows), tiles[0]);
+                expect(block, i, rows);
+                multiply_rows<T, vectors>(rows, segments, count, i, panel, panels.row, tiles, false, panel,
+                                          std::make_integer_sequence<int, most>{});
+                finish(block, i, rows, tiles[0]);
             }
             i += rows;
         }
@@ -236,17 +240,41 @@ VSSN_INLINE void multiply(const T* a, int64_t a_stride, int64_t n, const T* pane
 // ---- Weights as they are ---------------------------------------------------------------------------------
 
 #if defined(__AVX512F__)
-constexpr int kDotRows = 4;
+constexpr int kDotRows = 6;
 #else
 constexpr int kDotRows = 2;
 #endif
 
-// sums [rows][kLanes], a vector for each row and unit whose lanes add up to the product of a row of A with a row of W;
-// K columns.
+// Lanes without the bit `half` add two lanes of a, those with it two of b.
+template <class T, int half>
+VSSN_INLINE Vec<T> fold(Vec<T> a, Vec<T> b) {
+    typename VectorOf<T>::Bits first{}, second{};
+#pragma GCC unroll 16
+    for (int lane = 0; lane < kLanes<T>; ++lane) {
+        first[lane] = lane & half ? kLanes<T> + lane - half : lane;
+        second[lane] = lane & half ? kLanes<T> + lane : lane + half;
+    }
+    return __builtin_shuffle(a, b, first) + __builtin_shuffle(a, b, second);
+}
+
+// sums[0] gets in each lane a sum of lanes of one of the `count` vectors: of that with the number of the lane's bits
+// from `half` on, as far as count goes.
+template <class T, int count, int half>
+VSSN_INLINE void fold_all(Vec<T>* sums) {
+    if constexpr (count > 1) {
+#pragma GCC unroll 16
+        for (int i = 0; i < count / 2; ++i) sums[i] = fold<T, half>(sums[2 * i], sums[2 * i + 1]);
+        fold_all<T, count / 2, 2 * half>(sums);
+    }
+}
+
+// sums[row * stride]: the products of `rows` rows of A with `units` rows of W, K columns; lane l has that of the unit
+// l % units, or a part of it that goes on in the lanes `units` apart.
 template <class T, int units, int rows>
-__attribute__((noinline)) void dot_tile(const T* a, int64_t a_stride, const T* const* w, int64_t K, Vec<T>* sums) {
+__attribute__((noinline)) void dot_tile(const T* a, int64_t a_stride, const T* const* w, int64_t K, Vec<T>* sums,
+                                        int stride) {
     constexpr int L = kLanes<T>;
-    Vec<T> sum[units][rows] = {};
+    Vec<T> sum[rows][units] = {};
     const auto add = [&](int64_t k, int64_t lanes) VSSN_INLINED {
         Vec<T> x[rows];
 #pragma GCC unroll 16
@@ -255,34 +283,44 @@ __attribute__((noinline)) void dot_tile(const T* a, int64_t a_stride, const T* c
         for (int j = 0; j < units; ++j) {
             const Vec<T> y = load(w[j] + k, lanes);
 #pragma GCC unroll 16
-            for (int i = 0; i < rows; ++i) sum[j][i] += x[i] * y;
+            for (int i = 0; i < rows; ++i) sum[i][j] += x[i] * y;
         }
     };
     const int64_t whole = K / L * L;
     for (int64_t k = 0; k < whole; k += L) add(k, L);
     if (whole < K) add(whole, K - whole);
 #pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i)
-#pragma GCC unroll 16
-        for (int j = 0; j < units; ++j) sums[i * L + j] = sum[j][i];
+    for (int i = 0; i < rows; ++i) {
+        fold_all<T, units, 1>(sum[i]);
+        sums[i * stride] = sum[i][0];
+    }
+}
+
+template <class T, int units, int... row>
+VSSN_INLINE void dot_rows(int rows, const T* a, int64_t a_stride, const T* const* w, int64_t K, Vec<T>* sums,
+                          int stride, std::integer_sequence<int, row...>) {
+    using Dot = void (*)(const T*, int64_t, const T* const*, int64_t, Vec<T>*, int);
+    static constexpr Dot table[] = {dot_tile<T, units, row + 1>...};
+    table[rows - 1](a, a_stride, w, K, sums, stride);
 }
 
 // out[row]: the products of `rows` rows of A, at most kDotRows, with rows [first, first + units) of W, at most kLanes.
 template <class T>
 void multiply_dots(const T* a, int64_t a_stride, int rows, const Rows<const T>& weight, int64_t first, int64_t units,
                    int64_t K, Vec<T>* out) {
-    constexpr int L = kLanes<T>, group = L < 4 ? L : 4;
-    alignas(kAlign) Vec<T> sums[kDotRows][L];
+    constexpr int L = kLanes<T>, group = L < 4 ? L : 4, groups = L / group;
     const T* w[L];
     for (int j = 0; j < L; ++j) w[j] = weight.row(first + (j < units ? j : units - 1));
-    if (rows == kDotRows)
-        for (int j = 0; j < L; j += group) dot_tile<T, group, kDotRows>(a, a_stride, w + j, K, sums[0] + j);
-    else
-        for (int i = 0; i < rows; ++i) dot_tile<T, L, 1>(a + i * a_stride, a_stride, w, K, sums[i]);
+    if (rows == 1) {  // as many chains of additions as there are units
+        dot_tile<T, L, 1>(a, a_stride, w, K, out, 1);
+        return;
+    }
+    Vec<T> sums[kDotRows][groups];
+    for (int g = 0; g < groups; ++g)
+        dot_rows<T, group>(rows, a, a_stride, w + g * group, K, &sums[0][g], groups,
+                           std::make_integer_sequence<int, kDotRows>{});
     for (int i = 0; i < rows; ++i) {
-        transpose<T>(sums[i]);
-        for (int half = L / 2; half > 0; half /= 2)
-            for (int j = 0; j < half; ++j) sums[i][j] += sums[i][j + half];
+        fold_all<T, groups, group>(sums[i]);
         out[i] = sums[i][0];
     }
 }

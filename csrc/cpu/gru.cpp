@@ -37,8 +37,10 @@ Partition plan_threads(const Problem& k, const Layout& layout, int64_t blocks, s
 
 // ---- Forward ---------------------------------------------------------------------------------------------
 
-// Steps and rows at which a product with the weights as they are is faster than packing them for all steps.
-constexpr int64_t kForwardUnpacked = 16, kBackwardUnpacked = 12;
+// Whether the weights are met as they are: for so few rows in all steps together that packing them costs more than it
+// saves. Large ones take longer to pack, as they come from further away.
+inline bool forward_unpacked(int64_t rows, int64_t H) { return rows <= (H < 128 ? 16 : 64); }
+inline bool backward_unpacked(int64_t rows) { return rows <= 12; }
 
 template <class T>
 struct ForwardBuffers {
@@ -51,7 +53,7 @@ struct ForwardBuffers {
     int64_t bytes;
 
     ForwardBuffers(void* memory, const GruForward<T>& k)
-        : packed(count_rows(k.batch_sizes, k.steps, k.B) > kForwardUnpacked),
+        : packed(!forward_unpacked(count_rows(k.batch_sizes, k.steps, k.B), k.H)),
           blocks((k.H + kLanes<T> - 1) / kLanes<T>),
           stride(row_stride<T>(k.H)) {
         Arena arena(memory);
@@ -117,15 +119,16 @@ void forward_step(const GruForward<T>& k, const Layout& layout, const ForwardBuf
         Tile<T, 3> product;
         Vec<T> dots[kDotRows];
         for (int64_t block = blocks.begin; block < blocks.end; ++block)
-            for (int64_t first = 0; first < list.active; first += kDotRows) {
-                const int rows = static_cast<int>(list.active - first < kDotRows ? list.active - first : kDotRows);
+            for (int64_t first = 0; first < list.active;) {
                 const int64_t units = k.H - block * L < L ? k.H - block * L : L;
+                const int rows = tile_height(list.active - first, kDotRows);
                 for (int gate = 0; gate < 3; ++gate) {
                     multiply_dots(state + first * w.stride, w.stride, rows, k.weight, gate * k.H + block * L, units,
                                   k.H, dots);
                     for (int i = 0; i < rows; ++i) product[i][gate] = dots[i];
                 }
                 finish(block, first, rows, product);
+                first += rows;
             }
     }
     if (layout.begins) return;
@@ -187,7 +190,7 @@ struct BackwardBuffers {
     int64_t bytes;
 
     BackwardBuffers(void* memory, const GruBackward<T>& k)
-        : packed(count_rows(k.batch_sizes, k.steps, k.B) > kBackwardUnpacked),
+        : packed(!backward_unpacked(count_rows(k.batch_sizes, k.steps, k.B))),
           blocks((k.H + 2 * kLanes<T> - 1) / (2 * kLanes<T>)),
           padded(round_up(k.H, kLanes<T>)),
           grad_stride(row_stride<T>(3 * padded)),
@@ -281,6 +284,7 @@ VSSN_INLINE void for_rows_and_before(const Layout& layout, bool reverse, const M
 template <class T>
 void weight_grads(const GruBackward<T>& k, const Layout& layout, const BackwardBuffers<T>& w, Team team) {
     const int64_t H = k.H, all = layout.rows(), first = k.steps > 0 ? k.B : 0;
+    const int64_t later = k.steps > 0 ? all - layout.begin(1) : 0;
     const int64_t start = k.reverse && k.steps > 0 ? layout.begin(k.steps - 1) : 0;
     const bool gather = k.reverse && layout.lengths;
     // [rows, .] of r and z, and of a: at all steps, and at each row's first one.
@@ -304,10 +308,15 @@ void weight_grads(const GruBackward<T>& k, const Layout& layout, const BackwardB
     };
     if (k.grad_weight) {
         T* grad_n = k.grad_weight + 2 * H * H;
-        add_later(rz, 2 * H, k.grad_weight, 0);
-        add_first(first_rz, 2 * H, k.grad_weight, 0);
-        add_later(a, H, grad_n, 1);
-        add_first(first_a, H, grad_n, 1);
+        if (later == 0 && !layout.lengths) {  // a single step: nothing to add to
+            weight_gradient<T>({first_rz, k.h0, first, 2 * H, H, k.grad_weight, H, false}, team, 0);
+            weight_gradient<T>({first_a, k.h0, first, H, H, grad_n, H, false}, team, 1);
+        } else {
+            add_later(rz, 2 * H, k.grad_weight, 0);
+            add_first(first_rz, 2 * H, k.grad_weight, 0);
+            add_later(a, H, grad_n, 1);
+            add_first(first_a, H, grad_n, 1);
+        }
     }
     if (k.grad_bias) {
         bias_gradient(rz, all, 2 * H, k.grad_bias, team, 0);

@@ -14,6 +14,7 @@ namespace vssn::VSSN_ISA {
 
 constexpr int64_t kGradientRows = 192;  // so that what a tile reads stays in the cache for the next one
 constexpr int64_t kCopyBytes = 1024;    // rows of x as long repay the copies
+constexpr int64_t kFewRows = 16;        // as few cost less than the writes of out, which are then made row by row
 
 template <class T>
 struct WeightGradient {
@@ -70,12 +71,6 @@ struct GradientCopies {
     alignas(kAlign) T g[kGradientRows * kUnits + kLanes<T>];  // for each tile [n][its units]
     alignas(kAlign) T x[kGradientRows * 3 * kLanes<T>];       // [n][the panel's columns]
 };
-
-// The heights of tiles: about equal, `most` or fewer.
-VSSN_INLINE int tile_height(int64_t units, int most) {
-    const int64_t tiles = (units + most - 1) / most;
-    return static_cast<int>((units + tiles - 1) / tiles);
-}
 
 template <class T>
 void copy_units(const WeightGradient<T>& k, Range units, int most, int64_t from, int64_t n, T* copy) {
@@ -152,8 +147,15 @@ void weight_gradient(const WeightGradient<T>& k, Team team, int turn) {
     const PanelPlan<T> plan(k.K);
     const Range units = share(k.M, (team.rank + turn) % team.size, team.size, 4);
     if (units.begin == units.end) return;
+    if (k.N <= kFewRows) {
+        for (int64_t m = units.begin, rows; m < units.end; m += rows) {
+            rows = tile_height(units.end - m, kTileRows<3>);
+            gradient_panels<T>(k, plan, {m, m + rows}, 0, k.N, k.add, nullptr);
+        }
+        return;
+    }
     const bool copy = k.K * static_cast<int64_t>(sizeof(T)) >= kCopyBytes;
-    for (int64_t from = 0; from < k.N || from == 0; from += kGradientRows) {
+    for (int64_t from = 0; from < k.N; from += kGradientRows) {
         const int64_t n = k.N - from < kGradientRows ? k.N - from : kGradientRows;
         const bool add = k.add || from > 0;
         if (copy)

@@ -32,8 +32,8 @@ struct Inputs {
     Ahead<S, paired> grad_output;
 };
 
-// paired: H is even and every row of the sequences starts at a pair's alignment.
-template <class C, int kDepth, int kRowTiles, bool paired>
+// paired: H is even and every row of the sequences starts at a pair's alignment. known: the plan's exchange.
+template <class C, int kDepth, int kRowTiles, bool paired, Exchange known>
 VSSN_BOUNDED_KERNEL(kGruThreads, 1)
 gru_backward_kernel(BackwardParams params) {
     using P = Product<C>;
@@ -45,12 +45,13 @@ gru_backward_kernel(BackwardParams params) {
         kRowTiles == 1 || (paired && sizeof(S) == 2) ? 2 : 1;  // k tiles on their way: single elements take registers
     const GruBackward& k = params.k;
     const GruPlan& plan = params.plan;
+    const Exchange exchange = known == kAnyExchange ? plan.exchange : known;
     const bool float_state = k.state_storage == Storage::float32;
     const int H = static_cast<int>(k.H), T = static_cast<int>(k.steps);
     const int units = plan.unit_tiles * kUnits, all_units = plan.blocks * units;  // of the block, of the team
     const int first_own = block_x() * units;
     const int sources = plan.blocks * plan.slices;
-    const bool grid = plan.exchange == Exchange::grid;
+    const bool grid = exchange == Exchange::grid;
 
     unsigned char* shared = dynamic_shared();
     int* lengths = reinterpret_cast<int*>(shared + kMailboxBytes);  // [rows]
@@ -67,7 +68,7 @@ gru_backward_kernel(BackwardParams params) {
     float* global_sums =
         static_cast<float*>(k.workspace) + static_cast<int64_t>(block_y()) * 2 * plan.blocks * sums_size;
 
-    Team team{plan.exchange,
+    Team team{exchange,
               plan.blocks,
               static_cast<unsigned*>(k.counters) + block_y(),
               reinterpret_cast<Mailbox*>(shared),
@@ -322,7 +323,7 @@ gru_backward_kernel(BackwardParams params) {
                             } else {
                                 auto* at =
                                     reinterpret_cast<Vector<float, 4>*>(sums + team.next_buffer() * sums_size + slot);
-                                if (plan.exchange == Exchange::cluster)
+                                if (exchange == Exchange::cluster)
                                     send(at, part, team.mailboxes + team.next_buffer(), owner);
                                 else
                                     *at = part;
@@ -368,9 +369,9 @@ gru_backward_kernel(BackwardParams params) {
 struct Backward {
     static constexpr RegisterDepths kDepths = kBackwardDepths;
 
-    template <class C, int depth, int row_tiles, bool paired>
+    template <class C, int depth, int row_tiles, bool paired, Exchange exchange>
     static auto of() {
-        return gru_backward_kernel<C, depth, row_tiles, paired>;
+        return gru_backward_kernel<C, depth, row_tiles, paired, exchange>;
     }
 };
 

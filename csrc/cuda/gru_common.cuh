@@ -23,6 +23,9 @@ struct RegisterDepths {
 };
 constexpr RegisterDepths kForwardDepths = {8, 4, 4}, kBackwardDepths = {6, 3, 3};
 
+// Of a kernel: the exchange that it is compiled for. 0: the plan says.
+constexpr Exchange kAnyExchange{0};
+
 // (r, z, n, a) of two neighbouring units, of which `count` lie within the tensor. `paired` and what reload leaves: as
 // in Ahead.
 template <class S, bool paired>
@@ -136,19 +139,19 @@ bool all_paired(int64_t H, Storage storage, const void* gates, std::initializer_
 
 Launch launch_shape(const GruPlan& plan, void* stream);
 
-// The kernel of a direction for compute type C. Direction: kDepths, and of<C, depth, row tiles, paired>().
-template <class Direction, class C, bool paired>
+// The kernel of a direction for compute type C. Direction: kDepths, and of<C, depth, row tiles, paired, exchange>().
+template <class Direction, class C, bool paired, Exchange exchange>
 auto kernel_of(const GruPlan& plan) {
     constexpr RegisterDepths depths = Direction::kDepths;
     if constexpr (!Product<C>::kTensorCores) {
-        return Direction::template of<C, depths.full, 1, paired>();
+        return Direction::template of<C, depths.full, 1, paired, exchange>();
     } else {
         const bool narrow = plan.row_tiles == 1;
         if (plan.register_depth == depths.most)
-            return narrow ? Direction::template of<C, depths.most, 1, paired>()
-                          : Direction::template of<C, depths.most, 2, paired>();
-        return narrow ? Direction::template of<C, depths.few, 1, paired>()
-                      : Direction::template of<C, depths.few, 2, paired>();
+            return narrow ? Direction::template of<C, depths.most, 1, paired, exchange>()
+                          : Direction::template of<C, depths.most, 2, paired, exchange>();
+        return narrow ? Direction::template of<C, depths.few, 1, paired, exchange>()
+                      : Direction::template of<C, depths.few, 2, paired, exchange>();
     }
 }
 
@@ -156,7 +159,11 @@ template <class Direction>
 auto kernel_of(Storage storage, bool tf32_products, bool paired, const GruPlan& plan) {
     return by_compute_type(storage, tf32_products, [&](auto compute) {
         using C = typename decltype(compute)::type;
-        return paired ? kernel_of<Direction, C, true>(plan) : kernel_of<Direction, C, false>(plan);
+        // Of a grid, and of single elements, a step is so long that it can ask the plan.
+        if (!paired) return kernel_of<Direction, C, false, kAnyExchange>(plan);
+        if (plan.exchange == Exchange::block) return kernel_of<Direction, C, true, Exchange::block>(plan);
+        if (plan.exchange == Exchange::cluster) return kernel_of<Direction, C, true, Exchange::cluster>(plan);
+        return kernel_of<Direction, C, true, kAnyExchange>(plan);
     });
 }
 

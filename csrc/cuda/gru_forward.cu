@@ -64,8 +64,9 @@ VSSN_DEVICE void send_state(const Team& team, const Packed<S, 2>& pair, S* next,
     }
 }
 
-// paired: H is even and every row of gates_x and of the outputs starts at a pair's alignment.
-template <class C, int kDepth, int kRowTiles, bool paired>
+// paired: H is even and every row of gates_x and of the outputs starts at a pair's alignment. known: the plan's
+// exchange.
+template <class C, int kDepth, int kRowTiles, bool paired, Exchange known>
 VSSN_BOUNDED_KERNEL(kGruThreads, 1)
 gru_forward_kernel(ForwardParams params) {
     using P = Product<C>;
@@ -75,6 +76,7 @@ gru_forward_kernel(ForwardParams params) {
     constexpr int kTileRows = kRows * kRowTiles;
     const GruForward& k = params.k;
     const GruPlan& plan = params.plan;
+    const Exchange exchange = known == kAnyExchange ? plan.exchange : known;
     const bool float_state = k.state_storage == Storage::float32;
     const int H = static_cast<int>(k.H), T = static_cast<int>(k.steps);
 
@@ -86,7 +88,7 @@ gru_forward_kernel(ForwardParams params) {
     const int global_stride = plan.blocks * plan.unit_tiles * kUnits, global_size = kTileRows * global_stride;
     S* global = static_cast<S*>(k.workspace) + static_cast<int64_t>(block_y()) * 2 * global_size;
 
-    Team team{plan.exchange,
+    Team team{exchange,
               plan.blocks,
               static_cast<unsigned*>(k.counters) + block_y(),
               reinterpret_cast<Mailbox*>(shared),
@@ -133,7 +135,7 @@ gru_forward_kernel(ForwardParams params) {
         const auto pair = Ahead<S, false>::load(static_cast<const S*>(k.bias) + gate * H + unit, own_units);
         bias[gate] = {{pair[0], pair[1]}};
     }
-    for (int i = thread_id(); i < (plan.exchange == Exchange::grid ? 1 : 2) * state_size; i += block_threads())
+    for (int i = thread_id(); i < (exchange == Exchange::grid ? 1 : 2) * state_size; i += block_threads())
         states[i] = from_float<S>(0.0f);
     team.start();
 
@@ -154,7 +156,7 @@ gru_forward_kernel(ForwardParams params) {
                 h[i][j] =
                     row < k.B && j < own_units ? load_state<S>(k.h0, float_state, row * k.h0_row + unit + j) : 0.0f;
         }
-        S* first_state = states + (plan.exchange == Exchange::grid ? 0 : team.buffer() * state_size);
+        S* first_state = states + (exchange == Exchange::grid ? 0 : team.buffer() * state_size);
         for (int i = thread_id(); i < kTileRows * H; i += block_threads()) {
             const int b = i / H, j = i % H;
             const bool inside = first_row + b < k.B;
@@ -194,7 +196,7 @@ gru_forward_kernel(ForwardParams params) {
 
             // ---- Products ----------------------------------------------------------------------------------------
             Accumulator sum[3][kRowTiles][kChains] = {};
-            const S* state = states + (plan.exchange == Exchange::grid ? 0 : team.buffer() * state_size) + first_k;
+            const S* state = states + (exchange == Exchange::grid ? 0 : team.buffer() * state_size) + first_k;
 #pragma unroll
             for (int depth = 0; depth < kDepth; ++depth)
 #pragma unroll
@@ -301,7 +303,7 @@ gru_forward_kernel(ForwardParams params) {
 
             // ---- The next state ------------------------------------------------------------------------------------
             team.receive();
-            if (plan.exchange == Exchange::grid) {
+            if (exchange == Exchange::grid) {
                 constexpr int kPiece = 16 / sizeof(S);
                 const S* from = global + team.buffer() * global_size;
                 for (int b = warp_id(); b < kTileRows; b += warps())
@@ -336,9 +338,9 @@ gru_forward_kernel(ForwardParams params) {
 struct Forward {
     static constexpr RegisterDepths kDepths = kForwardDepths;
 
-    template <class C, int depth, int row_tiles, bool paired>
+    template <class C, int depth, int row_tiles, bool paired, Exchange exchange>
     static auto of() {
-        return gru_forward_kernel<C, depth, row_tiles, paired>;
+        return gru_forward_kernel<C, depth, row_tiles, paired, exchange>;
     }
 };
 

@@ -53,7 +53,6 @@ struct Backward : BackwardWeights<C> {
     using Steps = Sequence<T, paired>;
     using Loaded = typename Steps::Loaded;  // of hidden
     static constexpr int kParts = 2, kSums = 1;
-    static constexpr bool kPaired = paired;
 
     struct LatentInputs {
         typename Steps::Loaded grad_z, grad_mu, grad_logvar, logvar, eps;

@@ -49,7 +49,6 @@ struct Forward : ForwardWeights<C> {
     using Steps = Sequence<T, paired>;
     using Loaded = typename Steps::Loaded;
     static constexpr int kParts = 1, kSums = 2;
-    static constexpr bool kPaired = paired;
 
     using LatentInputs = Loaded;  // eps
     using Prepared = Four;

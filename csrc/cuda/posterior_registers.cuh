@@ -23,8 +23,10 @@ VSSN_DEVICE void run_in_registers(const typename Pass::Params& params) {
     using Stored = typename P::Stored;
     constexpr int kSums = Pass::kSums, kTiles = Shape::kHiddenTiles, kNets = prior ? 2 : 1;
     constexpr int kLatentDepth = Shape::kMaxZ / P::kDepth, kShare = Shape::kMaxM / P::kDepth / Shape::kSplits;
-    // Single elements of both networks, on their way in the wide shape, leave hardly a register.
-    constexpr bool kTight = prior && std::is_same_v<Shape, Wide> && !Pass::kPaired;
+    // Single elements of both networks, on their way in the wide shape, leave hardly a register. Backward, whose
+    // latents need five inputs, loads them when the registers of those before are free.
+    constexpr bool kTight = prior && std::is_same_v<Shape, Wide> && !Pass::Steps::kPaired;
+    constexpr bool kLoadsLater = kTight && Pass::kParts == 2;
     const PosteriorPlan& plan = params.plan;
     const BatchTile batch(params.call, 1);
     const Pass pass(params, batch);
@@ -133,7 +135,7 @@ VSSN_DEVICE void run_in_registers(const typename Pass::Params& params) {
         }
         if (finishes) {
             const auto prepared = pass.prepared(step, group, input);
-            if (!kTight) pass.latent_input(input, step + 1, group);
+            if (!kLoadsLater) pass.latent_input(input, step + 1, group);
 #pragma unroll
             for (int other = 0; other + 1 < Shape::kSplits; ++other)
 #pragma unroll
@@ -141,7 +143,7 @@ VSSN_DEVICE void run_in_registers(const typename Pass::Params& params) {
                     add(sums[0][sum], partial[(other * Shape::kGroups + group) * kSums * kWarp + sum * kWarp]);
             result = pass.latent_finish(sums[0], prepared, group);
             put_latent(result);
-            if constexpr (kTight) {
+            if constexpr (kLoadsLater) {
                 sync_warp();  // holds the compiler back from loading earlier
                 pass.latent_input(input, step + 1, group);
             }

@@ -69,6 +69,7 @@ struct StoredFour {
 template <class T, bool paired>
 struct Sequence {
     using Loaded = LoadedFour<T, paired>;
+    static constexpr bool kPaired = paired;
 
     const T* data;
     int64_t step_stride, row_stride;

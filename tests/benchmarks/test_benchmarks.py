@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,10 +19,10 @@ from benchmarks.agreement import disagreement
 from benchmarks.contestant import Absent, Contestant, Tensors
 from benchmarks.limits import Limits, Rate
 from benchmarks.memory import saved_bytes
-from benchmarks.peers import OURS, bind, make_contestant
+from benchmarks.peers import CELL, OURS, bind, make_contestant
 from benchmarks.problem import ADAM, BACKWARD, FORWARD, SIZES, Problem, Size
 from benchmarks.results import FIELDS, Environment, Row, append_csv, read_csv
-from benchmarks.timing import interleave, median_ratio, quantile
+from benchmarks.timing import SAMPLE_S, interleave, median_ratio, quantile
 from vssn_kernels.testing import OPS
 
 ODD = Size("", T=5, B=3, X=7, D=6, Z=5, W=2)
@@ -71,6 +72,31 @@ def test_peers_agree(name: str, family: str, run_of: str, monkeypatch: pytest.Mo
     gradients = [key for key in expected if key.startswith("gradient of ")]
     assert len(gradients) == (len(problem.tensors) if run_of == BACKWARD else 0)
     assert set(problem.cotangents) <= set(expected)
+
+
+@pytest.mark.parametrize("run_of", [FORWARD, BACKWARD])
+@pytest.mark.parametrize("name", ["torch", CELL])
+def test_peers_agree_on_one_step(name: str, run_of: str) -> None:
+    problem = cases.gru_step(7)
+    expected = make_contestant(OURS, problem, run_of).results()
+    assert disagreement(make_contestant(name, problem, run_of).results(), expected)[1] == ""
+    weights = {f"gradient of {key}" for key in problem.tensors}
+    assert set(expected) == {"output"} | (weights if run_of == BACKWARD else set())
+    assert problem.case == measure.lazy(cases.gru_step, 7)[2] == "H=7 X=7"
+
+
+def test_a_cell_takes_one_step_alone() -> None:
+    with pytest.raises(Absent, match="takes one step: see the family gru_step"):
+        make_contestant(CELL, TINY["gru"](), FORWARD)
+
+
+def test_one_step_stands_beside_the_module_and_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.limits.SQUARES", (16,))
+    options = measure.Options(peers=("torch", "jax"), hidden=(4, 6), seconds=1e-3, min_rounds=1, only="gru_step")
+    found = list(suites.dispatch(options))
+    assert [[(row.case, row.run, row.contestant, row.status, row.limit) for row in rows] for rows in found] == [
+        [(f"H={hidden} X={hidden}", FORWARD, name, "ok", None) for name in (OURS, "torch", CELL)] for hidden in (4, 6)
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -223,6 +249,19 @@ def test_contestants_take_turns() -> None:
     assert [len(found) for found in samples] == [3, 3]
     assert order == [0, 1] + [0, 1] * 3
     assert all(value > 0 for found in samples for value in found)
+
+
+def test_a_sample_is_long_even_where_the_first_calls_were_slow() -> None:
+    calls = 0
+
+    def call() -> None:
+        nonlocal calls
+        calls += 1
+        time.sleep(0.02 if calls <= 3 else 1e-4)
+
+    (samples,) = interleave([call], 0.0, 3)
+    assert max(samples) < 5e-3
+    assert calls > 3 + 3 * SAMPLE_S / 2 / max(samples)
 
 
 @pytest.mark.parametrize(

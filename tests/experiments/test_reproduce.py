@@ -29,7 +29,8 @@ from vssn.experiments.tasks.base import Effort, Entry
 from vssn.experiments.tasks.pendulum import draw_pendulum
 from vssn.experiments.tasks.registry import TASKS
 from vssn.training.config import check_config, load_config, packaged_configs
-from vssn.training.fit import TrainingModule, fit
+from vssn.training.fit import fit
+from vssn.training.module import TrainingModule
 
 MODEL = {"hidden_size": 4, "latent_size": 2, "noise_size": 1, "mlp_size": 4}
 PENDULUM_DATA = {"set": "pendulum", "batch_size": 20}
@@ -485,7 +486,7 @@ DATA = {
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_protocol_measures_what_its_section_shows(name: str, tmp_path: Path) -> None:
+def test_a_task_measures_what_its_section_shows(name: str, tmp_path: Path) -> None:
     data = DATA[name](tmp_path)
     real_valued = name in ("speech", "pendulum")
     model = MODEL | {

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vssn.data.pendulum import pendulum_splits
 from vssn.experiments.baselines import copy_last_frame_error
-from vssn.experiments.linear_probe import PENDULUM_TARGETS, filtering_limit, regress, regress_pendulum
+from vssn.experiments.linear_probe import PENDULUM_TARGETS, filtering_limit, linear_probe, probe_pendulum
 from vssn.inference.filtering import latent_states, one_step_predictions, prediction_error, rollouts, squared_errors
 from vssn.models.vssn import VSSN
 from vssn_kernels.testing import assert_all_close, assert_close, assert_equal
@@ -174,7 +174,7 @@ def test_regression_equals_numpys_with_an_intercept() -> None:
     states, others = torch.randn(40, 3).double(), torch.randn(25, 3).double()
     mixing = torch.randn(3, 2).double()
     targets, truth = (s @ mixing + 2 + 0.3 * torch.randn(len(s), 2).double() for s in (states, others))
-    got = regress(states, targets, others, truth)
+    got = linear_probe(states, targets, others, truth)
     with_one = [np.column_stack([s.numpy(), np.ones(len(s))]) for s in (states, others)]
     solution = np.linalg.lstsq(with_one[0], targets.numpy(), rcond=None)[0]
     residual = truth.numpy() - with_one[1] @ solution
@@ -189,14 +189,14 @@ def test_regression_bears_units_that_never_move() -> None:
     states = torch.randn(50, 2).double()
     padded = torch.cat((states, torch.zeros(50, 1), states[:, :1]), 1)
     targets = states @ torch.randn(2, 1).double()
-    assert_close("r2", regress(padded, targets, padded, targets).r2, torch.ones(1).double(), 1e-10)
+    assert_close("r2", linear_probe(padded, targets, padded, targets).r2, torch.ones(1).double(), 1e-10)
 
 
 def test_regression_refuses_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="states and targets must have the widths fitted, 3 and 2, got 4 and 2"):
-        regress(torch.zeros(9, 3), torch.zeros(9, 2), torch.zeros(9, 4), torch.zeros(9, 2))
+        linear_probe(torch.zeros(9, 3), torch.zeros(9, 2), torch.zeros(9, 4), torch.zeros(9, 2))
     with pytest.raises(ValueError, match="fit_states must have more rows than its 3 states, got 3"):
-        regress(torch.zeros(3, 3), torch.zeros(3, 2), torch.zeros(9, 3), torch.zeros(9, 2))
+        linear_probe(torch.zeros(3, 3), torch.zeros(3, 2), torch.zeros(9, 3), torch.zeros(9, 2))
 
 
 def test_the_limit_of_a_filter_is_what_the_first_velocity_leaves() -> None:
@@ -211,7 +211,7 @@ def test_the_limit_of_a_filter_is_what_the_first_velocity_leaves() -> None:
         known[:, 0, 1:] = torch.cat((states[:, 0, :2], part.controls[:, 0]), -1)
         rows += [torch.cat((known, torch.ones_like(known[..., :1]) * (torch.arange(15) == 0)[:, None]), -1), states]
     fit, fit_states, scored, states = (part.flatten(0, 1) for part in rows)
-    assert limit == pytest.approx(float(regress(fit, fit_states[:, 2:], scored, states[:, 2:]).r2), abs=2e-3)
+    assert limit == pytest.approx(float(linear_probe(fit, fit_states[:, 2:], scored, states[:, 2:]).r2), abs=2e-3)
     assert 0.85 < limit < 0.95
 
 
@@ -220,7 +220,7 @@ def test_pendulum_states_are_scored(inference: str) -> None:
     """An untrained model's 60 random units already see the angle in the images; nothing is worse than the mean."""
     splits = pendulum_splits(60, 1, 40, num_steps=5)
     model = VSSN(256, 60, 4, 2, likelihood="gaussian", control="external", control_size=1)
-    result = regress_pendulum(model, splits.train, splits.test, inference=inference)
+    result = probe_pendulum(model, splits.train, splits.test, inference=inference)
     assert result.r2.shape == result.log_likelihood.shape == (len(PENDULUM_TARGETS),)
     assert (result.r2 <= 1).all()
     x, u = splits.test.images.transpose(0, 1), splits.test.controls.transpose(0, 1)
@@ -228,4 +228,4 @@ def test_pendulum_states_are_scored(inference: str) -> None:
     assert states.d.shape == (5, 40, 60)
     # Features that hold the answer are scored 1.
     truth = splits.train.states.flatten(0, 1), splits.test.states.flatten(0, 1)
-    assert regress(truth[0], truth[0], truth[1], truth[1]).r2.min() > 1 - 1e-9
+    assert linear_probe(truth[0], truth[0], truth[1], truth[1]).r2.min() > 1 - 1e-9

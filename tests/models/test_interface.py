@@ -2,65 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
+from foreign_model import Foreign
 from small_models import LENGTHS, MODELS, batch, make
-from torch import Tensor
 
-from vssn import VSSN, State
 from vssn.inference.filtering import INFERENCES, latent_states, one_step_predictions, rollouts
 from vssn.inference.importance import BOUNDS, sequence_bounds
-from vssn.nn.interface import EncodedBatch, Floats, ParticleHooks, SequenceModel
+from vssn.nn.interface import SequenceModel
 from vssn_kernels.testing import assert_all_close
-
-
-class Foreign(SequenceModel):
-    """Another model, which happens to compute what a VSSN does."""
-
-    def __init__(self, hidden: VSSN) -> None:
-        super().__init__()
-        self.hidden, self.batch_first, self.likelihood = hidden, hidden.batch_first, hidden.likelihood
-        self.x_size, self.frame_size, self.control_size = hidden.x_size, hidden.frame_size, hidden.control_size
-
-    def set_batch_first(self, batch_first: bool) -> None:
-        super().set_batch_first(batch_first)
-        self.hidden.set_batch_first(batch_first)
-
-    @property
-    def noise_sizes(self) -> tuple[int, int]:
-        return self.hidden.noise_sizes
-
-    def a_parameter(self) -> Tensor:
-        return next(self.parameters())
-
-    def prepare(self, *given: Any, **more: Any) -> EncodedBatch:
-        return self.hidden.prepare(*given, **more)
-
-    def infer(self, *given: Any) -> tuple[Tensor, Tensor, State]:
-        return self.hidden.infer(*given)
-
-    def infer_prefixes(self, *given: Any) -> tuple[Tensor, Tensor]:
-        return self.hidden.infer_prefixes(*given)
-
-    def step_from_prior(self, *given: Any) -> tuple[Tensor, Tensor]:
-        return self.hidden.step_from_prior(*given)
-
-    def control(self, *given: Any) -> tuple[Tensor, ...]:
-        return self.hidden.control(*given)
-
-    def frames(self, *given: Any) -> Tensor:
-        return self.hidden.frames(*given)
-
-    def decode(self, *given: Any) -> Tensor:
-        return self.hidden.decode(*given)
-
-    def particles(self, *given: Any) -> ParticleHooks:
-        return self.hidden.particles(*given)
-
-    def floats_per_frame(self, x: Tensor) -> Floats:
-        return self.hidden.floats_per_frame(x)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -94,5 +44,5 @@ def test_what_is_missing_is_named() -> None:
 
     with pytest.raises(TypeError, match="infer_prefixes"):
         Half()
-    with pytest.raises(TypeError, match=r"^model must be a vssn\.VSSN, got GRU"):
+    with pytest.raises(TypeError, match=r"^model must be a SequenceModel, a vssn\.VSSN say, got GRU"):
         sequence_bounds(torch.nn.GRU(1, 1), torch.zeros(1, 1, 1))

@@ -13,14 +13,14 @@ from vssn import VSSN
 from vssn.data.batching import SequenceBatch
 from vssn.data.pendulum import pendulum_splits
 from vssn.demo import forecast_films
-from vssn.experiments.linear_probe import regress_pendulum
+from vssn.experiments.linear_probe import probe_pendulum
 from vssn.experiments.tasks.base import Effort
 from vssn.experiments.tasks.registry import TASKS
 from vssn.inference.filtering import latent_states, one_step_predictions, prediction_error, rollouts, squared_errors
 from vssn.inference.importance import sequence_bounds
 from vssn.inference.scoring import evaluate, evaluate_bound
 from vssn.training.config import check_config
-from vssn.training.fit import TrainingModule
+from vssn.training.module import TrainingModule
 from vssn.utils.evaluation_mode import time_major
 from vssn_kernels.testing import assert_close
 
@@ -126,7 +126,7 @@ def test_what_the_tables_measure() -> None:
         ("truth", "forecast"), forecast_films(other, films.test), forecast_films(plain, films.test), strict=True
     ):
         assert_close(name, a, b, 1e-6)
-    for a, b in zip(regress_pendulum(other, *films[::2]), regress_pendulum(plain, *films[::2]), strict=True):
+    for a, b in zip(probe_pendulum(other, *films[::2]), probe_pendulum(plain, *films[::2]), strict=True):
         assert_close("regression", a, b, 1e-3)
     assert TASKS["demo"].score(other, config, Effort()) == pytest.approx(
         TASKS["demo"].score(plain, config, Effort()), rel=1e-5

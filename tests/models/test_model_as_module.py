@@ -142,3 +142,19 @@ def test_compiled_with_inductor() -> None:
     want = model(**given, lengths=LENGTHS)
     assert_all_close(flat(out), flat(want), 1e-5)
     assert_all_close(parameter_gradients(model, out.loss), parameter_gradients(model, want.loss), 1e-4)
+
+
+def test_repr_tells_sizes_and_what_is_set() -> None:
+    text = repr(VSSN(4, 5, 3, 2, residual_posterior=True, control="both", control_size=6, free_bits=0.5, masked=True))
+    for part in (
+        "VSSN(\n  4, objective='elbo', control_size=6, free_bits=0.5, masked=True\n",
+        "8, D=5, Z=3, W=2, A=5, M=5, control='both', activation='tanh', U=6, residual_posterior=True\n",
+        "(duration): Recurrence(\n      hidden_size=5\n      (input): SplitLinear(in_sizes=(8, 6, 2), out_size=15)\n",
+        "(prior): LatentNetwork(\n      latent_size=3, activation='tanh', min_logvar=-12.0\n",
+        "(noise_posterior): GaussianMLP(\n      activation='tanh', min_logvar=-12.0\n",
+        "(emission): MLP(\n    activation='tanh'\n",
+    ):
+        assert part in text, (part, text)
+    bare = repr(VSSN(4, 5, 3))
+    assert "VSSN(\n  4, objective='elbo'\n" in bare
+    assert "=True" not in bare.replace("bias=True", "")

@@ -13,7 +13,8 @@ import yaml
 
 from vssn.errors import ConfigError
 from vssn.models.vssn import VSSN
-from vssn.training.config import Config, ModelSection, check_config, load_config, packaged_configs
+from vssn.training.config import Config, check_config, load_config, packaged_configs
+from vssn.training.sections import VSSNSection
 
 TINY = {"data": {"set": "pendulum"}, "model": {"hidden_size": 5, "latent_size": 3}}
 
@@ -83,8 +84,8 @@ def test_model_section_has_the_arguments_and_defaults_of_the_model() -> None:
         *("x_size", "control_size", "num_sequences", "encoder", "decoder", "batch_first", "device", "dtype"),
     ):
         del parameters[decided_elsewhere]
-    fields = ModelSection.model_fields
-    assert set(fields) == set(parameters)
+    fields = VSSNSection.model_fields
+    assert set(fields) == {"name", *parameters}
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty:
             assert fields[name].is_required(), name

@@ -23,7 +23,8 @@ from vssn.models.vssn import VSSN
 from vssn.nn.layer import State, VSSNLayer
 from vssn.training.checkpoints import load_model, read_checkpoint
 from vssn.training.config import Config, TrainingSection, check_config
-from vssn.training.fit import SequenceData, TrainingModule, cut, fit, kl_weight, learning_rate
+from vssn.training.fit import fit
+from vssn.training.module import SequenceData, TrainingModule, cut, kl_weight, learning_rate
 
 FILES = {"best.ckpt", "config.yaml", "last.ckpt", "metrics.csv", "tensorboard"}
 

@@ -1,6 +1,5 @@
-"""Data for VSSN: the polyphonic music sets, two simulators, and the batches that a model takes.
-
-Import the parts by name: `vssn.data.music`, `vssn.data.balls`, `vssn.data.pendulum`, `vssn.data.batching`.
+"""Data for VSSN: the sets (`vssn.data.registry`), data of one's own (`vssn.data.splits`), and the batches that a model
+takes (`vssn.data.batching`). Import the parts by name.
 """
 
 from vssn.errors import DataError

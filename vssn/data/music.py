@@ -1,7 +1,8 @@
 """The four polyphonic music sets of Boulanger-Lewandowski, Bengio and Vincent (2012), read from a folder.
 
-A sequence is a piano roll: a uint8 tensor [T, 88] of 0 and 1, one row per time step, one column per key;
-column 0 is MIDI note 21. It becomes float32 where batches are made (`vssn.data.batching`).
+In a configuration: jsb, nottingham, musedata, piano_midi. A sequence is a piano roll: a uint8 tensor [T, 88] of 0 and
+1, one row per time step, one column per key; column 0 is MIDI note 21. It becomes float32 where batches are made
+(`vssn.data.batching`).
 
 Two file forms are read. MATLAB 5 `.mat`: cells `traindata`, `validdata`, `testdata`, each entry T x 88.
 The authors' `.pickle`: a dict with `train`, `valid`, `test`, each a list of sequences, a sequence a list of
@@ -20,12 +21,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.io
 import torch
 from torch import Tensor
 
+from vssn.data.batching import SequenceDataset
 from vssn.data.folder import FOLDER_VARIABLE, data_folder, entries
+from vssn.data.registry import register
+from vssn.data.splits import Splits
 from vssn.errors import DataError, shorten
+from vssn.utils.numbers import Size
+from vssn.utils.packages import needing
+from vssn.utils.values import BINARY
 
 MUSIC_SETS = ("JSB_Chorales", "Nottingham", "MuseData", "Piano_midi")
 NUM_NOTES = 88
@@ -82,6 +88,19 @@ def load_music(name: str, folder: str | os.PathLike[str] | None = None) -> Music
     path = find_music_file(name, folder)
     read = _read_mat if path.suffix.lower() == ".mat" else _read_pickle
     return MusicSet(name, **read(path))
+
+
+@register("jsb", "nottingham", "musedata", "piano_midi", x_size=NUM_NOTES, values=BINARY, free=("folder",))
+def load_splits(*, set: str, seed: int, folder: str | None = None, transpose: Size = 0) -> Splits:
+    """The set as `fit` takes it. Raises DataError.
+
+    Args:
+        folder: None: the folder that VSSN_DATA names.
+        transpose: augmentation: each training sequence moves by up to so many semitones.
+    """
+    music = load_music(set, folder)
+    train = SequenceDataset(music.train, transform=Transpose(transpose) if transpose else None, seed=seed)
+    return Splits(train, SequenceDataset(music.valid), SequenceDataset(music.test))
 
 
 def find_music_file(name: str, folder: str | os.PathLike[str] | None = None) -> Path:
@@ -145,6 +164,9 @@ def _open(path: Path) -> io.BytesIO:
 
 
 def _read_mat(path: Path) -> dict[str, list[Tensor]]:
+    with needing("train", DataError):  # here: the other sets, and the authors' pickles, do without
+        import scipy.io
+
     keys = {split: f"{split}data" for split in SPLITS}
     data = _open(path)
     try:

@@ -23,6 +23,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vssn.data.batching import SequenceDataset
+from vssn.data.registry import register
+from vssn.data.splits import Splits
+from vssn.utils.numbers import Count
+from vssn.utils.values import UNIT
+
 DAMPING = 0.5
 GRAVITY = 9.81
 DT = 0.1
@@ -123,3 +129,33 @@ def pendulum_splits(
     """Each split has a stream of its own, so the size of one does not change another."""
     sizes = (num_train, num_valid, num_test)
     return PendulumSplits(*(make_pendulum(n, num_steps, seed=(seed, split)) for split, n in enumerate(sizes)))
+
+
+def configured_splits(
+    *,
+    seed: int = 0,
+    num_train: int | None = None,
+    num_valid: int | None = None,
+    num_test: int | None = None,
+    num_frames: int | None = None,
+) -> PendulumSplits:
+    """By the keys of a configuration: None is what `pendulum_splits` takes by itself."""
+    sizes = {"num_train": num_train, "num_valid": num_valid, "num_test": num_test, "num_steps": num_frames}
+    return pendulum_splits(**{name: size for name, size in sizes.items() if size is not None}, seed=seed)
+
+
+@register("pendulum", x_size=IMAGE_SIZE**2, control_size=1, values=UNIT)
+def load_splits(
+    *,
+    seed: int,
+    controls: bool,
+    num_train: Count | None = None,
+    num_valid: Count | None = None,
+    num_test: Count | None = None,
+    num_frames: Count | None = None,
+) -> Splits:
+    """The set as `fit` takes it; `controls` says whether the torque goes with it."""
+    films = configured_splits(
+        seed=seed, num_train=num_train, num_valid=num_valid, num_test=num_test, num_frames=num_frames
+    )
+    return Splits(*(SequenceDataset(part.images, part.controls if controls else None, seed=seed) for part in films))

@@ -17,20 +17,20 @@ from torch import Tensor
 
 from vssn.data.pendulum import PendulumSet
 from vssn.inference.filtering import latent_states
-from vssn.models.vssn import VSSN
+from vssn.nn.interface import SequenceModel
 from vssn.utils.evaluation_mode import time_major
 
 PENDULUM_TARGETS = ("sin phi", "cos phi", "phi'")
 
 
-class Regression(NamedTuple):
+class LinearProbe(NamedTuple):
     """Of every target; float64."""
 
     r2: Tensor  # [targets]
     log_likelihood: Tensor  # [targets] nats, summed over the scored rows
 
 
-def regress(fit_states: Tensor, fit_targets: Tensor, states: Tensor, targets: Tensor) -> Regression:
+def linear_probe(fit_states: Tensor, fit_targets: Tensor, states: Tensor, targets: Tensor) -> LinearProbe:
     """Fits on (fit_states [N, F], fit_targets [N, Y]), scores on (states [n, F], targets [n, Y]).
 
     Raises:
@@ -51,18 +51,18 @@ def regress(fit_states: Tensor, fit_targets: Tensor, states: Tensor, targets: Te
     residual = (targets - inputs @ coefficients).square().sum(0)
     total = (targets - targets.mean(0)).square().sum(0)
     log_likelihood = -0.5 * (len(targets) * torch.log(2 * math.pi * variance) + residual / variance)
-    return Regression(1 - residual / total, log_likelihood)
+    return LinearProbe(1 - residual / total, log_likelihood)
 
 
-def regress_pendulum(
-    model: VSSN,
+def probe_pendulum(
+    model: SequenceModel,
     train: PendulumSet,
     test: PendulumSet,
     *,
     inference: str = "smoothing",
     samples: int | None = None,
     seed: int = 0,
-) -> Regression:
+) -> LinearProbe:
     """From all latent states (d_t, z_t) of every frame to `PENDULUM_TARGETS`.
 
     Args:
@@ -76,7 +76,7 @@ def regress_pendulum(
         with time_major(model):
             states = latent_states(model, x, u, inference=inference, samples=samples, seed=seed)
         rows += [torch.cat(states, -1).flatten(0, 1), part.states.transpose(0, 1).flatten(0, 1)]
-    return regress(*rows)
+    return linear_probe(*rows)
 
 
 def filtering_limit(train: PendulumSet, test: PendulumSet) -> float:
@@ -87,7 +87,7 @@ def filtering_limit(train: PendulumSet, test: PendulumSet) -> float:
         (torch.cat((part.states[:, 0, :2], part.controls[:, 0]), -1), part.states[:, 0, 2:]) for part in (train, test)
     )
     velocity = test.states[..., 2].double()
-    unknown = (1 - regress(fit_seen, fit_first, seen, first).r2) * (first - first.mean()).double().square().sum()
+    unknown = (1 - linear_probe(fit_seen, fit_first, seen, first).r2) * (first - first.mean()).double().square().sum()
     return float(1 - unknown / (velocity - velocity.mean()).square().sum())
 
 

@@ -7,7 +7,7 @@ data is, where the run stands, on what it ran.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from vssn.errors import ConfigError
 from vssn.experiments.jobs import Job, Settings
 from vssn.experiments.tasks.registry import TASKS
 from vssn.training.config import Config
-from vssn.training.run_directory import FREE_DATA, differences, replacing
+from vssn.training.run_directory import differences, replacing
 from vssn.utils.command import writing
 
 SCORE, FAILED = "score.json", "failed.json"
@@ -26,7 +26,6 @@ _OF_A_SCORE = {
     *("table", "set", "model", "seed", "budget", "metrics", "config", "config_name", "parameters", "best_epoch"),
     *("epochs", "train_seconds", "score_seconds", "machine", "threads", "versions", "date"),
 }
-_FREE = {"data": FREE_DATA, "model": set(), "training": {"output", "accelerator", "report_every"}}
 
 
 def read_records(table: str, settings: Settings, kept: Path | None = None) -> dict[str, dict[str, Any]]:
@@ -88,18 +87,23 @@ def write_record(path: Path, content: dict[str, Any]) -> None:
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def comparable(settings: dict[str, Any]) -> dict[str, Any]:
+def comparable(config: Config) -> dict[str, Any]:
     """The sections of a configuration without what may differ between two runs of the same experiment."""
+    free = _free(config)
     return {
-        section: {name: value for name, value in values.items() if name not in _FREE[section]}
-        for section, values in settings.items()
+        section: {name: value for name, value in values.items() if name not in free[section]}
+        for section, values in config.model_dump(mode="json").items()
     }
 
 
 def require_same(folder: Path | str, config: Config, before: dict[str, Any]) -> None:
     """Raises ConfigError where what is in the folder was made with other settings than those of `config`."""
-    for name, now, then in differences(config, before, _FREE):
+    for name, now, then in differences(config, before, _free(config)):
         raise ConfigError(
             f"{name} is {now!r}, but {folder} was made with {then!r}; "
             "remove that folder to run it anew, or name another --output"
         )
+
+
+def _free(config: Config) -> dict[str, Collection[str]]:
+    return {"data": config.data.free, "model": (), "training": ("output", "accelerator", "report_every")}

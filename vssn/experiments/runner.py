@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 
 from vssn.errors import CheckpointError, ConfigError, DataError, RunningError, TrainingError
@@ -33,7 +32,12 @@ from vssn.training.fit import fit
 from vssn.training.heartbeat import Heartbeat, print_line
 from vssn.utils.command import check_folder, writing
 from vssn.utils.machine import processor_name
+from vssn.utils.packages import needing
 from vssn_kernels.version import __version__
+
+with needing("train"):
+    import filelock
+
 
 TRAINED, LOCK = "trained.json", "lock"
 
@@ -121,7 +125,7 @@ def _run(job: Job, config: Config, settings: Settings, say: Callable[[str], None
         "budget": settings.budget,
         "metrics": metrics,
         "settings": dict(job.task.settings),
-        "config": comparable(trained.model_dump(mode="json")),
+        "config": comparable(trained),
         "config_name": job.entry.config,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "best_epoch": best_epoch,

@@ -65,7 +65,7 @@ class Particles:
         self,
         frames: slice,
         d: Tensor,
-        contexts: tuple[Tensor, ...] | None,
+        hidden_inputs: tuple[Tensor, ...] | None,
         z_before: Tensor,
         eps_z: Tensor,
         log_ratio: Tensor,
@@ -74,13 +74,13 @@ class Particles:
 
         Args:
             d: [S, k B, D].
-            contexts: the model's, each [S, k B, ·]; None without a latent.
+            hidden_inputs: the model's, each [S, k B, ·]; None without a latent.
             z_before: [k B, Z].
             eps_z: [S, k, B, Z].
             log_ratio: log p(w)/q(w) [S, k, B].
         """
         given, shape = self.given, eps_z.shape[:3]
-        z, log_ratio_z = self.hooks.latents(contexts, z_before, eps_z.flatten(1, 2))
+        z, log_ratio_z = self.hooks.latents(hidden_inputs, z_before, eps_z.flatten(1, 2))
         alpha = log_ratio if log_ratio_z is None else log_ratio + log_ratio_z.view(shape)
         parameters = self.model.decode(z, d)
         x = given.x[frames].repeat(1, shape[1], 1)
@@ -98,10 +98,10 @@ class Particles:
             total = self.given.x.new_zeros(len(group), self.batch, dtype=torch.float64)
             first = total
             z = self.hooks.first_z(len(group))
-            for start, log_ratio, d, contexts, eps_z in self._parts(group):
+            for start, log_ratio, d, hidden_inputs, eps_z in self._parts(group):
                 stop = start + len(eps_z)
-                d, contexts = self._expand(d, len(group)), self._expand_contexts(contexts, len(group))
-                alpha, z = self._weights(slice(start, stop), d, contexts, z, eps_z, log_ratio)
+                d, hidden_inputs = self._expand(d, len(group)), self._expand_hidden_inputs(hidden_inputs, len(group))
+                alpha, z = self._weights(slice(start, stop), d, hidden_inputs, z, eps_z, log_ratio)
                 total = total + alpha.sum(0, dtype=torch.float64)
                 first = alpha[0].double() if start == 0 else first
             totals.append(total)
@@ -119,7 +119,7 @@ class Particles:
         total = like.new_zeros(self.batch, dtype=torch.float64)
         first, count = total, torch.zeros_like(self.lengths)
         uniforms = self._uniforms(particles if resampling == "multinomial" else 1)
-        for start, log_ratios, ds, contexts, eps_z in self._parts(range(particles)):
+        for start, log_ratios, ds, hidden_inputs, eps_z in self._parts(range(particles)):
             for step in range(len(eps_z)):
                 t = start + step
                 rows = (
@@ -129,7 +129,7 @@ class Particles:
                 alpha, z = self._weights(
                     slice(t, t + 1),
                     ds[here].index_select(1, rows),
-                    None if contexts is None else _pick(contexts, here, rows),
+                    None if hidden_inputs is None else _pick(hidden_inputs, here, rows),
                     z,
                     eps_z[here],
                     log_ratios[here].gather(1, path[None]),
@@ -151,7 +151,7 @@ class Particles:
         return total, first, count
 
     def _parts(self, group: range) -> Iterator[tuple[int, Tensor, Tensor, tuple[Tensor, ...] | None, Tensor]]:
-        """For every part of the frames in turn: its start, log p(w)/q(w), d, the contexts, eps_z."""
+        """For every part of the frames in turn: its start, log p(w)/q(w), d, the hidden inputs, eps_z."""
         kinds, steps = self.hooks.kinds(len(group)), self.plan.steps
         starts = list(range(0, self.steps, steps))
         d, a = self.hooks.edges(kinds)
@@ -168,14 +168,16 @@ class Particles:
             stop = min(start + steps, self.steps)
             eps_w, eps_z = self._noise(group, start, stop)
             log_ratio, d, _, here, _ = self.hooks.states(eps_w, start, stop, before[number], after[-1 - number])
-            yield start, log_ratio, d, self.hooks.contexts(d, here, start, stop), eps_z
+            yield start, log_ratio, d, self.hooks.hidden_inputs(d, here, start, stop), eps_z
 
     def _expand(self, rows: Tensor, particles: int) -> Tensor:
         """[S, kinds B, ·] to [S, k B, ·]."""
         return rows.repeat(1, particles * self.batch // rows.shape[1], 1)
 
-    def _expand_contexts(self, contexts: tuple[Tensor, ...] | None, particles: int) -> tuple[Tensor, ...] | None:
-        return None if contexts is None else tuple(self._expand(part, particles) for part in contexts)
+    def _expand_hidden_inputs(
+        self, hidden_inputs: tuple[Tensor, ...] | None, particles: int
+    ) -> tuple[Tensor, ...] | None:
+        return None if hidden_inputs is None else tuple(self._expand(part, particles) for part in hidden_inputs)
 
     def _uniforms(self, count: int) -> Tensor:
         """[T, count, B] for resampling, a stream for each sequence."""
@@ -211,8 +213,8 @@ def resample(weights: Tensor, uniforms: Tensor) -> Tensor:
     return drawn.clamp(max=count - 1).T
 
 
-def _pick(contexts: tuple[Tensor, ...], here: slice, rows: Tensor) -> tuple[Tensor, ...]:
-    return tuple(part[here].index_select(1, rows) for part in contexts)
+def _pick(hidden_inputs: tuple[Tensor, ...], here: slice, rows: Tensor) -> tuple[Tensor, ...]:
+    return tuple(part[here].index_select(1, rows) for part in hidden_inputs)
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from vssn.data.batching import SequenceBatch
 from vssn.inference.importance import DEFAULT_MEMORY, check_bound, sequence_bounds
-from vssn.models.vssn import VSSNOutput
-from vssn.nn.interface import SequenceModel, require_model
+from vssn.nn.interface import SequenceModel, SequenceOutput, require_model
 from vssn.utils.checks import require_seed, require_shape, require_size, require_tensor
 from vssn.utils.evaluation_mode import evaluating, time_major
 
@@ -79,10 +78,10 @@ def _averages_table(name: str, scores: Scores | BoundScores) -> tuple[str, ...]:
     )
 
 
-def sequence_sums(output: VSSNOutput, lengths: Tensor) -> Tensor:
+def sequence_sums(output: SequenceOutput, lengths: Tensor) -> Tensor:
     """Of a time-major output: [B, 5] float64 of length, F, first F_t, KL_z and KL_w of each sequence."""
-    if not isinstance(output, VSSNOutput):
-        raise TypeError(f"output must be a VSSNOutput, got {type(output).__name__}")
+    if not isinstance(output, SequenceOutput):
+        raise TypeError(f"output must be a SequenceOutput, got {type(output).__name__}")
     require_shape("lengths", lengths, "[B]", (output.reconstruction.shape[1],))
     reconstruction, kl_z, kl_w = (part.double() for part in (output.reconstruction, output.kl_z, output.kl_w))
     elbo = reconstruction - kl_z - kl_w  # [T, B]

@@ -6,7 +6,7 @@ paper:  L = sum_t R_t - KL_w,t / 2 - KL_z,t / 2      a training objective, not a
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vssn.likelihoods.base import Likelihood
 from vssn.likelihoods.registry import make_likelihood
 from vssn.nn.blocks import MLP, Embedding, reset_children
-from vssn.nn.interface import EncodedBatch, Floats, SequenceModel
+from vssn.nn.interface import EncodedBatch, Floats, Generation, SequenceModel, SequenceOutput
 from vssn.nn.layer import Embedded, Inference, State, VSSNLayer, require_control
 from vssn.nn.paths import LayerParticles, floats_of_particles, infer_prefixes
 from vssn.utils.checks import require_choice, require_factor, require_flag, require_number, require_shape, require_size
@@ -34,19 +34,7 @@ from vssn.utils.values import MARK_MISSING, NO_NAN_IN_U, require_finite, require
 OBJECTIVES = ("elbo", "paper")
 
 
-class VSSNOutput(NamedTuple):
-    loss: Tensor  # scalar, nats per frame
-    elbo: Tensor  # [B] strict lower bound on log p(x_{1:T}), nats per sequence
-    reconstruction: Tensor  # [T, B] log p(x_t | z_t, d_t)
-    kl_z: Tensor  # [T, B]
-    kl_w: Tensor  # [T, B]
-    state: State
-
-
-class Generation(NamedTuple):
-    x: Tensor  # [T, B, X] what was fed back: samples, or means
-    mean: Tensor  # [T, B, X] E[x_t | z_t, d_t]
-    state: State
+VSSNOutput = SequenceOutput  # by the name that users know
 
 
 class VSSN(SequenceModel):
@@ -303,6 +291,15 @@ class VSSN(SequenceModel):
             share = batch / self.num_sequences
             total = total + share * kl_weight * result.universal_kl * (frames > 0)
         return total / frames.clamp(min=1)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.x_size}, objective={self.objective!r}"
+            + (f", control_size={self.control_size}" if self.control_size else "")
+            + (f", free_bits={self.free_bits}" if self.free_bits else "")
+            + (f", num_sequences={self.num_sequences}" if self.num_sequences else "")
+            + "".join(f", {name}=True" for name in ("masked", "batch_first") if getattr(self, name))
+        )
 
     # What scores, bounds and filtering take, as SequenceModel says
 

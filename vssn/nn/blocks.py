@@ -94,7 +94,7 @@ class SplitLinear(nn.Module):
 
     def __init__(self, in_sizes: tuple[int, ...], out_size: int, **factory: Any) -> None:
         super().__init__()
-        self.in_sizes = tuple(in_sizes)
+        self.in_sizes, self.out_size = tuple(in_sizes), out_size
         self.weight = nn.Parameter(torch.empty(out_size, sum(in_sizes), **factory))
         self.bias = nn.Parameter(torch.empty(out_size, **factory))
         self.reset_parameters()
@@ -112,6 +112,9 @@ class SplitLinear(nn.Module):
         """What one of the inputs adds, [..., in_sizes[number]] to [..., out], the bias not among it."""
         before = sum(self.in_sizes[:number])
         return x @ self.weight[:, before : before + self.in_sizes[number]].T
+
+    def extra_repr(self) -> str:
+        return f"in_sizes={self.in_sizes}, out_size={self.out_size}"
 
 
 class MLP(nn.Module):
@@ -143,6 +146,9 @@ class MLP(nn.Module):
     def _by_children(self, inputs: tuple[Tensor, ...]) -> Tensor:
         return self.out(activate(self.hidden(*inputs), self.activation))
 
+    def extra_repr(self) -> str:
+        return f"activation={self.activation!r}"
+
 
 class GaussianMLP(MLP):
     """An MLP whose output is the mean and the raw log-variance of Z Gaussians."""
@@ -166,6 +172,9 @@ class GaussianMLP(MLP):
             return gaussian_mlp(inputs, *weights, activation=self.activation, min_logvar=self.min_logvar)
         return gaussian_halves(self._by_children(inputs), self.min_logvar)
 
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, min_logvar={self.min_logvar}"
+
 
 class Embedding(nn.Module):
     """act(x W^T + b): the embedding e_x or e_u of a frame."""
@@ -183,12 +192,16 @@ class Embedding(nn.Module):
         # What a hook or another class returned may be kept by someone.
         return activate(self.linear(x), self.activation, overwrite=is_plain_linear(self.linear))
 
+    def extra_repr(self) -> str:
+        return f"activation={self.activation!r}"
+
 
 class Recurrence(nn.Module):
     """A GRU over several inputs; recurrent weights start orthogonal, gate by gate."""
 
     def __init__(self, in_sizes: tuple[int, ...], hidden_size: int, **factory: Any) -> None:
         super().__init__()
+        self.hidden_size = hidden_size
         self.input = SplitLinear(in_sizes, 3 * hidden_size, **factory)
         self.weight_hh = nn.Parameter(torch.empty(3 * hidden_size, hidden_size, **factory))
         self.bias_hh = nn.Parameter(torch.empty(3 * hidden_size, **factory))
@@ -231,6 +244,9 @@ class Recurrence(nn.Module):
         weight = self.weight_hh if weight_noise is None else self.weight_hh + weight_noise
         return gru_sequence(gates_x, h0, weight, self.bias_hh, lengths=lengths, reverse=reverse)
 
+    def extra_repr(self) -> str:
+        return f"hidden_size={self.hidden_size}"
+
 
 def is_plain_recurrence(recurrence: nn.Module) -> bool:
     """Whether the recurrence's input may be summed from products with parts of its weight, `SplitLinear.product`."""
@@ -253,7 +269,7 @@ class LatentNetwork(nn.Module):
         **factory: Any,
     ) -> None:
         super().__init__()
-        self.activation, self.min_logvar = activation, min_logvar
+        self.latent_size, self.activation, self.min_logvar = latent_size, activation, min_logvar
         # One draw of the same range for W_z and W: together they are one matrix over [z, inputs].
         self.context = SplitLinear(in_sizes, hidden_size, **factory) if in_sizes else None
         self.bound = 1 / math.sqrt(latent_size + sum(in_sizes))
@@ -273,7 +289,7 @@ class LatentNetwork(nn.Module):
         self._reset_own()
         reset("out", self.out)
 
-    def contexts(self, inputs: tuple[Tensor, ...], like: Tensor) -> Tensor:
+    def hidden_inputs(self, inputs: tuple[Tensor, ...], like: Tensor) -> Tensor:
         """The part that does not depend on z_{t-1}, for every t: [T, B, M]; `like` [T, B, ·] where no input is."""
         if self.context is not None:
             return self.context(*inputs)
@@ -284,7 +300,7 @@ class LatentNetwork(nn.Module):
         """mu, logvar [T, B, Z] for every t from z_{t-1} [T, B, Z] and the inputs [T, B, ·]."""
         fused = is_plain_linear(self.out) and (self.context is None or is_plain(self.context, SplitLinear))
         if not fused:
-            return self.from_contexts(z_previous, self.contexts(inputs, z_previous))
+            return self.from_hidden_inputs(z_previous, self.hidden_inputs(inputs, z_previous))
         weights, bias = [self.weight_z], self.bias
         if self.context is not None:
             own, bias = self.context.weight, self.context.bias
@@ -300,15 +316,20 @@ class LatentNetwork(nn.Module):
             min_logvar=self.min_logvar,
         )
 
-    def from_contexts(self, z_previous: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor]:
-        """`forward` behind its inputs' part: contexts [T, B, M] are `contexts(inputs, ·)`."""
+    def from_hidden_inputs(self, z_previous: Tensor, hidden_inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` behind its inputs' part: hidden_inputs [T, B, M] are `hidden_inputs(inputs, ·)`."""
         rows = torch.addmm(
-            contexts.reshape(-1, contexts.shape[-1]), z_previous.reshape(-1, z_previous.shape[-1]), self.weight_z.T
+            hidden_inputs.reshape(-1, hidden_inputs.shape[-1]),
+            z_previous.reshape(-1, z_previous.shape[-1]),
+            self.weight_z.T,
         )
         hidden = activate(rows, self.activation, overwrite=True).view(*z_previous.shape[:-1], rows.shape[-1])
         return gaussian_halves(self.out(hidden), self.min_logvar)
 
+    def extra_repr(self) -> str:
+        return f"latent_size={self.latent_size}, activation={self.activation!r}, min_logvar={self.min_logvar}"
+
 
 def is_plain_latent(network: nn.Module) -> bool:
-    """Whether `from_contexts` and the weights behind it stand for a call of the network; its contexts are a call."""
+    """Whether `from_hidden_inputs` and the weights behind it stand for a call of the network; its parts are called."""
     return is_plain(network, LatentNetwork) and is_plain_linear(network.out)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What a model of sequences is to scores, bounds and filtering: they know this class, and no model's weights."""
+"""What a model of sequences is to training, scores, bounds and filtering: they know this class, no model's weights."""
 
 from __future__ import annotations
 
@@ -22,11 +22,28 @@ class EncodedBatch(NamedTuple):
     start: State | None  # the one given; None: the model's own
 
 
+class SequenceOutput(NamedTuple):
+    """What a call of a model returns; [B, T] in the place of [T, B] with batch_first."""
+
+    loss: Tensor  # scalar, nats per frame
+    elbo: Tensor  # [B] strict lower bound on log p(x_{1:T}), nats per sequence
+    reconstruction: Tensor  # [T, B] log p(x_t | z_t, d_t)
+    kl_z: Tensor  # [T, B]
+    kl_w: Tensor  # [T, B]
+    state: State
+
+
+class Generation(NamedTuple):
+    x: Tensor  # [T, B, X] what was fed back: samples, or means
+    mean: Tensor  # [T, B, X] E[x_t | z_t, d_t]
+    state: State
+
+
 class Floats(NamedTuple):
     """Numbers that a bound holds, for its plan of memory."""
 
     shared: int  # for a frame of a sequence
-    states: int  # for a frame of a particle, up to its contexts
+    states: int  # for a frame of a particle, up to its hidden inputs
     emission: int  # and from there on
     between: int  # for a particle between two parts of the frames
 
@@ -58,12 +75,12 @@ class ParticleHooks(Protocol):
         """
         ...
 
-    def contexts(self, d: Tensor, a: Tensor | None, start: int, stop: int) -> tuple[Tensor, ...] | None:
+    def hidden_inputs(self, d: Tensor, a: Tensor | None, start: int, stop: int) -> tuple[Tensor, ...] | None:
         """What `latents` takes of d and a, each [S, kinds B, ·]; None without a latent."""
         ...
 
     def latents(
-        self, contexts: tuple[Tensor, ...] | None, z_before: Tensor, eps: Tensor
+        self, hidden_inputs: tuple[Tensor, ...] | None, z_before: Tensor, eps: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """z [S, k B, Z] and log p(z)/q(z) [S, k B], from z_before [k B, Z] and eps [S, k B, Z]."""
         ...
@@ -81,6 +98,21 @@ class SequenceModel(nn.Module, ABC):
     control_size: int  # U, 0 without an external control
     batch_first: bool
     likelihood: Any  # a vssn.likelihoods.Likelihood
+    num_sequences: int | None = None  # training sequences that share a KL of the weights; None: no such KL
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Tensor,
+        u: Tensor | None = None,
+        lengths: Tensor | None = None,
+        state: State | tuple[Tensor, Tensor, Tensor] | None = None,
+        noise: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+        kl_weight: float | Tensor = 1.0,
+    ) -> SequenceOutput:
+        """One sample of the objective and of its parts, from the states before x (None: a start anew) and the noise
+        (None: drawn here)."""
 
     def set_batch_first(self, batch_first: bool) -> None:
         """For a model whose parts have a layout of their own to set theirs too."""
@@ -135,6 +167,33 @@ class SequenceModel(nn.Module, ABC):
         """The likelihood's parameters [T, B, P] from z [T, B, Z], d [T, B, D]."""
 
     @abstractmethod
+    def generate(
+        self,
+        steps: int,
+        batch_size: int = 1,
+        *,
+        u: Tensor | None = None,
+        state: State | None = None,
+        sample: bool = True,
+    ) -> Generation:
+        """`steps` frames from the priors, behind `state` (None: from the start); u [T, B, U], or as batch_first says.
+        What is fed back is samples of x_t, or its means."""
+
+    @abstractmethod
+    def forecast(
+        self,
+        x: Tensor,
+        steps: int,
+        *,
+        u: Tensor | None = None,
+        u_future: Tensor | None = None,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        sample: bool = True,
+    ) -> Generation:
+        """The `steps` frames behind x, from one sample of the state that x leads to."""
+
+    @abstractmethod
     def particles(self, given: EncodedBatch, lengths: Tensor) -> ParticleHooks:
         """What weighted particles are made of, for the sequences given."""
 
@@ -146,4 +205,4 @@ class SequenceModel(nn.Module, ABC):
 def require_model(model: object) -> None:
     """Raises TypeError unless it is a SequenceModel, or a compiled one."""
     if not isinstance(getattr(model, "_orig_mod", model), SequenceModel):
-        raise TypeError(f"model must be a vssn.VSSN, got {type(model).__name__}")
+        raise TypeError(f"model must be a SequenceModel, a vssn.VSSN say, got {type(model).__name__}")

@@ -77,6 +77,9 @@ class Latents(NamedTuple):
     prior_logvar: Tensor
 
 
+_FLAGS = ("residual_posterior", "noise_smoothing", "batch_first")  # told by repr where they are set
+
+
 def require_control(control: object, control_size: object) -> None:
     require_choice("control", control, CONTROLS)
     external = control in ("external", "both")
@@ -187,11 +190,11 @@ class VSSNLayer(nn.Module):
                 sizes = (self.backward_size,)
             self.noise_posterior = GaussianMLP(sizes, self.mlp_size, noise_size, activation, min_logvar, **factory)
         if latent_size:
-            drivers = self._driver_sizes()
-            self.backward_recurrence = Recurrence((*drivers, input_size), self.backward_size, **factory)
+            parents = self._parent_sizes()
+            self.backward_recurrence = Recurrence((*parents, input_size), self.backward_size, **factory)
             own = (self.backward_size,)
             self.posterior = LatentNetwork(latent_size, own, self.mlp_size, activation, min_logvar, **factory)
-            self.prior = LatentNetwork(latent_size, drivers, self.mlp_size, activation, min_logvar, **factory)
+            self.prior = LatentNetwork(latent_size, parents, self.mlp_size, activation, min_logvar, **factory)
         for name, size in (("d_0", hidden_size), ("z_0", latent_size)):  # None: zeros
             learned = nn.Parameter(torch.empty(size, **factory)) if learn_initial_state and size else None
             self.register_parameter(name, learned)
@@ -232,14 +235,14 @@ class VSSNLayer(nn.Module):
         found = getattr(recurrence, "bias_hh", None)  # parameters() takes ten times as long
         return next(self.parameters()) if found is None else found
 
-    def _driver_sizes(self) -> tuple[int, ...]:
+    def _parent_sizes(self) -> tuple[int, ...]:
         """What stands beside z_{t-1} in f and beside x_t in a_t: d_t, or without it an external control."""
         if self.hidden_size:
             return (self.hidden_size,)
         return self.control_sizes if self.control in ("external", "both") else ()
 
-    def drivers(self, d: Tensor, controls: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The tensors of `_driver_sizes`, each [T, B, ·]."""
+    def parents(self, d: Tensor, controls: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The tensors of `_parent_sizes`, each [T, B, ·]."""
         if self.hidden_size:
             return (d,)
         return controls if self.control in ("external", "both") else ()
@@ -341,10 +344,10 @@ class VSSNLayer(nn.Module):
             inputs = (*controls, w)
             d, d_last = self.duration(inputs, d0, lengths=lengths, weight_noise=self.weight_noise())
         if self.latent_size:
-            drivers = self.drivers(d, controls)
+            parents = self.parents(d, controls)
             a0 = x.new_zeros(x.shape[1], self.backward_size)
-            a, _ = self.backward_recurrence((*drivers, x), a0, lengths=lengths, reverse=True)
-            z, mu, logvar, prior_mu, prior_logvar = self.infer_latents(a, drivers, z0, eps_z, lengths)
+            a, _ = self.backward_recurrence((*parents, x), a0, lengths=lengths, reverse=True)
+            z, mu, logvar, prior_mu, prior_logvar = self.infer_latents(a, parents, z0, eps_z, lengths)
             kl_z = zero_padding(gaussian_kl(mu, logvar, prior_mu, prior_logvar), valid)
             z_last = last_valid(z, z0, lengths)
         return Inference(d, z, kl_z, kl_w, d_last, z_last)
@@ -362,22 +365,26 @@ class VSSNLayer(nn.Module):
         return is_plain_latent(self.posterior) and (not self.residual_posterior or is_plain_latent(self.prior))
 
     def infer_latents(
-        self, a: Tensor, drivers: tuple[Tensor, ...], z0: Tensor, eps_z: Tensor, lengths: Tensor | None
+        self, a: Tensor, parents: tuple[Tensor, ...], z0: Tensor, eps_z: Tensor, lengths: Tensor | None
     ) -> Latents:
-        """Samples z given a [T, B, A] and the drivers of the prior, each [T, B, ·]. The rest as in `infer_latent`."""
+        """Samples z given a [T, B, A] and the parents of the prior, each [T, B, ·]. The rest as in `infer_latent`."""
         if not self.fuses_latents():
-            return self.infer_latents_by_steps(a, drivers, z0, eps_z, lengths)
-        # Inside the loop the prior's mean is needed, so that its contexts stand before it; else they need not.
-        contexts = self.prior.contexts(drivers, a) if self.residual_posterior else None
-        z, mu, logvar = self.infer_latent(self.posterior.contexts((a,), a), contexts, z0, eps_z, lengths)
+            return self.infer_latents_by_steps(a, parents, z0, eps_z, lengths)
+        # Inside the loop the prior's mean is needed, so that its hidden inputs stand before it; else they need not.
+        hidden_inputs = self.prior.hidden_inputs(parents, a) if self.residual_posterior else None
+        z, mu, logvar = self.infer_latent(self.posterior.hidden_inputs((a,), a), hidden_inputs, z0, eps_z, lengths)
         z_previous = with_first(z0, z[:-1]) if len(z) else z
-        prior = self.prior(z_previous, drivers) if contexts is None else self.prior.from_contexts(z_previous, contexts)
+        prior = (
+            self.prior(z_previous, parents)
+            if hidden_inputs is None
+            else self.prior.from_hidden_inputs(z_previous, hidden_inputs)
+        )
         return Latents(z, mu, logvar, *prior)
 
     def infer_latents_by_steps(
         self,
         a: Tensor,
-        drivers: tuple[Tensor, ...],
+        parents: tuple[Tensor, ...],
         z0: Tensor,
         eps_z: Tensor,
         lengths: Tensor | None = None,
@@ -390,7 +397,7 @@ class VSSNLayer(nn.Module):
             mu, logvar = self.posterior(z[None], (a[here],))
             prior: tuple[Tensor, ...] = ()
             if self.residual_posterior:
-                prior = self.prior(z[None], tuple(part[here] for part in drivers))
+                prior = self.prior(z[None], tuple(part[here] for part in parents))
                 mu = mu + prior[0]
             step = (mu + torch.exp(logvar / 2) * eps_z[here], mu, logvar, *prior)
             valid_here = None if valid is None else valid[here]
@@ -399,28 +406,33 @@ class VSSNLayer(nn.Module):
         if not steps:
             return Latents(eps_z, eps_z, eps_z, eps_z, eps_z)
         z, mu, logvar, *both = (torch.cat(part) for part in zip(*steps, strict=True))
-        return Latents(z, mu, logvar, *(both or self.prior(with_first(z0, z[:-1]), drivers)))
+        return Latents(z, mu, logvar, *(both or self.prior(with_first(z0, z[:-1]), parents)))
 
     def infer_latent(
-        self, contexts: Tensor, prior_contexts: Tensor | None, z0: Tensor, eps_z: Tensor, lengths: Tensor | None = None
+        self,
+        hidden_inputs: Tensor,
+        prior_hidden_inputs: Tensor | None,
+        z0: Tensor,
+        eps_z: Tensor,
+        lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Samples z_t ~ q(z_t | z_{t-1}, a_t) in turn: z, and the mean and log-variance of q, each [T, B, Z].
 
         Args:
-            contexts: [T, B, M] what a_t adds to the posterior's hidden layer, which is plain as `fuses_latents` says.
-            prior_contexts: [T, B, M] what d_t adds to the prior's; used with residual_posterior, None without.
+            hidden_inputs: [T, B, M] what a_t adds to the hidden layer of a posterior plain as `fuses_latents` says.
+            prior_hidden_inputs: [T, B, M] what d_t adds to the prior's; used with residual_posterior, None without.
             z0: [B, Z].
             eps_z: [T, B, Z] standard normal.
             lengths: [B] int64 or None.
         """
         prior = None
-        if self.residual_posterior and prior_contexts is not None:
+        if self.residual_posterior and prior_hidden_inputs is not None:
             weight_mu, _ = self.prior.out.weight.chunk(2)
             bias_mu, _ = self.prior.out.bias.chunk(2)
-            prior = PriorMean(prior_contexts, self.prior.weight_z, weight_mu, bias_mu)
+            prior = PriorMean(prior_hidden_inputs, self.prior.weight_z, weight_mu, bias_mu)
         network = self.posterior
         return posterior_sequence(
-            contexts,
+            hidden_inputs,
             z0,
             eps_z,
             network.weight_z,
@@ -453,7 +465,7 @@ class VSSNLayer(nn.Module):
             inputs = (*controls, eps_w)
             states, d = self.duration(inputs, d, weight_noise=weight_noise)
         if self.latent_size:
-            mu, logvar = self.prior(z[None], self.drivers(states, controls))
+            mu, logvar = self.prior(z[None], self.parents(states, controls))
             z = (mu + torch.exp(logvar / 2) * eps_z)[0]
         return d, z
 
@@ -532,4 +544,7 @@ class VSSNLayer(nn.Module):
         return (
             f"{self.input_size}, D={self.hidden_size}, Z={self.latent_size}, W={self.noise_size}, "
             f"A={self.backward_size}, M={self.mlp_size}, control={self.control!r}, activation={self.activation!r}"
+            + (f", U={self.control_size}" if self.control_size else "")
+            + (f", universal={self.universal!r}" if self.universal != "point" else "")
+            + "".join(f", {name}=True" for name in _FLAGS if getattr(self, name))
         )

@@ -44,12 +44,12 @@ def _filter_latents(
     layer: VSSNLayer, x: Tensor, controls: tuple[Tensor, ...], z_0: Tensor, d: Tensor, eps_z: Tensor
 ) -> Tensor:
     """z_t [T, B, Z] of every prefix's end, from d [T, B, D]."""
-    drivers = layer.drivers(d, controls)
-    recurrence, inputs = layer.backward_recurrence, (*drivers, x)
+    parents = layer.parents(d, controls)
+    recurrence, inputs = layer.backward_recurrence, (*parents, x)
     fused = layer.fuses_latents()
     # What plain networks share among the prefixes is computed once.
     gates = recurrence.input(*inputs) if is_plain(recurrence, Recurrence) else None
-    prior = layer.prior.contexts(drivers, x) if fused and layer.residual_posterior else None
+    prior = layer.prior.hidden_inputs(parents, x) if fused and layer.residual_posterior else None
     a_end, zs = d.new_zeros(d.shape[1], layer.backward_size), []
     for stop in range(1, len(d) + 1):
         if gates is None:
@@ -57,19 +57,19 @@ def _filter_latents(
         else:
             a, _ = recurrence.run(gates[:stop], a_end, reverse=True)
         if fused:
-            contexts = layer.posterior.contexts((a,), a)
+            hidden_inputs = layer.posterior.hidden_inputs((a,), a)
             own_prior = None if prior is None else prior[:stop]
-            z, *_ = layer.infer_latent(contexts, own_prior, z_0, eps_z[:stop])
+            z, *_ = layer.infer_latent(hidden_inputs, own_prior, z_0, eps_z[:stop])
         else:
-            before = tuple(part[:stop] for part in drivers)
+            before = tuple(part[:stop] for part in parents)
             z, *_ = layer.infer_latents_by_steps(a, before, z_0, eps_z[:stop])
         zs.append(z[-1])
     return torch.stack(zs)
 
 
 def floats_of_particles(layer: VSSNLayer) -> tuple[int, int, int, int]:
-    """Numbers that `LayerParticles` holds for a frame of a sequence, for a frame of a particle up to its contexts and
-    from there on, and for a particle between two parts."""
+    """Numbers that `LayerParticles` holds for a frame of a sequence, for a frame of a particle up to its hidden inputs
+    and from there on, and for a particle between two parts."""
     d, a, z, w, m = layer.hidden_size, layer.backward_size, layer.latent_size, layer.noise_size, layer.mlp_size
     shared = 4 * layer.input_size + 7 * d + 7 * a + 2 * m + 6 * w
     states = 4 * w + 5 * d + (5 * a + 2 * m + 3 * z if z else 0)
@@ -106,7 +106,7 @@ class LayerParticles:
         self.fused = bool(layer.latent_size) and layer.fuses_latents() and is_plain_latent(layer.prior)
         if layer.latent_size and is_plain_recurrence(layer.backward_recurrence):
             no_d = x.new_zeros(steps, self.batch, layer.hidden_size)
-            self.backward_gates = layer.backward_recurrence.input(*layer.drivers(no_d, controls), x)  # [T, B, 3A]
+            self.backward_gates = layer.backward_recurrence.input(*layer.parents(no_d, controls), x)  # [T, B, 3A]
 
     def kinds(self, particles: int) -> int:
         return particles if self.layer.noise_size else 1
@@ -151,8 +151,8 @@ class LayerParticles:
             return log_ratio, d, d_last, None, d_before.new_zeros(len(d_before), layer.backward_size)
         recurrence = layer.backward_recurrence
         if self.backward_gates is None:
-            drivers = layer.drivers(d, tuple(part[frames] for part in self.controls))
-            inputs = (*drivers, self._of_kinds(self.x[frames], kinds))
+            parents = layer.parents(d, tuple(part[frames] for part in self.controls))
+            inputs = (*parents, self._of_kinds(self.x[frames], kinds))
             a, a_first = recurrence(inputs, a_after, lengths=lengths, reverse=True)
         else:
             gates = self.backward_gates[frames, None]
@@ -162,35 +162,35 @@ class LayerParticles:
             a, a_first = recurrence.run(gates.flatten(1, 2), a_after, lengths=lengths, reverse=True)
         return log_ratio, d, d_last, a, a_first
 
-    def contexts(self, d: Tensor, a: Tensor | None, start: int, stop: int) -> tuple[Tensor, ...] | None:
-        """What stands beside z in the posterior and in the prior: the contexts of plain networks [S, kinds B, M], else
-        a and the prior's drivers, each [S, kinds B, ·]."""
+    def hidden_inputs(self, d: Tensor, a: Tensor | None, start: int, stop: int) -> tuple[Tensor, ...] | None:
+        """What stands beside z in the posterior and in the prior: the hidden inputs of plain networks [S, kinds B, M],
+        else a and the prior's parents, each [S, kinds B, ·]."""
         if a is None:
             return None
-        drivers = self.layer.drivers(d, tuple(part[start:stop] for part in self.controls))
+        parents = self.layer.parents(d, tuple(part[start:stop] for part in self.controls))
         if not self.fused:
-            return a, *drivers
-        return self.layer.posterior.contexts((a,), a), self.layer.prior.contexts(drivers, a)
+            return a, *parents
+        return self.layer.posterior.hidden_inputs((a,), a), self.layer.prior.hidden_inputs(parents, a)
 
     def latents(
-        self, contexts: tuple[Tensor, ...] | None, z_before: Tensor, eps: Tensor
+        self, hidden_inputs: tuple[Tensor, ...] | None, z_before: Tensor, eps: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """z [S, k B, Z] and log p(z)/q(z) [S, k B] of a stretch of frames; None without a latent.
 
         Args:
-            contexts: as `contexts` says, of every particle.
+            hidden_inputs: as `hidden_inputs` says, of every particle.
             z_before: [k B, Z].
             eps: [S, k B, Z].
         """
         layer = self.layer
-        if contexts is None:
+        if hidden_inputs is None:
             return eps, None
         if self.fused:
-            z, _, logvar = layer.infer_latent(contexts[0], contexts[1], z_before, eps)
-            prior_mu, prior_logvar = layer.prior.from_contexts(with_first(z_before, z[:-1]), contexts[1])
+            z, _, logvar = layer.infer_latent(hidden_inputs[0], hidden_inputs[1], z_before, eps)
+            prior_mu, prior_logvar = layer.prior.from_hidden_inputs(with_first(z_before, z[:-1]), hidden_inputs[1])
         else:
-            a, *drivers = contexts
-            z, _, logvar, prior_mu, prior_logvar = layer.infer_latents_by_steps(a, tuple(drivers), z_before, eps)
+            a, *parents = hidden_inputs
+            z, _, logvar, prior_mu, prior_logvar = layer.infer_latents_by_steps(a, tuple(parents), z_before, eps)
         terms = (z - prior_mu).square_().mul_(torch.exp(-prior_logvar)).add_(prior_logvar)
         return z, (eps.square() + logvar - terms).sum(-1) / 2
 

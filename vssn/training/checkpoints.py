@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vssn.errors import CheckpointError, ConfigError
-from vssn.models.vssn import VSSN
+from vssn.nn.interface import SequenceModel
 from vssn.training.config import Config, check_config
 
 FORMAT = 1  # of what a checkpoint holds under "vssn"
@@ -55,7 +55,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def load_model(path: str | Path) -> tuple[VSSN, Config]:
+def load_model(path: str | Path) -> tuple[SequenceModel, Config]:
     """The trained model of a checkpoint, on the CPU and in evaluation mode, and its configuration.
 
     Raises:

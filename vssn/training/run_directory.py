@@ -16,17 +16,19 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Checkpoint, TQDMProgressBar
-
 from vssn.errors import TrainingError
 from vssn.training.checkpoints import read_checkpoint
 from vssn.training.config import Config, ConfigError
 from vssn.training.heartbeat import Heartbeat
+from vssn.utils.packages import needing
+
+with needing("train"):
+    import pytorch_lightning as pl
+    from pytorch_lightning.callbacks import Checkpoint, TQDMProgressBar
+
 
 SCORES = ("loss", "elbo_per_frame", "kl_z_per_frame", "kl_w_per_frame")  # logged as train/... and valid/...
 MONITOR = "valid/elbo_per_frame"
-FREE_DATA = {"folder", "workers", "mean", "std"}  # settings of data that may differ between two runs of an experiment
 _CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENOTDIR)
 
 
@@ -68,7 +70,7 @@ def check_folder(folder: Path, config: Config, resume: bool) -> int:
             f"{name}: {folder} holds no last.ckpt to resume; start without --resume or name another folder"
         )
     own = read_checkpoint(folder / "last.ckpt")["vssn"]
-    for name_of, now, before in differences(config, own["config"], {"data": FREE_DATA, "model": set()}):
+    for name_of, now, before in differences(config, own["config"], {"data": config.data.free, "model": set()}):
         raise ConfigError(
             f"{name_of}: {now!r}, but the run in {folder} has {before!r}; "
             "resume with the same data and model or name another folder"
@@ -124,7 +126,7 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-class RunFolder(Checkpoint):
+class RunDirectory(Checkpoint):
     """Writes best.ckpt, last.ckpt and metrics.csv at the end of every epoch, each at once or not at all."""
 
     COLUMNS = (
@@ -146,7 +148,7 @@ class RunFolder(Checkpoint):
         self.pulse.started = time.monotonic() - self.seconds_before  # one clock for the lines of both
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        values: dict[str, float] = pl_module.metrics  # type: ignore[assignment]  # vssn.training.fit.TrainingModule's
+        values: dict[str, float] = pl_module.metrics  # type: ignore[assignment]  # vssn.training.module.TrainingModule's
         seconds = time.monotonic() - self.pulse.started
         if not math.isfinite(values[MONITOR]):
             raise TrainingError(

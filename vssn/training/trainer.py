@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import pytorch_lightning as pl
-from pytorch_lightning.callbacks import TQDMProgressBar
-from pytorch_lightning.plugins.environments import LightningEnvironment
-from pytorch_lightning.utilities import rank_zero_only
+import torch
+
+from vssn.errors import TrainingError
+from vssn.utils.packages import needing
+
+with needing("train"):
+    import pytorch_lightning as pl
+    from pytorch_lightning.callbacks import TQDMProgressBar
+    from pytorch_lightning.plugins.environments import LightningEnvironment
+    from pytorch_lightning.utilities import rank_zero_only
 
 
 class OneProcess(LightningEnvironment):
@@ -78,3 +85,38 @@ class ProgressBar(TQDMProgressBar):
             if bar is not None:
                 bar.leave = False
                 bar.close()
+
+
+def check_callbacks(callbacks: object) -> None:
+    """Raises TypeError unless they are Lightning's, TrainingError where a checkpoint could not hold their state."""
+    if not isinstance(callbacks, list | tuple):
+        raise TypeError(f"callbacks must be a list of pytorch_lightning.Callback, got {type(callbacks).__name__}")
+    for index, callback in enumerate(callbacks):
+        if not isinstance(callback, pl.Callback):
+            kind = type(callback)
+            raise TypeError(
+                f"callbacks[{index}] must be a pytorch_lightning.Callback, got {kind.__module__}.{kind.__qualname__}"
+            )
+        _require_plain(type(callback).__qualname__, callback.state_dict())
+
+
+def _require_plain(name: str, state: object) -> None:
+    content = io.BytesIO()
+    try:
+        torch.save(state, content)
+        torch.load(io.BytesIO(content.getvalue()), weights_only=True)
+    except Exception:  # whatever pickling a foreign object leads to
+        raise TrainingError(
+            f"callbacks: expected tensors and plain types from the state_dict of {name}, as checkpoints hold nothing "
+            "else; leave other objects out of it"
+        ) from None
+
+
+class PlainStates(pl.Callback):
+    """Keeps a checkpoint readable: what the states of callbacks hold is looked at before it is written."""
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        for name, state in checkpoint.get("callbacks", {}).items():
+            _require_plain(name, state)

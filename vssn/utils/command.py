@@ -14,7 +14,6 @@ from pathlib import Path
 from vssn.errors import TargetError, UserError
 
 FAILED, INTERRUPTED, CLOSED = 2, 130, 141  # the last two as a shell names the ends by SIGINT and SIGPIPE
-TRAINING_NEEDS = ("pydantic", "pytorch_lightning", "yaml", "scipy", "tensorboard", "matplotlib", "filelock")
 
 
 def run_command(name: str, function: Callable[[], int]) -> int:
@@ -36,10 +35,6 @@ def run_command(name: str, function: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except ModuleNotFoundError as error:
-        if error.name not in TRAINING_NEEDS:
-            raise
-        return fail(f"{error.name} is not installed; install what training needs: pip install 'vssn[train]'")
     except MemoryError:
         return fail("out of memory; choose a smaller data set, model or batch_size")
     except OSError as error:  # a file or a disk that no part of the program looked after

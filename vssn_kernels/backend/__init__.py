@@ -1,1 +1,1 @@
-"""Backends: one module each, chosen by table.py."""
+"""Backends: a package each (`reference`: vssn_kernels/reference), chosen by table.py."""

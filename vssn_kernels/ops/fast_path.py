@@ -71,10 +71,12 @@ if missing:
 
 def direct(kernel: Callable, function: type[torch.autograd.Function], flat: Callable[..., tuple] | None) -> Callable:
     """An op without the dispatcher: its kernel, under its autograd formula where that is needed."""
+    # Without what Function.apply does for torch.func: no transform is on, and plain tensors come from none.
+    apply = super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
     def call(*args: Any) -> Any:
         if torch.is_grad_enabled() and _any_requires_grad(*args):
-            return function.apply(kernel, *(args if flat is None else flat(*args)))
+            return apply(kernel, *(args if flat is None else flat(*args)))
         return kernel(*args)
 
     return call

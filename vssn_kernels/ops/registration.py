@@ -212,7 +212,8 @@ def _as_declared(kernel: Callable) -> Callable:
     autocast inside (the inputs are cast before; the backend's own products must not be cast again)."""
 
     def run(*args):
-        device = next(arg.device for arg in args if isinstance(arg, Tensor))
+        first = args[0] if isinstance(args[0], Tensor) else next(arg for arg in args if isinstance(arg, Tensor))
+        device = first.device
         if autocast_is_on(device):
             with torch.autocast(device.type, enabled=False):
                 result = kernel(*args)

@@ -33,8 +33,8 @@ def _require(name: str) -> Any:
     found = find(name)
     if found is None:
         raise ImportError(
-            f"vssn_kernels needs {name}, which torch {torch.__version__} lacks; it is known to run with torch 2.6 to "
-            "2.13: install one of these"
+            f"vssn_kernels needs {name}, which torch {torch.__version__} lacks; install another version: it is tested "
+            "with torch 2.13"
         )
     return found
 

@@ -26,7 +26,7 @@ from vssn.experiments.tasks.base import (
     load_run,
 )
 from vssn.inference.filtering import one_step_predictions, prediction_error, rollouts, squared_errors
-from vssn.models.vssn import VSSN
+from vssn.nn.interface import SequenceModel
 from vssn.training.config import Config
 from vssn.utils.evaluation_mode import time_major
 
@@ -35,7 +35,7 @@ SHOWN = 6  # frames of the rollout in the figure
 STEPS = 20  # of a rollout
 
 
-def score_balls(model: VSSN, config: Config, effort: Effort) -> Metrics:
+def score_balls(model: SequenceModel, config: Config, effort: Effort) -> Metrics:
     test = first_sequences(config.load_data().test, effort.sequences)
     error, count = 0.0, 0
     rolled, copied = torch.zeros(STEPS), torch.zeros(STEPS)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from vssn.data.batching import SequenceBatch, SequenceDataset, collate_sequences
 from vssn.experiments.figures import draw_training
-from vssn.models.vssn import VSSN
+from vssn.nn.interface import SequenceModel
 from vssn.training.checkpoints import load_model
 from vssn.training.config import Config
 
@@ -79,7 +79,7 @@ class Task(NamedTuple):
     text: str
     sets: Mapping[str, str]  # the data sets, as the page names them
     entries: tuple[Entry, ...]
-    score: Callable[[VSSN, Config, Effort], Metrics]
+    score: Callable[[SequenceModel, Config, Effort], Metrics]
     draw: Callable[[Runs, Path, str | None], list[Path]]  # runs, folder of the figures, data folder
     headline: tuple[str, ...]  # the metrics to print when a run ends
     columns: tuple[Column, ...]
@@ -118,7 +118,7 @@ def draw_curves(runs: Runs, folder: Path, data: str | None) -> list[Path]:
     return figures
 
 
-def load_run(run: Path, data: str | None) -> tuple[VSSN, Config]:
+def load_run(run: Path, data: str | None) -> tuple[SequenceModel, Config]:
     """The best model of a run, and its configuration with the data folder of now."""
     model, config = load_model(run / "best.ckpt")
     return model, config.with_folder(data)

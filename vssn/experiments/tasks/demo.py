@@ -7,11 +7,11 @@ from vssn.demo import SEEN, forecast_films
 from vssn.experiments.tasks.base import Column, Effort, Entry, Metrics, Task, draw_curves
 from vssn.experiments.tasks.pendulum import QUICK_DATA, SETS, swings
 from vssn.inference.filtering import squared_errors
-from vssn.models.vssn import VSSN
+from vssn.nn.interface import SequenceModel
 from vssn.training.config import Config
 
 
-def score_demo(model: VSSN, config: Config, effort: Effort) -> Metrics:
+def score_demo(model: SequenceModel, config: Config, effort: Effort) -> Metrics:
     x, predicted = forecast_films(model, swings(config)[1])
     truth = x[SEEN:]
     copied = x[SEEN - 1].expand_as(truth)

@@ -27,13 +27,13 @@ from vssn.experiments.tasks.base import (
 )
 from vssn.inference.filtering import one_step_predictions
 from vssn.inference.scoring import evaluate, evaluate_bound
-from vssn.models.vssn import VSSN
+from vssn.nn.interface import SequenceModel
 from vssn.training.config import Config
 
 ROLL_FRAMES = 100  # of a piece in a figure
 
 
-def score_music(model: VSSN, config: Config, effort: Effort) -> Metrics:
+def score_music(model: SequenceModel, config: Config, effort: Effort) -> Metrics:
     test = first_sequences(config.load_data().test, effort.sequences)
     loader = sequence_loader(test, config.data.batch_size)
     elbo = evaluate(model, loader)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from vssn.data.pendulum import PendulumSet, pendulum_splits
+from vssn.data.pendulum import PendulumSet, configured_splits, pendulum_splits
 from vssn.experiments.figures import draw_latents
-from vssn.experiments.linear_probe import filtering_limit, regress_pendulum
+from vssn.experiments.linear_probe import filtering_limit, probe_pendulum
 from vssn.experiments.tasks.base import (
     Column,
     Detail,
@@ -24,7 +24,7 @@ from vssn.experiments.tasks.base import (
     published_row,
 )
 from vssn.inference.filtering import latent_states
-from vssn.models.vssn import VSSN
+from vssn.nn.interface import SequenceModel
 from vssn.training.config import Config
 
 SETS = {"pendulum": "pendulum"}
@@ -36,15 +36,15 @@ _TARGETS = {"sin": "sin φ", "cos": "cos φ", "velocity": "φ'"}
 def swings(config: Config) -> tuple[PendulumSet, PendulumSet]:
     """The training and the test set with their true states."""
     assert config.data.set == "pendulum"
-    splits = config.data.swings()
+    splits = configured_splits(seed=config.data.seed, **config.data.own)
     return splits.train, splits.test
 
 
-def score_pendulum(model: VSSN, config: Config, effort: Effort) -> Metrics:
+def score_pendulum(model: SequenceModel, config: Config, effort: Effort) -> Metrics:
     train, test = swings(config)
     metrics: Metrics = {"filtering_velocity_limit": filtering_limit(train, test)}
     for inference in _INFERENCES:
-        result = regress_pendulum(model, train, test, inference=inference)
+        result = probe_pendulum(model, train, test, inference=inference)
         for target, r2, log_likelihood in zip(_TARGETS, *result, strict=True):
             metrics |= {
                 f"{inference}_{target}": float(r2),

@@ -16,11 +16,11 @@ from vssn.experiments.tasks.base import (
     published_row,
 )
 from vssn.inference.scoring import evaluate, evaluate_bound
-from vssn.models.vssn import VSSN
+from vssn.nn.interface import SequenceModel
 from vssn.training.config import Config
 
 
-def score_speech(model: VSSN, config: Config, effort: Effort) -> Metrics:
+def score_speech(model: SequenceModel, config: Config, effort: Effort) -> Metrics:
     test = first_sequences(config.load_data().test, effort.sequences)
     scale = scale_of(test)
     assert scale is not None

@@ -12,4 +12,4 @@ def is_float64(tensor: Tensor) -> bool:
 
 def empty_like(tensor: Tensor, need: bool = True) -> Tensor | None:
     """A contiguous tensor of this shape and dtype, to be written in full."""
-    return torch.empty(tensor.shape, dtype=tensor.dtype) if need else None
+    return tensor.new_empty(tensor.shape) if need else None

@@ -57,9 +57,8 @@ def _forward(
     need_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, hidden = h0.shape
-    output = torch.empty((*shape, hidden), dtype=h0.dtype)
-    h_n = torch.empty((batch, hidden), dtype=h0.dtype)
-    gates = torch.empty((*shape, 4 * hidden) if need_backward else 0, dtype=h0.dtype)
+    output, h_n = h0.new_empty(*shape, hidden), h0.new_empty(batch, hidden)
+    gates = h0.new_empty(*shape, 4 * hidden) if need_backward else h0.new_empty(0)
     h0_, weight, bias = as_rows(h0), as_rows(weight_hh), bias_hh.contiguous()
     float64 = is_float64(h0)
     _cpu.gru_forward(
@@ -131,10 +130,9 @@ def _backward(
 ) -> Grads:
     shape, (batch, hidden) = output.shape[:-1], h0.shape
     need_gates_x, need_h0, need_weight, need_bias = needs
-    grad_gates_x = torch.empty((*shape, 3 * hidden), dtype=output.dtype)
-    grad_a = torch.empty((*shape, hidden), dtype=output.dtype)
+    grad_gates_x, grad_a = output.new_empty(*shape, 3 * hidden), output.new_empty(*shape, hidden)
     grad_h0, grad_weight = empty_like(h0, need_h0), empty_like(weight_hh, need_weight)
-    grad_bias = torch.empty(3 * hidden, dtype=output.dtype) if need_bias else None
+    grad_bias = output.new_empty(3 * hidden) if need_bias else None
     grad_h_n_, h0_, weight = as_rows(grad_h_n), as_rows(h0), as_rows(weight_hh)
     float64 = is_float64(output)
     _cpu.gru_backward(

@@ -1,0 +1,10 @@
+"""Models by the name that a configuration and a checkpoint have for them: one row each."""
+
+from __future__ import annotations
+
+from vssn.models.vssn import VSSN
+from vssn.nn.interface import SequenceModel
+
+MODELS: dict[str, type[SequenceModel]] = {
+    "vssn": VSSN,
+}

@@ -1,0 +1,197 @@
+"""What Lightning trains: the model under its optimizer with the schedules of an update and of an epoch, and the data.
+
+Long sequences may be cut into chunks of `training.chunk_length` frames (truncated back-propagation). An update is one
+chunk of a batch. Each sequence hands its state (d, z, x_last) on to its next chunk, without a gradient, and starts
+anew where it starts; what looks ahead, the backward recurrence a and that of `noise_smoothing`, starts from 0 at the
+end of every chunk: q(z_t | z_{t-1}, d, x_{t..end of the chunk}). That is a posterior like another, so the sum over
+the chunks is a strict bound too. Validation and the scores take whole sequences.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from vssn.data.batching import LengthBucketSampler, SequenceBatch, sequence_loader
+from vssn.data.splits import Splits
+from vssn.errors import TrainingError
+from vssn.inference.scoring import draw_noise, sequence_sums, summarize
+from vssn.nn.interface import SequenceModel, SequenceOutput
+from vssn.nn.layer import State
+from vssn.training.checkpoints import FORMAT
+from vssn.training.config import Config
+from vssn.training.run_directory import MONITOR, SCORES
+from vssn.training.sections import TrainingSection
+from vssn.utils.evaluation_mode import time_major
+from vssn.utils.packages import needing
+from vssn.utils.random import mixed_seed
+from vssn.utils.values import looked_at
+
+with needing("train"):
+    import pytorch_lightning as pl
+
+
+VALIDATION_SEED = 0  # every epoch is validated with the same noise, that of `evaluate`
+
+
+def kl_weight(update: int, config: TrainingSection) -> float:
+    """Factor of the KLs: rises from kl_start to 1 over kl_anneal_updates, kl_cycles times, as long at 1 in between."""
+    rise = config.kl_anneal_updates
+    if rise == 0 or update >= (2 * config.kl_cycles - 1) * rise:
+        return 1.0
+    progress = update % (2 * rise) / rise
+    return min(1.0, config.kl_start + (1 - config.kl_start) * progress)
+
+
+def learning_rate(epoch: int, config: TrainingSection) -> float:
+    """Of an epoch counted from 0."""
+    return config.learning_rate * config.lr_decay ** max(0, epoch + 1 - config.lr_decay_after)
+
+
+def cut(batch: SequenceBatch, chunk_length: int | None) -> list[SequenceBatch]:
+    """The batch in chunks of up to chunk_length frames, longest sequences first; those that have ended are left out."""
+    if chunk_length is None or batch.x.shape[0] <= chunk_length:
+        return [batch]
+    order = batch.lengths.argsort(descending=True, stable=True)
+    x, u = batch.x[:, order], None if batch.u is None else batch.u[:, order]
+    lengths = batch.lengths[order]
+    longest_first: list[int] = lengths.tolist()
+    chunks = []
+    for start in range(0, longest_first[0], chunk_length):
+        alive = sum(length > start for length in longest_first)
+        frames, columns = slice(start, start + chunk_length), slice(alive)
+        chunks.append(
+            SequenceBatch(
+                x[frames, columns],
+                (lengths[columns] - start).clamp(max=chunk_length),
+                None if u is None else u[frames, columns],
+            )
+        )
+    return chunks
+
+
+class SequenceData(pl.LightningDataModule):
+    def __init__(self, splits: Splits, config: Config) -> None:
+        super().__init__()
+        self.train = self._loader(splits.train, config, shuffle=True)
+        self.valid = self._loader(splits.valid, config)
+        self.test = self._loader(splits.test, config)
+
+    @staticmethod
+    def _loader(dataset: Any, config: Config, shuffle: bool = False) -> DataLoader[SequenceBatch]:
+        data = config.data
+        return sequence_loader(dataset, data.batch_size, shuffle=shuffle, seed=data.seed, num_workers=data.workers)
+
+    def train_dataloader(self) -> DataLoader[SequenceBatch]:
+        """Asked for before every epoch: a resumed run would otherwise start with the order of epoch 0."""
+        assert isinstance(self.train.batch_sampler, LengthBucketSampler)
+        assert self.trainer is not None
+        self.train.batch_sampler.set_epoch(self.trainer.current_epoch)
+        return self.train
+
+    def val_dataloader(self) -> DataLoader[SequenceBatch]:
+        return self.valid
+
+
+class TrainingModule(pl.LightningModule):
+    """A model under AdamW. An update is one chunk of a batch; without `chunk_length` a batch is one chunk."""
+
+    def __init__(self, model: SequenceModel, config: Config) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        self.automatic_optimization = False
+        self.train_sums: list[Tensor] = []
+        self.train_losses: list[Tensor] = []
+        self.valid_sums: list[Tensor] = []
+        self.valid_losses: list[Tensor] = []
+        self.metrics: dict[str, float] = {}  # of the epoch, in full precision
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        training = self.config.training
+        return torch.optim.AdamW(self.model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
+
+    def on_train_epoch_start(self) -> None:
+        for group in self._optimizer().param_groups:
+            group["lr"] = learning_rate(self.current_epoch, self.config.training)
+
+    def _optimizer(self) -> Any:
+        return self.optimizers()
+
+    def training_step(self, batch: SequenceBatch, batch_idx: int) -> None:
+        training, optimizer = self.config.training, self._optimizer()
+        torch.manual_seed(mixed_seed(training.seed, self.global_step))
+        chunks = cut(batch, training.chunk_length)
+        state = None
+        for chunk in chunks:
+            if state is not None:
+                state = State(*(part[: chunk.x.shape[1]].detach() for part in state))
+                if looked_at(self.device) and not all(bool(part.isfinite().all()) for part in state):
+                    raise TrainingError(  # before the model refuses it as a wrong argument
+                        f"training diverged in epoch {self.current_epoch + 1}: a state is not finite; "
+                        "lower training.learning_rate or training.gradient_clip_norm"
+                    )
+            with time_major(self.model):
+                output: SequenceOutput = self.model(
+                    chunk.x, chunk.u, chunk.lengths, state=state, kl_weight=kl_weight(self.global_step, training)
+                )
+            state = output.state
+            # Every frame of a batch weighs the same, also in a last chunk that holds few of them.
+            share = len(chunks) * chunk.lengths.sum() / batch.lengths.sum() if len(chunks) > 1 else 1.0
+            optimizer.zero_grad()
+            self.manual_backward(output.loss * share)
+            if training.gradient_clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip_norm)
+            optimizer.step()
+            self.train_sums.append(sequence_sums(output, chunk.lengths))
+            self.train_losses.append(output.loss.detach() * chunk.lengths.sum())
+        self.log("loss", output.loss.detach(), prog_bar=True, logger=False, batch_size=1)
+
+    def on_validation_epoch_start(self) -> None:
+        self.valid_noise = torch.Generator(self.device).manual_seed(VALIDATION_SEED)
+
+    def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
+        noise = draw_noise(self.model, batch.x, self.valid_noise)
+        with time_major(self.model):
+            output = self.model(batch.x, batch.u, batch.lengths, noise=noise)
+        self.valid_sums.append(sequence_sums(output, batch.lengths))
+        self.valid_losses.append(output.loss * batch.lengths.sum())
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("valid", self.valid_sums, self.valid_losses)
+
+    def on_train_epoch_end(self) -> None:
+        weight = kl_weight(self.global_step, self.config.training)
+        rate = learning_rate(self.current_epoch, self.config.training)
+        self._log({"kl_weight": weight, "learning_rate": rate})
+        self._log_scores("train", self.train_sums, self.train_losses)
+
+    def _log_scores(self, split: str, sums: list[Tensor], losses: list[Tensor]) -> None:
+        """One transfer from the device for an epoch. `loss` is the objective's; `elbo` is strict, whatever it is."""
+        scores = summarize(torch.cat(sums).cpu())
+        values = (
+            float(torch.stack(losses).double().sum()) / scores.frames,
+            scores.micro,
+            scores.kl_z,
+            scores.kl_w,
+        )
+        self._log({f"{split}/{name}": value for name, value in zip(SCORES, values, strict=True)})
+        sums.clear()
+        losses.clear()
+
+    def _log(self, values: dict[str, float]) -> None:
+        self.metrics |= values
+        for name, value in values.items():
+            self.log(name, value, prog_bar=name == MONITOR)
+        self.log("epoch", float(self.current_epoch + 1))  # Lightning's own counts from 0
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["vssn"] = {
+            "format": FORMAT,
+            "config": self.config.model_dump(mode="json"),
+            "num_sequences": self.model.num_sequences,
+            "epoch": self.current_epoch + 1,
+            "valid_elbo_per_frame": self.metrics[MONITOR],
+        }

@@ -1,0 +1,232 @@
+"""The sections of a configuration, as pydantic models: data, one for each set of the registry; model; training."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+from vssn.data.registry import DataSet, data_sets, names_to_list
+from vssn.data.splits import Splits
+from vssn.likelihoods import LIKELIHOODS
+from vssn.models.registry import MODELS
+from vssn.models.vssn import VSSN
+from vssn.nn.interface import SequenceModel
+from vssn.utils.numbers import Count, NotNegative, Positive, Real, Seed, Share, Size, Within
+from vssn.utils.packages import needing
+
+with needing("train"):
+    from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, create_model, model_validator
+    from pydantic_core import PydanticCustomError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataSection(Section):
+    """What all sets share; `data_section` adds the keys of one."""
+
+    batch_size: Count = 16
+    workers: Size = 0  # processes that prepare batches; 0: the training process itself
+    seed: Seed = 0  # of a simulated set, of the order and the augmentation of every epoch
+    set: str
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, key: str) -> Any: ...  # of the set
+
+    @property
+    def row(self) -> DataSet:
+        """Of the registry."""
+        return data_sets()[self.set]
+
+    @property
+    def sizes(self) -> tuple[int | None, int | None]:
+        """X and U; None where only the data tells."""
+        row = self.row
+        return (self.x_size, self.control_size) if row.x_size is None else (row.x_size, row.control_size)
+
+    @property
+    def free(self) -> frozenset[str]:
+        """Keys that may differ between two runs of one experiment."""
+        return self.row.free | {"workers"}
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The keys of the set itself."""
+        return {name: getattr(self, name) for name in self.row.own_keys()}
+
+    def given(self) -> DataSection:
+        """This section for data from Python: what all sets share of it."""
+        if self.row.from_python:
+            return self
+        shared = {name: getattr(self, name) for name in DataSection.model_fields if name != "set"}
+        return data_section("given")(set="given", **shared)
+
+    def load(self, controls: bool) -> Splits:
+        """Reads or simulates the set; `controls`: the model takes them. Raises DataError."""
+        return self.row.load_splits(self.model_dump(), controls)
+
+    @model_validator(mode="after")
+    def _keys_go_together(self) -> DataSection:
+        if self.row.check is not None:
+            self.row.check(self.own)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return read_data_section, (self.model_dump(),)  # pickle does not find a class that is made
+
+
+def data_section(name: str) -> type[DataSection]:
+    """The section of a set of the registry."""
+    return _made(name, data_sets()[name])
+
+
+@cache
+def _made(name: str, row: DataSet) -> type[DataSection]:
+    keys: dict[str, Any] = dict(row.own_keys())
+    if taken := [key for key in keys if hasattr(DataSection, key)]:
+        raise TypeError(f"{row.load.__qualname__}: {taken[0]} must have another name, sections have that attribute")
+    return create_model(f"{name}_DataSection", __base__=DataSection, **keys)
+
+
+def read_data_section(settings: object) -> object:
+    """The section of the set that a mapping names; what is no mapping is left to pydantic."""
+    if not isinstance(settings, Mapping):
+        return settings
+    if "set" not in settings:
+        raise PydanticCustomError("set_missing", "{names}", {"names": ", ".join(names_to_list())})
+    name = settings["set"]
+    if not isinstance(name, str) or name not in data_sets():
+        raise PydanticCustomError("set_unknown", "{names}", {"names": ", ".join(names_to_list()), "set": name})
+    return data_section(name).model_validate(settings)
+
+
+AnyDataSection = Annotated[SerializeAsAny[DataSection], BeforeValidator(read_data_section)]
+
+
+def _in(registry: Mapping[str, object]) -> BeforeValidator:
+    """A name of that registry."""
+
+    def check(name: object) -> object:
+        if not isinstance(name, str) or name not in registry:
+            known = [repr(known) for known in registry]
+            text = " or ".join(filter(None, (", ".join(known[:-1]), known[-1])))
+            raise PydanticCustomError("literal_error", f"Input should be {text}")
+        return name
+
+    return BeforeValidator(check)
+
+
+class ModelSection(Section):
+    """What all models share; `model_section` has the keys of one."""
+
+    name: Annotated[str, _in(MODELS)] = "vssn"
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, key: str) -> Any: ...  # of the model
+
+    @property
+    def takes_controls(self) -> bool:
+        return getattr(self, "control", "none") in ("external", "both")
+
+    def build(self, x_size: int, control_size: int, num_sequences: int | None) -> SequenceModel:
+        """The model with fresh weights, of what it takes. Raises ValueError where its sizes are not possible."""
+        cls = MODELS[self.name]
+        shares = getattr(self, "universal", "point") == "gaussian"
+        decided = {"x_size": x_size, "control_size": control_size, "num_sequences": num_sequences if shares else None}
+        takes = inspect.signature(cls).parameters
+        return cls(**self.model_dump(exclude={"name"}), **{name: decided[name] for name in decided if name in takes})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return read_model_section, (self.model_dump(),)
+
+
+class VSSNSection(ModelSection):
+    """The arguments of `vssn.VSSN`, except those of NO_KEYS."""
+
+    hidden_size: Size
+    latent_size: Size
+    noise_size: Size = 0
+    likelihood: Annotated[str, _in(LIKELIHOODS)] = "bernoulli"
+    mixture_size: Count = 20
+    nade_size: Count = 128
+    control: Literal["previous", "external", "both", "none"] = "previous"
+    mlp_size: Count | None = None
+    embed_size: Count | None = None
+    backward_size: Count | None = None
+    activation: Literal["tanh", "relu", "leaky_relu", "silu"] = "tanh"
+    residual_posterior: bool = False
+    universal: Literal["point", "gaussian"] = "point"
+    prior_std: Positive = 0.1
+    objective: Literal["elbo", "paper"] = "elbo"
+    free_bits: NotNegative = 0.0
+    min_logvar: Real = -12.0
+    min_logvar_x: Real = -10.0
+    learn_initial_state: bool = False
+    noise_smoothing: bool = False
+    masked: bool = False
+
+
+# Arguments of a model that the data decides, or that no configuration can write.
+NO_KEYS = ("x_size", "control_size", "num_sequences", "encoder", "decoder", "batch_first", "device", "dtype")
+
+
+def model_section(settings: Mapping[str, Any]) -> type[ModelSection]:
+    """The section of the model that a mapping names: VSSN's without a name, and with one that the section refuses."""
+    name = settings.get("name")
+    return _of_class(MODELS[name]) if isinstance(name, str) and name in MODELS else VSSNSection
+
+
+@cache
+def _of_class(cls: type[SequenceModel]) -> type[ModelSection]:
+    """Its arguments are the keys, typed as VSSN's of the same name are, or as the class says."""
+    if cls is VSSN:
+        return VSSNSection
+    types = get_type_hints(cls.__init__, include_extras=True) | get_type_hints(VSSNSection, include_extras=True)
+    keys: dict[str, Any] = {
+        key: (types[key], ... if argument.default is argument.empty else argument.default)
+        for key, argument in inspect.signature(cls).parameters.items()
+        if key not in NO_KEYS
+    }
+    return create_model(f"{cls.__name__}Section", __base__=ModelSection, **keys)
+
+
+def read_model_section(settings: object) -> object:
+    """The section of the model; what is no mapping is left to pydantic."""
+    return model_section(settings).model_validate(settings) if isinstance(settings, Mapping) else settings
+
+
+AnyModelSection = Annotated[SerializeAsAny[ModelSection], BeforeValidator(read_model_section)]
+
+
+class TrainingSection(Section):
+    output: str = "runs/vssn"  # folder of the run; {set} in it stands for data.set
+    seed: Seed = 0  # of the weights and of the noise
+    max_epochs: Count = 50
+    report_every: Count = 1  # epochs from one printed line to the next
+    max_minutes: Annotated[float, Within(ge=0.001, le=1e6)] | None = None  # of training, all resumed parts together
+    early_stopping_patience: Count | None = None  # epochs without a better validation ELBO
+    learning_rate: Annotated[float, Within(gt=0, le=1000)] = 1e-3
+    lr_decay: Annotated[float, Within(gt=0, le=1)] = 1.0  # factor per epoch ...
+    lr_decay_after: Size = 0  # ... after so many epochs
+    weight_decay: NotNegative = 0.0
+    gradient_clip_norm: Positive | None = 1.0
+    kl_start: Share = 1.0  # KL weight of the first update
+    kl_anneal_updates: Size = 0  # updates of one rise of the KL weight from kl_start to 1
+    kl_cycles: Count = 1  # rises, each but the last followed by as many updates at 1; 1: linear
+    chunk_length: Count | None = None  # frames of truncated back-propagation; None: whole sequences
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
+
+    @model_validator(mode="after")
+    def _a_start_needs_a_rise(self) -> TrainingSection:
+        if self.kl_start < 1 and self.kl_anneal_updates == 0:
+            raise ValueError(
+                f"kl_start {self.kl_start} has no effect without a rise: "
+                "set kl_anneal_updates to 1 or more, or kl_start to 1"
+            )
+        return self
