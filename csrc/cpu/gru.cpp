@@ -37,7 +37,7 @@ Partition plan_threads(const Problem& k, const Layout& layout, int64_t blocks, s
 
 // ---- Forward ---------------------------------------------------------------------------------------------
 
-// Whether the weights are met as they are: for so few steps and rows that packing them for all steps costs more than it
+// Whether the weights are met as they are: for so few rows in all steps together that packing them costs more than it
 // saves. Large ones take longer to pack, as they come from further away.
 inline bool forward_unpacked(int64_t rows, int64_t H) { return rows <= (H < 128 ? 16 : 64); }
 inline bool backward_unpacked(int64_t rows) { return rows <= 12; }
@@ -284,6 +284,7 @@ VSSN_INLINE void for_rows_and_before(const Layout& layout, bool reverse, const M
 template <class T>
 void weight_grads(const GruBackward<T>& k, const Layout& layout, const BackwardBuffers<T>& w, Team team) {
     const int64_t H = k.H, all = layout.rows(), first = k.steps > 0 ? k.B : 0;
+    const int64_t later = k.steps > 0 ? all - layout.begin(1) : 0;
     const int64_t start = k.reverse && k.steps > 0 ? layout.begin(k.steps - 1) : 0;
     const bool gather = k.reverse && layout.lengths;
     // [rows, .] of r and z, and of a: at all steps, and at each row's first one.
@@ -307,7 +308,7 @@ void weight_grads(const GruBackward<T>& k, const Layout& layout, const BackwardB
     };
     if (k.grad_weight) {
         T* grad_n = k.grad_weight + 2 * H * H;
-        if (k.steps == 1 && !layout.lengths) {  // nothing to add to
+        if (later == 0 && !layout.lengths) {  // a single step: nothing to add to
             weight_gradient<T>({first_rz, k.h0, first, 2 * H, H, k.grad_weight, H, false}, team, 0);
             weight_gradient<T>({first_a, k.h0, first, H, H, grad_n, H, false}, team, 1);
         } else {

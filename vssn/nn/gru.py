@@ -152,11 +152,9 @@ class GRU(nn.RNNBase):
         self._check_batched_state(hx, packed.data, batch)
         order, back = packed.sorted_indices, packed.unsorted_indices
         if packed.data.device.type == "cpu":
-            hx = self._first_state(hx, packed.data, batch)
+            hx = hx if hx is None or order is None else hx.index_select(1, order)
             recurrence = partial(gru_packed, batch_sizes=packed.batch_sizes)
-            data, h_n = self._run_layers(
-                packed.data, hx if order is None else hx.index_select(1, order), weights, recurrence
-            )
+            data, h_n = self._run_layers(packed.data, hx, batch, weights, recurrence)
             h_n = h_n if back is None else h_n.index_select(1, back)
             return PackedSequence(data, packed.batch_sizes, order, back), h_n
         x, own = pad_packed_sequence(packed)  # in the caller's order, as hx is
@@ -171,25 +169,25 @@ class GRU(nn.RNNBase):
     ) -> tuple[Tensor, Tensor]:
         """Time-major: x [T, B, X] to (output [T, B, H * directions], h_n [num_layers * directions, B, H])."""
         valid = valid_steps(lengths, x)
+        batch = x.shape[1]
         if lengths is not None and _packing_pays(x, lengths, self.hidden_size):
-            of, hx = packing(lengths), self._first_state(hx, x, x.shape[1])
+            of = packing(lengths)
             recurrence = partial(gru_packed, batch_sizes=of.batch_sizes)
-            output, h_n = self._run_layers(pack(x, of), hx.index_select(1, of.order), weights, recurrence)
+            hx = None if hx is None else hx.index_select(1, of.order)
+            output, h_n = self._run_layers(pack(x, of), hx, batch, weights, recurrence)
             return unpack(output, of, x.shape[0]), h_n.index_select(1, of.place)
         # Also outside the op: 0 * NaN in the gradient of weight_ih would be NaN.
-        return self._run_layers(zero_padding(x, valid), hx, weights, partial(gru_sequence, lengths=lengths))
-
-    def _first_state(self, hx: Tensor | None, x: Tensor, batch: int) -> Tensor:
-        return x.new_zeros(self._states(), batch, self.hidden_size) if hx is None else hx
+        return self._run_layers(zero_padding(x, valid), hx, batch, weights, partial(gru_sequence, lengths=lengths))
 
     def _run_layers(
         self,
         x: Tensor,
         hx: Tensor | None,
+        batch: int,
         weights: list[list[nn.Parameter]],
         recurrence: Callable[..., tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        """All layers and directions on x [T, B, X] (hx None: zeros) or packed [N, X], as the recurrence takes it."""
+        """All layers and directions on x [T, B, X] or packed [N, X], as the recurrence takes it."""
         given = x if hx is None else hx
         directions = 2 if self.bidirectional else 1
         dropout = self.dropout if self.training else 0.0
@@ -200,7 +198,7 @@ class GRU(nn.RNNBase):
                 number = layer * directions + direction
                 weight_ih, weight_hh, *biases = weights[number]
                 bias_ih, bias_hh = biases if self.bias else (None, weight_hh.new_zeros(len(weight_hh)))
-                h0 = given.new_zeros(x.shape[1], self.hidden_size) if hx is None else given[number]
+                h0 = given.new_zeros(batch, self.hidden_size) if hx is None else given[number]
                 gates_x = F.linear(x, weight_ih, bias_ih)
                 output, h_n = recurrence(gates_x, h0, weight_hh, bias_hh, reverse=direction == 1)
                 outputs.append(output)
@@ -293,10 +291,11 @@ _ENTRIES_SAVED = 1 << 15  # of padding, times H, that are worth the packing
 def _packing_pays(x: Tensor, lengths: Tensor, hidden_size: int) -> bool:
     """Whether a padded batch runs packed: at most half of its T B steps are valid, and it is not small. Only where it
     costs no synchronisation and the call may read values; lengths out of range are the op's to refuse."""
-    steps, batch = x.shape[:2]
-    if x.device.type != "cpu" or steps * batch * hidden_size < 2 * _ENTRIES_SAVED:
+    # First, whether anything may be asked: sizes that a compiled graph compares are guarded.
+    if x.device.type != "cpu" or not (is_plain_call() and is_plain(x) and is_plain(lengths)):
         return False
-    if not (is_plain_call() and is_plain(x) and is_plain(lengths)):
+    steps, batch = x.shape[:2]
+    if steps * batch * hidden_size < _ENTRIES_SAVED:
         return False
     low, high = torch.aminmax(lengths)
     valid = int(lengths.sum())
