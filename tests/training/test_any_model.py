@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign_model import Foreign
+from foreign_model import Foreign, Twin
 from small_models import LENGTHS, MODELS, batch, make
 from test_training import assert_same_run, music_config, music_folder
 
@@ -21,14 +21,6 @@ from vssn.training.checkpoints import load_model, read_checkpoint
 from vssn.training.config import Config, check_config
 from vssn.training.fit import fit
 from vssn.training.module import TrainingModule
-from vssn.utils.numbers import Count
-
-
-class Twin(Foreign):
-    """With arguments of its own, and without most of VSSN's."""
-
-    def __init__(self, x_size: int, latent_size: int, width: Count = 5, *, likelihood: str = "bernoulli") -> None:
-        super().__init__(VSSN(x_size, width, latent_size, 2, likelihood=likelihood))
 
 
 @pytest.fixture

@@ -190,7 +190,7 @@ def _of_class(cls: type[SequenceModel]) -> type[ModelSection]:
     keys: dict[str, Any] = {
         key: (types[key], ... if argument.default is argument.empty else argument.default)
         for key, argument in inspect.signature(cls).parameters.items()
-        if key not in NO_KEYS
+        if key not in NO_KEYS and argument.kind not in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD)
     }
     return create_model(f"{cls.__name__}Section", __base__=ModelSection, **keys)
 
