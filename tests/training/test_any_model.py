@@ -88,6 +88,35 @@ def test_its_arguments_are_the_keys(twin: None, model: dict[str, object], messag
         twin_config(tmp_path, tmp_path, **model)
 
 
+def test_a_model_without_the_keys_of_a_vssn_takes_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a control nor a likelihood to choose."""
+
+    class Fixed(Twin):
+        def __init__(self, x_size: int, latent_size: int) -> None:
+            super().__init__(x_size, latent_size, likelihood="bernoulli")
+
+    monkeypatch.setitem(registry.MODELS, "fixed", Fixed)
+    settings = {
+        "model": {"name": "fixed", "latent_size": 2},
+        "training": {"output": str(tmp_path / "run"), "max_epochs": 1, "accelerator": "cpu"},
+    }
+    x, u = torch.rand(2, 4, 3), torch.rand(2, 4, 1)
+    with pytest.raises(ConfigError, match=r"^model\.name: 'fixed' takes no controls u; leave them out of the splits"):
+        fit(settings, [(x, u)] * 3)
+    assert fit(settings, [x] * 3).test.frames == 8
+    assert check_config(settings | {"data": {"set": "balls"}}, "").model.name == "fixed"
+
+
+def test_an_argument_without_a_type_is_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Untyped(Twin):
+        def __init__(self, x_size, latent_size: int, depth=3) -> None:  # type: ignore[no-untyped-def]
+            super().__init__(x_size, latent_size)
+
+    monkeypatch.setitem(registry.MODELS, "untyped", Untyped)
+    with pytest.raises(TypeError, match=r"^Untyped: depth must have a type, as it is a key of a configuration"):
+        check_config({"data": {"set": "jsb"}, "model": {"name": "untyped", "latent_size": 2}}, "")
+
+
 def test_a_checkpoint_without_a_name_is_a_vssn(tmp_path: Path) -> None:
     """As vssn 0.1.0 wrote it; one whose model is not known here is refused in one line."""
     music = music_folder(tmp_path)
