@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vssn import VSSN, State
 from vssn.nn.interface import EncodedBatch, Floats, Generation, ParticleHooks, SequenceModel, SequenceOutput
+from vssn.utils.numbers import Count
 
 
 class Foreign(SequenceModel):
@@ -65,3 +66,12 @@ class Foreign(SequenceModel):
 
     def floats_per_frame(self, x: Tensor) -> Floats:
         return self.hidden.floats_per_frame(x)
+
+
+class Twin(Foreign):
+    """With arguments of its own, and without most of VSSN's."""
+
+    def __init__(
+        self, x_size: int, latent_size: int, width: Count = 5, *, likelihood: str = "bernoulli", **factory: Any
+    ) -> None:
+        super().__init__(VSSN(x_size, width, latent_size, 2, likelihood=likelihood, **factory))

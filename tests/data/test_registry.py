@@ -91,7 +91,7 @@ def test_a_new_set_is_one_file(way: str, tmp_path: Path) -> None:
             "batch_size, workers, seed, num_frames, level",
             "run.yaml: data: num_frames must be even",
             "run.yaml: model.likelihood: expected one for real values with the set 'mine', got 'bernoulli', which "
-            "takes [0, 1] alone; choose another",
+            "takes values in [0, 1] alone; choose another",
             "--set data.set=mined: data.set: expected one of jsb, nottingham, musedata, piano_midi, pendulum, balls, "
             "timit, blizzard, mine, got 'mined'; correct it",
             "run.yaml: model.control: expected 'previous' or 'none' with the set 'mine', which has no external "

@@ -16,8 +16,10 @@ import pytest
 import scipy.io
 import torch
 import yaml
+from foreign_model import Twin
 
 from vssn.cli import main
+from vssn.data.batching import SequenceDataset
 from vssn.errors import ConfigError
 from vssn.experiments import runner as module
 from vssn.experiments import tasks
@@ -25,9 +27,10 @@ from vssn.experiments.jobs import Job, jobs_of
 from vssn.experiments.report import write_report
 from vssn.experiments.runner import Settings, reproduce
 from vssn.experiments.tasks import NAMES
-from vssn.experiments.tasks.base import Effort, Entry
+from vssn.experiments.tasks.base import Effort, Entry, first_sequences
 from vssn.experiments.tasks.pendulum import draw_pendulum
 from vssn.experiments.tasks.registry import TASKS
+from vssn.models.registry import MODELS
 from vssn.training.config import check_config, load_config, packaged_configs
 from vssn.training.fit import fit
 from vssn.training.module import TrainingModule
@@ -324,6 +327,39 @@ def test_what_a_page_says_of_its_runs_is_theirs(
     assert "Training: VSSN 1 epoch in batches of 20." in text
     for other in ("67", "131", "500", "250", "rebuilt", "100 particles", "200 test videos", "benchmarks/README.md"):
         assert other not in text, other
+
+
+def test_a_model_without_the_sizes_of_a_vssn_stands_on_the_page(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside one that has them, and alone."""
+    monkeypatch.setitem(MODELS, "twin", Twin)
+    path = tmp_path / "twin.yaml"
+    path.write_text(yaml.safe_dump({"data": PENDULUM_DATA, "model": {"name": "twin", "latent_size": 2, "width": 4}}))
+    first = TASKS[table].entries[0]
+    for entries, said in (((first,), "6 for VSSN"), ((), "—")):
+        task = TASKS[table]._replace(
+            entries=(*entries, Entry("pendulum", "twin", str(path))),
+            score=lambda *_: dict.fromkeys(TASKS[table].headline, 1.0),
+        )
+        monkeypatch.setitem(TASKS, table, task)
+        settings = settings_of(tmp_path, output=tmp_path / str(len(entries)))
+        assert reproduce([table], settings, lambda _: None) == 0
+        write_report(tmp_path / "page.md", settings)
+        text = (tmp_path / "page.md").read_text()
+        assert f"(d and z: {said})" in text
+        assert "| **twin** | 1.000 |" in text
+
+
+@pytest.mark.parametrize("count", [2, 7, None])
+def test_the_first_sequences_keep_their_controls(count: int | None) -> None:
+    dataset = SequenceDataset(torch.randn(3, 4, 5), torch.randn(3, 4, 2))
+    first = first_sequences(dataset, count)
+    assert len(first) == (2 if count == 2 else 3)
+    for index in range(len(first)):
+        for part, whole in zip(first[index], dataset[index], strict=True):
+            assert part is not None
+            assert part.equal(whole)
 
 
 def test_a_record_of_another_effort_is_described_as_such(tmp_path: Path) -> None:

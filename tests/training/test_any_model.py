@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign_model import Foreign
+from foreign_model import Foreign, Twin
 from small_models import LENGTHS, MODELS, batch, make
 from test_training import assert_same_run, music_config, music_folder
 
@@ -21,14 +21,6 @@ from vssn.training.checkpoints import load_model, read_checkpoint
 from vssn.training.config import Config, check_config
 from vssn.training.fit import fit
 from vssn.training.module import TrainingModule
-from vssn.utils.numbers import Count
-
-
-class Twin(Foreign):
-    """With arguments of its own, and without most of VSSN's."""
-
-    def __init__(self, x_size: int, latent_size: int, width: Count = 5, *, likelihood: str = "bernoulli") -> None:
-        super().__init__(VSSN(x_size, width, latent_size, 2, likelihood=likelihood))
 
 
 @pytest.fixture
@@ -94,6 +86,35 @@ def test_another_model_is_configured_trained_resumed_and_loaded(twin: None, tmp_
 def test_its_arguments_are_the_keys(twin: None, model: dict[str, object], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"^{message}"):
         twin_config(tmp_path, tmp_path, **model)
+
+
+def test_a_model_without_the_keys_of_a_vssn_takes_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a control nor a likelihood to choose."""
+
+    class Fixed(Twin):
+        def __init__(self, x_size: int, latent_size: int) -> None:
+            super().__init__(x_size, latent_size, likelihood="bernoulli")
+
+    monkeypatch.setitem(registry.MODELS, "fixed", Fixed)
+    settings = {
+        "model": {"name": "fixed", "latent_size": 2},
+        "training": {"output": str(tmp_path / "run"), "max_epochs": 1, "accelerator": "cpu"},
+    }
+    x, u = torch.rand(2, 4, 3), torch.rand(2, 4, 1)
+    with pytest.raises(ConfigError, match=r"^model\.name: 'fixed' takes no controls u; leave them out of the splits"):
+        fit(settings, [(x, u)] * 3)
+    assert fit(settings, [x] * 3).test.frames == 8
+    assert check_config(settings | {"data": {"set": "balls"}}, "").model.name == "fixed"
+
+
+def test_an_argument_without_a_type_is_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Untyped(Twin):
+        def __init__(self, x_size, latent_size: int, depth=3) -> None:  # type: ignore[no-untyped-def]
+            super().__init__(x_size, latent_size)
+
+    monkeypatch.setitem(registry.MODELS, "untyped", Untyped)
+    with pytest.raises(TypeError, match=r"^Untyped: depth must have a type, as it is a key of a configuration"):
+        check_config({"data": {"set": "jsb"}, "model": {"name": "untyped", "latent_size": 2}}, "")
 
 
 def test_a_checkpoint_without_a_name_is_a_vssn(tmp_path: Path) -> None:

@@ -68,7 +68,9 @@ def test_one_configuration_for_each_peer_serves_all_four_sets(name: str, sizes: 
 
 def test_nade_needs_a_set_of_0_and_1() -> None:
     message = message_of("balls", "model.likelihood=nade")
-    assert message.startswith("balls: model.likelihood: expected one for real values with the set 'balls', got 'nade'")
+    assert message.startswith(
+        "balls: model.likelihood: expected one for values in [0, 1] with the set 'balls', got 'nade'"
+    )
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "nade"])

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 import vssn
 from vssn.cli import main
 from vssn.data.batching import SequenceDataset, sequence_loader
+from vssn.data.given import fingerprint
 from vssn.data.splits import Splits, as_splits, widths
 from vssn.errors import ConfigError, DataError, TrainingError
 from vssn.training.checkpoints import load_model, read_checkpoint
@@ -136,7 +137,8 @@ def test_the_sizes_are_those_of_the_splits(tmp_path: Path) -> None:
     assert (config.data.set, config.data.sizes) == ("given", (X, U))
     assert (config.data.batch_size, config.data.seed) == (2, 3)
     assert config.data.own == {
-        **{"x_size": X, "control_size": U, "num_train": 5, "num_valid": 2, "num_test": 2, "num_frames": 21}
+        **{"x_size": X, "control_size": U, "num_train": 5, "num_valid": 2, "num_test": 2, "num_frames": 21},
+        "fingerprint": fingerprint(as_splits(parts)),
     }
     assert load_config(tmp_path / "run" / "config.yaml") == config
 
@@ -224,6 +226,45 @@ def test_a_run_is_not_resumed_with_other_data(tmp_path: Path) -> None:
         fit(tmp_path / "config.yaml", frames(4), resume=True)
 
 
+def test_a_run_is_not_resumed_with_other_numbers_of_the_same_sizes(tmp_path: Path) -> None:
+    """Frames of any part, or controls; the same numbers in another form go on."""
+
+    def pairs() -> list[list[tuple[Tensor, Tensor]]]:
+        return [list(zip(x, u, strict=True)) for x, u in zip(frames(), frames(U, 1), strict=True)]
+
+    fit(config_of(tmp_path, control="both", max_epochs=1), pairs())
+    for part, which in ((0, 0), (1, 1), (2, 0), (2, 1)):
+        changed = pairs()
+        changed[part][-1][which][-1, -1] += 1
+        with pytest.raises(
+            ConfigError, match=r"^data\.fingerprint: 'crc32 .*', but the run in .* resume with the same"
+        ):
+            fit(config_of(tmp_path, control="both"), changed, resume=True)
+    same = [SequenceDataset([x.double().numpy() for x, _ in part], [u for _, u in part]) for part in pairs()]
+    assert len(fit(config_of(tmp_path, control="both"), same, resume=True).best_path.parts) > 1
+
+
+def test_the_fingerprint_is_that_of_data_in_memory() -> None:
+    def of(*parts: Any) -> str | None:
+        return fingerprint(as_splits(parts))
+
+    whole = torch.arange(12.0).reshape(2, 2, 3)
+    assert of(whole, whole, whole) == of(whole.numpy(), list(whole), whole.long()) != of(whole, whole, whole.flip(0))
+    assert of([LONE, LONE[:1]], [LONE], [LONE]) != of([LONE[:1], LONE], [LONE], [LONE])
+    assert of(Drawn([LONE]), [LONE], [LONE]) is None
+    assert of([LONE], SequenceDataset(Drawn([LONE]), lengths=[4]), [LONE]) is None  # type: ignore[arg-type]
+    made = SequenceDataset([LONE], Drawn([LONE.numpy()]))  # type: ignore[arg-type]
+    assert of(made, made, made) is None
+
+
+def test_what_a_dataset_draws_is_checked_under_its_name(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path / "run")
+    settings["model"]["likelihood"] = "bernoulli"
+    with pytest.raises(DataError, match=r"^splits\.train\[1\] must lie in \[0, 1\] with likelihood='bernoulli', got 2"):
+        fit(settings, [Drawn([LONE, LONE + 2]), [LONE], [LONE]])
+    assert not (tmp_path / "run").exists()
+
+
 def test_true_in_second_place_is_resume(tmp_path: Path) -> None:
     """As in `fit(config, resume)`, before there were splits."""
     with pytest.raises(ConfigError, match=r"holds no last\.ckpt to resume"):
@@ -256,6 +297,9 @@ def test_a_checkpoint_of_own_data_is_scored_from_python(tmp_path: Path, capsys: 
 
 
 LONE = torch.zeros(4, X)
+RAGGED = np.empty(2, dtype=object)
+RAGGED[:] = [np.zeros((2, X)), np.zeros((3, X))]
+OBJECTS = np.zeros((1, 4, X), dtype=object)
 
 
 @pytest.mark.parametrize(
@@ -280,9 +324,23 @@ LONE = torch.zeros(4, X)
         ([[LONE], [LONE], [LONE[:, :2]]], DataError, r"^splits\.test: expected x of 3 .* as in splits\.train, got 2"),
         ([([LONE], [LONE]), [LONE], [LONE]], DataError, r"^splits\.valid: expected u of 3 .* splits\.train, got 0"),
         ([([LONE], [LONE[:3]])] * 3, DataError, r"^splits\.train\[0\]: expected u of 4 frames as x has, got 3"),
-        ([([LONE], [LONE, LONE])] * 3, DataError, r"^splits\.train: controls must be one for each of 1 .* got 2"),
+        ([([LONE], [LONE, LONE])] * 3, DataError, r"^u of splits\.train must be one for each of 1 .* got 2"),
         ([SequenceDataset([LONE], [LONE])] * 3, ConfigError, r"^model\.control: expected 'external' or .*'previous'"),
-        ([[LONE], [LONE + torch.nan], [LONE]], DataError, r"^splits\.valid\[0\] must be finite, got nan"),
+        ([[LONE], [LONE + torch.nan], [LONE]], DataError, r"^splits\.valid\[0\] must be finite, got nan; .* no mask"),
+        ([[LONE], [LONE], [LONE.double() + 1e300]], DataError, r"^splits\.test\[0\] must be finite, .*float32"),
+        ([[LONE], [LONE], Drawn([LONE, LONE + torch.inf])], DataError, r"^splits\.test\[1\] must be finite, .* mask"),
+        ([Drawn([(LONE, LONE + torch.nan)])] * 3, DataError, r"^u of splits\.train\[0\] must be finite, .* no mask"),
+        ([[LONE[:, :0]]] * 3, DataError, r"^splits\.train\[0\]: expected x of at least one feature, .*\[4, 0\]"),
+        ([[LONE], np.zeros((2, 4, 0)), [LONE]], DataError, r"^splits\.valid\[0\]: expected x of at least one feature"),
+        ([([LONE], [LONE[:, :0]])] * 3, DataError, r"^splits\.train\[0\]: expected u of at least one .* leave u out"),
+        ([RAGGED, [LONE], [LONE]], DataError, r"^splits\.train must be a list of arrays, an array of o.* pass a list"),
+        ([([LONE], RAGGED)] * 3, DataError, r"^u of splits\.train must be a list of arrays, got an array of objects"),
+        ([OBJECTS, [LONE], [LONE]], DataError, r"^splits\.train must hold real .* object; convert it with"),
+        ([[OBJECTS[0]], [LONE], [LONE]], DataError, r"^splits\.train\[0\] must hold real .* object; convert it with"),
+        ([([LONE], [LONE[:, 0]])] * 3, DataError, r"^u of splits\.train\[0\] must have shape \[T, U\], got \[4\]"),
+        ([([LONE], LONE)] * 3, DataError, r"^u of splits\.train must be a list of tensors \[T, U\].* got .* \[4, 3\]"),
+        ([([LONE], [[1, 2]])] * 3, DataError, r"^u of splits\.train\[0\] must be a tensor or .* \[T, U\], got list"),
+        ([Drawn([(LONE, LONE[0])])] * 3, DataError, r"^u of splits\.train\[0\] must have shape \[T, U\], got \[3\]"),
     ],
 )  # fmt: skip
 def test_wrong_splits_are_named_and_nothing_is_written(

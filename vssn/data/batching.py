@@ -56,7 +56,7 @@ class SequenceDataset(Dataset[Item]):
         seed: int = 0,
     ) -> None:
         self.sequences: Sequence[Any] = _listed("sequences", sequences)
-        self.controls: Sequence[Any] | None = None if controls is None else _listed("controls", controls)
+        self.controls: Sequence[Any] | None = None if controls is None else _listed("controls", controls, "U")
         if len(self.sequences) == 0:
             raise ValueError("sequences must hold at least one sequence, got none")
         for name, given in (("controls", self.controls), ("lengths", lengths)):
@@ -84,7 +84,7 @@ class SequenceDataset(Dataset[Item]):
         x = as_sequence(f"sequences[{index}]", self.sequences[index])
         if self.transform is not None:
             x = self.transform(x, generator(self.seed, int(self._epoch), index))
-        return x, None if self.controls is None else as_sequence(f"controls[{index}]", self.controls[index])
+        return x, None if self.controls is None else as_sequence(f"controls[{index}]", self.controls[index], "U")
 
 
 def _length(name: str, length: Any) -> int:
@@ -98,38 +98,43 @@ def _length(name: str, length: Any) -> int:
     return number
 
 
-def _listed(name: str, sequences: object) -> Sequence[Any]:
+def _listed(name: str, sequences: object, features: str = "X") -> Sequence[Any]:
     """What holds the sequences; those of a list, a tensor or an array are checked."""
     if isinstance(sequences, Tensor | np.ndarray):
+        if isinstance(sequences, np.ndarray) and sequences.dtype == object and sequences.ndim != 3:
+            raise TypeError(f"{name} must be a list of arrays, got an array of objects; pass a list, as list(array) is")
         if sequences.ndim != 3:
             raise ValueError(
-                f"{name} must be a list of tensors [T, X], or one tensor [N, T, X], got one of shape "
+                f"{name} must be a list of tensors [T, {features}], or one tensor [N, T, {features}], got one of shape "
                 f"{list(sequences.shape)}; put a single sequence in a list, and a feature alone in [T, 1]"
             )
-        whole = as_sequence(name, sequences, 3)
+        whole = as_sequence(name, sequences, features, 3)
         return whole  # type: ignore[return-value]  # a tensor has a length and an index
     if isinstance(sequences, list | tuple):
-        return [as_sequence(f"{name}[{index}]", sequence) for index, sequence in enumerate(sequences)]
+        return [as_sequence(f"{name}[{index}]", sequence, features) for index, sequence in enumerate(sequences)]
     if isinstance(sequences, str | dict) or not (hasattr(sequences, "__len__") and hasattr(sequences, "__getitem__")):
-        raise TypeError(f"{name} must be a list of tensors [T, X], got {type(sequences).__name__}")
+        raise TypeError(f"{name} must be a list of tensors [T, {features}], got {type(sequences).__name__}")
     return sequences  # type: ignore[return-value]  # as described
 
 
-def as_sequence(name: str, sequence: object, dims: int = 2) -> Tensor:
-    """The sequence as a tensor of real numbers; an array shares its memory where it can. Raises TypeError, ValueError,
-    naming it."""
+def as_sequence(name: str, sequence: object, features: str = "X", dims: int = 2) -> Tensor:
+    """The sequence [T, `features`] as a tensor of real numbers; an array shares its memory where it can. Raises
+    TypeError, ValueError, naming it."""
     if isinstance(sequence, np.ndarray):
         if sequence.dtype.kind not in "biuf":
-            raise TypeError(f"{name} must hold real numbers, got {sequence.dtype}")
+            then = "; convert it with .astype('float32')" if sequence.dtype == object else ""
+            raise TypeError(f"{name} must hold real numbers, got {sequence.dtype}{then}")
         try:
             native = np.ascontiguousarray(sequence, sequence.dtype.newbyteorder("="))
             sequence = torch.from_numpy(native if native.flags.writeable else native.copy())
         except TypeError:
             raise TypeError(f"{name} must have a dtype that PyTorch has too, got {sequence.dtype}") from None
     if not isinstance(sequence, Tensor):
-        raise TypeError(f"{name} must be a tensor or an array [T, X], got {type(sequence).__name__}")
+        raise TypeError(f"{name} must be a tensor or an array [T, {features}], got {type(sequence).__name__}")
     if sequence.dim() != dims:
-        raise ValueError(f"{name} must have shape [T, X], got {list(sequence.shape)}; give a feature alone as [T, 1]")
+        raise ValueError(
+            f"{name} must have shape [T, {features}], got {list(sequence.shape)}; give a feature alone as [T, 1]"
+        )
     if sequence.is_complex():
         raise TypeError(f"{name} must hold real numbers, got {sequence.dtype}")
     return sequence
@@ -145,7 +150,9 @@ def collate_sequences(items: Sequence[Item]) -> SequenceBatch:
         raise TypeError(f"items must be a list of pairs (x, u), one at least, got {_name(items)}")
     for number, item in enumerate(items):
         require_parts(f"items[{number}]", item, "(x, u)", lists=True)
-    items = [(as_sequence("an item's x", x), None if u is None else as_sequence("an item's u", u)) for x, u in items]
+    items = [
+        (as_sequence("an item's x", x), None if u is None else as_sequence("an item's u", u, "U")) for x, u in items
+    ]
     lengths = torch.tensor([len(x) for x, _ in items], dtype=torch.int64)
     controls = [u for _, u in items if u is not None]
     if controls and len(controls) != len(items):

@@ -10,6 +10,9 @@ from torch.utils.data import Dataset, IterableDataset
 
 from vssn.data.batching import Item, SequenceDataset, as_sequence
 from vssn.errors import DataError
+from vssn.utils.values import REAL, Support, require_finite, require_values
+
+_NO_MASK = "training takes no mask: fill in what is missing or too large for float32, or leave the sequence out"
 
 
 class Splits(NamedTuple):
@@ -19,7 +22,10 @@ class Splits(NamedTuple):
 
 
 class DrawnDataset(SequenceDataset):
-    """A Dataset of PyTorch's, of items x [T, X], (x,) or (x, u). Each is drawn once beforehand, for its length."""
+    """A Dataset of PyTorch's, of items x [T, X], (x,) or (x, u). Each is drawn once beforehand, for its length, and
+    checked whenever it is drawn."""
+
+    support, likelihood = REAL, ""  # what x may hold, and whose support that is
 
     def __init__(self, name: str, dataset: Any) -> None:
         self.name, self.dataset = name, dataset
@@ -32,7 +38,9 @@ class DrawnDataset(SequenceDataset):
             if not 1 <= len(item) <= 2:
                 raise DataError(f"{name}: expected x or (x, u), got a {type(item).__name__} of {len(item)}")
             x, u = (*item, None)[:2]
-        return _sequence(name, x), None if u is None else _sequence(f"u of {name}", u)
+        x, u = _sequence(name, x), None if u is None else _sequence(f"u of {name}", u, "U")
+        check_values(name, x, u, self.support, self.likelihood)
+        return x, u
 
     def set_epoch(self, epoch: int) -> None:
         """Of what it draws from, too: a Subset of a SequenceDataset keeps its augmentation."""
@@ -70,6 +78,13 @@ def as_splits(splits: object) -> Splits:
     return Splits(*parts)
 
 
+def check_values(name: str, x: Tensor | None, u: Tensor | None, support: Support, likelihood: str) -> None:
+    """Raises DataError unless x lies in the support, as the float32 that it becomes, and u is finite."""
+    if x is not None:
+        require_values(name, x.float(), support, _NO_MASK, likelihood)
+    require_finite(f"u of {name}", None if u is None else u.float(), _NO_MASK)
+
+
 def widths(dataset: SequenceDataset) -> tuple[int, int]:
     """X and U, 0 without controls, of its first sequence."""
     x, u = dataset[0]
@@ -78,7 +93,7 @@ def widths(dataset: SequenceDataset) -> tuple[int, int]:
 
 def in_memory(dataset: SequenceDataset) -> Iterator[Item]:
     """Its sequences as they are before a transform; none where they are made when they are drawn."""
-    if isinstance(dataset.sequences, list | Tensor):
+    if isinstance(dataset.sequences, list | Tensor) and isinstance(dataset.controls, list | Tensor | None):
         for index, x in enumerate(dataset.sequences):
             yield x, None if dataset.controls is None else dataset.controls[index]
 
@@ -128,15 +143,21 @@ def _checked_lengths(name: str, items: Iterable[Item]) -> list[int]:
                 raise DataError(f"{name}[{index}]: expected {letter} of {width} features as in {name}[0], got {came}")
         if len(x) == 0:
             raise DataError(f"{name}[{index}]: expected a sequence of at least one frame, got none")
+        if found[0] == 0:
+            raise DataError(f"{name}[{index}]: expected x of at least one feature, got shape {list(x.shape)}")
+        if u is not None and found[1] == 0:
+            raise DataError(
+                f"{name}[{index}]: expected u of at least one feature, got shape {list(u.shape)}; leave u out"
+            )
         if u is not None and len(u) != len(x):
             raise DataError(f"{name}[{index}]: expected u of {len(x)} frames as x has, got {len(u)}")
         lengths.append(len(x))
     return lengths
 
 
-def _sequence(name: str, array: Any) -> Tensor:
+def _sequence(name: str, array: Any, features: str = "X") -> Tensor:
     try:
-        return as_sequence(name, array)
+        return as_sequence(name, array, features)
     except (TypeError, ValueError) as error:
         raise DataError(str(error)) from None
 
@@ -144,4 +165,7 @@ def _sequence(name: str, array: Any) -> Tensor:
 def _named(name: str, error: Exception) -> DataError:
     """What SequenceDataset says, under the caller's name."""
     text = str(error)
-    return DataError(f"{name}{text.removeprefix('sequences')}" if text.startswith("sequences") else f"{name}: {text}")
+    for own, of in (("sequences", name), ("controls", f"u of {name}")):
+        if text.startswith(own):
+            return DataError(f"{of}{text.removeprefix(own)}")
+    return DataError(f"{name}: {text}")

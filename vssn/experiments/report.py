@@ -32,6 +32,7 @@ from vssn.training.run_directory import replacing
 from vssn.utils.command import writing
 
 MISSING = "—"
+_STATES = ("hidden_size", "latent_size")
 
 
 def write_report(path: Path, settings: Settings) -> list[str]:
@@ -131,9 +132,8 @@ def _facts(task: Task, done: Sequence[Record]) -> dict[str, str]:
     models = {record["model"]: record for record in done}
     known = [entry.model for entry in task.entries if entry.model in models]
     configs = {model: models[model]["config"] for model in dict.fromkeys((*known, *models))}
-    latents = {
-        model: config["model"]["hidden_size"] + config["model"]["latent_size"] for model, config in configs.items()
-    }
+    sizes = {model: [config["model"].get(name) for name in _STATES] for model, config in configs.items()}
+    latents = {model: sum(found) for model, found in sizes.items() if None not in found}  # a model may have other names
     test = size("num_test", "num_test")
     scored = [record["metrics"].get("sequences") or count for record, count in zip(done, test, strict=True)]
     length = size("num_frames", frames)
@@ -144,7 +144,7 @@ def _facts(task: Task, done: Sequence[Record]) -> dict[str, str]:
         "test": each(scored),
         "frames": each(length),
         "ahead": each(count - of["seen"] for count, of in zip(length, settings, strict=True) if count and "seen" in of),
-        "latents": ", ".join(f"{count} for {model}" for model, count in latents.items()),
+        "latents": ", ".join(f"{count} for {model}" for model, count in latents.items()) or MISSING,
         "schedules": ", ".join(
             f"{model} {_count(config['training']['max_epochs'], 'epoch')} in batches of {config['data']['batch_size']}"
             for model, config in configs.items()

@@ -5,6 +5,7 @@ A mistake anywhere in it is one `ConfigError` of one line: where it stands, what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -64,9 +65,12 @@ class Config(Section):
         """This configuration with data from Python in the place of its set, and its sizes. Raises ConfigError."""
         config = self._with_data(self.data.given()).with_measured(splits)
         if config.data.sizes[1] and not self.model.takes_controls:
+            control = getattr(self.model, "control", None)
+            if control is None:
+                raise ConfigError(f"model.name: {self.model.name!r} takes no controls u; leave them out of the splits")
             raise ConfigError(
                 f"model.control: expected 'external' or 'both' as the splits have controls u, got "
-                f"{self.model.control!r}; change it or leave the controls out"
+                f"{control!r}; change it or leave the controls out"
             )
         return config
 
@@ -87,11 +91,11 @@ class Config(Section):
                 f"model.control: expected 'previous' or 'none' with the set {self.data.set!r}, which has no external "
                 f"control, got {self.model.control!r}; change it"
             )
-        takes, holds = LIKELIHOODS[self.model.likelihood].support, self.data.row.values
-        if holds is not None and not _inside(holds, takes):
+        likelihood, holds = getattr(self.model, "likelihood", None), self.data.row.values
+        if likelihood is not None and holds is not None and not _inside(holds, LIKELIHOODS[likelihood].support):
             raise ConfigError(
-                f"model.likelihood: expected one for real values with the set {self.data.set!r}, got "
-                f"{self.model.likelihood!r}, which takes {_values(takes)} alone; choose another"
+                f"model.likelihood: expected one for {_values(holds)} with the set {self.data.set!r}, got "
+                f"{likelihood!r}, which takes {_values(LIKELIHOODS[likelihood].support)} alone; choose another"
             )
         try:
             return self.model.build(x_size, control_size if self.model.takes_controls else 0, num_sequences)
@@ -110,10 +114,10 @@ def _inside(values: Support, support: Support) -> bool:
 
 
 def _values(support: Support) -> str:
+    ends = (support.low, support.high)
     if support.whole:
-        ends = (support.low, support.high)
         return "0 and 1" if ends == (0, 1) else f"whole numbers in [{ends[0]:g}, {ends[1]:g}]"
-    return f"[{support.low:g}, {support.high:g}]"
+    return "real values" if ends == (-math.inf, math.inf) else f"values in [{ends[0]:g}, {ends[1]:g}]"
 
 
 def packaged_configs() -> list[str]:

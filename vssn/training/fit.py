@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vssn.data.splits import Splits, as_splits, in_memory
+from vssn.data.splits import DrawnDataset, Splits, as_splits, check_values, in_memory
 from vssn.errors import ConfigError
 from vssn.inference.scoring import Scores, evaluate
 from vssn.nn.interface import SequenceModel
@@ -31,7 +31,6 @@ from vssn.training.sections import TrainingSection
 from vssn.training.trainer import OneProcess, PlainStates, ProgressBar, check_callbacks, first_rank, quiet
 from vssn.utils.checks import require_flag
 from vssn.utils.packages import needing
-from vssn.utils.values import MARK_MISSING, NO_NAN_IN_U, require_finite, require_values
 from vssn_kernels import keep_memory
 
 with needing("train"):
@@ -72,8 +71,9 @@ def fit(
                 beforehand, for its length;
                 a `vssn.data.batching.SequenceDataset`, taken as it is, transform included.
             Numbers are real and become float32. X and U are those of the data; the model takes u with
-            model.control "external" or "both". The run keeps the sizes of the data as the set "given", not the data:
-            to resume, or to score a checkpoint, give it again. None: the set of the configuration is loaded.
+            model.control "external" or "both". The run keeps the sizes of the data and a
+            fingerprint of what stands in memory as the set "given", not the data: to resume, or to score a checkpoint,
+            give it again. None: the set of the configuration is loaded.
         callbacks: of PyTorch Lightning, beside the trainer's own. What `state_dict` returns goes into the checkpoints,
             which hold tensors and plain types alone.
         resume: continue the run in `training.output` from its last.ckpt. True in the place of `splits` means this too.
@@ -100,8 +100,10 @@ def fit(
         done = check_folder(folder, config, resume)
         device = _device(config.training)
         pl.seed_everything(config.training.seed, workers=True, verbose=False)
-        loaded = config.load_data() if given is None else given
-        config = config.with_measured(loaded)
+        loaded = given
+        if loaded is None:
+            loaded = config.load_data()
+            config = config.with_measured(loaded)
         model = config.build_model(_count_chunks(loaded, config.training.chunk_length))
         if given is not None:
             _check_values(given, model)
@@ -124,14 +126,14 @@ def fit(
 
 
 def _check_values(splits: Splits, model: SequenceModel) -> None:
-    """Of data from Python that stands in memory; what is made when it is drawn meets the model's own check."""
-    likelihood = model.likelihood
+    """Of data from Python: what stands in memory now, what a Dataset makes when it is drawn; what a transform makes
+    meets the model's own check."""
+    support, title = model.likelihood.support, model.likelihood.title
     for name, part in splits._asdict().items():
+        if isinstance(part, DrawnDataset):
+            part.support, part.likelihood = support, title
         for index, (x, u) in enumerate(in_memory(part)):
-            where = f"splits.{name}[{index}]"
-            if part.transform is None:
-                require_values(where, x.float(), likelihood.support, MARK_MISSING, likelihood.title)
-            require_finite(f"u of {where}", None if u is None else u.float(), NO_NAN_IN_U)
+            check_values(f"splits.{name}[{index}]", x if part.transform is None else None, u, support, title)
 
 
 def _describe(config: Config, splits: Splits, model: SequenceModel, device: torch.device) -> str:

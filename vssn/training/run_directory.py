@@ -44,7 +44,7 @@ def differences(
         fields = type(getattr(config, section)).model_fields
         defaults = {name: None if field.is_required() else field.default for name, field in fields.items()}
         now, then = settings[section], defaults | dict(before.get(section, {}))
-        for name in sorted((now.keys() | then.keys()) - set(names)):
+        for name in (name for name in {**now, **then} if name not in names):
             if now.get(name) != then.get(name):
                 yield f"{section}.{name}", now.get(name), then.get(name)
 

@@ -187,11 +187,13 @@ def _of_class(cls: type[SequenceModel]) -> type[ModelSection]:
     if cls is VSSN:
         return VSSNSection
     types = get_type_hints(cls.__init__, include_extras=True) | get_type_hints(VSSNSection, include_extras=True)
-    keys: dict[str, Any] = {
-        key: (types[key], ... if argument.default is argument.empty else argument.default)
-        for key, argument in inspect.signature(cls).parameters.items()
-        if key not in NO_KEYS
-    }
+    keys: dict[str, Any] = {}
+    for key, argument in inspect.signature(cls).parameters.items():
+        if key in NO_KEYS or argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
+            continue
+        if key not in types:
+            raise TypeError(f"{cls.__name__}: {key} must have a type, as it is a key of a configuration")
+        keys[key] = (types[key], ... if argument.default is argument.empty else argument.default)
     return create_model(f"{cls.__name__}Section", __base__=ModelSection, **keys)
 
 

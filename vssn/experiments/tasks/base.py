@@ -128,7 +128,8 @@ def first_sequences(dataset: SequenceDataset, count: int | None) -> SequenceData
     """Its first sequences; all where `count` is None."""
     if count is None or count >= len(dataset):
         return dataset
-    return SequenceDataset(dataset.sequences[:count], lengths=dataset.lengths[:count], seed=dataset.seed)
+    controls = None if dataset.controls is None else dataset.controls[:count]
+    return SequenceDataset(dataset.sequences[:count], controls, lengths=dataset.lengths[:count], seed=dataset.seed)
 
 
 def first_batch(dataset: SequenceDataset, count: int) -> SequenceBatch:
