@@ -28,9 +28,8 @@ def gru_forward(
     output, h_n = h0.new_empty(steps, batch, hidden), h0.new_empty(batch, hidden)
     gates = h0.new_empty(steps, batch, 4 * hidden) if need_backward else h0.new_empty(0)
     gates_x_, h0_, weight, bias = as_steps(gates_x), as_rows(h0), as_rows(weight_hh), bias_hh.contiguous()
-    float64 = is_float64(h0)
     _cpu.gru_forward(
-        float64=float64,
+        float64=is_float64(h0),
         threads=torch.get_num_threads(),
         steps=steps,
         B=batch,
@@ -66,9 +65,8 @@ def gru_backward(
     grad_h0, grad_weight = empty_like(h0, need_h0), empty_like(weight_hh, need_weight)
     grad_bias = output.new_empty(3 * hidden) if need_bias else None
     grad_output_, grad_h_n_, h0_, weight = as_steps(grad_output), as_rows(grad_h_n), as_rows(h0), as_rows(weight_hh)
-    float64 = is_float64(output)
     _cpu.gru_backward(
-        float64=float64,
+        float64=is_float64(output),
         threads=torch.get_num_threads(),
         steps=steps,
         B=batch,
