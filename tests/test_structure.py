@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,6 +54,12 @@ def modules(*packages: str) -> dict[str, Path]:
 MODULES = modules("vssn_kernels", "vssn")
 BENCHMARKS = modules("benchmarks")
 EVERYWHERE = MODULES | BENCHMARKS
+
+
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "vssn_kernels/README.md", "benchmarks/README.md")
+FOLDERS = ("benchmarks", "csrc", "tests", "vssn", "vssn_kernels")
+SOURCES = ("py", "pyi", "h", "cpp", "cu", "cuh", "md", "yaml", "toml", "txt")
+SUFFIXES = "|".join(SOURCES)
 
 
 def layer_of(module: str) -> int:
@@ -141,6 +149,41 @@ def test_models_are_known_by_their_registry_alone(package: str) -> None:
         if f"{module}.".startswith(f"{package}.") and module != "vssn.training.sections":
             models = [name for name in imports(module) if name.startswith("vssn.models.")]
             assert set(models) <= {"vssn.models.registry"}, module
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_a_document_names_what_is_there(document: str) -> None:
+    """Links and `paths` (from the top, the document or a package), python -m modules, make targets."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    folder = (ROOT / document).parent
+    linked = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    assert [path for path in linked if not (folder / path).exists()] == []
+    named = set(re.findall(rf"`((?:[\w.-]+/)*[\w.-]+\.(?:{SUFFIXES})|(?:[\w.-]+/)+)`", text))
+    bases = (folder, *(ROOT / base for base in ("", "csrc", "vssn", "vssn_kernels")))
+    assert [path for path in named if not any((base / path).exists() for base in bases)] == []
+    called = re.findall(r"python -m ((?:benchmarks|vssn)[\w.]*)", text)
+    assert set(called) - set(EVERYWHERE) == set()
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)) - set(targets) == set()
+
+
+def test_the_packages_stand_in_contributing() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    packages = {path.parent.name for path in (ROOT / "vssn").glob("*/__init__.py")}
+    assert [name for name in sorted(packages) if f"`{name}/`" not in text] == []
+
+
+def test_sources_name_files_that_are_there() -> None:
+    """By their paths from the top, in comments, docstrings and messages."""
+    named = re.compile(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})/[\w./-]*\.(?:{SUFFIXES})\b")
+    made_up = "tests/test_install.py"  # it builds a project of its own
+    missing = []
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix.removeprefix(".") in SOURCES and os.fspath(path.relative_to(ROOT)) != made_up:
+                found = named.findall(path.read_text(encoding="utf-8"))
+                missing += [f"{path.relative_to(ROOT)}: {name}" for name in found if not (ROOT / name).exists()]
+    assert missing == []
 
 
 def test_importing_needs_core_requirements_only() -> None:

@@ -1,10 +1,11 @@
-// The matrix products of rows with packed weights, one register tile at a time.
+// The matrix products of rows with weights, packed or as they are, one register tile at a time.
 //
 //   C[i, j] = sum_k A[i, k] W[k, j]       A rows of K at any distance; W in panels of `vectors` vectors: [K][vectors L]
 //
 // A may be several matrices side by side, each a Segment of its columns. A tile is up to kTileRows rows by one panel.
 // Every element is one chain of multiply-adds over k = 0..K-1 in every shape of tile, so a row's result does not depend
-// on the rows that share its tile.
+// on the rows that share its tile. multiply_dots, for few rows, meets the rows of a W [units, K]: there an element is a
+// chain for each lane, and these are folded in one order.
 #pragma once
 
 #include "kernels.h"

@@ -16,9 +16,9 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vssn.errors import TrainingError
+from vssn.errors import ConfigError, TrainingError
 from vssn.training.checkpoints import read_checkpoint
-from vssn.training.config import Config, ConfigError
+from vssn.training.config import Config
 from vssn.training.heartbeat import Heartbeat
 from vssn.utils.packages import needing
 

@@ -51,7 +51,12 @@ def step_arguments(steps: Tensor | None) -> tuple[int, int, int]:
     return (0, 0, 0) if steps is None else (steps.data_ptr(), steps.stride(0), steps.stride(1))
 
 
-# ---- For kernels that leave products to PyTorch -------------------------------------------------------
+# ---- Around the kernels -------------------------------------------------------------------------------
+
+
+def activated(kept: Tensor, activation: str) -> Tensor:
+    """[..., M] after the activation, from what a forward pass kept: for "silu" what is before it."""
+    return torch.nn.functional.silu(kept) if activation == "silu" else kept
 
 
 def weight_gradients(

@@ -47,26 +47,25 @@ def mlp_forward(
     weights_, widths = [as_rows(weight) for weight in weights], [x.shape[1] for x in rows]
     bias_, weight_out_ = bias.contiguous(), as_rows(weight_out)
     bias_out_ = None if bias_out is None else bias_out.contiguous()
-    arguments = {
-        "float64": is_float64(bias),
-        "threads": torch.get_num_threads(),
-        "N": leading.numel(),
-        "M": width,
-        "O": columns,
-        "activation": activation,
-        "floored": floored,
-        "min_logvar": 0.0 if min_logvar is None else min_logvar,
-        "K": widths,
-        "x": [row_arguments(x) for x in rows],
-        "weight": _columns(weights_, widths),
-        "bias": bias_.data_ptr(),
-        "weight_out": row_arguments(weight_out_),
-        "bias_out": pointer(bias_out_),
-        "out": out.data_ptr(),
-        "logvar": logvar.data_ptr(),
-        "hidden": hidden.data_ptr() if two and need_backward else 0,
-    }
-    _cpu.mlp_forward(**arguments)
+    _cpu.mlp_forward(
+        float64=is_float64(bias),
+        threads=torch.get_num_threads(),
+        N=leading.numel(),
+        M=width,
+        O=columns,
+        activation=activation,
+        floored=floored,
+        min_logvar=0.0 if min_logvar is None else min_logvar,
+        K=widths,
+        x=[row_arguments(x) for x in rows],
+        weight=_columns(weights_, widths),
+        bias=bias_.data_ptr(),
+        weight_out=row_arguments(weight_out_),
+        bias_out=pointer(bias_out_),
+        out=out.data_ptr(),
+        logvar=logvar.data_ptr(),
+        hidden=hidden.data_ptr() if two and need_backward else 0,
+    )
     return out, logvar, hidden
 
 
@@ -98,28 +97,27 @@ def mlp_backward(
         grad_weight_out = empty_like(weight_out, need_weight_out)
         grad_bias_out = torch.empty(weight_out.shape[0], dtype=dtype) if need_bias_out else None
     grad_out_, grad_logvar_ = as_rows(grad_out), as_rows(grad_logvar)
-    arguments = {
-        "float64": dtype is torch.float64,
-        "threads": torch.get_num_threads(),
-        "N": inputs[0].shape[:-1].numel(),
-        "M": width,
-        "O": columns,
-        "activation": activation,
-        "floored": min_logvar is not None,
-        "min_logvar": 0.0 if min_logvar is None else min_logvar,
-        "K": widths,
-        "x": [row_arguments(x) for x in rows],
-        "weight": _columns(weights_, widths),
-        "weight_out": row_arguments(weight_out_),
-        "grad_out": row_arguments(grad_out_),
-        "grad_logvar": row_arguments(grad_logvar_),
-        "logvar": logvar.data_ptr(),
-        "hidden": hidden.data_ptr(),
-        "grad_x": [pointer(grad) for grad in grads[: len(inputs)]],
-        "grad_weight": _columns(grads[len(inputs) :], widths),
-        "grad_bias": pointer(grad_bias),
-        "grad_weight_out": pointer(grad_weight_out),
-        "grad_bias_out": pointer(grad_bias_out),
-    }
-    _cpu.mlp_backward(**arguments)
+    _cpu.mlp_backward(
+        float64=dtype is torch.float64,
+        threads=torch.get_num_threads(),
+        N=inputs[0].shape[:-1].numel(),
+        M=width,
+        O=columns,
+        activation=activation,
+        floored=min_logvar is not None,
+        min_logvar=0.0 if min_logvar is None else min_logvar,
+        K=widths,
+        x=[row_arguments(x) for x in rows],
+        weight=_columns(weights_, widths),
+        weight_out=row_arguments(weight_out_),
+        grad_out=row_arguments(grad_out_),
+        grad_logvar=row_arguments(grad_logvar_),
+        logvar=logvar.data_ptr(),
+        hidden=hidden.data_ptr(),
+        grad_x=[pointer(grad) for grad in grads[: len(inputs)]],
+        grad_weight=_columns(grads[len(inputs) :], widths),
+        grad_bias=pointer(grad_bias),
+        grad_weight_out=pointer(grad_weight_out),
+        grad_bias_out=pointer(grad_bias_out),
+    )
     return *grads, grad_bias, grad_weight_out, grad_bias_out

@@ -10,6 +10,7 @@ from torch import Tensor
 from vssn_kernels import _cpu
 from vssn_kernels.backend.common import (
     Grads,
+    activated,
     as_rows,
     as_steps,
     pointer,
@@ -49,9 +50,8 @@ def posterior_forward(
     z0_, weight_z_, weight_out_ = as_rows(z0), as_rows(weight_z), as_rows(weight_out)
     prior_weight_z_, prior_weight_mu_ = as_rows(prior_weight_z), as_rows(prior_weight_mu)
     bias, prior_bias = bias_out.contiguous(), None if prior_bias_mu is None else prior_bias_mu.contiguous()
-    float64 = is_float64(z0)
     _cpu.posterior_forward(
-        float64=float64,
+        float64=is_float64(z0),
         threads=torch.get_num_threads(),
         steps=steps,
         B=batch,
@@ -110,15 +110,14 @@ def posterior_backward(
     grad_z_, grad_mu_, grad_logvar_, eps_ = as_steps(grad_z), as_steps(grad_mu), as_steps(grad_logvar), as_steps(eps)
     weight_z_, weight_out_ = as_rows(weight_z), as_rows(weight_out)
     prior_weight_z_, prior_weight_mu_ = as_rows(prior_weight_z), as_rows(prior_weight_mu)
-    z0_, active, prior_active = as_rows(z0), _activated(hidden, activation), _activated(prior_hidden, activation)
+    z0_, active, prior_active = as_rows(z0), activated(hidden, activation), activated(prior_hidden, activation)
     shapes = ((width, latent), (2 * latent, width), (2 * latent,), (width, latent), (latent, width), (latent,))
     grad_weight_z, grad_weight_out, grad_bias_out, grad_prior_weight_z, grad_prior_weight_mu, grad_prior_bias_mu = (
         torch.empty(shape, dtype=z.dtype) if need else None
         for shape, need in zip(shapes, (*needs[3:6], *needs[7:]), strict=True)
     )
-    float64 = is_float64(z)
     _cpu.posterior_backward(
-        float64=float64,
+        float64=is_float64(z),
         threads=torch.get_num_threads(),
         steps=steps,
         B=batch,
@@ -166,8 +165,3 @@ def posterior_backward(
         grad_prior_weight_mu,
         grad_prior_bias_mu,
     )
-
-
-def _activated(hidden: Tensor, activation: str) -> Tensor:
-    """[T, B, M] after the activation, from what forward kept."""
-    return torch.nn.functional.silu(hidden) if activation == "silu" else hidden

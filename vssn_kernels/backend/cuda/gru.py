@@ -77,11 +77,11 @@ def gru_forward(
     need_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(output [T, B, H], h_n [B, H], gates [T, B, 4H]: r, z, n, W_hn h + b_n of each unit; empty where not needed)"""
-    count, batch, _ = gates_x.shape
+    steps, batch, _ = gates_x.shape
     hidden = h0.shape[1]
-    output = gates_x.new_empty(count, batch, hidden)
+    output = gates_x.new_empty(steps, batch, hidden)
     h_n = torch.empty((batch, hidden), dtype=h0.dtype, device=h0.device)
-    gates = gates_x.new_empty((count, batch, 4 * hidden) if need_backward else 0)
+    gates = gates_x.new_empty((steps, batch, 4 * hidden) if need_backward else 0)
     if batch == 0:
         return output, h_n, gates
     gates_x_, h0_, weight, bias = as_steps(gates_x), as_rows(h0), as_rows(weight_hh), bias_hh.contiguous()
@@ -96,7 +96,7 @@ def gru_forward(
             exchange=wish.exchange,
             blocks=wish.blocks,
             row_tiles=wish.row_tiles,
-            steps=count,
+            steps=steps,
             B=batch,
             H=hidden,
             reverse=reverse,
@@ -131,10 +131,10 @@ def gru_backward(
     needs: Sequence[bool],
 ) -> Grads:
     """Gradients of (gates_x, h0, weight_hh, bias_hh)."""
-    count, batch, hidden = output.shape
+    steps, batch, hidden = output.shape
     need_gates_x, need_h0, need_weight, need_bias = needs
-    grad_gates_x = output.new_empty(count, batch, 3 * hidden)
-    grad_a = output.new_empty(count, batch, hidden) if need_weight or need_bias else None
+    grad_gates_x = output.new_empty(steps, batch, 3 * hidden)
+    grad_a = output.new_empty(steps, batch, hidden) if need_weight or need_bias else None
     grad_h0 = torch.empty((batch, hidden), dtype=h0.dtype, device=h0.device) if need_h0 else None
     if batch > 0:
         grad_output_, grad_h_n_, h0_, weight = as_steps(grad_output), as_rows(grad_h_n), as_rows(h0), as_rows(weight_hh)
@@ -150,7 +150,7 @@ def gru_backward(
                 exchange=wish.exchange,
                 blocks=wish.blocks,
                 row_tiles=wish.row_tiles,
-                steps=count,
+                steps=steps,
                 B=batch,
                 H=hidden,
                 reverse=reverse,

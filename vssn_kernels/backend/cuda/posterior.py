@@ -12,6 +12,7 @@ from torch import Tensor
 from vssn_kernels import _cuda
 from vssn_kernels.backend.common import (
     Grads,
+    activated,
     allows_tf32,
     as_rows,
     as_steps,
@@ -90,14 +91,14 @@ def posterior_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(z, mu, logvar [T, B, Z], hidden, prior_hidden [T, B, M]: after the activation, for "silu" before it; empty
     where not needed)"""
-    count, batch, width = context.shape
+    steps, batch, width = context.shape
     latent = z0.shape[1]
     prior = prior_context is not None
-    z, mu, logvar = (context.new_empty(count, batch, latent) for _ in range(3))
+    z, mu, logvar = (context.new_empty(steps, batch, latent) for _ in range(3))
     hidden, prior_hidden = (
-        context.new_empty((count, batch, width) if keep else 0) for keep in (need_backward, need_backward and prior)
+        context.new_empty((steps, batch, width) if keep else 0) for keep in (need_backward, need_backward and prior)
     )
-    if count == 0 or batch == 0:
+    if steps == 0 or batch == 0:
         return z, mu, logvar, hidden, prior_hidden
     context_, prior_context_, eps_, z0_ = as_steps(context), as_steps(prior_context), as_steps(eps), as_rows(z0)
     weight_z_, weight_out_ = as_rows(weight_z), as_rows(weight_out)
@@ -111,7 +112,7 @@ def posterior_forward(
             tf32=tf32,
             float_state=z0.dtype is torch.float32,
             variant=variant,
-            steps=count,
+            steps=steps,
             B=batch,
             M=width,
             Z=latent,
@@ -160,7 +161,7 @@ def posterior_backward(
 ) -> Grads:
     """Gradients of (context, z0, eps, weight_z, weight_out, bias_out, prior_context, prior_weight_z, prior_weight_mu,
     prior_bias_mu)."""
-    count, batch, latent = z.shape
+    steps, batch, latent = z.shape
     width = hidden.shape[-1]
     prior = prior_weight_z is not None
     grad_context = torch.empty_like(hidden) if needs[0] or needs[3] else None
@@ -185,7 +186,7 @@ def posterior_backward(
                 tf32=tf32,
                 float_state=z0.dtype is torch.float32,
                 variant=variant,
-                steps=count,
+                steps=steps,
                 B=batch,
                 M=width,
                 Z=latent,
@@ -215,14 +216,14 @@ def posterior_backward(
     if grad_context is not None and needs[3]:
         grad_weight_z = weight_gradients(grad_context, z, z0, None, False, z.new_empty(width, latent))
     if needs[4]:
-        grad_weight_out = torch.mm(grad_out.flatten(0, 1).t(), _activated(hidden, activation))
+        grad_weight_out = torch.mm(grad_out.flatten(0, 1).t(), activated(hidden.flatten(0, 1), activation))
     if needs[5]:
         grad_bias = grad_out.sum((0, 1))
     if grad_prior_context is not None and needs[7]:
         grad_prior_weight_z = weight_gradients(grad_prior_context, z, z0, None, False, z.new_empty(width, latent))
     if needs[8]:
         grad_prior_mu = grad_out[..., :latent].flatten(0, 1)
-        grad_prior_weight_mu = torch.mm(grad_prior_mu.t(), _activated(prior_hidden, activation))
+        grad_prior_weight_mu = torch.mm(grad_prior_mu.t(), activated(prior_hidden.flatten(0, 1), activation))
     if needs[9]:
         grad_prior_bias = grad_out[..., :latent].sum((0, 1))
     return (
@@ -237,9 +238,3 @@ def posterior_backward(
         grad_prior_weight_mu,
         grad_prior_bias,
     )
-
-
-def _activated(hidden: Tensor, activation: str) -> Tensor:
-    """[T B, M] after the activation, from what forward kept."""
-    flat = hidden.flatten(0, 1)
-    return torch.nn.functional.silu(flat) if activation == "silu" else flat

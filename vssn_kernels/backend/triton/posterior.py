@@ -7,11 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from vssn_kernels.backend.common import Grads, weight_gradients
+from vssn_kernels.backend.common import Grads, activated, weight_gradients
 from vssn_kernels.backend.triton.configurations import Tiles, posterior_tiles
 from vssn_kernels.backend.triton.kernels import posterior as kernels
 from vssn_kernels.backend.triton.launch import (
@@ -147,8 +146,7 @@ def posterior_backward(
         return weight_gradients(grads, z, z0, None, False, new(width, latent))
 
     def of_weight_out(grads: Tensor, kept: Tensor) -> Tensor:
-        rows = kept.flatten(0, 1)
-        return torch.mm(grads.flatten(0, 1).t(), F.silu(rows) if activation == "silu" else rows)
+        return torch.mm(grads.flatten(0, 1).t(), activated(kept.flatten(0, 1), activation))
 
     return (
         grad_context if needs[0] else None,

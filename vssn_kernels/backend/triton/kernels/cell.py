@@ -2,7 +2,7 @@
 
 Only exp and log are called, so that the same source runs in Triton's interpreter and on every GPU. A GPU's exp is
 2^(x log2 e) by its approximation, relatively within 2^-22 + |x| 2^-23. Beside that error: expm1 and sigmoid within
-3 ulp, tanh 4, softplus 5, exp_excess 6 (`tests/triton_interpreted.py`).
+3 ulp, tanh 4, softplus 5, exp_excess 6 (`tests/kernels/triton_interpreted.py`).
 
 What has no annotation here is a Triton value; everything is float32 unless it says otherwise.
 """
