@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vssn_kernels.testing import OPS, Sample, cotangents, find_sample, gradients
+from vssn_kernels.testing import ROWS, Sample, cotangents, find_sample, gradients, ops_of
 
 NAMES = {
     "gru_sequence": ("plain", "reverse", "lengths", "lengths_reverse", "all_padding"),
@@ -20,7 +20,7 @@ NAMES = {
     "split_linear": ("tanh",),
     "bernoulli_log_prob": ("plain",),
 }
-CASES = [(op, name) for op in OPS for name in NAMES[op]]
+CASES = [(op, name) for op in ops_of("cpu") for name in NAMES.get(op, (ROWS[op].rich,))]
 
 
 def kinds(tensor: Tensor) -> Tensor:
