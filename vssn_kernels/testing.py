@@ -390,6 +390,7 @@ class Row(NamedTuple):
     registered: str = ""  # the op behind it, where that has another name
     state: str = ""  # of a recurrence: the tensor with the first one
     padded: bool = True  # a recurrence takes lengths
+    lacking: tuple[str, ...] = ()  # backends that do not run it yet: their tests of it are left out
 
 
 ROWS = {
@@ -427,6 +428,11 @@ ROWS = {
 OPS = ops()
 RECURRENT = tuple(op for op in OPS if ROWS[op].state)
 PADDED = tuple(op for op in RECURRENT if ROWS[op].padded)  # those that take lengths
+
+
+def ops_of(backend: str) -> tuple[str, ...]:
+    """The ops that a backend runs, as their rows say."""
+    return tuple(op for op in OPS if backend not in ROWS[op].lacking)
 
 
 def registered(op: str) -> str:

@@ -10,9 +10,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import conftest
 import pytest
 import torch
 from torch import Tensor
@@ -20,12 +21,13 @@ from torch import Tensor
 import vssn_kernels
 from vssn_kernels.backend import cpu, table
 from vssn_kernels.reference import mlp as mlp_reference
-from vssn_kernels.testing import OPS, ROWS, RecordCalls, Sample, find_sample, targets
+from vssn_kernels.testing import OPS, ROWS, RecordCalls, Sample, find_sample, ops_of, targets
 
 ROOT = Path(__file__).resolve().parents[2]
 ABSENT = [name for name, status in vssn_kernels.backends().items() if status != "available"]
 PRESENT = [name for name, status in vssn_kernels.backends().items() if status == "available"]
 each_op = pytest.mark.parametrize("op", OPS)
+each_op_of_cpu = pytest.mark.parametrize("op", ops_of("cpu"))
 
 
 def home(backend: str, function: str) -> ModuleType:
@@ -93,11 +95,32 @@ def test_a_backend_offers_its_functions(backend: str) -> None:
     """Those that the ops need, its own or the reference's, and no other."""
     module = importlib.import_module(f"vssn_kernels.backend.{backend}")
     for name in table.functions():
-        if not name.endswith("_output"):  # optional
+        if not name.endswith("_output") and table._op_of[name] in ops_of(backend):  # else optional, or not there yet
             assert callable(table.implementation(backend, name))
     assert set(getattr(module, "__all__", ())) <= {*table.functions(), "info"}
     with pytest.raises(AttributeError, match="none_such"):
         _ = module.none_such
+
+
+@pytest.mark.parametrize("backend", PRESENT)
+def test_the_rows_say_which_backends_run_an_op(backend: str) -> None:
+    """By them tests are left out: a backend that lost a function would fail here."""
+    assert tuple(op for op in OPS if table._runs_op(backend, op)) == ops_of(backend)
+    assert ops_of("reference") == OPS
+
+
+@pytest.mark.parametrize(("op", "backend"), [("gaussian_kl", "cpu"), ("gaussian_kl", "reference"), ("mlp", "cpu")])
+def test_what_a_backend_lacks_is_not_tested(
+    op: str, backend: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This test stands for all with such parameters."""
+    monkeypatch.setitem(ROWS, "gaussian_kl", ROWS["gaussian_kl"]._replace(lacking=("cpu",)))
+    items, left_out = [request.node], []
+    hook = SimpleNamespace(pytest_deselected=lambda items: left_out.extend(items))
+    conftest.pytest_collection_modifyitems(SimpleNamespace(hook=hook), items)  # type: ignore[arg-type]
+    lacks = (op, backend) == ("gaussian_kl", "cpu")
+    assert (items, left_out) == (([], [request.node]) if lacks else ([request.node], []))
+    assert ("gaussian_kl" in ops_of(backend)) == (backend != "cpu")
 
 
 def test_the_ops_are_the_public_functions() -> None:
@@ -271,7 +294,7 @@ def test_the_list_is_the_callers_own() -> None:
     assert vssn_kernels.backends()["cpu"] != "changed"
 
 
-@each_op
+@each_op_of_cpu
 def test_choice_without_a_name(op: str, without_environment: None) -> None:
     """CPU tensors go to cpu; to the reference where cpu does not take the dtype."""
     for dtype, want in (
@@ -284,7 +307,7 @@ def test_choice_without_a_name(op: str, without_environment: None) -> None:
         assert backends_used(here.run) == [want], dtype
 
 
-@each_op
+@each_op_of_cpu
 def test_the_argument_wins_over_use_backend(op: str) -> None:
     here = sample(op)
     with vssn_kernels.use_backend("cpu"):
@@ -385,7 +408,7 @@ def test_an_absent_backend_raises_and_says_why(name: str) -> None:
         assert "\n" not in str(caught.value)
 
 
-@each_op
+@each_op_of_cpu
 def test_a_named_backend_refuses_a_dtype_that_it_does_not_take(op: str) -> None:
     with pytest.raises(
         ValueError, match=rf"{op}: backend 'cpu' takes torch.float32, torch.float64, got torch.bfloat16"
@@ -432,7 +455,7 @@ def test_info_names_versions_and_every_backend() -> None:
 # ---- Compiled code -------------------------------------------------------------------------------
 
 
-@each_op
+@each_op_of_cpu
 def test_compiled_code_follows_use_backend(op: str, without_environment: None, functions_run: list[str]) -> None:
     """A function compiled once runs on the backend that is named now, backward included."""
     here = sample(op, requires_grad=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vssn_kernels.testing import OPS, RECURRENT, Sample, cotangents, find_sample, gradients
+from vssn_kernels.testing import RECURRENT, ROWS, Sample, cotangents, find_sample, gradients, ops_of
 
 NAMES = {
     "gru_packed": ("plain", "reverse", "ended"),
@@ -21,7 +21,7 @@ NAMES = {
     "split_linear": ("tanh",),
     "bernoulli_log_prob": ("plain",),
 }
-CASES = [(op, name) for op in OPS for name in NAMES[op]]
+CASES = [(op, name) for op in ops_of("cpu") for name in NAMES.get(op, (ROWS[op].rich,))]
 
 
 def kinds(tensor: Tensor) -> Tensor:
