@@ -131,7 +131,7 @@ def test_lengths_out_of_range_are_clamped() -> None:
 @pytest.mark.parametrize(("op", "state"), [(op, ROWS[op].state) for op in RECURRENT])
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_float32_state_beside_half_precision(op: str, state: str, dtype: torch.dtype) -> None:
-    name = {"gru_sequence": "lengths_reverse", "posterior_sequence": "prior_silu"}[op]
+    name = {"gru_sequence": "lengths_reverse", "gru_packed": "reverse", "posterior_sequence": "prior_silu"}[op]
     half = find_sample(op, name).to("cpu", dtype)
     tensors = half.tensors | {state: half.tensors[state].float()}
     sample = half.replace({part: tensor.requires_grad_() for part, tensor in tensors.items()})
