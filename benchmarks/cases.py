@@ -43,6 +43,7 @@ LETTERS = {
     "gru": "T B H X",
     "gru_step": "H X",
     "gru_sequence": "T B H",
+    "gru_packed": "T B H",
     "posterior_sequence": "T B M Z",
     "gaussian_rsample_kl": "T B Z",
     "gaussian_kl": "T B Z",
@@ -114,6 +115,29 @@ def gru_sequence(steps: int, batch: int, hidden: int) -> Problem:
         },
         {},
         {"output": _normal(steps, batch, hidden), "h_n": _normal(batch, hidden)},
+        gru_entries(hidden),
+    )
+
+
+def gru_packed(steps: int, batch: int, hidden: int) -> Problem:
+    """The recurrence alone on a packed batch: lengths fall evenly from T to T / B, so about half of T B is valid."""
+    _seed()
+    lengths = [-(-steps * (batch - row) // batch) for row in range(batch)]
+    batch_sizes = torch.tensor([sum(length > step for length in lengths) for step in range(steps)])
+    rows = sum(lengths)
+    return Problem(
+        "gru_packed",
+        case_name("gru_packed", steps, batch, hidden),
+        steps,
+        rows,
+        {
+            "gates_x": _normal(rows, 3 * hidden),
+            "h0": _normal(batch, hidden),
+            "weight_hh": _uniform(hidden, 3 * hidden, hidden),
+            "bias_hh": _uniform(hidden, 3 * hidden),
+        },
+        {"batch_sizes": batch_sizes},
+        {"output": _normal(rows, hidden), "h_n": _normal(batch, hidden)},
         gru_entries(hidden),
     )
 

@@ -33,6 +33,10 @@ def bind(problem: Problem, backend: str | None = None) -> Bound:
         output, h_n = vssn_kernels.gru_sequence(*p.values(), backend=backend)
         return {"output": output, "h_n": h_n}
 
+    def gru_packed() -> Tensors:
+        output, h_n = vssn_kernels.gru_packed(*p.values(), batch_sizes=constants["batch_sizes"], backend=backend)
+        return {"output": output, "h_n": h_n}
+
     def posterior_sequence() -> Tensors:
         z, mu, logvar = vssn_kernels.posterior_sequence(
             p["context"],
@@ -71,6 +75,7 @@ def bind(problem: Problem, backend: str | None = None) -> Bound:
         gru,
         gru_step,
         gru_sequence,
+        gru_packed,
         posterior_sequence,
         gaussian_rsample_kl,
         gaussian_kl,

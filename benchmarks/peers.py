@@ -16,7 +16,7 @@ CELL = "torch.cell"  # nn.GRUCell, of one step
 ON_CPU = ("torch", "jax", "torch.compile")
 ON_GPU = ("cuda-graph", "flashrnn", "torchrl", "haste")
 # What torch.compile does not gain from: it leaves nn.GRU as it is, and unrolls a loop over t (minutes at T = 100).
-NOT_COMPILED = ("gru", "gru_sequence")
+NOT_COMPILED = ("gru", "gru_sequence", "gru_packed")
 UNROLLED = ("posterior_sequence", "layer", "train_step")
 
 

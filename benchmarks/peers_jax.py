@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.cases import MIN_LOGVAR
-from benchmarks.contestant import LEARNING_RATE, Contestant, Tensors, layers
+from benchmarks.contestant import LEARNING_RATE, Absent, Contestant, Tensors, layers
 from benchmarks.problem import ADAM, FORWARD, Problem
 
 jax: Any = importlib.import_module("jax")
@@ -175,6 +175,8 @@ def _adam(p: Arrays, gradients: Arrays, moments: Arrays, squares: Arrays, count:
 
 def contestant(problem: Problem, run: str) -> Contestant:
     """The problem's pass `run` as one jitted function."""
+    if problem.family not in FUNCTIONS:
+        raise Absent(f"{problem.family} has no counterpart written in JAX")
     function = FUNCTIONS[problem.family]
     weights, constants, cotangents = (
         {name: jnp.array(value.cpu().numpy()) for name, value in part.items()}

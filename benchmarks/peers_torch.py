@@ -47,7 +47,7 @@ def posterior_loop(
 def bind(problem: Problem) -> Bound:
     """The PyTorch implementation of the problem. Raises Absent."""
     family, constants = problem.family, problem.constants
-    if family == "gru_sequence":
+    if family in ("gru_sequence", "gru_packed"):
         raise Absent("torch.nn.GRU takes x, not its projections: see the family gru")
     if family in ("layer", "train_step"):
         return _model(problem)

@@ -20,6 +20,7 @@ PROBLEMS: dict[str, functools.partial[Problem]] = {
     "gru_sequence-H64": functools.partial(cases.gru_sequence, 64, 32, 64),
     "gru_sequence-H256": functools.partial(cases.gru_sequence, 64, 32, 256),
     "gru_sequence-H512-B1": functools.partial(cases.gru_sequence, 64, 1, 512),
+    "gru_packed-H64": functools.partial(cases.gru_packed, 64, 32, 64),
     "posterior_sequence-S": functools.partial(cases.posterior_sequence, 100, 16, 64, 16),
     "posterior_sequence-L": functools.partial(cases.posterior_sequence, 100, 32, 512, 100),
     "gaussian_rsample_kl-L": functools.partial(cases.gaussian_rsample_kl, 100, 32, 100),

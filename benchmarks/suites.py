@@ -23,7 +23,7 @@ def ops(options: Options) -> Iterator[list[Row]]:
     """Each op; gru is the recurrence with its input projection (X = H), what torch.nn.GRU does."""
     recurrences = [
         lazy(make, 64, batch, hidden)
-        for make in (cases.gru_sequence, cases.gru)
+        for make in (cases.gru_sequence, cases.gru_packed, cases.gru)
         for batch in options.batches
         for hidden in options.hidden
     ]
