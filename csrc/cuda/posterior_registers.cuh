@@ -23,9 +23,15 @@ VSSN_DEVICE void run_in_registers(const typename Pass::Params& params) {
     using Stored = typename P::Stored;
     constexpr int kSums = Pass::kSums, kTiles = Shape::kHiddenTiles, kNets = prior ? 2 : 1;
     constexpr int kLatentDepth = Shape::kMaxZ / P::kDepth, kShare = Shape::kMaxM / P::kDepth / Shape::kSplits;
-    // Single elements of both networks, on their way in the wide shape, leave hardly a register. Backward, whose
-    // latents need five inputs, loads them when the registers of those before are free.
-    constexpr bool kTight = prior && std::is_same_v<Shape, Wide> && !Pass::Steps::kPaired;
+    // Single elements of both networks, on their way in the wide shape, leave hardly a register, and before Hopper
+    // backward takes as many for pairs. Backward, whose latents need five inputs, loads them when the registers of
+    // those before are free.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+    constexpr bool kCrowded = Pass::kParts == 2;
+#else
+    constexpr bool kCrowded = false;
+#endif
+    constexpr bool kTight = prior && std::is_same_v<Shape, Wide> && (!Pass::Steps::kPaired || kCrowded);
     constexpr bool kLoadsLater = kTight && Pass::kParts == 2;
     const PosteriorPlan& plan = params.plan;
     const BatchTile batch(params.call, 1);
