@@ -66,7 +66,7 @@ def require_finite(op: str, name: str, value: object) -> None:
 
 
 def require_shape(op: str, name: str, tensor: Tensor, letters: str, expected: tuple) -> None:
-    if tuple(tensor.shape) != expected:
+    if tensor.shape != expected:
         raise ValueError(
             f"{op}: {name} must have shape {letters} = {shape_text(expected)}, got {shape_text(tensor.shape)}"
         )
@@ -75,7 +75,10 @@ def require_shape(op: str, name: str, tensor: Tensor, letters: str, expected: tu
 def require_alike(op: str, first_name: str, first: Tensor, others: dict[str, Tensor], states: tuple[str, ...] = ()):
     """Same device and dtype for all; a state may also be float32 beside half-precision inputs."""
     require_floating(op, first_name, first)
+    dtype, device = first.dtype, first.device
     for name, tensor in others.items():
+        if tensor.dtype == dtype and tensor.device == device:
+            continue
         if tensor.device != first.device:
             raise ValueError(
                 f"{op}: {name} must be on {first.device} as {first_name} is, got {tensor.device}; "

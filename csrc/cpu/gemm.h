@@ -204,8 +204,7 @@ VSSN_INLINE void multiply(const Segment<T>* segments, int count, int64_t n, cons
                                                tiles, false, nullptr);
         for (int p = 0; p < together; ++p) finish(block + p, 0, 1, tiles[p]);
     }
-    const bool packed = panels.row == vectors * kLanes<T>;
-    const bool in_parts = packed && n > most && panels.stride * static_cast<int64_t>(sizeof(T)) > kPanelPart;
+    const bool in_parts = n > most && panels.stride * static_cast<int64_t>(sizeof(T)) > kPanelPart;  // and so packed
     for (; block < blocks.end; ++block) {
         const T* panel = panels.block(block);
         for (int64_t i = 0; i < n;) {

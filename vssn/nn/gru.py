@@ -168,16 +168,16 @@ class GRU(nn.RNNBase):
         self, x: Tensor, hx: Tensor | None, lengths: Tensor | None, weights: list[list[nn.Parameter]]
     ) -> tuple[Tensor, Tensor]:
         """Time-major: x [T, B, X] to (output [T, B, H * directions], h_n [num_layers * directions, B, H])."""
-        valid = valid_steps(lengths, x)
         batch = x.shape[1]
-        if lengths is not None and _packing_pays(x, lengths, self.hidden_size):
+        if isinstance(lengths, Tensor) and _packing_pays(x, lengths, self.hidden_size):
             of = packing(lengths)
             recurrence = partial(gru_packed, batch_sizes=of.batch_sizes)
             hx = None if hx is None else hx.index_select(1, of.order)
             output, h_n = self._run_layers(pack(x, of), hx, batch, weights, recurrence)
             return unpack(output, of, x.shape[0]), h_n.index_select(1, of.place)
         # Also outside the op: 0 * NaN in the gradient of weight_ih would be NaN.
-        return self._run_layers(zero_padding(x, valid), hx, batch, weights, partial(gru_sequence, lengths=lengths))
+        x = zero_padding(x, valid_steps(lengths, x))
+        return self._run_layers(x, hx, batch, weights, partial(gru_sequence, lengths=lengths))
 
     def _run_layers(
         self,
@@ -290,12 +290,12 @@ _ENTRIES_SAVED = 1 << 15  # of padding, times H, that are worth the packing
 
 def _packing_pays(x: Tensor, lengths: Tensor, hidden_size: int) -> bool:
     """Whether a padded batch runs packed: at most half of its T B steps are valid, and it is not small. Only where it
-    costs no synchronisation and the call may read values; lengths out of range are the op's to refuse."""
+    costs no synchronisation and the call may read values; others refuse lengths of a wrong shape or out of range."""
     # First, whether anything may be asked: sizes that a compiled graph compares are guarded.
     if x.device.type != "cpu" or not (is_plain_call() and is_plain(x) and is_plain(lengths)):
         return False
     steps, batch = x.shape[:2]
-    if steps * batch * hidden_size < _ENTRIES_SAVED:
+    if lengths.shape != (batch,) or steps * batch * hidden_size < _ENTRIES_SAVED:
         return False
     low, high = torch.aminmax(lengths)
     valid = int(lengths.sum())

@@ -54,19 +54,14 @@ def is_open(args: Sequence[object]) -> bool:
     """Whether the dispatcher would do no more with an op than call its kernels: plain tensors with data, and no mode,
     transform, tracer or profiler that is to see the op."""
     return (
-        _len_dispatch_stack() == 0
+        not missing
+        and _len_dispatch_stack() == 0
         and _len_function_stack() == 0
         and _peek_transforms() is None
         and _tracing_state() is None
         and not _profiler_enabled()
         and _all_plain(args)
     )
-
-
-if missing:
-
-    def is_open(args: Sequence[object]) -> bool:
-        return False
 
 
 def direct(kernel: Callable, function: type[torch.autograd.Function], flat: Callable[..., tuple] | None) -> Callable:

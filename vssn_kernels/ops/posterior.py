@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -256,7 +257,7 @@ def _plain(*args):
     _check(*args)
     *inputs, lengths, activation, min_logvar, _, _ = args
     context, *_ = inputs
-    lengths = registration.lengths_as_checked(_OP, lengths, len(context))
+    lengths = registration.where_readable(partial(arguments.checked_lengths, _OP), lengths, len(context))
     return *_reference(inputs, lengths, activation, min_logvar), context.new_empty(0), context.new_empty(0)
 
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from vssn_kernels import arguments
 from vssn_kernels.ops import fast_path, torch_internals
 
 NAMESPACE = "vssn"
@@ -163,11 +162,9 @@ def differentiate_again(
     )
 
 
-def lengths_as_checked(op: str, lengths: Tensor | None, steps: int) -> Tensor | None:
-    """`arguments.checked_lengths` where their values can be read: not in a transform's wrapper, nor while tracing."""
-    if lengths is None or not fast_path.is_plain(lengths):
-        return lengths
-    return arguments.checked_lengths(op, lengths, steps)
+def where_readable(check: Callable[..., Tensor | None], values: Tensor | None, *others: object) -> Tensor | None:
+    """check(values, *others); the values as they are where they cannot be read: in a transform, in tracing."""
+    return check(values, *others) if values is not None and fast_path.is_plain(values) else values
 
 
 def pack_grads(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
