@@ -10,6 +10,7 @@ from vssn_kernels.ops.bernoulli import bernoulli_log_prob
 from vssn_kernels.ops.gaussian import gaussian_kl, gaussian_rsample_kl
 from vssn_kernels.ops.gru import gru_sequence
 from vssn_kernels.ops.gru_packed import gru_packed
+from vssn_kernels.ops.interleaved import interleaved_sequence
 from vssn_kernels.ops.mlp import gaussian_mlp, mlp, split_linear
 from vssn_kernels.ops.posterior import PriorMean, posterior_sequence
 from vssn_kernels.version import __version__
@@ -27,6 +28,7 @@ __all__ = [
     "gru_packed",
     "gru_sequence",
     "info",
+    "interleaved_sequence",
     "keep_memory",
     "mlp",
     "posterior_sequence",
