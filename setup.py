@@ -36,7 +36,7 @@ from setuptools.command.build_ext import build_ext
 
 CPU = Path("csrc/cpu")
 SHARED = Path("csrc/common")
-KERNELS = ("gru", "posterior", "gaussian", "mlp", "bernoulli", "table")
+KERNELS = ("gru", "posterior", "interleaved", "gaussian", "mlp", "bernoulli", "table")
 FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",
          "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi", "-g0"]  # fmt: skip
 ISA_FLAGS = {

@@ -150,6 +150,12 @@ PYBIND11_MODULE(_cpu, module) {
     define<PosteriorBackward>(module, "posterior_backward", [](const auto& table, const auto& k) {
         without_gil(table.posterior_backward, table.posterior_backward_workspace, k);
     });
+    define<InterleavedForward>(module, "interleaved_forward", [](const auto& table, const auto& k) {
+        without_gil(table.interleaved_forward, table.interleaved_forward_workspace, k);
+    });
+    define<InterleavedBackward>(module, "interleaved_backward", [](const auto& table, const auto& k) {
+        without_gil(table.interleaved_backward, table.interleaved_backward_workspace, k);
+    });
     define<MlpForward>(module, "mlp_forward", [](const auto& table, const auto& k) {
         without_gil(table.mlp_forward, table.mlp_forward_workspace, checked(k));
     });

@@ -144,6 +144,62 @@ struct PosteriorBackward {
                 grad_bias_out, grad_prior_weight_z, grad_prior_weight_mu, grad_prior_bias_mu)
 };
 
+// ---- interleaved.cpp -------------------------------------------------------------------------------------
+
+template <class T>
+struct InterleavedForward {
+    int threads;
+    int64_t steps, B, H, E, M, Z;
+    Activation embed_activation, activation;
+    Scale scale;
+    T min_logvar, min_std;
+    const int64_t* lengths;                         // [B]
+    const bool* resets;                             // [T, B]
+    Steps<const T> gates_x, embed_context;          // [T, B, 3H], [T, B, E]
+    Steps<const T> context, eps;                    // [T, B, M], [T, B, Z]
+    Rows<const T> h0, z0, reset_h, reset_z;         // [B, H], [B, Z]; the last two with resets
+    Rows<const T> weight_embed, weight_zh;          // [E, Z], [3H, E]
+    Rows<const T> weight_hh, weight_h, weight_out;  // [3H, H], [M, H], [2Z, M]
+    const T *bias_hh, *bias_out;                    // [3H], [2Z]
+    T *h, *z, *mu, *logvar;                         // [T, B, H], [T, B, Z]
+    T* gates;                                       // [T, B, 4H] as GruForward has them; null: not kept
+    T *embed, *hidden;                              // [T, B, E], [T, B, M] as cell.h's keeps_input says; null: not kept
+    VSSN_FIELDS(threads, steps, B, H, E, M, Z, embed_activation, activation, scale, min_logvar, min_std, lengths,
+                resets, gates_x, embed_context, context, eps, h0, z0, reset_h, reset_z, weight_embed, weight_zh,
+                weight_hh, weight_h, weight_out, bias_hh, bias_out, h, z, mu, logvar, gates, embed, hidden)
+};
+
+template <class T>
+struct InterleavedBackward {
+    int threads;
+    int64_t steps, B, H, E, M, Z;
+    Activation embed_activation, activation;
+    Scale scale;
+    T min_logvar, min_std;
+    const int64_t* lengths;
+    const bool* resets;
+    Steps<const T> grad_h, grad_z, grad_mu, grad_logvar;  // [T, B, H], [T, B, Z]
+    Rows<const T> before_h, before_z;    // [T B, H], [T B, Z]: what each step started from, zeros at padding
+    const T *h, *logvar, *gates;         // as forward wrote them
+    const T *embed, *hidden;             // likewise
+    Rows<const T> embed_active, active;  // [T B, E], [T B, M]: after the activations
+    Steps<const T> eps;                  // [T, B, Z]
+    Rows<const T> weight_embed, weight_zh, weight_hh, weight_h, weight_out;
+    T *grad_gates_x, *grad_a;              // [T, B, 3H]; [T, B, H]: of W_hn h + b_hn
+    T *grad_embed_context, *grad_context;  // [T, B, E], [T, B, M]
+    T *grad_out, *grad_eps;                // [T, B, 2Z]: of the output layer (mu, raw); [T, B, Z]
+    T *grad_h0, *grad_z0;                  // [B, H], [B, Z]
+    T *grad_reset_h, *grad_reset_z;        // [B, H], [B, Z], with resets
+    T *grad_weight_embed, *grad_weight_zh, *grad_weight_hh, *grad_bias_hh;  // [E, Z], [3H, E], [3H, H], [3H]
+    T *grad_weight_h, *grad_weight_out, *grad_bias_out;                     // [M, H], [2Z, M], [2Z]
+    VSSN_FIELDS(threads, steps, B, H, E, M, Z, embed_activation, activation, scale, min_logvar, min_std, lengths,
+                resets, grad_h, grad_z, grad_mu, grad_logvar, before_h, before_z, h, logvar, gates, embed, hidden,
+                embed_active, active, eps, weight_embed, weight_zh, weight_hh, weight_h, weight_out, grad_gates_x,
+                grad_a, grad_embed_context, grad_context, grad_out, grad_eps, grad_h0, grad_z0, grad_reset_h,
+                grad_reset_z, grad_weight_embed, grad_weight_zh, grad_weight_hh, grad_bias_hh, grad_weight_h,
+                grad_weight_out, grad_bias_out)
+};
+
 // ---- mlp.cpp ---------------------------------------------------------------------------------------------
 
 constexpr int kMlpInputs = 16;  // at most
@@ -218,7 +274,7 @@ struct BernoulliBackward {
 
 // ---- The table -------------------------------------------------------------------------------------------
 
-VSSN_ENUM(Function, exp, expm1, sigmoid, tanh, softplus)
+VSSN_ENUM(Function, exp, expm1, log, sigmoid, tanh, softplus)
 
 // workspace: memory for the call alone, of as many bytes as the function behind it tells from sizes and what is null.
 template <class T>
@@ -233,6 +289,10 @@ struct Kernels {
     int64_t (*posterior_forward_workspace)(const PosteriorForward<T>&);
     void (*posterior_backward)(const PosteriorBackward<T>&, void* workspace);
     int64_t (*posterior_backward_workspace)(const PosteriorBackward<T>&);
+    void (*interleaved_forward)(const InterleavedForward<T>&, void* workspace);
+    int64_t (*interleaved_forward_workspace)(const InterleavedForward<T>&);
+    void (*interleaved_backward)(const InterleavedBackward<T>&, void* workspace);
+    int64_t (*interleaved_backward_workspace)(const InterleavedBackward<T>&);
     void (*mlp_forward)(const MlpForward<T>&, void* workspace);
     int64_t (*mlp_forward_workspace)(const MlpForward<T>&);
     void (*mlp_backward)(const MlpBackward<T>&, void* workspace);

@@ -223,10 +223,8 @@ def interleaved_backward(
     noise = sigma * zero_padding(eps.to(dtype), valid) / 2  # d z / d logvar
     slope_raw = zero_padding(log_variance_slope(logvar, scale, min_logvar, min_std), valid)
     gates = zero_padding(gates.to(dtype), valid)
-    h_before, z_before = (
-        zero_padding(_states_before(states, first, anew, resets), valid)
-        for states, first, anew in ((h, h0, reset_h), (z, z0, reset_z))
-    )
+    h_before = states_before(h, h0, reset_h, resets, lengths)
+    z_before = states_before(z, z0, reset_z, resets, lengths)
     weight_embed_, weight_zh_, weight_hh_, weight_h_, weight_out_ = (
         weight.to(dtype) for weight in (weight_embed, weight_zh, weight_hh, weight_h, weight_out)
     )
@@ -244,6 +242,8 @@ def interleaved_backward(
         grads_out[t] = torch.cat((grad_mu[t] + grads_z[t], (grad_logvar[t] + grads_z[t] * noise[t]) * slope_raw[t]), -1)
         grads_context[t] = grads_out[t] @ weight_out_ * activation_slope(hidden[t], activation)
         total = dh + grad_h[t] + grads_context[t] @ weight_h_
+        if valid is not None:  # 0 already, unless a weight is NaN
+            total = zero_padding(total, valid[t])
         r, u, n, h_n = gates[t].chunk(4, -1)
         grad_u = total * (h_before[t] - n) * u * (1 - u)
         grad_n = total * (1 - u) * (1 - n * n)
@@ -254,7 +254,7 @@ def interleaved_backward(
         dz = grads_embed[t] @ weight_embed_
         dh = torch.addmm(total * u, grads_hidden_gates[t], weight_hh_)
         if valid is not None:
-            dh, dz = zero_padding(dh, valid[t]), zero_padding(dz, valid[t])  # 0 already, unless a weight is NaN
+            dh, dz = zero_padding(dh, valid[t]), zero_padding(dz, valid[t])
         if resets is not None:
             here = resets[t, :, None]
             dh_anew, dz_anew = dh_anew + torch.where(here, dh, 0), dz_anew + torch.where(here, dz, 0)
@@ -294,12 +294,14 @@ def interleaved_backward(
     )
 
 
-def _states_before(states: Tensor, first: Tensor, anew: Tensor | None, resets: Tensor | None) -> Tensor:
-    """[T, B, ·] of [T, B, ·]: the state that each step started from."""
+def states_before(
+    states: Tensor, first: Tensor, anew: Tensor | None, resets: Tensor | None, lengths: Tensor | None
+) -> Tensor:
+    """[T, B, ·] of [T, B, ·]: the state that each step started from, zeros at padding."""
     dtype = compute_dtype(states.dtype)
     if not len(states):
         return states.to(dtype)
     before = torch.cat((first.to(dtype)[None], states[:-1].to(dtype)))
-    if resets is None:
-        return before
-    return torch.where(resets[..., None], (first if anew is None else anew).to(dtype), before)
+    if resets is not None:
+        before = torch.where(resets[..., None], (first if anew is None else anew).to(dtype), before)
+    return zero_padding(before, valid_steps(lengths, len(states)))
