@@ -34,10 +34,8 @@ def test_error_in_ulp(name: str, dtype: torch.dtype) -> None:
     low, high = single if dtype is torch.float32 else double
     random = np.random.default_rng(0)
     tiny = 10.0 ** random.uniform(-30, 0, 500)
-    points = np.concatenate(
-        (random.uniform(low, high, 500), random.uniform(-3, 3, 1000), tiny, -tiny, 1 + tiny, 1 - tiny / 2)
-        + ([low, high, 0.0, 1.0, -1.0],)
-    )
+    parts = (random.uniform(low, high, 500), random.uniform(-3, 3, 1000), tiny, -tiny, 1 + tiny, 1 - tiny / 2)
+    points = np.concatenate((*parts, [low, high, 0.0, 1.0, -1.0]))
     x = torch.from_numpy(points[(points >= low) & (points <= high)]).to(dtype)
     y = evaluate(name, x).numpy()
     with mpmath.workdps(40):

@@ -45,8 +45,8 @@ def interleaved_forward(
     gates, embed, hidden = (
         h0.new_empty((steps, batch, units) if need_backward else 0) for units in (4 * size, embed_size, width)
     )
-    sequences = {"gates_x": gates_x, "embed_context": embed_context, "context": context, "eps": eps}
-    sequences = {name: as_steps(tensor) for name, tensor in sequences.items()}
+    given = {"gates_x": gates_x, "embed_context": embed_context, "context": context, "eps": eps}
+    sequences = {name: as_steps(tensor) for name, tensor in given.items()}
     rows = {"h0": h0, "z0": z0, "weight_embed": weight_embed, "weight_zh": weight_zh, "weight_hh": weight_hh}
     rows |= {"weight_h": weight_h, "weight_out": weight_out}
     rows |= {"reset_h": h0 if reset_h is None else reset_h, "reset_z": z0 if reset_z is None else reset_z}
