@@ -50,6 +50,11 @@ def bind(problem: Problem, backend: str | None = None) -> Bound:
         )
         return {"z": z, "mu": mu, "logvar": logvar}
 
+    def interleaved_sequence() -> Tensors:
+        named = p | {"eps": constants["eps"]}
+        h, z, mu, logvar = vssn_kernels.interleaved_sequence(**named, min_logvar=MIN_LOGVAR, backend=backend)
+        return {"h": h, "z": z, "mu": mu, "logvar": logvar}
+
     def gaussian_rsample_kl() -> Tensors:
         z, kl = vssn_kernels.gaussian_rsample_kl(*p.values(), backend=backend)
         return {"z": z, "kl": kl}
@@ -77,6 +82,7 @@ def bind(problem: Problem, backend: str | None = None) -> Bound:
         gru_sequence,
         gru_packed,
         posterior_sequence,
+        interleaved_sequence,
         gaussian_rsample_kl,
         gaussian_kl,
         *linear,
