@@ -14,7 +14,7 @@ from vssn.data.formats import arrays, films, midi, recordings, tables, trials
 from vssn.data.formats.base import KINDS, Source, joined, part_folders
 from vssn.errors import DataError, shorten
 
-__all__ = ["KINDS", "Source", "read", "read_like"]
+__all__ = ["KINDS", "Source", "options_of", "read", "read_like"]
 
 Reader = Callable[..., Source]
 
@@ -70,8 +70,9 @@ def read_like(data: Any, path: str | os.PathLike[str]) -> Source:
     Raises:
         DataError: as `read`; its features or controls are not as many as the run's.
     """
-    options = dict(data.reading()) if hasattr(data, "reading") else {}
-    source = read(path, **options)
+    names = ["format", *(name for kind in KINDS for name in options_of(kind))]
+    settings = {name: getattr(data, name, None) for name in names} if getattr(data, "set", "") == "files" else {}
+    source = read(path, **settings)
     for name, letter, came in (("x_size", "x", source.x_size), ("control_size", "u", source.control_size)):
         wanted = dict(zip(("x_size", "control_size"), data.sizes, strict=True))[name]
         if wanted is not None and wanted != came:
@@ -92,7 +93,7 @@ def _read(place: Path, format: str | None, options: Mapping[str, Any]) -> Source
     for name in options:
         if name not in known:
             has = f"has {', '.join(known)}" if known else "has no options"
-            raise DataError(f"data.{name}: expected an option of the form {kind}, which {has}; leave it out")
+            raise DataError(f"{name}: expected an option of the form {kind}, which {has}; leave it out")
     if not files:
         raise DataError(f"{place}: expected files of the form {kind} ({', '.join(suffixes)}), found none")
     return joined([reader(file, **options) for file in files])
