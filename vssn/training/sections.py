@@ -15,6 +15,7 @@ from vssn.models.vssn import VSSN
 from vssn.nn.interface import SequenceModel
 from vssn.utils.numbers import Count, NotNegative, Positive, Real, Seed, Share, Size, Within
 from vssn.utils.packages import needing
+from vssn.utils.scaling import Scaling
 
 with needing("train"):
     from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, create_model, model_validator
@@ -54,6 +55,11 @@ class DataSection(Section):
         return self.row.free | {"workers"}
 
     @property
+    def standardises(self) -> bool:
+        """Whether the model keeps the scale of the training data."""
+        return bool(self.own.get("standardise", False))
+
+    @property
     def own(self) -> dict[str, Any]:
         """The keys of the set itself."""
         return {name: getattr(self, name) for name in self.row.own_keys()}
@@ -62,8 +68,9 @@ class DataSection(Section):
         """This section for data from Python: what all sets share of it."""
         if self.row.from_python:
             return self
-        shared = {name: getattr(self, name) for name in DataSection.model_fields if name != "set"}
-        return data_section("given")(set="given", **shared)
+        names = [name for name in DataSection.model_fields if name != "set"]
+        names += [name for name in ("standardise",) if name in type(self).model_fields]
+        return data_section("given")(set="given", **{name: getattr(self, name) for name in names})
 
     def load(self, controls: bool) -> Splits:
         """Reads or simulates the set; `controls`: the model takes them. Raises DataError."""
@@ -133,12 +140,21 @@ class ModelSection(Section):
     def takes_controls(self) -> bool:
         return getattr(self, "control", "none") in ("external", "both")
 
-    def build(self, x_size: int, control_size: int, num_sequences: int | None) -> SequenceModel:
+    def build(
+        self, x_size: int, control_size: int, num_sequences: int | None, scaling: Scaling | None = None
+    ) -> SequenceModel:
         """The model with fresh weights, of what it takes. Raises ValueError where its sizes are not possible."""
         cls = MODELS[self.name]
         shares = getattr(self, "universal", "point") == "gaussian"
-        decided = {"x_size": x_size, "control_size": control_size, "num_sequences": num_sequences if shares else None}
+        decided = {
+            "x_size": x_size,
+            "control_size": control_size,
+            "num_sequences": num_sequences if shares else None,
+            "scaling": scaling,
+        }
         takes = inspect.signature(cls).parameters
+        if scaling is not None and "scaling" not in takes:
+            raise ValueError(f"{self.name!r} has no argument scaling; set data.standardise to false")
         return cls(**self.model_dump(exclude={"name"}), **{name: decided[name] for name in decided if name in takes})
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -171,13 +187,28 @@ class VSSNSection(ModelSection):
     masked: bool = False
 
 
+class GivenModelSection(ModelSection):
+    """A model that came from Python and that no configuration describes: one with a module of the caller's, say."""
+
+    name: Literal["given"] = "given"
+    control: Literal["external", "none"] = "none"
+
+    def build(self, *_: Any, **__: Any) -> SequenceModel:
+        raise ValueError(
+            "'given' is a model that came from Python, with parts that a configuration cannot describe; make it again, "
+            "and load the weights: model.load_state_dict(vssn.training.checkpoints.read_weights(path))"
+        )
+
+
 # Arguments of a model that the data decides, or that no configuration can write.
-NO_KEYS = ("x_size", "control_size", "num_sequences", "encoder", "decoder", "batch_first", "device", "dtype")
+NO_KEYS = ("x_size", "control_size", "num_sequences", "encoder", "decoder", "scaling", "batch_first", "device", "dtype")
 
 
 def model_section(settings: Mapping[str, Any]) -> type[ModelSection]:
     """The section of the model that a mapping names: VSSN's without a name, and with one that the section refuses."""
     name = settings.get("name")
+    if name == "given":
+        return GivenModelSection
     return _of_class(MODELS[name]) if isinstance(name, str) and name in MODELS else VSSNSection
 
 
