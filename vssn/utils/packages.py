@@ -7,7 +7,13 @@ from collections.abc import Iterator
 
 from vssn.errors import PackageError, UserError
 
-_NEEDED_BY = {"train": "training", "speech": "reading speech", "download": "a download"}  # extras of pyproject.toml
+_NEEDED_BY = {  # extras of pyproject.toml
+    "train": "training",
+    "speech": "reading speech",
+    "download": "a download",
+    "hub": "a model on the Hub",
+    "onnx": "an export to ONNX",
+}
 
 
 @contextlib.contextmanager
