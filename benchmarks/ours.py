@@ -51,8 +51,9 @@ def bind(problem: Problem, backend: str | None = None) -> Bound:
         return {"z": z, "mu": mu, "logvar": logvar}
 
     def interleaved_sequence() -> Tensors:
-        named = p | {"eps": constants["eps"]}
-        h, z, mu, logvar = vssn_kernels.interleaved_sequence(**named, min_logvar=MIN_LOGVAR, backend=backend)
+        tensors = list(p.values())
+        tensors.insert(5, constants["eps"])
+        h, z, mu, logvar = vssn_kernels.interleaved_sequence(*tensors, min_logvar=MIN_LOGVAR, backend=backend)
         return {"h": h, "z": z, "mu": mu, "logvar": logvar}
 
     def gaussian_rsample_kl() -> Tensors:

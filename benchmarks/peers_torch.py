@@ -47,7 +47,7 @@ def posterior_loop(
 def interleaved_loop(p: Tensors, eps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The cell of a VRNN step by step: h [T, B, H], z, mu, logvar [T, B, Z]."""
     h, z = p["h0"], p["z0"]
-    hs, zs, mus, logvars = [], [], [], []
+    results: tuple[list[Tensor], ...] = ([], [], [], [])
     sequences = (p["gates_x"], p["embed_context"], p["context"], eps)
     for gates_x, embed_context, context, eps_t in zip(*(sequence.unbind() for sequence in sequences), strict=True):
         e = torch.relu(torch.addmm(embed_context, z, p["weight_embed"].T))
@@ -59,9 +59,10 @@ def interleaved_loop(p: Tensors, eps: Tensor) -> tuple[Tensor, Tensor, Tensor, T
         mu, raw = torch.addmm(p["bias_out"], hidden, p["weight_out"].T).chunk(2, -1)
         logvar = floor_logvar(raw)
         z = torch.addcmul(mu, torch.exp(0.5 * logvar), eps_t)
-        for steps, step in zip((hs, zs, mus, logvars), (h, z, mu, logvar), strict=True):
+        for steps, step in zip(results, (h, z, mu, logvar), strict=True):
             steps.append(step)
-    return torch.stack(hs), torch.stack(zs), torch.stack(mus), torch.stack(logvars)
+    h, z, mu, logvar = (torch.stack(steps) for steps in results)
+    return h, z, mu, logvar
 
 
 def bind(problem: Problem) -> Bound:

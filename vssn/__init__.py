@@ -15,6 +15,7 @@ from vssn_kernels.version import __version__
 if TYPE_CHECKING:
     from vssn.inference.importance import sequence_bounds
     from vssn.inference.scoring import evaluate
+    from vssn.models.pretrained import from_pretrained
     from vssn.training.fit import fit
 
 __all__ = [
@@ -32,11 +33,17 @@ __all__ = [
     "__version__",
     "evaluate",
     "fit",
+    "from_pretrained",
     "replace_gru",
     "sequence_bounds",
 ]
 # Imported when they are asked for: importing vssn needs torch and numpy alone, and is quick.
-_LATE = {"evaluate": "inference.scoring", "fit": "training.fit", "sequence_bounds": "inference.importance"}
+_LATE = {
+    "evaluate": "inference.scoring",
+    "fit": "training.fit",
+    "from_pretrained": "models.pretrained",
+    "sequence_bounds": "inference.importance",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,8 @@ from vssn_kernels.ops.mlp import gaussian_mlp, mlp, split_linear
 from vssn_kernels.ops.posterior import PriorMean, posterior_sequence
 from vssn_kernels.version import __version__
 
+from vssn_kernels.ops.decompositions import decompositions  # isort: skip  # behind all ops
+
 flops.register()
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "__version__",
     "backends",
     "bernoulli_log_prob",
+    "decompositions",
     "gaussian_kl",
     "gaussian_mlp",
     "gaussian_rsample_kl",

@@ -345,7 +345,7 @@ class VSSN(SequenceModel):
     def infer(
         self, given: EncodedBatch, noise: tuple[Tensor, Tensor], lengths: Tensor | None = None, stop: int | None = None
     ) -> tuple[Tensor, Tensor, State]:
-        stop = len(given.x) if stop is None else stop
+        stop = given.x.shape[0] if stop is None else stop
         controls, noise = tuple(part[:stop] for part in given.controls), (noise[0][:stop], noise[1][:stop])
         result = self.layer.infer(given.embedded[:stop], controls, *self._start(given), noise, lengths)
         x_last = last_valid(given.frames[1 : stop + 1], given.frames[0], lengths)
@@ -408,7 +408,7 @@ class VSSN(SequenceModel):
         batch = batch_size if state is None else None
         like = torch.empty(0, dtype=self.layer.dtype, device=self.layer.device)
         current = self.layer.start_state(state, batch, self.frame_size, like)
-        frame = current.x_last.new_zeros(steps, len(current.x_last), self.x_size)
+        frame = current.x_last.new_zeros(steps, current.x_last.shape[0], self.x_size)
         u = check_control("u", u, frame, self.control_size, self.batch_first)
         require_finite("u", u, NO_NAN_IN_U)
         weight_noise = self.layer.weight_noise()

@@ -175,9 +175,18 @@ class GRU(nn.RNNBase):
             hx = None if hx is None else hx.index_select(1, of.order)
             output, h_n = self._run_layers(pack(x, of), hx, batch, weights, recurrence)
             return unpack(output, of, x.shape[0]), h_n.index_select(1, of.place)
+        if lengths is None and torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export():
+            return self._run_for_onnx(x, hx)
         # Also outside the op: 0 * NaN in the gradient of weight_ih would be NaN.
         x = zero_padding(x, valid_steps(lengths, x))
         return self._run_layers(x, hx, batch, weights, partial(gru_sequence, lengths=lengths))
+
+    def _run_for_onnx(self, x: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`_run` as torch.nn.GRU's op, which ONNX has a node for."""
+        start = x.new_zeros(self._states(), x.shape[1], self.hidden_size) if hx is None else hx
+        weights: Any = self._flat_weights
+        options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional, False)
+        return torch.gru(x, start, weights, *options)
 
     def _run_layers(
         self,

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from vssn.errors import CheckpointError
+from vssn.nn import hub, model_files
 from vssn.nn.layer import State
 
 DEFAULT_MEMORY = 2**30  # bytes, of the paths and particles that run at once
+_Model = TypeVar("_Model", bound="SequenceModel")
 
 
 class EncodedBatch(NamedTuple):
@@ -126,6 +132,11 @@ class SequenceModel(nn.Module, ABC):
     batch_first: bool
     likelihood: Any  # a vssn.likelihoods.Likelihood
     num_sequences: int | None = None  # training sequences that share a KL of the weights; None: no such KL
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "__init__" in vars(cls):
+            cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
 
     @abstractmethod
     def forward(
@@ -361,6 +372,75 @@ class SequenceModel(nn.Module, ABC):
         from vssn.inference.frame_scores import frame_scores
 
         return frame_scores(self, x, u, lengths, mask, kind=kind, samples=samples, seed=seed, memory=memory)
+
+    # Files
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments in plain types, defaults included: `type(model)(**model.config)` is such a model
+        with fresh weights. Without device and dtype, and without what is no plain type: modules, tensors."""
+        arguments: dict[str, Any] = model_files.describe(self)["arguments"]
+        return arguments
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes model.safetensors, config.json and, where there is none, a README.md into the folder, which is made.
+
+        Raises:
+            ValueError: the model has other parameters than its constructor makes (a parametrization, a module in the
+                place of another).
+            TargetError: the folder cannot be written.
+        """
+        model_files.save(self, folder)
+
+    @classmethod
+    def from_pretrained(cls: type[_Model], source: str | Path, *, revision: str | None = None, **given: Any) -> _Model:
+        """The model in a folder of `save_pretrained`, in a checkpoint of `vssn fit` or, with huggingface_hub installed,
+        in a repository "user/name" of the Hub: on the CPU, in the dtype saved, in evaluation mode. Runs no code.
+
+        Args:
+            source: a path; where none is there, the name of a repository.
+            revision: of the repository: a branch, a tag or a commit.
+            given: the modules of your own that the model was made with: encoder, decoder, a likelihood.
+
+        Raises:
+            CheckpointError: missing, damaged, of another class, or not of this program.
+            TypeError: a part is missing or too many in `given`.
+        """
+        description, weights = model_files.read(source, revision)
+        name = description.get("class", cls.__name__)  # checkpoints up to 0.1.0 do not say it
+        if name != cls.__name__:
+            raise CheckpointError(
+                f"{source}: expected a {cls.__name__}, got a {name}; load it with vssn.from_pretrained"
+            )
+        model: _Model = model_files.build(cls, description, weights, str(source), **given)
+        return model
+
+    def push_to_hub(
+        self, repository: str, *, private: bool | None = None, message: str = "Save model", token: str | None = None
+    ) -> str:
+        """Saves the model to a repository "user/name" of the Hugging Face Hub, which is made where it is not there.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            PackageError: huggingface_hub is not installed.
+            TargetError: the Hub does not take it.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return hub.upload(Path(folder), repository, private, message, token, keep=[model_files.CARD])
+
+
+def _recording(init: Callable[..., None]) -> Callable[..., None]:
+    """The constructor, which keeps what it was called with; of those below it, which it calls, the outermost does."""
+
+    @wraps(init)
+    def run(self: SequenceModel, *args: Any, **keywords: Any) -> None:
+        self.__dict__.setdefault("_made_with", (args, keywords))
+        init(self, *args, **keywords)
+
+    return run
 
 
 def require_model(model: object) -> None:

@@ -373,7 +373,7 @@ class VSSNLayer(nn.Module):
         # Inside the loop the prior's mean is needed, so that its hidden inputs stand before it; else they need not.
         hidden_inputs = self.prior.hidden_inputs(parents, a) if self.residual_posterior else None
         z, mu, logvar = self.infer_latent(self.posterior.hidden_inputs((a,), a), hidden_inputs, z0, eps_z, lengths)
-        z_previous = with_first(z0, z[:-1]) if len(z) else z
+        z_previous = with_first(z0, z)[:-1]  # in this order: a size T - 1 would bind T where the layer is exported
         prior = (
             self.prior(z_previous, parents)
             if hidden_inputs is None

@@ -21,10 +21,11 @@ from vssn.errors import TrainingError
 from vssn.inference.scoring import draw_noise, sequence_sums, summarize
 from vssn.nn.interface import SequenceModel, SequenceOutput
 from vssn.nn.layer import State
-from vssn.training.checkpoints import FORMAT
+from vssn.nn.model_files import describe
 from vssn.training.config import Config
 from vssn.training.run_directory import MONITOR, SCORES
 from vssn.training.sections import TrainingSection
+from vssn.utils.checkpoint_file import FORMAT
 from vssn.utils.evaluation_mode import time_major
 from vssn.utils.packages import needing
 from vssn.utils.random import mixed_seed
@@ -192,6 +193,7 @@ class TrainingModule(pl.LightningModule):
             "format": FORMAT,
             "config": self.config.model_dump(mode="json"),
             "num_sequences": self.model.num_sequences,
+            "model": describe(self.model),
             "epoch": self.current_epoch + 1,
             "valid_elbo_per_frame": self.metrics[MONITOR],
         }

@@ -12,6 +12,8 @@ _NEEDED_BY = {  # extras of pyproject.toml
     "speech": "reading speech",
     "download": "a download",
     "files": "reading data files",
+    "hub": "a model on the Hub",
+    "onnx": "an export to ONNX",
 }
 
 
