@@ -17,6 +17,7 @@ class Foreign(SequenceModel):
     def __init__(self, hidden: VSSN) -> None:
         super().__init__()
         self.hidden, self.batch_first, self.likelihood = hidden, hidden.batch_first, hidden.likelihood
+        self.initial_size = hidden.initial_size
         self.x_size, self.frame_size, self.control_size = hidden.x_size, hidden.frame_size, hidden.control_size
 
     def set_batch_first(self, batch_first: bool) -> None:

@@ -1,6 +1,6 @@
 """VSSN: the whole model, with its embeddings, emission density and objectives.
 
-elbo:   F = sum_t R_t - KL_w,t - KL_z,t              R_t = log p(x_t | z_t, d_t)
+elbo:   F = sum_t R_t - KL_w,t - KL_z,t              R_t = log p(x_t | z_t, d_t)    KL_w,1 with that of an inferred d_0
 paper:  L = sum_t R_t - KL_w,t / 2 - KL_z,t / 2      a training objective, not a lower bound
 """
 
@@ -15,7 +15,7 @@ from vssn.likelihoods.base import Likelihood
 from vssn.likelihoods.registry import make_likelihood
 from vssn.nn.blocks import MLP, Embedding, reset_children
 from vssn.nn.interface import EncodedBatch, Floats, Generation, SequenceModel, SequenceOutput
-from vssn.nn.layer import Embedded, Inference, State, VSSNLayer, require_control
+from vssn.nn.layer import Embedded, Inference, State, VSSNLayer, charged, require_control
 from vssn.nn.paths import LayerParticles, floats_of_particles, infer_noise, infer_prefixes
 from vssn.utils.checks import require_choice, require_factor, require_flag, require_number, require_shape, require_size
 from vssn.utils.sequences import (
@@ -66,7 +66,11 @@ class VSSN(SequenceModel):
         objective: "elbo" or "paper" (the KLs halved), for the loss alone.
         free_bits: in nats: the loss takes max(KL[t, b], free_bits), for z and w separately.
         min_logvar, min_logvar_x: floors of the log-variances of latents and of Gaussian emissions.
-        learn_initial_state: d_0 and z_0 are parameters rather than zeros.
+        initial_state: d_0 and z_0 are "zeros", "learned" parameters, or "inferred": d_0 then is a latent of the
+            sequence, q(d_0 | x_{1:T}, u_{1:T}) from a backward GRU, whose KL is in kl_w of the first frame; z_0 zeros.
+            None: "learned" with learn_initial_state, else "zeros".
+        initial_size: S, units of what is inferred, with a linear map to d_0 where it is not D (None: D).
+        learn_initial_state: initial_state="learned", by its older name.
         noise_smoothing: q(w_t | x_{t:T}, u_{t:T}) through a backward GRU, rather than q(w_t | x_t, u_t).
         masked: the networks get the mask of observed entries beside x; without a mask, NaN in x is missing.
         encoder: module [N, F] -> [N, embed_size] in place of e_x (F = X, or 2X with masked: x, then mask).
@@ -102,6 +106,8 @@ class VSSN(SequenceModel):
         free_bits: float = 0.0,
         min_logvar: float = -12.0,
         min_logvar_x: float = -10.0,
+        initial_state: str | None = None,
+        initial_size: int | None = None,
         learn_initial_state: bool = False,
         noise_smoothing: bool = False,
         masked: bool = False,
@@ -144,12 +150,15 @@ class VSSN(SequenceModel):
             universal=universal,
             prior_std=prior_std,
             min_logvar=min_logvar,
+            initial_state=initial_state,
+            initial_size=initial_size,
             learn_initial_state=learn_initial_state,
             noise_smoothing=noise_smoothing,
             batch_first=batch_first,
             device=device,
             dtype=dtype,
         )
+        self.initial_size = self.layer.initial_size
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.encoder = encoder
         if encoder is None and embed_size is not None:
@@ -178,7 +187,7 @@ class VSSN(SequenceModel):
         u: Tensor | None = None,
         lengths: Tensor | None = None,
         state: State | tuple[Tensor, Tensor, Tensor] | None = None,
-        noise: tuple[Tensor, Tensor] | None = None,
+        noise: tuple[Tensor, ...] | None = None,
         mask: Tensor | None = None,
         kl_weight: float | Tensor = 1.0,
     ) -> VSSNOutput:
@@ -191,13 +200,15 @@ class VSSN(SequenceModel):
             lengths: [B] int64, each in [0, T]; None: all T steps.
             state: (d [B, D], z [B, Z], x_last [B, F]) of the chunk before; None starts anew. Detach it to truncate
                 back-propagation. a_t sees its own chunk only.
-            noise: (eps_w [T, B, W], eps_z [T, B, Z]) standard normal; None draws it.
+            noise: (eps_w [T, B, W], eps_z [T, B, Z]) standard normal, with eps_0 [B, S] behind them where d_0 is
+                inferred; None draws it.
             mask: [T, B] or [T, B, X] bool, True where x is observed; None: everywhere, with masked=True where x is
                 not NaN.
             kl_weight: factor of both KLs in the loss (annealing).
 
         Returns:
-            VSSNOutput; reconstruction, kl_z and kl_w [T, B] are zero at padding.
+            VSSNOutput; reconstruction, kl_z and kl_w [T, B] are zero at padding. kl_w of the first frame holds the KL
+            of an inferred d_0, once a sequence: none where `state` is given.
 
         Raises:
             ValueError, TypeError: naming the argument, what was expected and what came; so too for values outside the
@@ -212,10 +223,11 @@ class VSSN(SequenceModel):
 
         parameters = self.decode(result.z, result.d)
         reconstruction = zero_padding(self.likelihood.log_prob(parameters, x, given.observed), valid)
-        elbo = (reconstruction - result.kl_z - result.kl_w).sum(0)
+        kl_w = charged(result)
+        elbo = (reconstruction - result.kl_z - kl_w).sum(0)
         loss = self._loss(reconstruction, result, kl_weight, valid)
         next_state = State(result.d_last, result.z_last, last_valid(given.frames[1:], given.frames[0], lengths))
-        per_frame = [swap(part, self.batch_first) for part in (reconstruction, result.kl_z, result.kl_w)]
+        per_frame = [swap(part, self.batch_first) for part in (reconstruction, result.kl_z, kl_w)]
         return VSSNOutput(loss, elbo, per_frame[0], per_frame[1], per_frame[2], next_state)
 
     def prepare(
@@ -288,6 +300,8 @@ class VSSN(SequenceModel):
                 for kl, size in ((kl_z, self.layer.latent_size), (kl_w, self.layer.noise_size))
             )
         total = (weight * (kl_z + kl_w) - reconstruction).sum()
+        if result.kl_0 is not None:
+            total = total + weight * result.kl_0.sum()
         steps, batch = reconstruction.shape
         frames = total.new_full((), steps * batch) if valid is None else valid.sum().to(total.dtype)
         if result.universal_kl is not None and self.num_sequences is not None:
@@ -317,30 +331,31 @@ class VSSN(SequenceModel):
         return self.layer.a_parameter()
 
     def infer(
-        self, given: EncodedBatch, noise: tuple[Tensor, Tensor], lengths: Tensor | None = None, stop: int | None = None
+        self, given: EncodedBatch, noise: tuple[Tensor, ...], lengths: Tensor | None = None, stop: int | None = None
     ) -> tuple[Tensor, Tensor, State]:
         stop = len(given.x) if stop is None else stop
-        controls, noise = tuple(part[:stop] for part in given.controls), (noise[0][:stop], noise[1][:stop])
+        controls = tuple(part[:stop] for part in given.controls)
+        noise = (noise[0][:stop], noise[1][:stop], *noise[2:])
         result = self.layer.infer(given.embedded[:stop], controls, *self._start(given), noise, lengths)
         x_last = last_valid(given.frames[1 : stop + 1], given.frames[0], lengths)
         return result.d, result.z, State(result.d_last, result.z_last, x_last)
 
-    def infer_prefixes(self, given: EncodedBatch, noise: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def infer_prefixes(self, given: EncodedBatch, noise: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         return infer_prefixes(self.layer, given.embedded, given.controls, self._start(given), noise)
 
     def infer_noise(
-        self, given: EncodedBatch, noise: tuple[Tensor, Tensor], lengths: Tensor | None = None, prefixes: bool = False
+        self, given: EncodedBatch, noise: tuple[Tensor, ...], lengths: Tensor | None = None, prefixes: bool = False
     ) -> Tensor:
         return infer_noise(self.layer, given.embedded, given.controls, noise[0], lengths, prefixes)
 
-    def _start(self, given: EncodedBatch) -> tuple[Tensor, Tensor]:
-        """d_0 and z_0."""
+    def _start(self, given: EncodedBatch) -> tuple[Tensor | None, Tensor]:
+        """d_0, None where it is to be inferred, and z_0."""
         if given.start is not None:
             return given.start[:2]
         return self.layer.initial_state(given.x.shape[1], given.x)
 
     def step_from_prior(
-        self, controls: tuple[Tensor, ...], d: Tensor, z: Tensor, noise: tuple[Tensor, Tensor]
+        self, controls: tuple[Tensor, ...], d: Tensor, z: Tensor, noise: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
         return self.layer.step_from_prior(controls, d, z, self.layer.weight_noise(), noise)
 

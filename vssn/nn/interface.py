@@ -32,7 +32,7 @@ class SequenceOutput(NamedTuple):
     elbo: Tensor  # [B] strict lower bound on log p(x_{1:T}), nats per sequence
     reconstruction: Tensor  # [T, B] log p(x_t | z_t, d_t)
     kl_z: Tensor  # [T, B]
-    kl_w: Tensor  # [T, B]
+    kl_w: Tensor  # [T, B]; at the first frame with that of what is inferred before it
     state: State
 
 
@@ -85,8 +85,9 @@ class ParticleHooks(Protocol):
         """How many of the particles differ in d and a: all, or 1 where no noise enters them."""
         ...
 
-    def edges(self, kinds: int) -> tuple[Tensor, Tensor]:
-        """d before the first frame and a behind the last, each [kinds B, ·]."""
+    def edges(self, kinds: int, eps_0: Tensor | None = None) -> tuple[Tensor, ...]:
+        """d before the first frame and a behind the last, each [kinds B, ·]. Of a model with an `initial_size` only:
+        eps_0 [kinds, B, S] is given, and log p/q of what it draws, [kinds, B], comes third."""
         ...
 
     def first_z(self, particles: int) -> Tensor:
@@ -116,8 +117,9 @@ class ParticleHooks(Protocol):
 class SequenceModel(nn.Module, ABC):
     """A generative model p(x_{1:T} | u_{1:T}) of states d_t and z_t, with its inference.
 
-    Noise is a pair (eps_w [T, B, W], eps_z [T, B, Z]) of standard normal numbers, whose sizes are `noise_sizes`; what
-    is given to a method beside `forward` and `prepare` is time-major whatever batch_first says.
+    Noise is a pair (eps_w [T, B, W], eps_z [T, B, Z]) of standard normal numbers, whose sizes are `noise_sizes`, and
+    with an `initial_size` S a third, eps_0 [B, S], for what is inferred before the first frame; what is given to a
+    method beside `forward` and `prepare` is time-major whatever batch_first says. Noise may go on behind the frames.
     """
 
     x_size: int  # X
@@ -126,6 +128,7 @@ class SequenceModel(nn.Module, ABC):
     batch_first: bool
     likelihood: Any  # a vssn.likelihoods.Likelihood
     num_sequences: int | None = None  # training sequences that share a KL of the weights; None: no such KL
+    initial_size: int = 0  # S: units that are inferred before the first frame, 0 where nothing is
 
     @abstractmethod
     def forward(
@@ -134,7 +137,7 @@ class SequenceModel(nn.Module, ABC):
         u: Tensor | None = None,
         lengths: Tensor | None = None,
         state: State | tuple[Tensor, Tensor, Tensor] | None = None,
-        noise: tuple[Tensor, Tensor] | None = None,
+        noise: tuple[Tensor, ...] | None = None,
         mask: Tensor | None = None,
         kl_weight: float | Tensor = 1.0,
     ) -> SequenceOutput:
@@ -167,18 +170,18 @@ class SequenceModel(nn.Module, ABC):
 
     @abstractmethod
     def infer(
-        self, given: EncodedBatch, noise: tuple[Tensor, Tensor], lengths: Tensor | None = None, stop: int | None = None
+        self, given: EncodedBatch, noise: tuple[Tensor, ...], lengths: Tensor | None = None, stop: int | None = None
     ) -> tuple[Tensor, Tensor, State]:
         """d [T, B, D] and z [T, B, Z] of the frames before `stop` given those alone, and the state behind them: with
         lengths, behind each sequence's own end."""
 
     @abstractmethod
-    def infer_prefixes(self, given: EncodedBatch, noise: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def infer_prefixes(self, given: EncodedBatch, noise: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """d [T, B, D] and z [T, B, Z], each of the frames up to its own alone: filtering."""
 
     @abstractmethod
     def step_from_prior(
-        self, controls: tuple[Tensor, ...], d: Tensor, z: Tensor, noise: tuple[Tensor, Tensor]
+        self, controls: tuple[Tensor, ...], d: Tensor, z: Tensor, noise: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
         """d_t [B, D] and z_t [B, Z] from those before them, one step; controls and noise [1, B, ·]."""
 
@@ -216,7 +219,7 @@ class SequenceModel(nn.Module, ABC):
         """What `particles` and the likelihood hold. Args: x: [S, B, X] frames that are run together."""
 
     def infer_noise(
-        self, given: EncodedBatch, noise: tuple[Tensor, Tensor], lengths: Tensor | None = None, prefixes: bool = False
+        self, given: EncodedBatch, noise: tuple[Tensor, ...], lengths: Tensor | None = None, prefixes: bool = False
     ) -> Tensor:
         """w [T, B, W] that `infer` draws, or with prefixes `infer_prefixes`."""
         if self.noise_sizes[0]:
@@ -307,7 +310,7 @@ class SequenceModel(nn.Module, ABC):
         *,
         kind: str = "smooth",
         samples: int | None = None,
-        noise: tuple[Tensor, Tensor] | None = None,
+        noise: tuple[Tensor, ...] | None = None,
         seed: int | None = None,
         memory: int = DEFAULT_MEMORY,
     ) -> Latents:
@@ -318,7 +321,8 @@ class SequenceModel(nn.Module, ABC):
             kind: "smooth", given the whole sequence, or "filter", each frame given those up to it: of a model that
                 looks ahead a run for every frame.
             samples: S draws; None: one path, every latent at its mean given those before it.
-            noise: (eps_w, eps_z) standard normal to make w and z with, of their shape as they come back.
+            noise: (eps_w, eps_z) standard normal to make w and z with, of their shape as they come back; with
+                initial_state="inferred" eps_0 behind them, [B, S] or [samples, B, S].
             seed, memory: as in `forecast`.
 
         Returns:
