@@ -8,6 +8,7 @@ The error of that is about SMALL^2.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ def set_recurrence(gru: Recurrence, of_input: Tensor, of_state: Tensor | None) -
 class LinearModel:
     """d = F d + G [x_{t-1}, w], z = A z + C d + c + noise, x = P z + R d + r + noise, with any inference network."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, **options: Any) -> None:
         source = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
@@ -80,9 +81,8 @@ class LinearModel:
         self.A, self.C, self.c = 0.4 * normal(z, z), 0.5 * normal(z, d), 0.3 * normal(z)
         self.P, self.R, self.r = 0.6 * normal(x, z), 0.6 * normal(x, d), 0.2 * normal(x)
         self.logvar_z, self.logvar_x = -0.5, 0.8
-        model = VSSN(
-            x, d, z, w, likelihood="gaussian", mlp_size=7, backward_size=3, activation="relu", residual_posterior=True
-        ).double()
+        sizes: dict[str, Any] = {"mlp_size": 7, "backward_size": 3, "activation": "relu", "residual_posterior": True}
+        model = VSSN(x, d, z, w, likelihood="gaussian", **sizes | options).double()
         floor_z, floor_x = model.layer.min_logvar, -10.0
         with torch.no_grad():
             layer = model.layer

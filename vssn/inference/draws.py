@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vssn.nn.interface import EncodedBatch, SequenceModel, require_model
-from vssn.nn.layer import State
+from vssn.nn.layer import AnyState
 from vssn.utils.checks import require_seed, require_size
 from vssn.utils.evaluation_mode import evaluating, time_major
 from vssn.utils.random import seeded
@@ -118,7 +118,7 @@ def repeat_rows(given: EncodedBatch, count: int) -> EncodedBatch:
     )
 
 
-def state_of_priors(model: SequenceModel, rows: EncodedBatch) -> State:
+def state_of_priors(model: SequenceModel, rows: EncodedBatch) -> AnyState:
     """The state before the first frame, that of a start anew."""
     batch = rows.x.shape[1]
     nothing = rows.x.new_empty(0, batch, model.control_size) if model.control_size else None

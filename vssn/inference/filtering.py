@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from vssn.nn.interface import SequenceModel, require_model
-from vssn.nn.layer import State
+from vssn.nn.layer import AnyState, State
 from vssn.utils.checks import require_choice, require_flag, require_seed, require_shape, require_size, require_tensor
 from vssn.utils.evaluation_mode import evaluating, time_major
 from vssn.utils.random import seeded
@@ -259,7 +259,7 @@ class _Runs:
             frames.append(frame)
         return torch.cat(frames)
 
-    def _infer(self, noise: Noise, stop: int, lengths: Tensor | None) -> tuple[LatentStates, State]:
+    def _infer(self, noise: Noise, stop: int, lengths: Tensor | None) -> tuple[LatentStates, AnyState]:
         """The states of the frames before `stop`, given those frames, and the last one."""
         d, z, last = self.model.infer(self.given, noise, lengths, stop)
         return LatentStates(d, z), last

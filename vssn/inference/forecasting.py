@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vssn.inference.draws import Noise, by_path, check_quantiles, drawing, of_layout, state_of_priors, take_quantiles
-from vssn.nn.interface import EncodedBatch, Forecast, Generation, SequenceModel, require_model
-from vssn.nn.layer import State
+from vssn.inference.draws import by_path, check_quantiles, drawing, of_layout, take_quantiles
+from vssn.nn.interface import Forecast, Generation, SequenceModel, require_model
 from vssn.utils.checks import require_flag, require_size
 from vssn.utils.sequences import check_control, check_sequences
 from vssn.utils.values import NO_NAN_IN_U, require_finite
@@ -52,7 +51,7 @@ def forecast(
     paths, mean = [], seen.new_zeros(steps, seen.shape[1], model.x_size)
     with drawing(model, x, u, lengths, mask, samples, seed, memory) as draws:
         for count, rows, row_lengths in draws.groups(samples):
-            state = _state(model, rows, draws.noise(rows), row_lengths)
+            state = model.infer(rows, draws.noise(rows), row_lengths)[2]
             controls = None if ahead is None else ahead.repeat(1, count, 1)
             run = model.generate(steps, u=controls, state=state, sample=sample)
             paths.append(by_path(run.x, count))
@@ -64,14 +63,3 @@ def forecast(
         of_layout(drawn, model.batch_first),
         None if levels is None else of_layout(levels, model.batch_first),
     )
-
-
-def _state(model: SequenceModel, rows: EncodedBatch, noise: Noise, lengths: Tensor | None) -> State:
-    """A draw of the state behind every row; of the priors where a row has no frame to infer it from."""
-    state = model.infer(rows, noise, lengths)[2]
-    if not model.initial_size:
-        return state
-    if lengths is None:
-        lengths = torch.full((rows.x.shape[1],), len(rows.x), device=rows.x.device)
-    anew = state_of_priors(model, rows)
-    return type(state)(*(torch.where((lengths > 0)[:, None], part, new) for new, part in zip(anew, state, strict=True)))

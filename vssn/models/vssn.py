@@ -15,7 +15,7 @@ from vssn.likelihoods.base import Likelihood
 from vssn.likelihoods.registry import make_likelihood
 from vssn.nn.blocks import MLP, Embedding, reset_children
 from vssn.nn.interface import EncodedBatch, Floats, Generation, SequenceModel, SequenceOutput
-from vssn.nn.layer import Embedded, Inference, State, VSSNLayer, charged, require_control
+from vssn.nn.layer import AnyState, Embedded, Inference, VSSNLayer, charged, require_control
 from vssn.nn.paths import LayerParticles, floats_of_particles, infer_noise, infer_prefixes
 from vssn.utils.checks import require_choice, require_factor, require_flag, require_number, require_shape, require_size
 from vssn.utils.sequences import (
@@ -72,6 +72,8 @@ class VSSN(SequenceModel):
         initial_size: S, units of what is inferred, with a linear map to d_0 where it is not D (None: D).
         learn_initial_state: initial_state="learned", by its older name.
         noise_smoothing: q(w_t | x_{t:T}, u_{t:T}) through a backward GRU, rather than q(w_t | x_t, u_t).
+        inference: "smoothing", or "causal": q(z_t | z_{t-1}, x_{1:t}) through a GRU that runs forward, so that `filter`
+            goes frame by frame; with neither noise_smoothing nor initial_state="inferred", which look ahead.
         masked: the networks get the mask of observed entries beside x; without a mask, NaN in x is missing.
         encoder: module [N, F] -> [N, embed_size] in place of e_x (F = X, or 2X with masked: x, then mask).
         decoder: module [N, Z+D] -> [N, parameters of the likelihood] in place of the MLP on (z_t, d_t).
@@ -110,6 +112,7 @@ class VSSN(SequenceModel):
         initial_size: int | None = None,
         learn_initial_state: bool = False,
         noise_smoothing: bool = False,
+        inference: str = "smoothing",
         masked: bool = False,
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
@@ -154,6 +157,7 @@ class VSSN(SequenceModel):
             initial_size=initial_size,
             learn_initial_state=learn_initial_state,
             noise_smoothing=noise_smoothing,
+            inference=inference,
             batch_first=batch_first,
             device=device,
             dtype=dtype,
@@ -186,7 +190,7 @@ class VSSN(SequenceModel):
         x: Tensor,
         u: Tensor | None = None,
         lengths: Tensor | None = None,
-        state: State | tuple[Tensor, Tensor, Tensor] | None = None,
+        state: AnyState | tuple[Tensor, ...] | None = None,
         noise: tuple[Tensor, ...] | None = None,
         mask: Tensor | None = None,
         kl_weight: float | Tensor = 1.0,
@@ -198,8 +202,9 @@ class VSSN(SequenceModel):
                 mask is False, NaN included.
             u: [T, B, U] external control.
             lengths: [B] int64, each in [0, T]; None: all T steps.
-            state: (d [B, D], z [B, Z], x_last [B, F]) of the chunk before; None starts anew. Detach it to truncate
-                back-propagation. a_t sees its own chunk only.
+            state: (d [B, D], z [B, Z], x_last [B, F]) of the chunk before, with inference="causal" and a latent a
+                [B, A] behind them; None starts anew. Detach it to truncate back-propagation. An a_t that runs backward
+                sees its own chunk only.
             noise: (eps_w [T, B, W], eps_z [T, B, Z]) standard normal, with eps_0 [B, S] behind them where d_0 is
                 inferred; None draws it.
             mask: [T, B] or [T, B, X] bool, True where x is observed; None: everywhere, with masked=True where x is
@@ -226,7 +231,8 @@ class VSSN(SequenceModel):
         kl_w = charged(result)
         elbo = (reconstruction - result.kl_z - kl_w).sum(0)
         loss = self._loss(reconstruction, result, kl_weight, valid)
-        next_state = State(result.d_last, result.z_last, last_valid(given.frames[1:], given.frames[0], lengths))
+        x_last = last_valid(given.frames[1:], given.frames[0], lengths)
+        next_state = self.layer.make_state(result.d_last, result.z_last, x_last, result.a_last)
         per_frame = [swap(part, self.batch_first) for part in (reconstruction, result.kl_z, kl_w)]
         return VSSNOutput(loss, elbo, per_frame[0], per_frame[1], per_frame[2], next_state)
 
@@ -235,7 +241,7 @@ class VSSN(SequenceModel):
         x: Tensor,
         u: Tensor | None = None,
         lengths: Tensor | None = None,
-        state: State | tuple[Tensor, Tensor, Tensor] | None = None,
+        state: AnyState | tuple[Tensor, ...] | None = None,
         mask: Tensor | None = None,
     ) -> EncodedBatch:
         """What inference starts from: the arguments of `forward`, checked, and the embeddings of every frame."""
@@ -324,6 +330,12 @@ class VSSN(SequenceModel):
     def noise_sizes(self) -> tuple[int, int]:
         return self.layer.noise_size, self.layer.latent_size
 
+    @property
+    def causal(self) -> bool:  # type: ignore[override]
+        layer = self.layer
+        free = layer.inference == "causal" or not layer.latent_size
+        return free and not layer.initial_size and not (layer.noise_smoothing and layer.noise_size)
+
     def set_batch_first(self, batch_first: bool) -> None:
         self.batch_first = self.layer.batch_first = batch_first
 
@@ -332,16 +344,18 @@ class VSSN(SequenceModel):
 
     def infer(
         self, given: EncodedBatch, noise: tuple[Tensor, ...], lengths: Tensor | None = None, stop: int | None = None
-    ) -> tuple[Tensor, Tensor, State]:
+    ) -> tuple[Tensor, Tensor, AnyState]:
         stop = len(given.x) if stop is None else stop
         controls = tuple(part[:stop] for part in given.controls)
         noise = (noise[0][:stop], noise[1][:stop], *noise[2:])
-        result = self.layer.infer(given.embedded[:stop], controls, *self._start(given), noise, lengths)
+        a_0 = self.layer.carried_a(given.start)
+        result = self.layer.infer(given.embedded[:stop], controls, *self._start(given), noise, lengths, a_0)
         x_last = last_valid(given.frames[1 : stop + 1], given.frames[0], lengths)
-        return result.d, result.z, State(result.d_last, result.z_last, x_last)
+        return result.d, result.z, self.layer.make_state(result.d_last, result.z_last, x_last, result.a_last)
 
     def infer_prefixes(self, given: EncodedBatch, noise: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        return infer_prefixes(self.layer, given.embedded, given.controls, self._start(given), noise)
+        a_0 = self.layer.carried_a(given.start)
+        return infer_prefixes(self.layer, given.embedded, given.controls, self._start(given), noise, a_0)
 
     def infer_noise(
         self, given: EncodedBatch, noise: tuple[Tensor, ...], lengths: Tensor | None = None, prefixes: bool = False
@@ -374,7 +388,7 @@ class VSSN(SequenceModel):
         batch_size: int = 1,
         *,
         u: Tensor | None = None,
-        state: State | None = None,
+        state: AnyState | None = None,
         sample: bool = True,
     ) -> Generation:
         """Runs the generative model on from `state` (None: from the start), w and z drawn from their priors.
@@ -397,8 +411,8 @@ class VSSN(SequenceModel):
         batch = batch_size if state is None else None
         like = torch.empty(0, dtype=self.layer.dtype, device=self.layer.device)
         current = self.layer.start_state(state, batch, self.frame_size, like)
-        frame = current.x_last.new_zeros(steps, len(current.x_last), self.x_size)
-        u = check_control("u", u, frame, self.control_size, self.batch_first)
+        nothing = current.x_last.new_zeros(steps, len(current.x_last), self.x_size)
+        u = check_control("u", u, nothing, self.control_size, self.batch_first)
         require_finite("u", u, NO_NAN_IN_U)
         weight_noise = self.layer.weight_noise()
         xs, means = [], []
@@ -409,8 +423,12 @@ class VSSN(SequenceModel):
             parameters = self.decode(z[None], d[None])
             mean = self.likelihood.mean(parameters)
             x = self.likelihood.sample(parameters) if sample else mean
-            current = State(d, z, self.frames(x, None)[0])
+            frame = self.frames(x, None)
+            a = self.layer.carried_a(current)
+            if a is not None:  # for inference behind what is generated
+                a = self.layer.step_a(self._encode(frame), controls, d, a)
+            current = self.layer.make_state(d, z, frame[0], a)
             xs.append(x)
             means.append(mean)
-        stacked = [swap(torch.cat(part) if part else frame, self.batch_first) for part in (xs, means)]
+        stacked = [swap(torch.cat(part) if part else nothing, self.batch_first) for part in (xs, means)]
         return Generation(stacked[0], stacked[1], current)

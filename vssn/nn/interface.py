@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from vssn.nn.layer import State
+from vssn.nn.layer import AnyState
 
 DEFAULT_MEMORY = 2**30  # bytes, of the paths and particles that run at once
 
@@ -22,7 +22,7 @@ class EncodedBatch(NamedTuple):
     frames: Tensor  # [1+T, B, F] what the networks see, behind the frame before the first
     embedded: Tensor  # [T, B, E] of x_t
     controls: tuple[Tensor, ...]  # u_t: each [T, B, ·]
-    start: State | None  # the one given; None: the model's own
+    start: AnyState | None  # the one given; None: the model's own
 
 
 class SequenceOutput(NamedTuple):
@@ -33,13 +33,13 @@ class SequenceOutput(NamedTuple):
     reconstruction: Tensor  # [T, B] log p(x_t | z_t, d_t)
     kl_z: Tensor  # [T, B]
     kl_w: Tensor  # [T, B]; at the first frame with that of what is inferred before it
-    state: State
+    state: AnyState
 
 
 class Generation(NamedTuple):
     x: Tensor  # [T, B, X] what was fed back: samples, or means
     mean: Tensor  # [T, B, X] E[x_t | z_t, d_t]
-    state: State
+    state: AnyState
 
 
 class Forecast(NamedTuple):
@@ -128,6 +128,7 @@ class SequenceModel(nn.Module, ABC):
     batch_first: bool
     likelihood: Any  # a vssn.likelihoods.Likelihood
     num_sequences: int | None = None  # training sequences that share a KL of the weights; None: no such KL
+    causal: bool = False  # no state depends on frames to come: `infer` a frame at a time is `infer` of the whole
     initial_size: int = 0  # S: units that are inferred before the first frame, 0 where nothing is
 
     @abstractmethod
@@ -136,7 +137,7 @@ class SequenceModel(nn.Module, ABC):
         x: Tensor,
         u: Tensor | None = None,
         lengths: Tensor | None = None,
-        state: State | tuple[Tensor, Tensor, Tensor] | None = None,
+        state: AnyState | tuple[Tensor, ...] | None = None,
         noise: tuple[Tensor, ...] | None = None,
         mask: Tensor | None = None,
         kl_weight: float | Tensor = 1.0,
@@ -163,7 +164,7 @@ class SequenceModel(nn.Module, ABC):
         x: Tensor,
         u: Tensor | None = None,
         lengths: Tensor | None = None,
-        state: State | tuple[Tensor, Tensor, Tensor] | None = None,
+        state: AnyState | tuple[Tensor, ...] | None = None,
         mask: Tensor | None = None,
     ) -> EncodedBatch:
         """What inference starts from: the arguments of `forward`, checked and encoded."""
@@ -171,7 +172,7 @@ class SequenceModel(nn.Module, ABC):
     @abstractmethod
     def infer(
         self, given: EncodedBatch, noise: tuple[Tensor, ...], lengths: Tensor | None = None, stop: int | None = None
-    ) -> tuple[Tensor, Tensor, State]:
+    ) -> tuple[Tensor, Tensor, AnyState]:
         """d [T, B, D] and z [T, B, Z] of the frames before `stop` given those alone, and the state behind them: with
         lengths, behind each sequence's own end."""
 
@@ -204,7 +205,7 @@ class SequenceModel(nn.Module, ABC):
         batch_size: int = 1,
         *,
         u: Tensor | None = None,
-        state: State | None = None,
+        state: AnyState | None = None,
         sample: bool = True,
     ) -> Generation:
         """`steps` frames from the priors, behind `state` (None: from the start); u [T, B, U], or as batch_first says.

@@ -6,6 +6,8 @@ a_t = GRU(a_{t+1}, [d_t, x_t])             backward in time, a_{T+1} = 0
 z_t ~ q(z_t | z_{t-1}, a_t)                serial through the sample
 p(z_t | z_{t-1}, d_t)                      for all t after the loop
 
+With inference="causal" a_t = GRU(a_{t-1}, [d_t, x_t]) runs forward, a_0 = 0.
+
 With initial_state="inferred" d_0 is a latent of every sequence, as in LFADS (Pandarinath et al. 2018) and DVBF (Karl et
 al. 2017):
 
@@ -39,6 +41,7 @@ from vssn_kernels import PriorMean, gaussian_kl, gaussian_rsample_kl, posterior_
 from vssn_kernels.activations import ACTIVATIONS
 
 CONTROLS = ("previous", "external", "both", "none")
+INFERENCES = ("smoothing", "causal")
 INITIAL_STATES = ("zeros", "learned", "inferred")
 UNIVERSALS = ("point", "gaussian")
 
@@ -51,9 +54,21 @@ class State(NamedTuple):
     x_last: Tensor  # [B, F]  the last input frame
 
 
+class CausalState(NamedTuple):
+    """State of a model with inference="causal" and a latent: what its a has seen carries on too."""
+
+    d: Tensor  # [B, D]
+    z: Tensor  # [B, Z]
+    x_last: Tensor  # [B, F]
+    a: Tensor  # [B, A]
+
+
+AnyState = State | CausalState
+
+
 class LayerOutput(NamedTuple):
     output: Tensor  # [T, B, D+Z]
-    state: State
+    state: AnyState
     kl: Tensor  # [T, B]
 
 
@@ -76,6 +91,7 @@ class Inference(NamedTuple):
     z_last: Tensor  # [B, Z]
     universal_kl: Tensor | None = None  # scalar, of universal="gaussian"
     kl_0: Tensor | None = None  # [B], of an inferred d_0
+    a_last: Tensor | None = None  # [B, A]
 
 
 def charged(result: Inference) -> Tensor:
@@ -144,6 +160,8 @@ class VSSNLayer(nn.Module):
         initial_size: S, units of what is inferred, with a linear map to d_0 where it is not D (None: D).
         learn_initial_state: initial_state="learned", by its older name.
         noise_smoothing: q(w_t | x_{t:T}, u_{t:T}) through a backward GRU, rather than q(w_t | x_t, u_t).
+        inference: "smoothing", or "causal": a_t = GRU(a_{t-1}, [d_t, x_t]) runs forward and q(z_t | z_{t-1}, x_{1:t})
+            sees no frame to come, so that filtering goes step by step; the state that carries on has a too.
         batch_first: sequences are [B, T, ·].
         device, dtype: of the parameters.
 
@@ -174,6 +192,7 @@ class VSSNLayer(nn.Module):
         initial_size: int | None = None,
         learn_initial_state: bool = False,
         noise_smoothing: bool = False,
+        inference: str = "smoothing",
         batch_first: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -203,6 +222,10 @@ class VSSNLayer(nn.Module):
             require_size("initial_size", initial_size, 1)
             if kind != "inferred":
                 raise ValueError(f"initial_size must be None unless initial_state='inferred', got {initial_size}")
+        require_choice("inference", inference, INFERENCES)
+        if inference == "causal" and (noise_smoothing or kind == "inferred"):
+            ahead = "noise_smoothing=True" if noise_smoothing else "initial_state='inferred'"
+            raise ValueError(f"inference must be 'smoothing' with {ahead}, which looks ahead, got 'causal'")
         if not (isinstance(prior_std, int | float) and math.isfinite(prior_std) and prior_std > 0):
             raise ValueError(f"prior_std must be a finite number above 0, got {prior_std!r}")
         self.input_size, self.hidden_size, self.latent_size = input_size, hidden_size, latent_size
@@ -213,7 +236,8 @@ class VSSNLayer(nn.Module):
         require_size("backward_size", self.backward_size, 1)
         self.activation, self.residual_posterior, self.universal = activation, residual_posterior, universal
         self.prior_std, self.min_logvar = float(prior_std), float(min_logvar)
-        self.noise_smoothing, self.batch_first = noise_smoothing, batch_first
+        self.noise_smoothing, self.inference, self.batch_first = noise_smoothing, inference, batch_first
+        self.carries_a = inference == "causal" and latent_size > 0
 
         self.control_sizes = {
             "previous": (input_size,),
@@ -304,7 +328,7 @@ class VSSNLayer(nn.Module):
             return (d,)
         return controls if self.control in ("external", "both") else ()
 
-    def start_state(self, state: object, batch: int | None, frame_size: int, like: Tensor) -> State:
+    def start_state(self, state: object, batch: int | None, frame_size: int, like: Tensor) -> AnyState:
         """The state to generate from: the given one, checked, or for None d_0, from its prior where it is inferred, z_0
         and a first frame of zeros.
 
@@ -318,16 +342,27 @@ class VSSNLayer(nn.Module):
             d_0, z_0 = self.initial_state(batch, like)
             if d_0 is None:
                 d_0 = self.map_initial(self._initial_prior(like.new_empty(batch, self.initial_size).normal_()))
-            return State(d_0, z_0, like.new_zeros(batch, frame_size))
-        parts = require_parts("state", state, "(d, z, x_last)", " or None")
-        sizes = {"d": ("[B, D]", self.hidden_size), "z": ("[B, Z]", self.latent_size), "x_last": ("[B, F]", frame_size)}
-        for (name, (letters, size)), part in zip(sizes.items(), parts, strict=True):
+            return self.make_state(d_0, z_0, like.new_zeros(batch, frame_size))
+        names = "(d, z, x_last, a)" if self.carries_a else "(d, z, x_last)"
+        parts = require_parts("state", state, names, " or None")
+        letters, sizes = "DZFA", (self.hidden_size, self.latent_size, frame_size, self.backward_size)
+        for name, letter, size, part in zip(names[1:-1].split(", "), letters, sizes, parts, strict=False):
             if batch is None:
                 batch = part.shape[0] if isinstance(part, Tensor) and part.dim() else 0
-            require_shape(f"state's {name}", part, letters, (batch, size))
-            require_like(f"state's {name}", part, like, or_float32=name == "d")
+            require_shape(f"state's {name}", part, f"[B, {letter}]", (batch, size))
+            require_like(f"state's {name}", part, like, or_float32=name in ("d", "a"))
             require_finite(f"state's {name}", part, "start anew with state=None")
-        return State(*parts)
+        return self.make_state(*parts)
+
+    def make_state(self, d: Tensor, z: Tensor, x_last: Tensor, a: Tensor | None = None) -> AnyState:
+        """The state to carry on: with a, zeros for None, where it is carried."""
+        if not self.carries_a:
+            return State(d, z, x_last)
+        return CausalState(d, z, x_last, x_last.new_zeros(len(x_last), self.backward_size) if a is None else a)
+
+    def carried_a(self, state: object) -> Tensor | None:
+        """a of a state of this layer; None without one."""
+        return state.a if isinstance(state, CausalState) else None
 
     def initial_state(self, batch: int, like: Tensor) -> tuple[Tensor | None, Tensor]:
         """d_0 [B, D], None where it is to be inferred, and z_0 [B, Z], in the dtype and on the device of `like`."""
@@ -414,6 +449,7 @@ class VSSNLayer(nn.Module):
         z0: Tensor,
         noise: tuple[Tensor, ...],
         lengths: Tensor | None = None,
+        a0: Tensor | None = None,
     ) -> Inference:
         """Samples w, d and z given x, time-major whatever batch_first says.
 
@@ -423,6 +459,7 @@ class VSSNLayer(nn.Module):
             d0, z0: [B, D], [B, Z]; d0 None: it is inferred.
             noise: (eps_w [T, B, W], eps_z [T, B, Z]) standard normal, and eps_0 [B, S] where d0 is inferred.
             lengths: [B] int64 or None.
+            a0: [B, A] where a runs forward, inference="causal"; None: zeros, as always where it runs backward.
         """
         valid = valid_steps(lengths, x)
         kl_0 = ahead = None
@@ -434,7 +471,7 @@ class VSSNLayer(nn.Module):
             d0 = self.map_initial(s)
         eps_w, eps_z = zero_padding(noise[0], valid), noise[1]  # the op masks eps_z itself
         kl_w, kl_z = x.new_zeros(x.shape[:2]), x.new_zeros(x.shape[:2])
-        d, z, d_last, z_last = x.new_zeros(*x.shape[:2], 0), x.new_zeros(*x.shape[:2], 0), d0, z0
+        d, z, d_last, z_last, a_last = x.new_zeros(*x.shape[:2], 0), x.new_zeros(*x.shape[:2], 0), d0, z0, a0
         if self.hidden_size:
             w = eps_w
             if self.noise_size:
@@ -445,12 +482,12 @@ class VSSNLayer(nn.Module):
             d, d_last = self.duration(inputs, d0, lengths=lengths, weight_noise=self.weight_noise())
         if self.latent_size:
             parents = self.parents(d, controls)
-            a0 = x.new_zeros(x.shape[1], self.backward_size)
-            a, _ = self.backward_recurrence((*parents, x), a0, lengths=lengths, reverse=True)
+            a0 = x.new_zeros(x.shape[1], self.backward_size) if a0 is None else a0
+            a, a_last = self.backward_recurrence((*parents, x), a0, lengths=lengths, reverse=not self.carries_a)
             z, mu, logvar, prior_mu, prior_logvar = self.infer_latents(a, parents, z0, eps_z, lengths)
             kl_z = zero_padding(gaussian_kl(mu, logvar, prior_mu, prior_logvar), valid)
             z_last = last_valid(z, z0, lengths)
-        return Inference(d, z, kl_z, kl_w, d_last, z_last, kl_0=kl_0)
+        return Inference(d, z, kl_z, kl_w, d_last, z_last, kl_0=kl_0, a_last=a_last)
 
     def look_ahead(self, x: Tensor, controls: tuple[Tensor, ...], lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """b [T, B, A] of x_{t:T} and u_{t:T}, and b_1 [B, A]. Arguments as in `infer`."""
@@ -555,6 +592,11 @@ class VSSNLayer(nn.Module):
             lengths=lengths,
         )
 
+    def step_a(self, x: Tensor, controls: tuple[Tensor, ...], d: Tensor, a: Tensor) -> Tensor:
+        """a_t [B, A] of inference="causal", from x_t [1, B, X], what makes u_t, d_t [B, D] and a_{t-1}."""
+        step: Tensor = self.backward_recurrence((*self.parents(d[None], controls), x), a)[1]
+        return step
+
     def step_from_prior(
         self,
         controls: tuple[Tensor, ...],
@@ -584,7 +626,7 @@ class VSSNLayer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        state: State | tuple[Tensor, Tensor, Tensor] | None = None,
+        state: AnyState | tuple[Tensor, ...] | None = None,
         lengths: Tensor | None = None,
         *,
         u: Tensor | None = None,
@@ -594,13 +636,13 @@ class VSSNLayer(nn.Module):
     def forward(
         self,
         x: Embedded,
-        state: State | tuple[Tensor, Tensor, Tensor] | None = None,
+        state: AnyState | tuple[Tensor, ...] | None = None,
         lengths: Tensor | None = None,
     ) -> Inference: ...
     def forward(
         self,
         x: Tensor | Embedded,
-        state: State | tuple[Tensor, Tensor, Tensor] | None = None,
+        state: AnyState | tuple[Tensor, ...] | None = None,
         lengths: Tensor | None = None,
         *,
         u: Tensor | None = None,
@@ -609,7 +651,8 @@ class VSSNLayer(nn.Module):
         """Runs the layer on x [T, B, X] ([B, T, X] with batch_first; u, noise, output and kl likewise).
 
         Args:
-            state: (d [B, D], z [B, Z], x_last [B, X]) of the chunk before; None starts anew.
+            state: (d [B, D], z [B, Z], x_last [B, X]) of the chunk before, with inference="causal" and a latent a
+                [B, A] behind them; None starts anew.
             lengths: [B] int64, each in [0, T]; None: all T steps.
             u: [T, B, U] external control.
             noise: (eps_w [T, B, W], eps_z [T, B, Z]) standard normal, with eps_0 [B, S], as it is whatever batch_first
@@ -625,7 +668,7 @@ class VSSNLayer(nn.Module):
         """
         if isinstance(x, Embedded):
             d_0, z_0 = self.initial_state(x.x.shape[1], x.noise[1]) if state is None else state[:2]
-            result = self.infer(x.x, x.controls, d_0, z_0, x.noise, lengths)
+            result = self.infer(x.x, x.controls, d_0, z_0, x.noise, lengths, self.carried_a(state))
             return result if self.universal == "point" else result._replace(universal_kl=self.universal_kl())
         x, u = check_sequences(x, u, self.input_size, self.control_size, self.batch_first, self.a_parameter())
         check_lengths(lengths, x)
@@ -633,17 +676,15 @@ class VSSNLayer(nn.Module):
         x, u = zero_padding(x, valid), zero_padding(u, valid)
         require_finite("x", x, "fill in missing values: the layer takes no mask=, VSSN does")
         require_finite("u", u, NO_NAN_IN_U)
-        if state is None:
-            d_0, z_0 = self.initial_state(x.shape[1], x)
-            x_last = x.new_zeros(x.shape[1], self.input_size)
-        else:
-            d_0, z_0, x_last = self.start_state(state, x.shape[1], self.input_size, x)
+        start = None if state is None else self.start_state(state, x.shape[1], self.input_size, x)
+        d_0, z_0 = self.initial_state(x.shape[1], x) if start is None else start[:2]
+        x_last = x.new_zeros(x.shape[1], self.input_size) if start is None else start.x_last
         noise = self.draw_noise(x) if noise is None else self.check_noise(noise, x, valid)
         frames = with_first(x_last, x)
         controls = self.select_controls(frames[:-1], u)
-        result = self.infer(x, controls, d_0, z_0, noise, lengths)
+        result = self.infer(x, controls, d_0, z_0, noise, lengths, self.carried_a(start))
         output = torch.cat((result.d, result.z), -1)
-        next_state = State(result.d_last, result.z_last, last_valid(x, x_last, lengths))
+        next_state = self.make_state(result.d_last, result.z_last, last_valid(x, x_last, lengths), result.a_last)
         return LayerOutput(
             swap(output, self.batch_first), next_state, swap(result.kl_z + charged(result), self.batch_first)
         )
@@ -664,5 +705,6 @@ class VSSNLayer(nn.Module):
             + (f", U={self.control_size}" if self.control_size else "")
             + (f", universal={self.universal!r}" if self.universal != "point" else "")
             + (f", initial_state='inferred', S={self.initial_size}" if self.initial_size else "")
+            + (f", inference={self.inference!r}" if self.inference != "smoothing" else "")
             + "".join(f", {name}=True" for name in _FLAGS if getattr(self, name))
         )

@@ -22,14 +22,17 @@ def infer_prefixes(
     controls: tuple[Tensor, ...],
     start: tuple[Tensor | None, Tensor],
     noise: tuple[Tensor, ...],
+    a_0: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """d [T, B, D] and z [T, B, Z] of the last frame of every prefix x_{1:t}. Arguments as in `VSSNLayer.infer`; noise
     may go on behind the frames. A d_0 that is inferred is inferred anew from every prefix, with the same noise."""
 
     def infer(stop: int) -> Inference:
         before = tuple(part[:stop] for part in controls)
-        return layer.infer(x[:stop], before, *start, (noise[0][:stop], noise[1][:stop], *noise[2:]))
+        return layer.infer(x[:stop], before, *start, (noise[0][:stop], noise[1][:stop], *noise[2:]), None, a_0)
 
+    if layer.carries_a:
+        return infer(len(x))[:2]
     if layer.noise_smoothing or start[0] is None:
         last = [infer(stop) for stop in range(1, len(x) + 1)]
         return torch.stack([one.d_last for one in last]), torch.stack([one.z_last for one in last])
@@ -146,7 +149,10 @@ class LayerParticles:
             terms = (s - layer.initial_mu).square() * torch.exp(-layer.initial_logvar) + layer.initial_logvar
             more = ((eps_0.square() + logvar - terms).sum(-1) / 2,)
             d = layer.map_initial(s.flatten(0, 1))
-        return d, d.new_zeros(kinds * self.batch, self.layer.backward_size), *more
+        a = d.new_zeros(kinds * self.batch, self.layer.backward_size)
+        if self.layer.carries_a:  # both run forward, side by side
+            return torch.cat((d, a), -1), a[:, :0]
+        return d, a, *more
 
     def first_z(self, particles: int) -> Tensor:
         """[k B, Z]."""
@@ -157,9 +163,12 @@ class LayerParticles:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
         """Of the frames start..stop-1: log p(w)/q(w) [S, k, B], d [S, kinds B, D], the last d, a and the first a.
 
-        a_after: a_{stop} [kinds B, A]; None: d alone is wanted, and no a is computed.
+        d_before: [kinds B, D], with a before the frames behind it where a runs forward.
+        a_after: a_{stop} [kinds B, A]; None: d alone is wanted, and no a that runs backward is computed.
         """
         layer, frames = self.layer, slice(start, stop)
+        if layer.carries_a:
+            d_before, a_after = d_before.split((layer.hidden_size, layer.backward_size), -1)
         kinds = self.kinds(eps_w.shape[1])
         lengths = (self.lengths - start).clamp(0, stop - start).repeat(kinds)
         log_ratio = eps_w.new_zeros(eps_w.shape[:3])
@@ -181,18 +190,20 @@ class LayerParticles:
                 del gates
         if a_after is None or not layer.latent_size:
             return log_ratio, d, d_last, None, d_before.new_zeros(len(d_before), layer.backward_size)
-        recurrence = layer.backward_recurrence
+        recurrence, reverse = layer.backward_recurrence, not layer.carries_a
         if self.backward_gates is None:
             parents = layer.parents(d, tuple(part[frames] for part in self.controls))
             inputs = (*parents, self._of_kinds(self.x[frames], kinds))
-            a, a_first = recurrence(inputs, a_after, lengths=lengths, reverse=True)
+            a, a_edge = recurrence(inputs, a_after, lengths=lengths, reverse=reverse)
         else:
             gates = self.backward_gates[frames, None]
             if layer.hidden_size:
                 own = recurrence.input.product(0, d)
                 gates = own.view(stop - start, kinds, self.batch, -1).add_(gates)
-            a, a_first = recurrence.run(gates.flatten(1, 2), a_after, lengths=lengths, reverse=True)
-        return log_ratio, d, d_last, a, a_first
+            a, a_edge = recurrence.run(gates.flatten(1, 2), a_after, lengths=lengths, reverse=reverse)
+        if layer.carries_a:
+            return log_ratio, d, torch.cat((d_last, a_edge), -1), a, a_edge[:, :0]
+        return log_ratio, d, d_last, a, a_edge
 
     def hidden_inputs(self, d: Tensor, a: Tensor | None, start: int, stop: int) -> tuple[Tensor, ...] | None:
         """What stands beside z in the posterior and in the prior: the hidden inputs of plain networks [S, kinds B, M],

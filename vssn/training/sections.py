@@ -170,6 +170,7 @@ class VSSNSection(ModelSection):
     initial_size: Count | None = None
     learn_initial_state: bool = False
     noise_smoothing: bool = False
+    inference: Literal["smoothing", "causal"] = "smoothing"
     masked: bool = False
 
 
