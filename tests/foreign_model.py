@@ -59,6 +59,10 @@ class Foreign(SequenceModel):
     def generate(self, *given: Any, **more: Any) -> Generation:
         return self.hidden.generate(*given, **more)
 
+    @property
+    def causal(self) -> bool:
+        return self.hidden.causal
+
     def infer_noise(self, *given: Any) -> Tensor:
         return self.hidden.infer_noise(*given)
 

@@ -118,11 +118,10 @@ def repeat_rows(given: EncodedBatch, count: int) -> EncodedBatch:
     )
 
 
-def state_of_priors(model: SequenceModel, rows: EncodedBatch) -> AnyState:
-    """The state before the first frame, that of a start anew."""
-    batch = rows.x.shape[1]
-    nothing = rows.x.new_empty(0, batch, model.control_size) if model.control_size else None
-    return model.generate(0, batch, u=nothing).state
+def state_of_priors(model: SequenceModel, rows: Tensor) -> AnyState:
+    """The state before the first frame of rows [T, N, ·], that of a start anew."""
+    nothing = rows.new_empty(0, rows.shape[1], model.control_size) if model.control_size else None
+    return model.generate(0, rows.shape[1], u=nothing).state
 
 
 def by_path(rows: Tensor, count: int) -> Tensor:

@@ -53,7 +53,7 @@ def _predict(draws: Draws, count: int, rows: EncodedBatch) -> Tensor:
     model, (steps, wide) = draws.model, rows.x.shape[:2]
     noise = draws.noise(rows)
     d, z = model.infer_prefixes(rows, noise)
-    first = state_of_priors(model, rows)
+    first = state_of_priors(model, rows.x)
     d, z = (with_first(start, part)[:steps].flatten(0, 1) for start, part in ((first.d, d), (first.z, z)))
     eps_w, eps_z = (part.flatten(0, 1)[None] for part in draws.noise(rows)[:2])
     controls = tuple(part.flatten(0, 1)[None] for part in rows.controls)

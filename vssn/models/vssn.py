@@ -373,6 +373,15 @@ class VSSN(SequenceModel):
     ) -> tuple[Tensor, Tensor]:
         return self.layer.step_from_prior(controls, d, z, self.layer.weight_noise(), noise)
 
+    def propose(self, given: EncodedBatch, state: AnyState, noise: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        eps_w, eps_z = noise[:2]
+        if not self.layer.noise_size or self.layer.noise_smoothing:
+            return super().propose(given, state, noise)
+        mu, logvar = self.layer.infer_noise(given.embedded, given.controls, None)
+        w = mu + torch.exp(logvar / 2) * eps_w
+        d, z = self.step_from_prior(given.controls, state.d, state.z, (w, eps_z))
+        return d, z, ((eps_w.square() + logvar - w.square()).sum(-1) / 2)[0]
+
     def particles(self, given: EncodedBatch, lengths: Tensor) -> LayerParticles:
         return LayerParticles(self.layer, given.embedded, given.controls, lengths, given.x)
 

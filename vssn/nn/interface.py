@@ -227,6 +227,12 @@ class SequenceModel(nn.Module, ABC):
             raise NotImplementedError(f"{type(self).__name__} must have infer_noise as it has process noise")
         return noise[0][: len(given.x)]
 
+    def propose(self, given: EncodedBatch, state: AnyState, noise: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """For a particle filter: d_t [B, D] and z_t [B, Z] behind a state, and log p/q [B] of what was drawn for them,
+        which may have seen the frame given, [1, B, ·], and none behind it. Here from the priors."""
+        d, z = self.step_from_prior(given.controls, state.d, state.z, noise)
+        return d, z, d.new_zeros(len(d))
+
     # What follows from the methods above, for any model
 
     def forecast(
@@ -366,6 +372,37 @@ class SequenceModel(nn.Module, ABC):
         from vssn.inference.frame_scores import frame_scores
 
         return frame_scores(self, x, u, lengths, mask, kind=kind, samples=samples, seed=seed, memory=memory)
+
+    def filter(
+        self,
+        batch_size: int = 1,
+        *,
+        particles: int | None = None,
+        samples: int | None = None,
+        noise: tuple[Tensor, Tensor] | None = None,
+        seed: int | None = None,
+    ) -> Any:
+        """A `vssn.inference.streaming.Filter` of batch_size streams: `filter.step(x_t, u_t, mask_t)` takes a frame of
+        each, [B, ·], and gives d, z and `predicted`, the mean of x_t from before it came; `filter.predict(u_next)`
+        that of the frame to come; `filter.reset(which)` starts streams anew. A step takes constant time and memory.
+
+        With inference="causal", or without a latent, a step is the model's own inference, and what comes is
+        `latents(x, kind="filter")` frame by frame. A model that looks ahead has a particle filter of its generative
+        part: means over weighted particles, to which z_t comes from the prior.
+
+        Args:
+            particles: K; given, a model that does not look ahead has a particle filter too (None: 100 where it must).
+            samples: S paths of every stream of a model that does not look ahead; None: its means. d and z then are
+                [S, B, ·].
+            noise: (eps_w, eps_z) [T, B, ·], with samples [S, T, B, ·]: step t reads slice t.
+            seed: of all draws; None: they follow from PyTorch's own generator.
+
+        Raises:
+            ValueError, TypeError: naming the argument, what was expected and what came.
+        """
+        from vssn.inference.streaming import make_filter
+
+        return make_filter(self, batch_size, particles=particles, samples=samples, noise=noise, seed=seed)
 
 
 def require_model(model: object) -> None:
