@@ -35,6 +35,17 @@ MODELS: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
     "sizes": ((D, Z, W), {"mlp_size": 8, "backward_size": 7, "residual_posterior": True, "activation": "relu"}),
     "initial_state": ((D, Z, W), {"learn_initial_state": True, "activation": "leaky_relu"}),
     "smoothing": ((D, Z, W), {"noise_smoothing": True, "control": "both", "control_size": U, "backward_size": 7}),
+    "causal": ((D, Z, W), {"inference": "causal", "backward_size": 7}),
+    "causal_both_residual": (
+        (D, Z, W),
+        {"inference": "causal", "control": "both", "control_size": U, "embed_size": 6, "residual_posterior": True},
+    ),
+    "causal_dkf": (
+        (0, Z, 0),
+        {"inference": "causal", "mlp_size": 6, "backward_size": 7, "control": "external", "control_size": U},
+    ),
+    "causal_masked": ((D, Z, W), {"inference": "causal", "masked": True, "likelihood": "gaussian"}),
+    "causal_storn": ((D, 0, W), {"inference": "causal"}),
     "gaussian": ((D, Z, W), {"likelihood": "gaussian", "min_logvar_x": -2.0}),
     "mixture": ((D, Z, W), {"likelihood": "mixture", "mixture_size": 3}),
     "nade": ((D, Z, W), {"likelihood": "nade", "nade_size": 6}),

@@ -27,6 +27,7 @@ class Steps(NamedTuple):
     z: list[Tensor]
     kl_z: list[Tensor]
     kl_w: list[Tensor]
+    a: list[Tensor]  # empty without a latent
     log_weight: list[Tensor]  # log p(w) p(z | .) - log q(w | .) q(z | .) at the sample
 
 
@@ -84,11 +85,18 @@ class PlainLayer:
         return controls if self.layer.control in ("external", "both") else []
 
     def infer(
-        self, x: Tensor, controls: list[list[Tensor]], d: Tensor, z: Tensor, eps_w: Tensor, eps_z: Tensor
+        self,
+        x: Tensor,
+        controls: list[list[Tensor]],
+        d: Tensor,
+        z: Tensor,
+        eps_w: Tensor,
+        eps_z: Tensor,
+        a: Tensor | None = None,
     ) -> Steps:
-        """x [T, N, X], for every t the tensors of u_t, first states [N, ·], noise [T, N, ·]."""
+        """x [T, N, X], for every t the tensors of u_t, first states [N, ·], noise [T, N, ·]; a of a causal layer."""
         layer, steps, rows = self.layer, len(x), x.shape[1]
-        ds, zs = [], []
+        ds, zs, states = [], [], {}
         kl_z, kl_w, log_weight = ([x.new_zeros(rows) for _ in range(steps)] for _ in range(3))
         noise_inputs = [[x[t], *controls[t]] for t in range(steps)]
         if layer.noise_size and layer.noise_smoothing:
@@ -108,13 +116,14 @@ class PlainLayer:
                 d = self.gru_step("duration", [*controls[t], w], d)
             ds.append(d)
         if layer.latent_size:
-            a, backward_states = x.new_zeros(rows, layer.backward_size), []
-            for t in reversed(range(steps)):
+            a = x.new_zeros(rows, layer.backward_size) if a is None else a
+            causal = layer.inference == "causal"
+            for t in range(steps) if causal else reversed(range(steps)):
                 a = self.gru_step("backward_recurrence", [*self.parents(ds[t], controls[t]), x[t]], a)
-                backward_states.insert(0, a)
+                states[t] = a
             for t in range(steps):
                 mu_p, logvar_p = self.latent("prior", z, self.parents(ds[t], controls[t]))
-                mu, logvar = self.latent("posterior", z, [backward_states[t]])
+                mu, logvar = self.latent("posterior", z, [states[t]])
                 if layer.residual_posterior:
                     mu = mu + mu_p
                 q, p = diagonal(mu, logvar), diagonal(mu_p, logvar_p)
@@ -124,7 +133,7 @@ class PlainLayer:
                 log_weight[t] = log_weight[t] + p.log_prob(z) - q.log_prob(z)
         else:
             zs = [z] * steps
-        return Steps(ds, zs, kl_z, kl_w, log_weight)
+        return Steps(ds, zs, kl_z, kl_w, [states[t] for t in sorted(states)], log_weight)
 
     def imagine(
         self, controls: list[Tensor], d: Tensor, z: Tensor, eps_w: Tensor, eps_z: Tensor
@@ -196,30 +205,34 @@ class PlainModel:
             self.model.layer.control
         ]
 
-    def first_state(self, rows: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def first_state(self, rows: int, like: Tensor) -> tuple[Tensor, ...]:
         w = self.layer.weights
-        return w["d_0"].expand(rows, -1), w["z_0"].expand(rows, -1), like.new_zeros(rows, self.model.frame_size)
+        start = w["d_0"].expand(rows, -1), w["z_0"].expand(rows, -1), like.new_zeros(rows, self.model.frame_size)
+        layer = self.model.layer
+        if layer.inference == "causal" and layer.latent_size:
+            return *start, like.new_zeros(rows, layer.backward_size)
+        return start
 
     def sequence(
         self,
         x: Tensor,  # [T, N, X]
         u: Tensor | None,
         observed: Tensor,  # [T, N, X] bool
-        state: tuple[Tensor, Tensor, Tensor] | None,
+        state: tuple[Tensor, ...] | None,
         eps_w: Tensor,
         eps_z: Tensor,
-    ) -> tuple[Steps, list[Tensor], tuple[Tensor, Tensor, Tensor]]:
+    ) -> tuple[Steps, list[Tensor], tuple[Tensor, ...]]:
         """Steps, log p(x_t | z_t, d_t) for every t, and the state after the last step."""
-        d, z, x_last = self.first_state(x.shape[1], x) if state is None else state
+        d, z, x_last, *a = self.first_state(x.shape[1], x) if state is None else state
         x = torch.where(observed, x, torch.zeros_like(x))
         frames = torch.cat((x, observed.to(x.dtype)), -1) if self.model.masked else x
         before = torch.cat((x_last[None], frames))[: len(x)]
         controls = [self.controls(self.embed(before[t]), None if u is None else u[t]) for t in range(len(x))]
-        steps = self.layer.infer(self.embed(frames), controls, d, z, eps_w, eps_z)
+        steps = self.layer.infer(self.embed(frames), controls, d, z, eps_w, eps_z, *a)
         reconstruction = [self.log_prob(self.decode(steps.z[t], steps.d[t]), x[t], observed[t]) for t in range(len(x))]
         if len(x):
-            d, z, x_last = steps.d[-1], steps.z[-1], frames[-1]
-        return steps, reconstruction, (d, z, x_last)
+            d, z, x_last, a = steps.d[-1], steps.z[-1], frames[-1], steps.a[-1:] if a else []
+        return steps, reconstruction, (d, z, x_last, *a)
 
     def run(
         self,
@@ -228,10 +241,11 @@ class PlainModel:
         lengths: Tensor,
         noise: tuple[Tensor, Tensor],
         mask: Tensor | None = None,
-        state: tuple[Tensor, Tensor, Tensor] | None = None,
+        state: tuple[Tensor, ...] | None = None,
     ) -> dict[str, Tensor]:
         """Everything of VSSNOutput but the loss, time-major, sequence by sequence."""
-        parts: dict[str, list[Tensor]] = {n: [] for n in ("reconstruction", "kl_z", "kl_w", "d", "z", "x_last")}
+        names = ["d", "z", "x_last", "a"][: len(self.first_state(0, x))]
+        parts: dict[str, list[Tensor]] = {n: [] for n in ("reconstruction", "kl_z", "kl_w", *names)}
         observed = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.reshape(*x.shape[:2], -1).expand_as(x)
         for row, length in enumerate(lengths.tolist()):
             here, one = slice(0, length), slice(row, row + 1)
@@ -246,7 +260,7 @@ class PlainModel:
             for name, values in (("reconstruction", reconstruction), ("kl_z", steps.kl_z), ("kl_w", steps.kl_w)):
                 padded = [*values, *[x.new_zeros(1)] * (len(x) - length)]
                 parts[name].append(torch.stack(padded))
-            for name, value in zip(("d", "z", "x_last"), after, strict=True):
+            for name, value in zip(names, after, strict=True):
                 parts[name].append(value)
         out = {
             name: torch.cat(values, 1 if name in ("reconstruction", "kl_z", "kl_w") else 0)

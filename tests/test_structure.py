@@ -40,7 +40,9 @@ LAYERS = (
 )
 # What any model does by its other methods stands further up: a method imports it where it is called, and hands over.
 HANDED_OVER = {
-    "vssn.nn.interface": {f"vssn.inference.{name}" for name in ("forecasting", "frame_scores", "imputation", "latents")}
+    "vssn.nn.interface": {
+        f"vssn.inference.{name}" for name in ("forecasting", "frame_scores", "imputation", "latents", "streaming")
+    }
 }
 EXTENSIONS = ("vssn_kernels._cpu", "vssn_kernels._cuda")
 TRAINING_ONLY = ("triton", "lightning", "pytorch_lightning", "scipy", "matplotlib", "pydantic", "yaml", "tensorboard")

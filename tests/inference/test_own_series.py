@@ -453,7 +453,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (
         "latents",
         {"samples": 2, "noise": (torch.zeros(T, B, 2).double(), torch.zeros(T, B, 3).double())},
-        "noise's eps_w must have shape [S, T, B, W] = [2, 5, 4, 2], got [5, 4, 2]",
+        "noise's eps_w must have shape [samples, T, B, W] = [2, 5, 4, 2], got [5, 4, 2]",
     ),
     ("latents", {"noise": (torch.zeros(T, B, 2).double(), torch.full((T, B, 3), NAN).double())}, "noise's eps_z must"),
     ("score", {"kind": "iwae"}, "kind must be one of elbo, predictive, got 'iwae'"),

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from vssn.nn.interface import EncodedBatch, SequenceModel, require_model
+from vssn.nn.layer import AnyState
 from vssn.utils.checks import require_seed, require_size
 from vssn.utils.evaluation_mode import evaluating, time_major
 from vssn.utils.random import seeded
 from vssn.utils.sequences import check_mask, check_sequences, swap
 
-Noise = tuple[Tensor, Tensor]
+Noise = tuple[Tensor, ...]  # (eps_w, eps_z), and eps_0 where something is inferred before the first frame
 
 
 class Draws:
@@ -46,14 +47,17 @@ class Draws:
             yield count, repeat_rows(self.given, count), lengths
 
     def noise(self, rows: EncodedBatch) -> Noise:
-        """(eps_w [T, kB, W], eps_z [T, kB, Z]) standard normal."""
-        eps_w, eps_z = (rows.x.new_empty(*rows.x.shape[:2], size).normal_() for size in self.model.noise_sizes)
-        return eps_w, eps_z
+        """Standard normal (eps_w [T, kB, W], eps_z [T, kB, Z]), and eps_0 [kB, S] where it is needed."""
+        return tuple(part.normal_() for part in self._empty(rows))
 
     def no_noise(self) -> Noise:
-        """Zeros [T, B, ·]: every latent at its mean given those before it."""
-        eps_w, eps_z = (self.given.x.new_zeros(*self.given.x.shape[:2], size) for size in self.model.noise_sizes)
-        return eps_w, eps_z
+        """Zeros: every latent at its mean given those before it."""
+        return tuple(part.zero_() for part in self._empty(self.given))
+
+    def _empty(self, rows: EncodedBatch) -> Noise:
+        shapes = [(*rows.x.shape[:2], size) for size in self.model.noise_sizes]
+        shapes += [(rows.x.shape[1], self.model.initial_size)] if self.model.initial_size else []
+        return tuple(rows.x.new_empty(shape) for shape in shapes)
 
 
 @contextlib.contextmanager
@@ -112,6 +116,12 @@ def repeat_rows(given: EncodedBatch, count: int) -> EncodedBatch:
         tuple(map(of, given.controls)),
         None if start is None else type(start)(*(part.repeat(count, 1) for part in start)),
     )
+
+
+def state_of_priors(model: SequenceModel, rows: Tensor) -> AnyState:
+    """The state before the first frame of rows [T, N, ·], that of a start anew."""
+    nothing = rows.new_empty(0, rows.shape[1], model.control_size) if model.control_size else None
+    return model.generate(0, rows.shape[1], u=nothing).state
 
 
 def by_path(rows: Tensor, count: int) -> Tensor:

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from vssn.inference.draws import Draws, by_path, drawing, seeded_or_not
+from vssn.inference.draws import Draws, by_path, drawing, seeded_or_not, state_of_priors
 from vssn.nn.interface import EncodedBatch, SequenceModel, require_model
 from vssn.utils.checks import require_choice, require_size
 from vssn.utils.evaluation_mode import evaluating
@@ -53,10 +53,9 @@ def _predict(draws: Draws, count: int, rows: EncodedBatch) -> Tensor:
     model, (steps, wide) = draws.model, rows.x.shape[:2]
     noise = draws.noise(rows)
     d, z = model.infer_prefixes(rows, noise)
-    first = model.infer(rows, noise, None, 0)[2]
+    first = state_of_priors(model, rows.x)
     d, z = (with_first(start, part)[:steps].flatten(0, 1) for start, part in ((first.d, d), (first.z, z)))
-    fresh = draws.noise(rows)
-    eps_w, eps_z = (part.flatten(0, 1)[None] for part in fresh)
+    eps_w, eps_z = (part.flatten(0, 1)[None] for part in draws.noise(rows)[:2])
     controls = tuple(part.flatten(0, 1)[None] for part in rows.controls)
     d, z = (part.view(steps, wide, part.shape[-1]) for part in model.step_from_prior(controls, d, z, (eps_w, eps_z)))
     return by_path(model.likelihood.log_prob(model.decode(z, d), rows.x, rows.observed), count)

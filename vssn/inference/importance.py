@@ -2,6 +2,7 @@
 
     w_t^k ~ q(w_t | x, u) for all t;  d^k and a^k follow from the whole w path;  z_t^k ~ q(z_t | z_{t-1}^k, a_t^k)
     alpha_t = log p(w_t)/q(w_t) + log p(z_t | z_{t-1}, d_t)/q(z_t | z_{t-1}, a_t) + log p(x_t | z_t, d_t)
+    alpha_1 has log p(d_0)/q(d_0 | x, u) too where d_0 is inferred: d_0^k belongs to the particle's path
 
     elbo    mean over k of sum_t alpha_t^k
     iwae    log of the mean over k of exp sum_t alpha_t^k                               (Burda et al. 2016)

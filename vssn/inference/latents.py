@@ -33,7 +33,7 @@ def latents(
     batch_first = model.batch_first
     parts: list[Latents] = []
     with drawing(model, x, u, lengths, mask, samples, seed, memory) as draws:
-        own = None if noise is None else check_noise(noise, draws.given.x, model.noise_sizes, samples, batch_first)
+        own = None if noise is None else check_noise(model, noise, draws.given.x, samples, batch_first)
         if samples is None:
             found = _run(model, draws.given, draws.lengths, draws.no_noise() if own is None else own, kind)
             return Latents(*(of_layout(part, batch_first) for part in found))
@@ -41,8 +41,9 @@ def latents(
         for count, rows, row_lengths in draws.groups(samples):
             here = draws.noise(rows)
             if own is not None:
-                eps_w, eps_z = (part[done : done + count].movedim(0, 1).flatten(1, 2) for part in own)
-                here = eps_w, eps_z
+                chosen = [part[done : done + count] for part in own]
+                here = tuple(part.movedim(0, 1).flatten(1, 2) for part in chosen[:2])
+                here += tuple(part.flatten(0, 1) for part in chosen[2:])
             found = _run(model, rows, row_lengths, here, kind)
             parts.append(Latents(*(by_path(part, count) for part in found)))
             done += count
@@ -57,30 +58,33 @@ def _run(model: SequenceModel, rows: EncodedBatch, lengths: Tensor | None, noise
 
 
 def check_noise(
+    model: SequenceModel,
     noise: object,
     like: Tensor,
-    sizes: tuple[int, int],
     samples: int | None,
     batch_first: bool,
     steps: int | None = None,
 ) -> Noise:
-    """(eps_w, eps_z), each [T, B, ·] or [S, T, B, ·], time-major. Raises TypeError or ValueError where it does not fit
-    `like` [T, B, ·] or is not finite.
+    """(eps_w, eps_z) [T, B, ·] and eps_0 [B, S] where it is needed, with samples behind a dimension of them;
+    time-major. Raises TypeError or ValueError where it does not fit `like` [T, B, ·] or is not finite.
 
     Args:
         steps: T; None: that of `like`.
     """
-    given = require_parts("noise", noise, "(eps_w, eps_z)", " or None", lists=True)
+    names = "(eps_w, eps_z, eps_0)" if model.initial_size else "(eps_w, eps_z)"
+    given = require_parts("noise", noise, names, " or None", lists=True)
     leading = [like.shape[0] if steps is None else steps, like.shape[1]]
     letters = "T, B"
     if batch_first:
         leading, letters = leading[::-1], "B, T"
-    if samples is not None:
-        leading, letters = [samples, *leading], f"S, {letters}"
+    wanted = [(f"{letters}, {letter}", (*leading, size)) for letter, size in zip("WZ", model.noise_sizes, strict=True)]
+    wanted += [("B, S", (like.shape[1], model.initial_size))] if model.initial_size else []
     parts = []
-    for name, letter, size, part in zip(("noise's eps_w", "noise's eps_z"), "WZ", sizes, given, strict=True):
-        require_shape(name, part, f"[{letters}, {letter}]", (*leading, size))
-        require_like(name, part, like)
-        require_finite(name, part, "draw it from a standard normal distribution")
-        parts.append(of_layout(part, batch_first))
-    return parts[0], parts[1]
+    for name, (letters, shape), part in zip(names[1:-1].split(", "), wanted, given, strict=True):
+        if samples is not None:
+            letters, shape = f"samples, {letters}", (samples, *shape)
+        require_shape(f"noise's {name}", part, f"[{letters}]", shape)
+        require_like(f"noise's {name}", part, like)
+        require_finite(f"noise's {name}", part, "draw it from a standard normal distribution")
+        parts.append(part if name == "eps_0" else of_layout(part, batch_first))
+    return tuple(parts)

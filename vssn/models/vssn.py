@@ -1,6 +1,6 @@
 """VSSN: the whole model, with its embeddings, emission density and objectives.
 
-elbo:   F = sum_t R_t - KL_w,t - KL_z,t              R_t = log p(x_t | z_t, d_t)
+elbo:   F = sum_t R_t - KL_w,t - KL_z,t              R_t = log p(x_t | z_t, d_t)    KL_w,1 with that of an inferred d_0
 paper:  L = sum_t R_t - KL_w,t / 2 - KL_z,t / 2      a training objective, not a lower bound
 """
 
@@ -16,7 +16,7 @@ from vssn.likelihoods.registry import make_likelihood
 from vssn.likelihoods.scaled import Scaled
 from vssn.nn.blocks import MLP, Embedding, reset_children
 from vssn.nn.interface import EncodedBatch, Floats, Generation, SequenceModel, SequenceOutput
-from vssn.nn.layer import Embedded, Inference, State, VSSNLayer, require_control
+from vssn.nn.layer import AnyState, Embedded, Inference, VSSNLayer, charged, require_control
 from vssn.nn.paths import LayerParticles, floats_of_particles, infer_noise, infer_prefixes
 from vssn.utils.checks import require_choice, require_factor, require_flag, require_number, require_shape, require_size
 from vssn.utils.scaling import Scaling, check_scaling
@@ -68,8 +68,14 @@ class VSSN(SequenceModel):
         objective: "elbo" or "paper" (the KLs halved), for the loss alone.
         free_bits: in nats: the loss takes max(KL[t, b], free_bits), for z and w separately.
         min_logvar, min_logvar_x: floors of the log-variances of latents and of Gaussian emissions.
-        learn_initial_state: d_0 and z_0 are parameters rather than zeros.
+        initial_state: d_0 and z_0 are "zeros", "learned" parameters, or "inferred": d_0 then is a latent of the
+            sequence, q(d_0 | x_{1:T}, u_{1:T}) from a backward GRU, whose KL is in kl_w of the first frame; z_0 zeros.
+            None: "learned" with learn_initial_state, else "zeros".
+        initial_size: S, units of what is inferred, with a linear map to d_0 where it is not D (None: D).
+        learn_initial_state: initial_state="learned", by its older name.
         noise_smoothing: q(w_t | x_{t:T}, u_{t:T}) through a backward GRU, rather than q(w_t | x_t, u_t).
+        inference: "smoothing", or "causal": q(z_t | z_{t-1}, x_{1:t}) through a GRU that runs forward, so that `filter`
+            goes frame by frame; with neither noise_smoothing nor initial_state="inferred", which look ahead.
         masked: the networks get the mask of observed entries beside x; without a mask, NaN in x is missing.
         encoder: module [N, F] -> [N, embed_size] in place of e_x (F = X, or 2X with masked: x, then mask).
         decoder: module [N, Z+D] -> [N, parameters of the likelihood] in place of the MLP on (z_t, d_t).
@@ -109,8 +115,11 @@ class VSSN(SequenceModel):
         free_bits: float = 0.0,
         min_logvar: float = -12.0,
         min_logvar_x: float = -10.0,
+        initial_state: str | None = None,
+        initial_size: int | None = None,
         learn_initial_state: bool = False,
         noise_smoothing: bool = False,
+        inference: str = "smoothing",
         masked: bool = False,
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
@@ -152,12 +161,16 @@ class VSSN(SequenceModel):
             universal=universal,
             prior_std=prior_std,
             min_logvar=min_logvar,
+            initial_state=initial_state,
+            initial_size=initial_size,
             learn_initial_state=learn_initial_state,
             noise_smoothing=noise_smoothing,
+            inference=inference,
             batch_first=batch_first,
             device=device,
             dtype=dtype,
         )
+        self.initial_size = self.layer.initial_size
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.encoder = encoder
         if encoder is None and embed_size is not None:
@@ -193,8 +206,8 @@ class VSSN(SequenceModel):
         x: Tensor,
         u: Tensor | None = None,
         lengths: Tensor | None = None,
-        state: State | tuple[Tensor, Tensor, Tensor] | None = None,
-        noise: tuple[Tensor, Tensor] | None = None,
+        state: AnyState | tuple[Tensor, ...] | None = None,
+        noise: tuple[Tensor, ...] | None = None,
         mask: Tensor | None = None,
         kl_weight: float | Tensor = 1.0,
     ) -> VSSNOutput:
@@ -205,15 +218,18 @@ class VSSN(SequenceModel):
                 mask is False, NaN included.
             u: [T, B, U] external control.
             lengths: [B] int64, each in [0, T]; None: all T steps.
-            state: (d [B, D], z [B, Z], x_last [B, F]) of the chunk before; None starts anew. Detach it to truncate
-                back-propagation. a_t sees its own chunk only.
-            noise: (eps_w [T, B, W], eps_z [T, B, Z]) standard normal; None draws it.
+            state: (d [B, D], z [B, Z], x_last [B, F]) of the chunk before, with inference="causal" and a latent a
+                [B, A] behind them; None starts anew. Detach it to truncate back-propagation. An a_t that runs backward
+                sees its own chunk only.
+            noise: (eps_w [T, B, W], eps_z [T, B, Z]) standard normal, with eps_0 [B, S] behind them where d_0 is
+                inferred; None draws it.
             mask: [T, B] or [T, B, X] bool, True where x is observed; None: everywhere, with masked=True where x is
                 not NaN.
             kl_weight: factor of both KLs in the loss (annealing).
 
         Returns:
-            VSSNOutput; reconstruction, kl_z and kl_w [T, B] are zero at padding.
+            VSSNOutput; reconstruction, kl_z and kl_w [T, B] are zero at padding. kl_w of the first frame holds the KL
+            of an inferred d_0, once a sequence: none where `state` is given.
 
         Raises:
             ValueError, TypeError: naming the argument, what was expected and what came; so too for values outside the
@@ -228,10 +244,12 @@ class VSSN(SequenceModel):
 
         parameters = self.decode(result.z, result.d)
         reconstruction = zero_padding(self.likelihood.log_prob(parameters, x, given.observed), valid)
-        elbo = (reconstruction - result.kl_z - result.kl_w).sum(0)
+        kl_w = charged(result)
+        elbo = (reconstruction - result.kl_z - kl_w).sum(0)
         loss = self._loss(reconstruction, result, kl_weight, valid)
-        next_state = State(result.d_last, result.z_last, last_valid(given.frames[1:], given.frames[0], lengths))
-        per_frame = [swap(part, self.batch_first) for part in (reconstruction, result.kl_z, result.kl_w)]
+        x_last = last_valid(given.frames[1:], given.frames[0], lengths)
+        next_state = self.layer.make_state(result.d_last, result.z_last, x_last, result.a_last)
+        per_frame = [swap(part, self.batch_first) for part in (reconstruction, result.kl_z, kl_w)]
         return VSSNOutput(loss, elbo, per_frame[0], per_frame[1], per_frame[2], next_state)
 
     def prepare(
@@ -239,7 +257,7 @@ class VSSN(SequenceModel):
         x: Tensor,
         u: Tensor | None = None,
         lengths: Tensor | None = None,
-        state: State | tuple[Tensor, Tensor, Tensor] | None = None,
+        state: AnyState | tuple[Tensor, ...] | None = None,
         mask: Tensor | None = None,
     ) -> EncodedBatch:
         """What inference starts from: the arguments of `forward`, checked, and the embeddings of every frame."""
@@ -314,6 +332,8 @@ class VSSN(SequenceModel):
                 for kl, size in ((kl_z, self.layer.latent_size), (kl_w, self.layer.noise_size))
             )
         total = (weight * (kl_z + kl_w) - reconstruction).sum()
+        if result.kl_0 is not None:
+            total = total + weight * result.kl_0.sum()
         steps, batch = reconstruction.shape
         frames = total.new_full((), steps * batch) if valid is None else valid.sum().to(total.dtype)
         if result.universal_kl is not None and self.num_sequences is not None:
@@ -336,6 +356,12 @@ class VSSN(SequenceModel):
     def noise_sizes(self) -> tuple[int, int]:
         return self.layer.noise_size, self.layer.latent_size
 
+    @property
+    def causal(self) -> bool:  # type: ignore[override]
+        layer = self.layer
+        free = layer.inference == "causal" or not layer.latent_size
+        return free and not layer.initial_size and not (layer.noise_smoothing and layer.noise_size)
+
     def set_batch_first(self, batch_first: bool) -> None:
         self.batch_first = self.layer.batch_first = batch_first
 
@@ -343,32 +369,44 @@ class VSSN(SequenceModel):
         return self.layer.a_parameter()
 
     def infer(
-        self, given: EncodedBatch, noise: tuple[Tensor, Tensor], lengths: Tensor | None = None, stop: int | None = None
-    ) -> tuple[Tensor, Tensor, State]:
+        self, given: EncodedBatch, noise: tuple[Tensor, ...], lengths: Tensor | None = None, stop: int | None = None
+    ) -> tuple[Tensor, Tensor, AnyState]:
         stop = given.x.shape[0] if stop is None else stop
-        controls, noise = tuple(part[:stop] for part in given.controls), (noise[0][:stop], noise[1][:stop])
-        result = self.layer.infer(given.embedded[:stop], controls, *self._start(given), noise, lengths)
+        controls = tuple(part[:stop] for part in given.controls)
+        noise = (noise[0][:stop], noise[1][:stop], *noise[2:])
+        a_0 = self.layer.carried_a(given.start)
+        result = self.layer.infer(given.embedded[:stop], controls, *self._start(given), noise, lengths, a_0)
         x_last = last_valid(given.frames[1 : stop + 1], given.frames[0], lengths)
-        return result.d, result.z, State(result.d_last, result.z_last, x_last)
+        return result.d, result.z, self.layer.make_state(result.d_last, result.z_last, x_last, result.a_last)
 
-    def infer_prefixes(self, given: EncodedBatch, noise: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return infer_prefixes(self.layer, given.embedded, given.controls, self._start(given), noise)
+    def infer_prefixes(self, given: EncodedBatch, noise: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        a_0 = self.layer.carried_a(given.start)
+        return infer_prefixes(self.layer, given.embedded, given.controls, self._start(given), noise, a_0)
 
     def infer_noise(
-        self, given: EncodedBatch, noise: tuple[Tensor, Tensor], lengths: Tensor | None = None, prefixes: bool = False
+        self, given: EncodedBatch, noise: tuple[Tensor, ...], lengths: Tensor | None = None, prefixes: bool = False
     ) -> Tensor:
         return infer_noise(self.layer, given.embedded, given.controls, noise[0], lengths, prefixes)
 
-    def _start(self, given: EncodedBatch) -> tuple[Tensor, Tensor]:
-        """d_0 and z_0."""
+    def _start(self, given: EncodedBatch) -> tuple[Tensor | None, Tensor]:
+        """d_0, None where it is to be inferred, and z_0."""
         if given.start is not None:
             return given.start[:2]
         return self.layer.initial_state(given.x.shape[1], given.x)
 
     def step_from_prior(
-        self, controls: tuple[Tensor, ...], d: Tensor, z: Tensor, noise: tuple[Tensor, Tensor]
+        self, controls: tuple[Tensor, ...], d: Tensor, z: Tensor, noise: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
         return self.layer.step_from_prior(controls, d, z, self.layer.weight_noise(), noise)
+
+    def propose(self, given: EncodedBatch, state: AnyState, noise: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        eps_w, eps_z = noise[:2]
+        if not self.layer.noise_size or self.layer.noise_smoothing:
+            return super().propose(given, state, noise)
+        mu, logvar = self.layer.infer_noise(given.embedded, given.controls, None)
+        w = mu + torch.exp(logvar / 2) * eps_w
+        d, z = self.step_from_prior(given.controls, state.d, state.z, (w, eps_z))
+        return d, z, ((eps_w.square() + logvar - w.square()).sum(-1) / 2)[0]
 
     def particles(self, given: EncodedBatch, lengths: Tensor) -> LayerParticles:
         return LayerParticles(self.layer, given.embedded, given.controls, lengths, given.x)
@@ -385,7 +423,7 @@ class VSSN(SequenceModel):
         batch_size: int = 1,
         *,
         u: Tensor | None = None,
-        state: State | None = None,
+        state: AnyState | None = None,
         sample: bool = True,
     ) -> Generation:
         """Runs the generative model on from `state` (None: from the start), w and z drawn from their priors.
@@ -408,8 +446,8 @@ class VSSN(SequenceModel):
         batch = batch_size if state is None else None
         like = torch.empty(0, dtype=self.layer.dtype, device=self.layer.device)
         current = self.layer.start_state(state, batch, self.frame_size, like)
-        frame = current.x_last.new_zeros(steps, current.x_last.shape[0], self.x_size)
-        u = check_control("u", u, frame, self.control_size, self.batch_first)
+        nothing = current.x_last.new_zeros(steps, current.x_last.shape[0], self.x_size)
+        u = check_control("u", u, nothing, self.control_size, self.batch_first)
         require_finite("u", u, NO_NAN_IN_U)
         weight_noise = self.layer.weight_noise()
         xs, means = [], []
@@ -420,8 +458,12 @@ class VSSN(SequenceModel):
             parameters = self.decode(z[None], d[None])
             mean = self.likelihood.mean(parameters)
             x = self.likelihood.sample(parameters) if sample else mean
-            current = State(d, z, self.frames(x, None)[0])
+            frame = self.frames(x, None)
+            a = self.layer.carried_a(current)
+            if a is not None:  # for inference behind what is generated
+                a = self.layer.step_a(self._encode(frame), controls, d, a)
+            current = self.layer.make_state(d, z, frame[0], a)
             xs.append(x)
             means.append(mean)
-        stacked = [swap(torch.cat(part) if part else frame, self.batch_first) for part in (xs, means)]
+        stacked = [swap(torch.cat(part) if part else nothing, self.batch_first) for part in (xs, means)]
         return Generation(stacked[0], stacked[1], current)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vssn.errors import CheckpointError
 from vssn.nn import hub, model_files
-from vssn.nn.layer import State
+from vssn.nn.layer import AnyState
 
 DEFAULT_MEMORY = 2**30  # bytes, of the paths and particles that run at once
 _Model = TypeVar("_Model", bound="SequenceModel")
@@ -28,7 +28,7 @@ class EncodedBatch(NamedTuple):
     frames: Tensor  # [1+T, B, F] what the networks see, behind the frame before the first
     embedded: Tensor  # [T, B, E] of x_t
     controls: tuple[Tensor, ...]  # u_t: each [T, B, ·]
-    start: State | None  # the one given; None: the model's own
+    start: AnyState | None  # the one given; None: the model's own
 
 
 class SequenceOutput(NamedTuple):
@@ -38,14 +38,14 @@ class SequenceOutput(NamedTuple):
     elbo: Tensor  # [B] strict lower bound on log p(x_{1:T}), nats per sequence
     reconstruction: Tensor  # [T, B] log p(x_t | z_t, d_t)
     kl_z: Tensor  # [T, B]
-    kl_w: Tensor  # [T, B]
-    state: State
+    kl_w: Tensor  # [T, B]; at the first frame with that of what is inferred before it
+    state: AnyState
 
 
 class Generation(NamedTuple):
     x: Tensor  # [T, B, X] what was fed back: samples, or means
     mean: Tensor  # [T, B, X] E[x_t | z_t, d_t]
-    state: State
+    state: AnyState
 
 
 class Forecast(NamedTuple):
@@ -91,8 +91,9 @@ class ParticleHooks(Protocol):
         """How many of the particles differ in d and a: all, or 1 where no noise enters them."""
         ...
 
-    def edges(self, kinds: int) -> tuple[Tensor, Tensor]:
-        """d before the first frame and a behind the last, each [kinds B, ·]."""
+    def edges(self, kinds: int, eps_0: Tensor | None = None) -> tuple[Tensor, ...]:
+        """d before the first frame and a behind the last, each [kinds B, ·]. Of a model with an `initial_size` only:
+        eps_0 [kinds, B, S] is given, and log p/q of what it draws, [kinds, B], comes third."""
         ...
 
     def first_z(self, particles: int) -> Tensor:
@@ -122,8 +123,9 @@ class ParticleHooks(Protocol):
 class SequenceModel(nn.Module, ABC):
     """A generative model p(x_{1:T} | u_{1:T}) of states d_t and z_t, with its inference.
 
-    Noise is a pair (eps_w [T, B, W], eps_z [T, B, Z]) of standard normal numbers, whose sizes are `noise_sizes`; what
-    is given to a method beside `forward` and `prepare` is time-major whatever batch_first says.
+    Noise is a pair (eps_w [T, B, W], eps_z [T, B, Z]) of standard normal numbers, whose sizes are `noise_sizes`, and
+    with an `initial_size` S a third, eps_0 [B, S], for what is inferred before the first frame; what is given to a
+    method beside `forward` and `prepare` is time-major whatever batch_first says. Noise may go on behind the frames.
     """
 
     x_size: int  # X
@@ -132,6 +134,8 @@ class SequenceModel(nn.Module, ABC):
     batch_first: bool
     likelihood: Any  # a vssn.likelihoods.Likelihood
     num_sequences: int | None = None  # training sequences that share a KL of the weights; None: no such KL
+    causal: bool = False  # no state depends on frames to come: `infer` a frame at a time is `infer` of the whole
+    initial_size: int = 0  # S: units that are inferred before the first frame, 0 where nothing is
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -144,8 +148,8 @@ class SequenceModel(nn.Module, ABC):
         x: Tensor,
         u: Tensor | None = None,
         lengths: Tensor | None = None,
-        state: State | tuple[Tensor, Tensor, Tensor] | None = None,
-        noise: tuple[Tensor, Tensor] | None = None,
+        state: AnyState | tuple[Tensor, ...] | None = None,
+        noise: tuple[Tensor, ...] | None = None,
         mask: Tensor | None = None,
         kl_weight: float | Tensor = 1.0,
     ) -> SequenceOutput:
@@ -171,25 +175,25 @@ class SequenceModel(nn.Module, ABC):
         x: Tensor,
         u: Tensor | None = None,
         lengths: Tensor | None = None,
-        state: State | tuple[Tensor, Tensor, Tensor] | None = None,
+        state: AnyState | tuple[Tensor, ...] | None = None,
         mask: Tensor | None = None,
     ) -> EncodedBatch:
         """What inference starts from: the arguments of `forward`, checked and encoded."""
 
     @abstractmethod
     def infer(
-        self, given: EncodedBatch, noise: tuple[Tensor, Tensor], lengths: Tensor | None = None, stop: int | None = None
-    ) -> tuple[Tensor, Tensor, State]:
+        self, given: EncodedBatch, noise: tuple[Tensor, ...], lengths: Tensor | None = None, stop: int | None = None
+    ) -> tuple[Tensor, Tensor, AnyState]:
         """d [T, B, D] and z [T, B, Z] of the frames before `stop` given those alone, and the state behind them: with
         lengths, behind each sequence's own end."""
 
     @abstractmethod
-    def infer_prefixes(self, given: EncodedBatch, noise: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def infer_prefixes(self, given: EncodedBatch, noise: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """d [T, B, D] and z [T, B, Z], each of the frames up to its own alone: filtering."""
 
     @abstractmethod
     def step_from_prior(
-        self, controls: tuple[Tensor, ...], d: Tensor, z: Tensor, noise: tuple[Tensor, Tensor]
+        self, controls: tuple[Tensor, ...], d: Tensor, z: Tensor, noise: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
         """d_t [B, D] and z_t [B, Z] from those before them, one step; controls and noise [1, B, ·]."""
 
@@ -212,7 +216,7 @@ class SequenceModel(nn.Module, ABC):
         batch_size: int = 1,
         *,
         u: Tensor | None = None,
-        state: State | None = None,
+        state: AnyState | None = None,
         sample: bool = True,
     ) -> Generation:
         """`steps` frames from the priors, behind `state` (None: from the start); u [T, B, U], or as batch_first says.
@@ -227,12 +231,18 @@ class SequenceModel(nn.Module, ABC):
         """What `particles` and the likelihood hold. Args: x: [S, B, X] frames that are run together."""
 
     def infer_noise(
-        self, given: EncodedBatch, noise: tuple[Tensor, Tensor], lengths: Tensor | None = None, prefixes: bool = False
+        self, given: EncodedBatch, noise: tuple[Tensor, ...], lengths: Tensor | None = None, prefixes: bool = False
     ) -> Tensor:
         """w [T, B, W] that `infer` draws, or with prefixes `infer_prefixes`."""
         if self.noise_sizes[0]:
             raise NotImplementedError(f"{type(self).__name__} must have infer_noise as it has process noise")
         return noise[0][: len(given.x)]
+
+    def propose(self, given: EncodedBatch, state: AnyState, noise: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """For a particle filter: d_t [B, D] and z_t [B, Z] behind a state, and log p/q [B] of what was drawn for them,
+        which may have seen the frame given, [1, B, ·], and none behind it. Here from the priors."""
+        d, z = self.step_from_prior(given.controls, state.d, state.z, noise)
+        return d, z, d.new_zeros(len(d))
 
     # What follows from the methods above, for any model
 
@@ -318,7 +328,7 @@ class SequenceModel(nn.Module, ABC):
         *,
         kind: str = "smooth",
         samples: int | None = None,
-        noise: tuple[Tensor, Tensor] | None = None,
+        noise: tuple[Tensor, ...] | None = None,
         seed: int | None = None,
         memory: int = DEFAULT_MEMORY,
     ) -> Latents:
@@ -329,7 +339,8 @@ class SequenceModel(nn.Module, ABC):
             kind: "smooth", given the whole sequence, or "filter", each frame given those up to it: of a model that
                 looks ahead a run for every frame.
             samples: S draws; None: one path, every latent at its mean given those before it.
-            noise: (eps_w, eps_z) standard normal to make w and z with, of their shape as they come back.
+            noise: (eps_w, eps_z) standard normal to make w and z with, of their shape as they come back; with
+                initial_state="inferred" eps_0 behind them, [B, S] or [samples, B, S].
             seed, memory: as in `forecast`.
 
         Returns:
@@ -372,6 +383,37 @@ class SequenceModel(nn.Module, ABC):
         from vssn.inference.frame_scores import frame_scores
 
         return frame_scores(self, x, u, lengths, mask, kind=kind, samples=samples, seed=seed, memory=memory)
+
+    def filter(
+        self,
+        batch_size: int = 1,
+        *,
+        particles: int | None = None,
+        samples: int | None = None,
+        noise: tuple[Tensor, Tensor] | None = None,
+        seed: int | None = None,
+    ) -> Any:
+        """A `vssn.inference.streaming.Filter` of batch_size streams: `filter.step(x_t, u_t, mask_t)` takes a frame of
+        each, [B, ·], and gives d, z and `predicted`, the mean of x_t from before it came; `filter.predict(u_next)`
+        that of the frame to come; `filter.reset(which)` starts streams anew. A step takes constant time and memory.
+
+        With inference="causal", or without a latent, a step is the model's own inference, and what comes is
+        `latents(x, kind="filter")` frame by frame. A model that looks ahead has a particle filter of its generative
+        part: means over weighted particles, to which z_t comes from the prior.
+
+        Args:
+            particles: K; given, a model that does not look ahead has a particle filter too (None: 100 where it must).
+            samples: S paths of every stream of a model that does not look ahead; None: its means. d and z then are
+                [S, B, ·].
+            noise: (eps_w, eps_z) [T, B, ·], with samples [S, T, B, ·]: step t reads slice t.
+            seed: of all draws; None: they follow from PyTorch's own generator.
+
+        Raises:
+            ValueError, TypeError: naming the argument, what was expected and what came.
+        """
+        from vssn.inference.streaming import make_filter
+
+        return make_filter(self, batch_size, particles=particles, samples=samples, noise=noise, seed=seed)
 
     # Files
 

@@ -20,7 +20,6 @@ from vssn.data.splits import Splits
 from vssn.errors import TrainingError
 from vssn.inference.scoring import draw_noise, sequence_sums, summarize
 from vssn.nn.interface import SequenceModel, SequenceOutput
-from vssn.nn.layer import State
 from vssn.nn.model_files import describe
 from vssn.training.config import Config
 from vssn.training.run_directory import MONITOR, SCORES
@@ -128,7 +127,7 @@ class TrainingModule(pl.LightningModule):
         state = None
         for chunk in chunks:
             if state is not None:
-                state = State(*(part[: chunk.x.shape[1]].detach() for part in state))
+                state = type(state)(*(part[: chunk.x.shape[1]].detach() for part in state))
                 if looked_at(self.device) and not all(bool(part.isfinite().all()) for part in state):
                     raise TrainingError(  # before the model refuses it as a wrong argument
                         f"training diverged in epoch {self.current_epoch + 1}: a state is not finite; "

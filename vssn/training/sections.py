@@ -182,8 +182,11 @@ class VSSNSection(ModelSection):
     free_bits: NotNegative = 0.0
     min_logvar: Real = -12.0
     min_logvar_x: Real = -10.0
+    initial_state: Literal["zeros", "learned", "inferred"] | None = None
+    initial_size: Count | None = None
     learn_initial_state: bool = False
     noise_smoothing: bool = False
+    inference: Literal["smoothing", "causal"] = "smoothing"
     masked: bool = False
 
 
