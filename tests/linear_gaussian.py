@@ -104,16 +104,15 @@ class LinearModel:
             )
             self.mean_0, self.covariance_0 = torch.zeros(d).double(), torch.zeros(d, d).double()
             if inferred:
-                own, m, v, e = 0.8 * normal(d, 3), 0.5 * normal(3), -0.4 - 0.3 * normal(3).abs(), 0.5 * normal(d)
+                own, m, v, e = 0.5 * normal(d, 3), 0.5 * normal(3), -0.4 - 0.3 * normal(3).abs(), 0.5 * normal(d)
                 layer.initial_mu.copy_(m)
                 layer.initial_logvar.copy_(v)
                 layer.initial_map.weight.copy_(SMALL * own)
                 layer.initial_map.bias.copy_(SMALL * e)
                 for parameter in layer.initial_backward.parameters():
                     parameter.copy_(0.4 * normal(*parameter.shape))
-                set_mlp(
-                    layer.initial_posterior, 0.3 * normal(3, 3), m + 0.1 * normal(3), raw_logvar(0.0, floor_z)
-                )  # wider than p
+                wider = raw_logvar(0.0, floor_z)  # than p, so that no weight is without a bound
+                set_mlp(layer.initial_posterior, 0.3 * normal(3, 3), m + 0.1 * normal(3), wider)
                 self.mean_0, self.covariance_0 = own @ m + e, own @ torch.diag(v.exp()) @ own.T
         self.model = model.eval()
 
