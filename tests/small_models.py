@@ -38,6 +38,10 @@ MODELS: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
     "gaussian": ((D, Z, W), {"likelihood": "gaussian", "min_logvar_x": -2.0}),
     "mixture": ((D, Z, W), {"likelihood": "mixture", "mixture_size": 3}),
     "nade": ((D, Z, W), {"likelihood": "nade", "nade_size": 6}),
+    "poisson": ((D, Z, W), {"likelihood": "poisson"}),
+    "negative_binomial": ((D, Z, W), {"likelihood": "negative_binomial"}),
+    "categorical": ((D, Z, W), {"likelihood": "categorical", "num_classes": 3}),
+    "student_t": ((D, Z, W), {"likelihood": "student_t", "min_logvar_x": -2.0}),
     "masked": ((D, Z, W), {"masked": True}),
     "masked_mixture_embedded": (
         (D, Z, W),
@@ -80,7 +84,9 @@ def batch(model: VSSN, steps: int = T, rows: int = B) -> dict[str, Any]:
         return torch.randn(shape, generator=source, dtype=torch.float64).to(dtype)
 
     x = normal(steps, rows, X)
-    x = (x > 0).to(dtype) if type(model.likelihood).__name__ in ("Bernoulli", "NADE") else x
+    high = model.likelihood.support.high
+    if model.likelihood.support.low == 0:
+        x = (x > 0).to(dtype) if high == 1 else (2 * x).abs().round().clamp(max=high)
     u = normal(steps, rows, model.control_size) if model.control_size else None
     noise = (normal(steps, rows, model.layer.noise_size), normal(steps, rows, model.layer.latent_size))
     if model.initial_size:

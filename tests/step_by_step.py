@@ -8,7 +8,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Independent,
+    MixtureSameFamily,
+    NegativeBinomial,
+    Normal,
+    Poisson,
+    StudentT,
+    kl_divergence,
+)
 
 from vssn import VSSN, VSSNLayer
 
@@ -205,6 +215,19 @@ class PlainModel:
             return (Normal(parameters[..., :size], torch.exp(logvar / 2)).log_prob(x) * observed).sum(-1)
         if kind == "NADE":
             return self.nade_log_prob(parameters, x) * observed.all(-1)
+        if kind == "Poisson":
+            return (Poisson(torch.exp(parameters)).log_prob(x) * observed).sum(-1)
+        if kind == "NegativeBinomial":
+            log_mean, log_shape = parameters.chunk(2, -1)
+            density = NegativeBinomial(torch.exp(log_shape), logits=log_mean - log_shape)
+            return (density.log_prob(x) * observed).sum(-1)
+        if kind == "Categorical":
+            logits = parameters.view(*x.shape, likelihood.num_classes)
+            return (Categorical(logits=logits).log_prob(x) * observed).sum(-1)
+        if kind == "StudentT":
+            scale = torch.exp(floored(parameters[..., size:], likelihood.min_logvar) / 2)
+            df = 2.1 + torch.log1p(torch.exp(self.weights["likelihood.raw_df"]))
+            return (StudentT(df, parameters[..., :size], scale).log_prob(x) * observed).sum(-1)
         count = likelihood.mixture_size
         logits, rest = parameters[..., :count], parameters[..., count:]
         mu = rest[..., : count * size].unflatten(-1, (count, size))

@@ -321,6 +321,9 @@ MEMORY_MODELS: dict[str, dict[str, Any]] = {
     "srnn": {"noise_size": 0, "residual_posterior": True},
     "nade": {"noise_size": 6, "likelihood": "nade", "nade_size": 20},
     "mixture": {"noise_size": 6, "likelihood": "mixture", "mixture_size": 4},
+    "negative_binomial": {"noise_size": 6, "likelihood": "negative_binomial"},
+    "categorical": {"noise_size": 6, "likelihood": "categorical", "num_classes": 5},
+    "student_t": {"noise_size": 6, "likelihood": "student_t"},
     "inferred": {"noise_size": 6, "initial_state": "inferred", "initial_size": 20},
 }
 

@@ -50,10 +50,11 @@ class VSSN(SequenceModel):
         noise_size: W, units of the process noise (0: none, SRNN).
         likelihood: for x in [0, 1] "bernoulli"; for 0 and 1 alone "nade" (Bernoulli entries, each given those before
             it: an autoregressive estimator of nade_size hidden units); for real numbers "gaussian", "mixture" (of
-            mixture_size diagonal Gaussians) or "ar_gaussian" (each entry with a linear prediction from those before
-            it). Other values are refused (on a GPU with VSSN_CHECK=1 only). Or a `vssn.likelihoods.Likelihood`, one
-            of your own.
-        mixture_size, nade_size: components of the mixture; hidden units of the estimator.
+            mixture_size diagonal Gaussians), "ar_gaussian" (each entry with a linear prediction from those before it)
+            or "student_t" (heavy tails); for counts "poisson" or "negative_binomial"; for class indices
+            0..num_classes-1 "categorical". Other values are refused (on a GPU with VSSN_CHECK=1 only). Or a
+            `vssn.likelihoods.Likelihood`, one of your own.
+        mixture_size, nade_size, num_classes: components of the mixture; hidden units of the estimator; classes.
         control, control_size: u_t: "previous" (x_{t-1}), "external" (u of that size), "both" or "none".
         mlp_size: M, hidden units of every MLP (None: hidden_size).
         embed_size: features of the embeddings e_x and e_u (None: no embedding, unless `encoder` is given).
@@ -92,6 +93,7 @@ class VSSN(SequenceModel):
         likelihood: str | Likelihood = "bernoulli",
         mixture_size: int = 20,
         nade_size: int = 128,
+        num_classes: int = 2,
         control: str = "previous",
         control_size: int = 0,
         mlp_size: int | None = None,
@@ -121,6 +123,7 @@ class VSSN(SequenceModel):
         require_size("x_size", x_size, 1)
         require_size("mixture_size", mixture_size, 1)
         require_size("nade_size", nade_size, 1)
+        require_size("num_classes", num_classes, 2)
         require_choice("objective", objective, OBJECTIVES)
         if embed_size is not None:
             require_size("embed_size", embed_size, 1)
@@ -166,7 +169,8 @@ class VSSN(SequenceModel):
         self.control_encoder = None
         if embed_size is not None and control_size:
             self.control_encoder = Embedding(control_size, embed_size, activation, **factory)
-        options = {"mixture_size": mixture_size, "nade_size": nade_size, "min_logvar_x": min_logvar_x}
+        sizes_x = {"mixture_size": mixture_size, "nade_size": nade_size, "num_classes": num_classes}
+        options = {**sizes_x, "min_logvar_x": min_logvar_x}
         self.likelihood = make_likelihood(likelihood, x_size, options, **factory)
         self.decoder = decoder
         if decoder is None:

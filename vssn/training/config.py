@@ -116,6 +116,8 @@ def _inside(values: Support, support: Support) -> bool:
 def _values(support: Support) -> str:
     ends = (support.low, support.high)
     if support.whole:
+        if ends[1] == math.inf:
+            return f"whole numbers from {ends[0]:g} on"
         return "0 and 1" if ends == (0, 1) else f"whole numbers in [{ends[0]:g}, {ends[1]:g}]"
     return "real values" if ends == (-math.inf, math.inf) else f"values in [{ends[0]:g}, {ends[1]:g}]"
 

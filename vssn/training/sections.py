@@ -154,6 +154,7 @@ class VSSNSection(ModelSection):
     likelihood: Annotated[str, _in(LIKELIHOODS)] = "bernoulli"
     mixture_size: Count = 20
     nade_size: Count = 128
+    num_classes: Annotated[int, Within(ge=2)] = 2
     control: Literal["previous", "external", "both", "none"] = "previous"
     mlp_size: Count | None = None
     embed_size: Count | None = None
