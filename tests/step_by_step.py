@@ -48,6 +48,11 @@ def floored(raw: Tensor, minimum: float) -> Tensor:
     return minimum + torch.log1p(torch.exp(raw - minimum))
 
 
+def between(raw: Tensor, most: float) -> Tensor:
+    """Bent to stay within -most and most."""
+    return -floored(-floored(raw, -most), -most)
+
+
 class PlainLayer:
     """VSSNLayer for a batch of equally long sequences."""
 
@@ -216,9 +221,9 @@ class PlainModel:
         if kind == "NADE":
             return self.nade_log_prob(parameters, x) * observed.all(-1)
         if kind == "Poisson":
-            return (Poisson(torch.exp(parameters)).log_prob(x) * observed).sum(-1)
+            return (Poisson(torch.exp(between(parameters, 15.0))).log_prob(x) * observed).sum(-1)
         if kind == "NegativeBinomial":
-            log_mean, log_shape = parameters.chunk(2, -1)
+            log_mean, log_shape = between(parameters[..., :size], 15.0), between(parameters[..., size:], 7.0)
             density = NegativeBinomial(torch.exp(log_shape), logits=log_mean - log_shape)
             return (density.log_prob(x) * observed).sum(-1)
         if kind == "Categorical":

@@ -67,7 +67,7 @@ OUTSIDE = [
      "or take likelihood='poisson' or 'negative_binomial' for counts"),
     ("nade", 1e6, "x must hold 0 and 1 alone with likelihood='nade', got 1e+06; scale it to [0, 1] and take "
      "likelihood='bernoulli', or take likelihood='poisson' or 'negative_binomial' for counts"),
-    ("poisson", -1.0, "x must hold counts 0, 1, 2, ... with likelihood='poisson', got -1; take likelihood='gaussian' f"),
+    ("poisson", -1.0, "x must hold counts 0, 1, 2, ... with likelihood='poisson', got -1; take likelihood='gaussian'"),
     ("poisson", 0.5, "x must hold counts 0, 1, 2, ... with likelihood='poisson', got 0.5; take likelihood='bernoulli'"),
     ("negative_binomial", 2.5, "x must hold counts 0, 1, 2, ... with likelihood='negative_binomial', got 2.5; take "
      "likelihood='gaussian' for real values"),
