@@ -74,7 +74,10 @@ class VSSN(SequenceModel):
         learn_initial_state: initial_state="learned", by its older name.
         noise_smoothing: q(w_t | x_{t:T}, u_{t:T}) through a backward GRU, rather than q(w_t | x_t, u_t).
         masked: the networks get the mask of observed entries beside x.
-        encoder: module [N, F] -> [N, embed_size] in place of e_x (F = X, or 2X with masked: x, then mask).
+        held_out: the last features, so many, are targets alone, which the networks never see: what the model says of
+            them it infers from the others (co-smoothing of neurons).
+        encoder: module [N, F] -> [N, embed_size] in place of e_x (F = X - held_out, twice that with masked: x, then
+            mask).
         decoder: module [N, Z+D] -> [N, parameters of the likelihood] in place of the MLP on (z_t, d_t).
         batch_first: sequences are [B, T, ·].
         device, dtype: of the parameters, those of modules that are given apart.
@@ -113,6 +116,7 @@ class VSSN(SequenceModel):
         learn_initial_state: bool = False,
         noise_smoothing: bool = False,
         masked: bool = False,
+        held_out: int = 0,
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
         batch_first: bool = False,
@@ -138,7 +142,11 @@ class VSSN(SequenceModel):
         require_control(control, control_size)
         self.x_size, self.control_size, self.masked, self.batch_first = x_size, control_size, masked, batch_first
         self.objective, self.free_bits, self.num_sequences = objective, float(free_bits), num_sequences
-        self.frame_size = 2 * x_size if masked else x_size  # F: what the networks see of a frame
+        require_size("held_out", held_out, 0)
+        if held_out >= x_size:
+            raise ValueError(f"held_out must be below x_size={x_size}, got {held_out}")
+        self.held_out, seen = held_out, x_size - held_out
+        self.frame_size = 2 * seen if masked else seen  # F: what the networks see of a frame
         self.layer = VSSNLayer(
             embed_size or self.frame_size,
             hidden_size,
@@ -194,6 +202,7 @@ class VSSN(SequenceModel):
         noise: tuple[Tensor, ...] | None = None,
         mask: Tensor | None = None,
         kl_weight: float | Tensor = 1.0,
+        coordinated_dropout: float = 0.0,
     ) -> VSSNOutput:
         """One sample of the objective and of its parts.
 
@@ -208,6 +217,10 @@ class VSSN(SequenceModel):
                 inferred; None draws it.
             mask: [T, B] or [T, B, X] bool, True where x is observed; None: everywhere.
             kl_weight: factor of both KLs in the loss (annealing).
+            coordinated_dropout: share of the entries of x, drawn anew, that is hidden from the networks, the rest
+                scaled up (with masked: marked as not observed instead). The loss then takes the reconstruction of the
+                hidden entries alone, over the share: it has the expectation of the whole one, and no entry is
+                explained by itself (Keshtkaran and Pandarinath 2019). The reported parts are those of all entries.
 
         Returns:
             VSSNOutput; reconstruction, kl_z and kl_w [T, B] are zero at padding. kl_w of the first frame holds the KL
@@ -218,7 +231,7 @@ class VSSN(SequenceModel):
                 likelihood's support, NaN and infinity (DataError, a ValueError; on a GPU with VSSN_CHECK=1 only).
         """
         kl_weight = require_factor("kl_weight", kl_weight)
-        given = self.prepare(x, u, lengths, state, mask)
+        given = self.prepare(x, u, lengths, state, mask, coordinated_dropout)
         x, valid = given.x, given.valid
         noise = self.layer.draw_noise(x) if noise is None else self.layer.check_noise(noise, x, valid)
         # A call of the layer, so that its hooks, FSDP and torch.compile(model.layer) take part.
@@ -228,7 +241,10 @@ class VSSN(SequenceModel):
         reconstruction = zero_padding(self.likelihood.log_prob(parameters, x, given.observed), valid)
         kl_w = charged(result)
         elbo = (reconstruction - result.kl_z - kl_w).sum(0)
-        loss = self._loss(reconstruction, result, kl_weight, valid)
+        target = reconstruction
+        if given.hidden is not None:
+            target = zero_padding(self.likelihood.log_prob(parameters, x, given.hidden), valid) / coordinated_dropout
+        loss = self._loss(target, result, kl_weight, valid)
         next_state = State(result.d_last, result.z_last, last_valid(given.frames[1:], given.frames[0], lengths))
         per_frame = [swap(part, self.batch_first) for part in (reconstruction, result.kl_z, kl_w)]
         return VSSNOutput(loss, elbo, per_frame[0], per_frame[1], per_frame[2], next_state)
@@ -240,6 +256,7 @@ class VSSN(SequenceModel):
         lengths: Tensor | None = None,
         state: State | tuple[Tensor, Tensor, Tensor] | None = None,
         mask: Tensor | None = None,
+        coordinated_dropout: float = 0.0,
     ) -> EncodedBatch:
         """What inference starts from: the arguments of `forward`, checked, and the embeddings of every frame."""
         like = self.layer.a_parameter()
@@ -254,13 +271,30 @@ class VSSN(SequenceModel):
         require_finite("u", u, NO_NAN_IN_U)
         start = None if state is None else self.layer.start_state(state, x.shape[1], self.frame_size, x)
         x_last = x.new_zeros(x.shape[1], self.frame_size) if start is None else start.x_last
-        frames = with_first(x_last, self.frames(x, observed))
+        seen, seen_where, hidden = x, observed, None
+        if coordinated_dropout:
+            seen, seen_where, hidden = self._hide(x, observed, coordinated_dropout)
+        frames = with_first(x_last, self.frames(seen, seen_where))
         embedded = self._encode(frames)  # once: e_u(x_{t-1}) is e_x one step before
         controls = self.layer.select_controls(embedded[:-1], self._encode_control(u))
-        return EncodedBatch(x, observed, valid, frames, embedded[1:], controls, start)
+        return EncodedBatch(x, observed, valid, frames, embedded[1:], controls, start, hidden)
+
+    def _hide(self, x: Tensor, observed: Tensor | None, rate: float) -> tuple[Tensor, Tensor | None, Tensor]:
+        """x [T, B, X] as the networks see it, where it is observed for them, and the entries that are not shown."""
+        require_number("coordinated_dropout", rate, 0.0)
+        if rate >= 1:
+            raise ValueError(f"coordinated_dropout must be below 1, got {rate}")
+        dropped = torch.rand_like(x, dtype=torch.float32) < rate
+        shown = torch.where(dropped, x.new_zeros(()), x)
+        hidden = dropped if observed is None else dropped & observed
+        if self.masked:
+            return shown, ~dropped if observed is None else observed & ~dropped, hidden
+        return shown / (1 - rate), observed, hidden
 
     def frames(self, x: Tensor, observed: Tensor | None) -> Tensor:
-        """What the networks see: x [T, B, X], with masked the mask beside it [T, B, 2X]."""
+        """What the networks see: x [T, B, X] but for what is held out, with masked the mask beside it."""
+        if self.held_out:
+            x, observed = x[..., : -self.held_out], None if observed is None else observed[..., : -self.held_out]
         if not self.masked:
             return x
         beside = torch.ones_like(x) if observed is None else observed.to(x.dtype)
@@ -314,6 +348,7 @@ class VSSN(SequenceModel):
         return (
             f"{self.x_size}, objective={self.objective!r}"
             + (f", control_size={self.control_size}" if self.control_size else "")
+            + (f", held_out={self.held_out}" if self.held_out else "")
             + (f", free_bits={self.free_bits}" if self.free_bits else "")
             + (f", num_sequences={self.num_sequences}" if self.num_sequences else "")
             + "".join(f", {name}=True" for name in ("masked", "batch_first") if getattr(self, name))

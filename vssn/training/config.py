@@ -5,6 +5,7 @@ A mistake anywhere in it is one `ConfigError` of one line: where it stands, what
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -16,6 +17,7 @@ import torch
 from vssn.data.splits import Splits
 from vssn.errors import ConfigError
 from vssn.likelihoods import LIKELIHOODS
+from vssn.models.registry import MODELS
 from vssn.nn.interface import SequenceModel
 from vssn.training.config_errors import explain, first_line, quote
 from vssn.training.sections import (
@@ -97,12 +99,24 @@ class Config(Section):
                 f"model.likelihood: expected one for {_values(holds)} with the set {self.data.set!r}, got "
                 f"{likelihood!r}, which takes {_values(LIKELIHOODS[likelihood].support)} alone; choose another"
             )
+        if self.training.coordinated_dropout:
+            self._check_dropout()
         try:
             return self.model.build(x_size, control_size if self.model.takes_controls else 0, num_sequences)
         except ValueError as error:
             raise ConfigError(f"model: {error}") from None
         except (RuntimeError, TypeError, OverflowError):  # what torch raises where memory or integers do not suffice
             raise ConfigError("model: its sizes need more memory than there is; choose smaller sizes") from None
+
+    def _check_dropout(self) -> None:
+        """Raises ConfigError where the model or its likelihood takes no part of a frame."""
+        where = "training.coordinated_dropout: expected 0 with"
+        if "coordinated_dropout" not in inspect.signature(MODELS[self.model.name].forward).parameters:
+            raise ConfigError(f"{where} the model {self.model.name!r}, which does not take it; leave it out")
+        if LIKELIHOODS[self.model.likelihood].whole_frames:
+            raise ConfigError(
+                f"{where} model.likelihood {self.model.likelihood!r}, which knows no part of a frame; leave it out"
+            )
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

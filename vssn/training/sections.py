@@ -172,6 +172,7 @@ class VSSNSection(ModelSection):
     learn_initial_state: bool = False
     noise_smoothing: bool = False
     masked: bool = False
+    held_out: Size = 0
 
 
 # Arguments of a model that the data decides, or that no configuration can write.
@@ -223,6 +224,8 @@ class TrainingSection(Section):
     kl_start: Share = 1.0  # KL weight of the first update
     kl_anneal_updates: Size = 0  # updates of one rise of the KL weight from kl_start to 1
     kl_cycles: Count = 1  # rises, each but the last followed by as many updates at 1; 1: linear
+    # share of the entries of x that is hidden from the networks in an update, and alone in its loss
+    coordinated_dropout: Annotated[float, Within(ge=0, lt=1)] = 0.0
     chunk_length: Count | None = None  # frames of truncated back-propagation; None: whole sequences
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
