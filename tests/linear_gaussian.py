@@ -67,9 +67,13 @@ def set_recurrence(gru: Recurrence, of_input: Tensor, of_state: Tensor | None) -
 
 
 class LinearModel:
-    """d = F d + G [x_{t-1}, w], z = A z + C d + c + noise, x = P z + R d + r + noise, with any inference network."""
+    """d = F d + G [x_{t-1}, w], z = A z + C d + c + noise, x = P z + R d + r + noise, with any inference network.
 
-    def __init__(self, seed: int = 0, **options: Any) -> None:
+
+    inferred: d_0 = S s + e with s ~ N(m, diag exp v), else 0.
+    """
+
+    def __init__(self, seed: int = 0, inferred: bool = False, **options: Any) -> None:
         source = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
@@ -82,6 +86,8 @@ class LinearModel:
         self.P, self.R, self.r = 0.6 * normal(x, z), 0.6 * normal(x, d), 0.2 * normal(x)
         self.logvar_z, self.logvar_x = -0.5, 0.8
         sizes: dict[str, Any] = {"mlp_size": 7, "backward_size": 3, "activation": "relu", "residual_posterior": True}
+        if inferred:
+            sizes |= {"initial_state": "inferred", "initial_size": 3}
         model = VSSN(x, d, z, w, likelihood="gaussian", **sizes | options).double()
         floor_z, floor_x = model.layer.min_logvar, -10.0
         with torch.no_grad():
@@ -99,6 +105,18 @@ class LinearModel:
             set_latent(
                 layer.posterior, 0.1 * normal(z, z), 0.3 * normal(z, 3), 0.1 * normal(z), raw_logvar(-0.6, floor_z)
             )
+            self.mean_0, self.covariance_0 = torch.zeros(d).double(), torch.zeros(d, d).double()
+            if inferred:
+                own, m, v, e = 0.5 * normal(d, 3), 0.5 * normal(3), -0.4 - 0.3 * normal(3).abs(), 0.5 * normal(d)
+                layer.initial_mu.copy_(m)
+                layer.initial_logvar.copy_(v)
+                layer.initial_map.weight.copy_(SMALL * own)
+                layer.initial_map.bias.copy_(SMALL * e)
+                for parameter in layer.initial_backward.parameters():
+                    parameter.copy_(0.4 * normal(*parameter.shape))
+                wider = raw_logvar(0.0, floor_z)  # than p, so that no weight is without a bound
+                set_mlp(layer.initial_posterior, 0.3 * normal(3, 3), m + 0.1 * normal(3), wider)
+                self.mean_0, self.covariance_0 = own @ m + e, own @ torch.diag(v.exp()) @ own.T
         self.model = model.eval()
 
     def sample(self, steps: int, seed: int = 0) -> Tensor:
@@ -121,6 +139,7 @@ class LinearModel:
         noise[d:, d:] += math.exp(self.logvar_z) * torch.eye(z)
         read = torch.cat((self.R, self.P), 1)
         mean, covariance = zero(d + z).double(), zero(d + z, d + z).double()
+        mean[:d], covariance[:d, :d] = self.mean_0, self.covariance_0
         before, total, means, predicted = torch.zeros_like(x[0]), zero(()).double(), [], []
         for frame in x:
             push = of_x @ before

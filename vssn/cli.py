@@ -231,6 +231,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     print(f"{options.checkpoint}, {config.data.set}, {options.split}\n{scores.table()}")
     further = config.data.row.scores
     more = None if further is None else further(dataset, scores)
+    if config.data.row.model_scores is not None:
+        more = config.data.row.model_scores(dataset, model)
     if more is not None:
         print(more.table())
     if options.json is not None:

@@ -42,6 +42,7 @@ class NADE(Likelihood):
     """
 
     support = BINARY
+    whole_frames = True
     options = (("hidden_size", "nade_size"),)
 
     def __init__(self, x_size: int, hidden_size: int, **factory: Any) -> None:

@@ -52,10 +52,11 @@ class VSSN(SequenceModel):
         noise_size: W, units of the process noise (0: none, SRNN).
         likelihood: for x in [0, 1] "bernoulli"; for 0 and 1 alone "nade" (Bernoulli entries, each given those before
             it: an autoregressive estimator of nade_size hidden units); for real numbers "gaussian", "mixture" (of
-            mixture_size diagonal Gaussians) or "ar_gaussian" (each entry with a linear prediction from those before
-            it). Other values are refused (on a GPU with VSSN_CHECK=1 only). Or a `vssn.likelihoods.Likelihood`, one
-            of your own.
-        mixture_size, nade_size: components of the mixture; hidden units of the estimator.
+            mixture_size diagonal Gaussians), "ar_gaussian" (each entry with a linear prediction from those before it)
+            or "student_t" (heavy tails); for counts "poisson" or "negative_binomial"; for class indices
+            0..num_classes-1 "categorical". Other values are refused (on a GPU with VSSN_CHECK=1 only). Or a
+            `vssn.likelihoods.Likelihood`, one of your own.
+        mixture_size, nade_size, num_classes: components of the mixture; hidden units of the estimator; classes.
         control, control_size: u_t: "previous" (x_{t-1}), "external" (u of that size), "both" or "none".
         mlp_size: M, hidden units of every MLP (None: hidden_size).
         embed_size: features of the embeddings e_x and e_u (None: no embedding, unless `encoder` is given).
@@ -77,7 +78,10 @@ class VSSN(SequenceModel):
         inference: "smoothing", or "causal": q(z_t | z_{t-1}, x_{1:t}) through a GRU that runs forward, so that `filter`
             goes frame by frame; with neither noise_smoothing nor initial_state="inferred", which look ahead.
         masked: the networks get the mask of observed entries beside x; without a mask, NaN in x is missing.
-        encoder: module [N, F] -> [N, embed_size] in place of e_x (F = X, or 2X with masked: x, then mask).
+        held_out: the last features, so many, are targets alone, which the networks never see: what the model says of
+            them it infers from the others (co-smoothing of neurons).
+        encoder: module [N, F] -> [N, embed_size] in place of e_x (F = X - held_out, twice that with masked: x, then
+            mask).
         decoder: module [N, Z+D] -> [N, parameters of the likelihood] in place of the MLP on (z_t, d_t).
         scaling: of the data, with a likelihood of real numbers: the networks see standardised frames and controls, all
             that goes in and comes out, log-densities too, is in the unit of the data. Kept as buffers.
@@ -101,6 +105,7 @@ class VSSN(SequenceModel):
         likelihood: str | Likelihood = "bernoulli",
         mixture_size: int = 20,
         nade_size: int = 128,
+        num_classes: int = 2,
         control: str = "previous",
         control_size: int = 0,
         mlp_size: int | None = None,
@@ -121,6 +126,7 @@ class VSSN(SequenceModel):
         noise_smoothing: bool = False,
         inference: str = "smoothing",
         masked: bool = False,
+        held_out: int = 0,
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
         scaling: Scaling | None = None,
@@ -132,6 +138,7 @@ class VSSN(SequenceModel):
         require_size("x_size", x_size, 1)
         require_size("mixture_size", mixture_size, 1)
         require_size("nade_size", nade_size, 1)
+        require_size("num_classes", num_classes, 2)
         require_choice("objective", objective, OBJECTIVES)
         if embed_size is not None:
             require_size("embed_size", embed_size, 1)
@@ -146,7 +153,11 @@ class VSSN(SequenceModel):
         require_control(control, control_size)
         self.x_size, self.control_size, self.masked, self.batch_first = x_size, control_size, masked, batch_first
         self.objective, self.free_bits, self.num_sequences = objective, float(free_bits), num_sequences
-        self.frame_size = 2 * x_size if masked else x_size  # F: what the networks see of a frame
+        require_size("held_out", held_out, 0)
+        if held_out >= x_size:
+            raise ValueError(f"held_out must be below x_size={x_size}, got {held_out}")
+        self.held_out, seen = held_out, x_size - held_out
+        self.frame_size = 2 * seen if masked else seen  # F: what the networks see of a frame
         self.layer = VSSNLayer(
             embed_size or self.frame_size,
             hidden_size,
@@ -178,7 +189,8 @@ class VSSN(SequenceModel):
         self.control_encoder = None
         if embed_size is not None and control_size:
             self.control_encoder = Embedding(control_size, embed_size, activation, **factory)
-        options = {"mixture_size": mixture_size, "nade_size": nade_size, "min_logvar_x": min_logvar_x}
+        sizes_x = {"mixture_size": mixture_size, "nade_size": nade_size, "num_classes": num_classes}
+        options = {**sizes_x, "min_logvar_x": min_logvar_x}
         self.likelihood = make_likelihood(likelihood, x_size, options, **factory)
         scaling = (
             None if scaling is None else check_scaling(scaling, x_size, control_size).like(self.layer.a_parameter())
@@ -210,6 +222,7 @@ class VSSN(SequenceModel):
         noise: tuple[Tensor, ...] | None = None,
         mask: Tensor | None = None,
         kl_weight: float | Tensor = 1.0,
+        coordinated_dropout: float = 0.0,
     ) -> VSSNOutput:
         """One sample of the objective and of its parts.
 
@@ -226,6 +239,10 @@ class VSSN(SequenceModel):
             mask: [T, B] or [T, B, X] bool, True where x is observed; None: everywhere, with masked=True where x is
                 not NaN.
             kl_weight: factor of both KLs in the loss (annealing).
+            coordinated_dropout: share of the entries of x, drawn anew, that is hidden from the networks, the rest
+                scaled up (with masked: marked as not observed instead). The loss then takes the reconstruction of the
+                hidden entries alone, over the share: it has the expectation of the whole one, and no entry is
+                explained by itself (Keshtkaran and Pandarinath 2019). The reported parts are those of all entries.
 
         Returns:
             VSSNOutput; reconstruction, kl_z and kl_w [T, B] are zero at padding. kl_w of the first frame holds the KL
@@ -236,7 +253,7 @@ class VSSN(SequenceModel):
                 likelihood's support, NaN and infinity (DataError, a ValueError; on a GPU with VSSN_CHECK=1 only).
         """
         kl_weight = require_factor("kl_weight", kl_weight)
-        given = self.prepare(x, u, lengths, state, mask)
+        given = self.prepare(x, u, lengths, state, mask, coordinated_dropout)
         x, valid = given.x, given.valid
         noise = self.layer.draw_noise(x) if noise is None else self.layer.check_noise(noise, x, valid)
         # A call of the layer, so that its hooks, FSDP and torch.compile(model.layer) take part.
@@ -246,7 +263,10 @@ class VSSN(SequenceModel):
         reconstruction = zero_padding(self.likelihood.log_prob(parameters, x, given.observed), valid)
         kl_w = charged(result)
         elbo = (reconstruction - result.kl_z - kl_w).sum(0)
-        loss = self._loss(reconstruction, result, kl_weight, valid)
+        target = reconstruction
+        if given.hidden is not None:
+            target = zero_padding(self.likelihood.log_prob(parameters, x, given.hidden), valid) / coordinated_dropout
+        loss = self._loss(target, result, kl_weight, valid)
         x_last = last_valid(given.frames[1:], given.frames[0], lengths)
         next_state = self.layer.make_state(result.d_last, result.z_last, x_last, result.a_last)
         per_frame = [swap(part, self.batch_first) for part in (reconstruction, result.kl_z, kl_w)]
@@ -259,6 +279,7 @@ class VSSN(SequenceModel):
         lengths: Tensor | None = None,
         state: AnyState | tuple[Tensor, ...] | None = None,
         mask: Tensor | None = None,
+        coordinated_dropout: float = 0.0,
     ) -> EncodedBatch:
         """What inference starts from: the arguments of `forward`, checked, and the embeddings of every frame."""
         like = self.layer.a_parameter()
@@ -275,15 +296,34 @@ class VSSN(SequenceModel):
         require_finite("u", u, NO_NAN_IN_U)
         start = None if state is None else self.layer.start_state(state, x.shape[1], self.frame_size, x)
         x_last = x.new_zeros(x.shape[1], self.frame_size) if start is None else start.x_last
-        frames = with_first(x_last, self.frames(x, observed))
+        seen, seen_where, hidden = x, observed, None
+        if coordinated_dropout:
+            seen, seen_where, hidden = self._hide(x, observed, coordinated_dropout)
+        frames = with_first(x_last, self.frames(seen, seen_where))
         embedded = self._encode(frames)  # once: e_u(x_{t-1}) is e_x one step before
         controls = self.layer.select_controls(embedded[:-1], self._encode_control(u))
-        return EncodedBatch(x, observed, valid, frames, embedded[1:], controls, start)
+        return EncodedBatch(x, observed, valid, frames, embedded[1:], controls, start, hidden)
+
+    def _hide(self, x: Tensor, observed: Tensor | None, rate: float) -> tuple[Tensor, Tensor | None, Tensor]:
+        """x [T, B, X] as the networks see it, where it is observed for them, and the entries that are not shown."""
+        require_number("coordinated_dropout", rate, 0.0)
+        if rate >= 1:
+            raise ValueError(f"coordinated_dropout must be below 1, got {rate}")
+        dropped = torch.rand_like(x, dtype=torch.float32) < rate
+        nothing = self.likelihood.mean_x if self.is_scaled else x.new_zeros(())  # what the networks see as 0
+        shown = torch.where(dropped, nothing, x)
+        hidden = dropped if observed is None else dropped & observed
+        if self.masked:
+            return shown, ~dropped if observed is None else observed & ~dropped, hidden
+        return nothing + (shown - nothing) / (1 - rate), observed, hidden
 
     def frames(self, x: Tensor, observed: Tensor | None) -> Tensor:
-        """What the networks see: x [T, B, X], with scaling standardised, with masked the mask beside it [T, B, 2X]."""
+        """What the networks see: x [T, B, X] but for what is held out, with scaling standardised, with masked the mask
+        beside it."""
         if self.is_scaled:
             x = self.likelihood.standardised(x, observed)
+        if self.held_out:
+            x, observed = x[..., : -self.held_out], None if observed is None else observed[..., : -self.held_out]
         if not self.masked:
             return x
         beside = torch.ones_like(x) if observed is None else observed.to(x.dtype)
@@ -345,6 +385,7 @@ class VSSN(SequenceModel):
         return (
             f"{self.x_size}, objective={self.objective!r}"
             + (f", control_size={self.control_size}" if self.control_size else "")
+            + (f", held_out={self.held_out}" if self.held_out else "")
             + (f", free_bits={self.free_bits}" if self.free_bits else "")
             + (f", num_sequences={self.num_sequences}" if self.num_sequences else "")
             + "".join(f", {name}=True" for name in ("masked", "batch_first") if getattr(self, name))

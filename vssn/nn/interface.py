@@ -29,6 +29,7 @@ class EncodedBatch(NamedTuple):
     embedded: Tensor  # [T, B, E] of x_t
     controls: tuple[Tensor, ...]  # u_t: each [T, B, ·]
     start: AnyState | None  # the one given; None: the model's own
+    hidden: Tensor | None = None  # [T, B, X] bool: what coordinated dropout hides and the loss alone takes
 
 
 class SequenceOutput(NamedTuple):

@@ -183,7 +183,7 @@ class LayerParticles:
                 inputs = (*(self._of_kinds(part[frames], kinds) for part in self.controls), w.flatten(1, 2))
                 d, d_last = layer.duration(inputs, d_before, lengths=lengths)
             else:
-                gates = self.duration_gates[frames, None]
+                gates = self.duration_gates[frames, None].expand(-1, kinds, -1, -1)
                 if layer.noise_size:
                     gates = layer.duration.input.product(len(self.controls), w).add_(gates)
                 d, d_last = layer.duration.run(gates.flatten(1, 2), d_before, lengths=lengths)

@@ -5,6 +5,7 @@ A mistake anywhere in it is one `ConfigError` of one line: where it stands, what
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -116,12 +117,24 @@ class Config(Section):
             scaling = None
         elif scaling is None:
             scaling = Scaling.identity(x_size, control_size)
+        if self.training.coordinated_dropout:
+            self._check_dropout()
         try:
             return self.model.build(x_size, control_size, num_sequences, scaling)
         except ValueError as error:
             raise ConfigError(f"model: {error}") from None
         except (RuntimeError, TypeError, OverflowError):  # what torch raises where memory or integers do not suffice
             raise ConfigError("model: its sizes need more memory than there is; choose smaller sizes") from None
+
+    def _check_dropout(self) -> None:
+        """Raises ConfigError where the model or its likelihood takes no part of a frame."""
+        where = "training.coordinated_dropout: expected 0 with"
+        if "coordinated_dropout" not in inspect.signature(MODELS[self.model.name].forward).parameters:
+            raise ConfigError(f"{where} the model {self.model.name!r}, which does not take it; leave it out")
+        if LIKELIHOODS[self.model.likelihood].whole_frames:
+            raise ConfigError(
+                f"{where} model.likelihood {self.model.likelihood!r}, which knows no part of a frame; leave it out"
+            )
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -135,6 +148,8 @@ def _inside(values: Support, support: Support) -> bool:
 def _values(support: Support) -> str:
     ends = (support.low, support.high)
     if support.whole:
+        if ends[1] == math.inf:
+            return f"whole numbers from {ends[0]:g} on"
         return "0 and 1" if ends == (0, 1) else f"whole numbers in [{ends[0]:g}, {ends[1]:g}]"
     return "real values" if ends == (-math.inf, math.inf) else f"values in [{ends[0]:g}, {ends[1]:g}]"
 

@@ -133,10 +133,11 @@ class TrainingModule(pl.LightningModule):
                         f"training diverged in epoch {self.current_epoch + 1}: a state is not finite; "
                         "lower training.learning_rate or training.gradient_clip_norm"
                     )
+            options: dict[str, float] = {"kl_weight": kl_weight(self.global_step, training)}
+            if training.coordinated_dropout:
+                options["coordinated_dropout"] = training.coordinated_dropout
             with time_major(self.model):
-                output: SequenceOutput = self.model(
-                    chunk.x, chunk.u, chunk.lengths, state=state, kl_weight=kl_weight(self.global_step, training)
-                )
+                output: SequenceOutput = self.model(chunk.x, chunk.u, chunk.lengths, state=state, **options)
             state = output.state
             # Every frame of a batch weighs the same, also in a last chunk that holds few of them.
             share = len(chunks) * chunk.lengths.sum() / batch.lengths.sum() if len(chunks) > 1 else 1.0

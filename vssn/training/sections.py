@@ -170,6 +170,7 @@ class VSSNSection(ModelSection):
     likelihood: Annotated[str, _in(LIKELIHOODS)] = "bernoulli"
     mixture_size: Count = 20
     nade_size: Count = 128
+    num_classes: Annotated[int, Within(ge=2)] = 2
     control: Literal["previous", "external", "both", "none"] = "previous"
     mlp_size: Count | None = None
     embed_size: Count | None = None
@@ -188,6 +189,7 @@ class VSSNSection(ModelSection):
     noise_smoothing: bool = False
     inference: Literal["smoothing", "causal"] = "smoothing"
     masked: bool = False
+    held_out: Size = 0
 
 
 class GivenModelSection(ModelSection):
@@ -254,6 +256,8 @@ class TrainingSection(Section):
     kl_start: Share = 1.0  # KL weight of the first update
     kl_anneal_updates: Size = 0  # updates of one rise of the KL weight from kl_start to 1
     kl_cycles: Count = 1  # rises, each but the last followed by as many updates at 1; 1: linear
+    # share of the entries of x that is hidden from the networks in an update, and alone in its loss
+    coordinated_dropout: Annotated[float, Within(ge=0, lt=1)] = 0.0
     chunk_length: Count | None = None  # frames of truncated back-propagation; None: whole sequences
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
