@@ -28,8 +28,7 @@ from vssn.experiments.jobs import Settings
 from vssn.experiments.records import Record, keep_records, read_records
 from vssn.experiments.tasks.base import Column, Target, Task
 from vssn.experiments.tasks.registry import TASKS
-from vssn.training.run_directory import replacing
-from vssn.utils.command import writing
+from vssn.utils.command import replacing, writing
 
 MISSING = "—"
 _STATES = ("hidden_size", "latent_size")

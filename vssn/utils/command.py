@@ -1,4 +1,5 @@
-"""How a command ends: with the exit code of what it ran, or with one line on stderr for a mistake of its user."""
+"""How a command ends: with the exit code of what it ran, or with one line on stderr for a mistake of its user; and how
+it writes: a file whole, or not at all."""
 
 from __future__ import annotations
 
@@ -56,6 +57,17 @@ def writing(option: str, what: Path) -> Iterator[None]:
             raise
         where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else what
         raise TargetError(f"{option}: cannot write {where} ({error.strerror}); name another place") from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to; it takes the place of `path` when all is written."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def check_target(option: str, file: Path) -> None:

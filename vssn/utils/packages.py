@@ -7,7 +7,12 @@ from collections.abc import Iterator
 
 from vssn.errors import PackageError, UserError
 
-_NEEDED_BY = {"train": "training", "speech": "reading speech", "download": "a download"}  # extras of pyproject.toml
+_NEEDED_BY = {
+    "train": "training",
+    "speech": "reading speech",
+    "download": "a download",
+    "files": "reading and writing files",
+}  # extras of pyproject.toml
 
 
 @contextlib.contextmanager
