@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 from vssn.errors import PackageError, UserError
 
-_NEEDED_BY = {
+_NEEDED_BY = {  # extras of pyproject.toml
     "train": "training",
     "speech": "reading speech",
     "download": "a download",
-    "files": "reading and writing files",
-}  # extras of pyproject.toml
+    "files": "reading data files",
+}
 
 
 @contextlib.contextmanager
