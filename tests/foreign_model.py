@@ -58,8 +58,8 @@ class Foreign(SequenceModel):
     def generate(self, *given: Any, **more: Any) -> Generation:
         return self.hidden.generate(*given, **more)
 
-    def forecast(self, *given: Any, **more: Any) -> Generation:
-        return self.hidden.forecast(*given, **more)
+    def infer_noise(self, *given: Any) -> Tensor:
+        return self.hidden.infer_noise(*given)
 
     def particles(self, *given: Any) -> ParticleHooks:
         return self.hidden.particles(*given)

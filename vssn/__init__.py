@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vssn.models.vssn import VSSN, Generation, VSSNOutput
 from vssn.nn.gru import GRU, TorchGRU
+from vssn.nn.interface import Forecast, Imputation, Latents
 from vssn.nn.layer import LayerOutput, State, VSSNLayer
 from vssn.nn.replace import replace_gru
 from vssn_kernels.version import __version__
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 __all__ = [
     "GRU",
     "VSSN",
+    "Forecast",
     "Generation",
+    "Imputation",
+    "Latents",
     "LayerOutput",
     "State",
     "TorchGRU",

@@ -35,14 +35,13 @@ from torch import Tensor
 
 from vssn.errors import MemoryLimitError
 from vssn.inference.particles import PART, Particles, Plan
-from vssn.nn.interface import SequenceModel, require_model
+from vssn.nn.interface import DEFAULT_MEMORY, SequenceModel, require_model
 from vssn.utils.checks import require_choice, require_number, require_seed, require_size
 from vssn.utils.evaluation_mode import evaluating, time_major
 from vssn.utils.sequences import check_lengths, check_mask, check_sequences, swap
 
 BOUNDS = ("elbo", "iwae", "fivo")
 RESAMPLINGS = ("systematic", "multinomial")
-DEFAULT_MEMORY = 2**30  # bytes
 FEW_PARTICLES = 8  # a group of fewer would waste the matrix products: cut the sequence into parts instead
 
 

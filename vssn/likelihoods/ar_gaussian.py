@@ -22,6 +22,7 @@ from vssn.likelihoods.base import Likelihood
 from vssn.likelihoods.registry import register
 from vssn.nn.blocks import floor_logvar, gaussian_log_density
 from vssn.utils.sequences import terms_of_whole_frames
+from vssn.utils.values import require_whole_frames
 
 
 @register("ar_gaussian")
@@ -59,6 +60,10 @@ class ArGaussian(Likelihood):
         mu, logvar = self._split(parameters)
         terms = gaussian_log_density(x, self(mu, x), logvar).sum(-1)
         return terms_of_whole_frames(terms, observed, self.title)
+
+    def given_observed(self, parameters: Tensor, x: Tensor, observed: Tensor) -> Tensor:
+        require_whole_frames(observed, self.title)
+        return parameters
 
     def mean(self, parameters: Tensor) -> Tensor:
         return self(self._split(parameters)[0])

@@ -74,6 +74,11 @@ class Likelihood(nn.Module):
         """The expectation of every frame: [..., P] to [..., X]."""
         raise NotImplementedError(f"{type(self).__name__} must have mean(parameters): E[x] [..., X] for [..., P]")
 
+    def given_observed(self, parameters: Tensor, x: Tensor, observed: Tensor) -> Tensor:
+        """The parameters of what is missing given what is observed, [T, B, P]; here the same, of entries that are
+        independent. Arguments and errors as in `log_prob`."""
+        return parameters
+
     def floats_per_frame(self, x: Tensor) -> int:
         """Numbers that `log_prob` holds at most for a frame, its arguments included: for the memory plan of bounds.
 

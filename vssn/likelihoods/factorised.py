@@ -83,10 +83,18 @@ class Mixture(Likelihood):
 
     def forward(self, parameters: Tensor, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """[T, B, K(1 + 2X)], x [T, B, X], observed [T, B, X] bool or None to nats [T, B]."""
+        return torch.logsumexp(self._joint(parameters, x, observed), -1)
+
+    def _joint(self, parameters: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
+        """log p(component, what is observed of x): [T, B, K]."""
         log_weights, mu, logvar = self._split(parameters)
         terms = gaussian_log_density(x[..., None, :], mu, logvar)
-        inside = _sum_observed(terms, None if observed is None else observed[..., None, :])
-        return torch.logsumexp(log_weights + inside, -1)
+        return log_weights + _sum_observed(terms, None if observed is None else observed[..., None, :])
+
+    def given_observed(self, parameters: Tensor, x: Tensor, observed: Tensor) -> Tensor:
+        """What is observed of a frame says which component it came from."""
+        rest = parameters[..., self.mixture_size :]
+        return torch.cat((self._joint(parameters, x, observed), rest), -1)
 
     def mean(self, parameters: Tensor) -> Tensor:
         log_weights, mu, _ = self._split(parameters)

@@ -16,7 +16,7 @@ from vssn.likelihoods.registry import make_likelihood
 from vssn.nn.blocks import MLP, Embedding, reset_children
 from vssn.nn.interface import EncodedBatch, Floats, Generation, SequenceModel, SequenceOutput
 from vssn.nn.layer import Embedded, Inference, State, VSSNLayer, require_control
-from vssn.nn.paths import LayerParticles, floats_of_particles, infer_prefixes
+from vssn.nn.paths import LayerParticles, floats_of_particles, infer_noise, infer_prefixes
 from vssn.utils.checks import require_choice, require_factor, require_flag, require_number, require_shape, require_size
 from vssn.utils.sequences import (
     check_control,
@@ -29,7 +29,7 @@ from vssn.utils.sequences import (
     with_first,
     zero_padding,
 )
-from vssn.utils.values import MARK_MISSING, NO_NAN_IN_U, require_finite, require_values
+from vssn.utils.values import MARK_MISSING, NO_NAN_IN_U, nan_as_missing, require_finite, require_values
 
 OBJECTIVES = ("elbo", "paper")
 
@@ -68,7 +68,7 @@ class VSSN(SequenceModel):
         min_logvar, min_logvar_x: floors of the log-variances of latents and of Gaussian emissions.
         learn_initial_state: d_0 and z_0 are parameters rather than zeros.
         noise_smoothing: q(w_t | x_{t:T}, u_{t:T}) through a backward GRU, rather than q(w_t | x_t, u_t).
-        masked: the networks get the mask of observed entries beside x.
+        masked: the networks get the mask of observed entries beside x; without a mask, NaN in x is missing.
         encoder: module [N, F] -> [N, embed_size] in place of e_x (F = X, or 2X with masked: x, then mask).
         decoder: module [N, Z+D] -> [N, parameters of the likelihood] in place of the MLP on (z_t, d_t).
         batch_first: sequences are [B, T, ·].
@@ -192,7 +192,8 @@ class VSSN(SequenceModel):
             state: (d [B, D], z [B, Z], x_last [B, F]) of the chunk before; None starts anew. Detach it to truncate
                 back-propagation. a_t sees its own chunk only.
             noise: (eps_w [T, B, W], eps_z [T, B, Z]) standard normal; None draws it.
-            mask: [T, B] or [T, B, X] bool, True where x is observed; None: everywhere.
+            mask: [T, B] or [T, B, X] bool, True where x is observed; None: everywhere, with masked=True where x is
+                not NaN.
             kl_weight: factor of both KLs in the loss (annealing).
 
         Returns:
@@ -231,9 +232,11 @@ class VSSN(SequenceModel):
         check_lengths(lengths, x)
         valid = valid_steps(lengths, x)
         observed = check_mask(mask, x, self.batch_first)
+        x, u = zero_padding(x, valid), zero_padding(u, valid)
+        if self.masked and mask is None:
+            observed = nan_as_missing(x)
         if observed is not None:
             x = torch.where(observed, x, x.new_zeros(()))
-        x, u = zero_padding(x, valid), zero_padding(u, valid)
         require_values("x", x, self.likelihood.support, MARK_MISSING, self.likelihood.title)
         require_finite("u", u, NO_NAN_IN_U)
         start = None if state is None else self.layer.start_state(state, x.shape[1], self.frame_size, x)
@@ -319,10 +322,16 @@ class VSSN(SequenceModel):
         stop = len(given.x) if stop is None else stop
         controls, noise = tuple(part[:stop] for part in given.controls), (noise[0][:stop], noise[1][:stop])
         result = self.layer.infer(given.embedded[:stop], controls, *self._start(given), noise, lengths)
-        return result.d, result.z, State(result.d_last, result.z_last, given.frames[stop])
+        x_last = last_valid(given.frames[1 : stop + 1], given.frames[0], lengths)
+        return result.d, result.z, State(result.d_last, result.z_last, x_last)
 
     def infer_prefixes(self, given: EncodedBatch, noise: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return infer_prefixes(self.layer, given.embedded, given.controls, self._start(given), noise)
+
+    def infer_noise(
+        self, given: EncodedBatch, noise: tuple[Tensor, Tensor], lengths: Tensor | None = None, prefixes: bool = False
+    ) -> Tensor:
+        return infer_noise(self.layer, given.embedded, given.controls, noise[0], lengths, prefixes)
 
     def _start(self, given: EncodedBatch) -> tuple[Tensor, Tensor]:
         """d_0 and z_0."""
@@ -390,34 +399,3 @@ class VSSN(SequenceModel):
             means.append(mean)
         stacked = [swap(torch.cat(part) if part else frame, self.batch_first) for part in (xs, means)]
         return Generation(stacked[0], stacked[1], current)
-
-    @torch.no_grad()
-    def forecast(
-        self,
-        x: Tensor,
-        steps: int,
-        *,
-        u: Tensor | None = None,
-        u_future: Tensor | None = None,
-        lengths: Tensor | None = None,
-        mask: Tensor | None = None,
-        sample: bool = True,
-    ) -> Generation:
-        """Infers the state from x (one sample of the posterior), then generates `steps` frames from the prior.
-
-        Args:
-            x, u, lengths, mask: as in `forward`.
-            u_future: [steps, B, U] external control of the frames to come.
-            sample: as in `generate`.
-
-        Raises:
-            ValueError, TypeError: naming the argument, what was expected and what came.
-        """
-        require_size("steps", steps, 0)
-        require_flag("sample", sample)
-        seen, _ = check_sequences(x, u, self.x_size, self.control_size, self.batch_first, self.layer.a_parameter())
-        to_come = seen.new_empty(steps, seen.shape[1], 0)
-        ahead = check_control("u_future", u_future, to_come, self.control_size, self.batch_first, "steps")
-        require_finite("u_future", ahead, NO_NAN_IN_U)
-        state = self(x, u, lengths=lengths, mask=mask).state
-        return self.generate(steps, u=u_future, state=state, sample=sample)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from vssn.nn.layer import State
+
+DEFAULT_MEMORY = 2**30  # bytes, of the paths and particles that run at once
 
 
 class EncodedBatch(NamedTuple):
@@ -37,6 +40,30 @@ class Generation(NamedTuple):
     x: Tensor  # [T, B, X] what was fed back: samples, or means
     mean: Tensor  # [T, B, X] E[x_t | z_t, d_t]
     state: State
+
+
+class Forecast(NamedTuple):
+    """Frames to come; [B, T, X] in the place of [T, B, X] with batch_first, here and below."""
+
+    mean: Tensor  # [T, B, X] over the samples, of E[x_t | z_t, d_t]
+    samples: Tensor  # [S, T, B, X]
+    quantiles: Tensor | None  # [Q, T, B, X] of the samples
+
+
+class Imputation(NamedTuple):
+    """A sequence with its missing entries filled in; what was observed stands in all three as it came."""
+
+    mean: Tensor  # [T, B, X]
+    samples: Tensor  # [S, T, B, X]
+    quantiles: Tensor | None  # [Q, T, B, X]
+
+
+class Latents(NamedTuple):
+    """Of every frame, zeros at padding; behind a dimension of S with samples."""
+
+    d: Tensor  # [T, B, D]
+    z: Tensor  # [T, B, Z]
+    w: Tensor  # [T, B, W]
 
 
 class Floats(NamedTuple):
@@ -142,7 +169,8 @@ class SequenceModel(nn.Module, ABC):
     def infer(
         self, given: EncodedBatch, noise: tuple[Tensor, Tensor], lengths: Tensor | None = None, stop: int | None = None
     ) -> tuple[Tensor, Tensor, State]:
-        """d [T, B, D] and z [T, B, Z] of the frames before `stop` given those alone, and the state behind them."""
+        """d [T, B, D] and z [T, B, Z] of the frames before `stop` given those alone, and the state behind them: with
+        lengths, behind each sequence's own end."""
 
     @abstractmethod
     def infer_prefixes(self, given: EncodedBatch, noise: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -180,26 +208,159 @@ class SequenceModel(nn.Module, ABC):
         What is fed back is samples of x_t, or its means."""
 
     @abstractmethod
-    def forecast(
-        self,
-        x: Tensor,
-        steps: int,
-        *,
-        u: Tensor | None = None,
-        u_future: Tensor | None = None,
-        lengths: Tensor | None = None,
-        mask: Tensor | None = None,
-        sample: bool = True,
-    ) -> Generation:
-        """The `steps` frames behind x, from one sample of the state that x leads to."""
-
-    @abstractmethod
     def particles(self, given: EncodedBatch, lengths: Tensor) -> ParticleHooks:
         """What weighted particles are made of, for the sequences given."""
 
     @abstractmethod
     def floats_per_frame(self, x: Tensor) -> Floats:
         """What `particles` and the likelihood hold. Args: x: [S, B, X] frames that are run together."""
+
+    def infer_noise(
+        self, given: EncodedBatch, noise: tuple[Tensor, Tensor], lengths: Tensor | None = None, prefixes: bool = False
+    ) -> Tensor:
+        """w [T, B, W] that `infer` draws, or with prefixes `infer_prefixes`."""
+        if self.noise_sizes[0]:
+            raise NotImplementedError(f"{type(self).__name__} must have infer_noise as it has process noise")
+        return noise[0][: len(given.x)]
+
+    # What follows from the methods above, for any model
+
+    def forecast(
+        self,
+        x: Tensor,
+        steps: int,
+        samples: int | None = None,
+        quantiles: Sequence[float] | None = None,
+        *,
+        u: Tensor | None = None,
+        u_future: Tensor | None = None,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        sample: bool = True,
+        seed: int | None = None,
+        memory: int = DEFAULT_MEMORY,
+    ) -> Any:
+        """The `steps` frames behind x, behind each sequence's own end with lengths.
+
+        Without samples: one path from one sample of the posterior's state, a Generation; modules as the model's mode
+        has them. With samples=S, in evaluation mode: S paths, each from a state of its own, w, z and x drawn.
+
+        Args:
+            x, u, lengths, mask: as in `forward`.
+            samples: S.
+            quantiles: Q numbers in [0, 1] to take of the samples; None: none.
+            u_future: [steps, B, U] external control of the frames to come ([B, steps, U] with batch_first).
+            sample: feed samples of x_t back; False: its means given z_t and d_t, which `samples` then are.
+            seed: of all draws; None: they follow from PyTorch's own generator, and move it.
+            memory: bytes for the paths that run at once, as one batch of rows; more samples take more runs. What comes
+                back, S T B X numbers, is not counted.
+
+        Returns:
+            Generation(x, mean [T, B, X], state) without samples, else Forecast(mean [T, B, X], samples [S, T, B, X],
+            quantiles [Q, T, B, X] or None).
+
+        Raises:
+            ValueError, TypeError: naming the argument, what was expected and what came.
+        """
+        from vssn.inference.forecasting import forecast
+
+        return forecast(
+            self, x, steps, samples, quantiles, u, u_future, lengths, mask, sample=sample, seed=seed, memory=memory
+        )
+
+    def impute(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        samples: int = 100,
+        quantiles: Sequence[float] | None = None,
+        *,
+        u: Tensor | None = None,
+        lengths: Tensor | None = None,
+        seed: int | None = None,
+        memory: int = DEFAULT_MEMORY,
+    ) -> Imputation:
+        """Fills in what is missing: d and z from the posterior given all that is observed, then x given these.
+
+        Args:
+            x, mask, u, lengths: as in `forward`.
+            samples, quantiles, seed, memory: as in `forecast`.
+
+        Returns:
+            Imputation(mean [T, B, X], samples [S, T, B, X], quantiles [Q, T, B, X] or None): x itself where it is
+            observed, zeros at padding.
+
+        Raises:
+            ValueError, TypeError: naming the argument, what was expected and what came; so too where a frame is
+                observed in part and the likelihood has no density of the rest (NADE, ar_gaussian).
+        """
+        from vssn.inference.imputation import impute
+
+        return impute(self, x, mask, samples, quantiles, u, lengths, seed=seed, memory=memory)
+
+    def latents(
+        self,
+        x: Tensor,
+        u: Tensor | None = None,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        kind: str = "smooth",
+        samples: int | None = None,
+        noise: tuple[Tensor, Tensor] | None = None,
+        seed: int | None = None,
+        memory: int = DEFAULT_MEMORY,
+    ) -> Latents:
+        """d, z and w of every frame.
+
+        Args:
+            x, u, lengths, mask: as in `forward`.
+            kind: "smooth", given the whole sequence, or "filter", each frame given those up to it: of a model that
+                looks ahead a run for every frame.
+            samples: S draws; None: one path, every latent at its mean given those before it.
+            noise: (eps_w, eps_z) standard normal to make w and z with, of their shape as they come back.
+            seed, memory: as in `forecast`.
+
+        Returns:
+            Latents(d, z, w), each [T, B, ·], [S, T, B, ·] with samples.
+
+        Raises:
+            ValueError, TypeError: naming the argument, what was expected and what came.
+        """
+        from vssn.inference.latents import latents
+
+        return latents(self, x, u, lengths, mask, kind=kind, samples=samples, noise=noise, seed=seed, memory=memory)
+
+    def score(
+        self,
+        x: Tensor,
+        u: Tensor | None = None,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        kind: str = "elbo",
+        samples: int = 1,
+        seed: int | None = None,
+        memory: int = DEFAULT_MEMORY,
+    ) -> Tensor:
+        """How well every frame fits the model, in nats [T, B], zeros at padding: low where something is out of place.
+
+        Args:
+            x, u, lengths, mask: as in `forward`; missing entries count for nothing.
+            kind: "elbo": log p(x_t | z_t, d_t) - KL_w,t - KL_z,t, whose sum over t is a lower bound on log p(x_{1:T});
+                one pass, and z_t has seen the frames behind t too (unless inference="causal").
+                "predictive": log of the mean over the samples of p(x_t | z_t, d_t) one step of the prior behind the
+                state filtered from x_{<t}: what is to come does not count. It takes many samples, the more the more
+                features a frame has, and of a model that looks ahead a run for every frame.
+            samples: draws that are averaged: of "elbo" the terms, of "predictive" the densities.
+            seed, memory: as in `forecast`.
+
+        Raises:
+            ValueError, TypeError: naming the argument, what was expected and what came.
+        """
+        from vssn.inference.frame_scores import frame_scores
+
+        return frame_scores(self, x, u, lengths, mask, kind=kind, samples=samples, seed=seed, memory=memory)
 
 
 def require_model(model: object) -> None:

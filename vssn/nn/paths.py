@@ -67,6 +67,23 @@ def _filter_latents(
     return torch.stack(zs)
 
 
+def infer_noise(
+    layer: VSSNLayer, x: Tensor, controls: tuple[Tensor, ...], eps_w: Tensor, lengths: Tensor | None, prefixes: bool
+) -> Tensor:
+    """w [T, B, W] as `VSSNLayer.infer` draws it, or `infer_prefixes`; eps_w may go on behind the frames."""
+    eps_w = eps_w[: len(x)]
+    if not layer.noise_size:
+        return eps_w
+    if not (prefixes and layer.noise_smoothing):
+        mu, logvar = layer.infer_noise(x, controls, lengths)
+        return mu + torch.exp(logvar / 2) * eps_w
+    last = []
+    for stop in range(1, len(x) + 1):
+        mu, logvar = layer.infer_noise(x[:stop], tuple(part[:stop] for part in controls), None)
+        last.append(mu[-1] + torch.exp(logvar[-1] / 2) * eps_w[stop - 1])
+    return torch.stack(last) if last else eps_w
+
+
 def floats_of_particles(layer: VSSNLayer) -> tuple[int, int, int, int]:
     """Numbers that `LayerParticles` holds for a frame of a sequence, for a frame of a particle up to its hidden inputs
     and from there on, and for a particle between two parts."""

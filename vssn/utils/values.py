@@ -32,7 +32,9 @@ UNIT = Support("lie in [0, 1]", 0.0, 1.0)
 BINARY = Support("hold 0 and 1 alone", 0.0, 1.0, whole=True)
 REAL = Support("be finite", -math.inf, math.inf)
 
-MARK_MISSING = "leave missing values out with mask=, True where x is observed"
+MARK_MISSING = (
+    "leave missing values out with mask=, True where x is observed; a model made with masked=True takes NaN as missing"
+)
 NO_NAN_IN_U = "fill in missing controls: a mask speaks of x alone"
 
 
@@ -63,6 +65,15 @@ def require_whole_frames(observed: Tensor, likelihood: str) -> None:
     what follows would be wrong."""
     check = _check_whole_frames if is_plain_call() else torch.ops.vssn.require_whole_frames
     check(observed, likelihood)
+
+
+def nan_as_missing(x: Tensor) -> Tensor | None:
+    """True where x is not NaN, bool in its shape; None where nothing is, as far as that is looked at: on the CPU, and
+    where the call is not traced."""
+    # NaN goes through a sum; so does inf - inf, which costs the comparison alone.
+    if x.device.type == "cpu" and is_plain_call() and not bool(x.sum().isnan()):
+        return None
+    return ~x.isnan()
 
 
 def require_lengths_in_range(lengths: Tensor, steps: int) -> None:
