@@ -15,7 +15,9 @@ from vssn.utils.command import positive, seed, threads
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vssn.data.batching import SequenceDataset
     from vssn.data.formats import Source
+    from vssn.output.results import Look
     from vssn.training.config import Config
 
 FIRST_OF_A_SET = 8  # sequences of a run's own set that are looked at unless --first says more
@@ -87,30 +89,31 @@ def level(text: str) -> float:
 
 
 class Applied(NamedTuple):
-    """What a model is applied to."""
+    """What a model is applied to, and how that is shown."""
 
     source: Source
-    label: str  # of the data, for titles
-    tempo: float | None = None  # beats a minute, of music
-    gain: float = 1.0  # wave = gain x + offset, in [-1, 1]
-    offset: float = 0.0
+    look: Look
 
 
 def data_of(config: Config, path: str | None, split: str, first: int | None) -> Applied:
     """The sequences that a command is for: a file in the form of the run's own, or the run's own. Raises DataError."""
     from vssn.data.formats import read_like
     from vssn.data.speech import SPEECH_SETS
+    from vssn.errors import ConfigError
+    from vssn.output.results import Look
 
     own = config.data
-    files_of_own = hasattr(own, "path") or own.row.from_python
-    folder_of_set = path is not None and "folder" in type(own).model_fields and Path(path).is_dir()
-    if path is not None and not folder_of_set and own.set not in SPEECH_SETS:
-        applied = Applied(read_like(own, path), Path(path).name)
-    elif files_of_own and not own.row.from_python:
-        applied = Applied(read_like(own, own.path), Path(own.path).name)
-    else:
+    path_of_set = path is None or ("folder" in type(own).model_fields and Path(path).is_dir()) or own.set in SPEECH_SETS
+    path = getattr(own, "path", None) if path is None else path
+    if path is None and own.row.from_python:
+        raise ConfigError("--data: the run was trained on data from Python; name a file of its form")
+    if path is None or (path_of_set and not hasattr(own, "path")):
         applied = _of_set(with_data(config, path), split)
         first = first or FIRST_OF_A_SET
+    else:
+        source = read_like(own, path)
+        look = Look(source.kind, Path(path).name, source.frame_shape, source.rate)
+        applied = Applied(source, look)
     chosen = range(min(first or len(applied.source.x), len(applied.source.x)))
     return applied._replace(source=applied.source.select(chosen))
 
@@ -119,19 +122,21 @@ def _of_set(config: Config, split: str) -> Applied:
     """A split of a named set."""
     from vssn.data.formats.base import Source, numbered
     from vssn.data.speech import scale_of
+    from vssn.output.results import Look
 
     dataset, row = getattr(config.load_data(), split), config.data.row
     items = [dataset[index] for index in range(len(dataset))]
     width, scale = items[0][0].shape[1], scale_of(dataset)
     side = math.isqrt(width)
     within_unit = row.values is not None and (row.values.low, row.values.high) == (0, 1)
-    kind, rate, shape = "arrays", None, None
+    label = f"{config.data.set}, {split}"
+    look = Look("arrays", label)
     if scale is not None:
-        kind, rate = "audio", float(scale.sample_rate)
+        look = Look("audio", label, None, scale.sample_rate, gain=scale.std / 2**15, offset=scale.mean / 2**15)
     elif within_unit and row.values is not None and row.values.whole and width == 88:
-        kind, rate = "midi", 2.0
+        look = Look("midi", label, None, 2.0, tempo=100.0)  # 0.3 seconds a frame, as the authors of the sets play them
     elif within_unit and side * side == width and side >= 8:
-        kind, shape = "film", (side, side)
+        look = Look("film", label, (side, side))
     controls = None if items[0][1] is None else [u for _, u in items]
     source = Source(
         x=[x.float() for x, _ in items],
@@ -141,14 +146,31 @@ def _of_set(config: Config, split: str) -> Applied:
         controls=[] if controls is None else numbered("u", controls[0].shape[1]),
         times=None,
         step=None,
-        kind=kind,
-        frame_shape=shape,
-        rate=rate,
+        kind=look.kind,
+        frame_shape=look.frame_shape,
+        rate=look.rate,
     )
-    label = f"{config.data.set}, {split}"
-    if scale is None:
-        return Applied(source, label, tempo=100.0 if kind == "midi" else None)  # 0.3 seconds a frame, as its authors
-    return Applied(source, label, gain=scale.std / 2**15, offset=scale.mean / 2**15)
+    return Applied(source, look)
+
+
+def dataset_of(config: Config, path: str | None, split: str) -> tuple[Config, SequenceDataset]:
+    """What a run is scored on: a split of its own set, or files of its form (that split of them, where they have
+    splits). Raises DataError."""
+    from vssn.data.batching import SequenceDataset
+    from vssn.data.formats import read_like
+    from vssn.errors import DataError
+
+    own = config.data
+    if path is None or not (own.row.from_python or hasattr(own, "path")):
+        config = with_data(config, path)
+        return config, getattr(config.load_data(), split)
+    source = read_like(own, path)
+    if source.parts is not None:
+        if split not in source.parts:
+            parts = ", ".join(dict.fromkeys(source.parts))
+            raise DataError(f"{path}: expected a part {split}, got {parts}; name another --split")
+        source = source.select(index for index, part in enumerate(source.parts) if part == split)
+    return config, SequenceDataset(source.x, source.u)
 
 
 class Batch(NamedTuple):

@@ -24,7 +24,10 @@ def add(commands: Any) -> None:
     )
     add_inference(parser, samples=100, quantiles=True)
     parser.add_argument(
-        "--steps", metavar="N", type=positive, help=f"frames to come (a quarter of the shortest sequence, {LONGEST} at most)"
+        "--steps",
+        metavar="N",
+        type=positive,
+        help=f"frames to come (a quarter of the shortest sequence, {LONGEST} at most)",
     )
     parser.add_argument(
         "--holdout", action="store_true", help="forecast the last N frames of the data from those before, truth beside"
@@ -35,7 +38,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     import numpy as np
 
-    from vssn.output.results import Look, times_ahead, times_of, write_forecast
+    from vssn.output.results import times_ahead, times_of, write_forecast
     from vssn.output.tables import Frames
     from vssn.output.targets import choose
     from vssn.training.checkpoints import load_model
@@ -45,8 +48,8 @@ def run(options: argparse.Namespace) -> int:
     model, config = load_model(options.checkpoint)
     applied = data_of(config, options.data, options.split, options.first)
     source = applied.source
-    target = choose("--output", options.output, source.kind, len(source.x))
     seen, steps = _seen(applied, options.steps, options.holdout, model.control_size > 0)
+    target = choose("--output", options.output, source.kind, len(source.x))
     levels = sorted(set(options.quantiles))
     past = [x[:end] for x, end in zip(source.x, seen, strict=True)]
     controls = source.u if model.control_size else None
@@ -69,8 +72,8 @@ def run(options: argparse.Namespace) -> int:
                 sample=source.kind not in ("film", "audio"),  # their noise is nothing to look at: means are fed back
                 seed=mixed_seed(options.seed, batch.first),
             )
-            mean += list(forecast.mean.transpose(0, 1).double().cpu().numpy())
-            samples += list(forecast.samples.movedim(2, 0).double().cpu().numpy())
+            mean += list(forecast.mean.transpose(0, 1).float().cpu().numpy())
+            samples += list(forecast.samples.movedim(2, 0).float().cpu().numpy())
             progress.advance(len(batch.lengths))
     times = times_of(source)
     before = [time[:end] for time, end in zip(times, seen, strict=True)]
@@ -79,15 +82,12 @@ def run(options: argparse.Namespace) -> int:
     else:
         coming = [times_ahead(time, source.step, steps) for time in before]
     frames = Frames(source.names, source.channels, coming, mean, samples, levels)
-    histories = [x.double().numpy() for x in past]
+    histories = [x.float().numpy() for x in past]
     truths = None
     if options.holdout:
-        truths = [x[end : end + steps].double().numpy() for x, end in zip(source.x, seen, strict=True)]
-    look = Look(
-        source.kind, applied.label, source.frame_shape, source.rate, applied.tempo, applied.gain, applied.offset
-    )
+        truths = [x[end : end + steps].float().numpy() for x, end in zip(source.x, seen, strict=True)]
     with writing("--output", options.output), np.errstate(all="ignore"):
-        say_written(write_forecast(target, look, frames, histories, truths, before))
+        say_written(write_forecast(target, applied.look, frames, histories, truths, before))
     return 0
 
 

@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from vssn.errors import DataError
-    from vssn.output.results import Look, times_ahead, write_generated
+    from vssn.output.results import times_ahead, write_generated
     from vssn.output.tables import Frames
     from vssn.output.targets import choose
     from vssn.training.checkpoints import load_model
@@ -59,15 +59,12 @@ def run(options: argparse.Namespace) -> int:
             u = None if controls is None else controls[:, first : first + here]
             with seeded(mixed_seed(options.seed, first), like.device):
                 made = model.generate(steps, here, u=u, sample=source.kind not in ("film", "audio"))
-            drawn += list(made.x.transpose(0, 1).double().cpu().numpy())
-            mean += list(made.mean.transpose(0, 1).double().cpu().numpy())
+            drawn += list(made.x.transpose(0, 1).float().cpu().numpy())
+            mean += list(made.mean.transpose(0, 1).float().cpu().numpy())
             progress.advance(here)
     names = [f"generated-{number + 1:03d}" for number in range(count)]
     times = [times_ahead(np.array([-1.0]) if isinstance(source.step, float) else np.array([-1]), None, steps)] * count
     frames = Frames(names, source.channels, times, mean, [x[None] for x in drawn], ())
-    look = Look(
-        source.kind, applied.label, source.frame_shape, source.rate, applied.tempo, applied.gain, applied.offset
-    )
     with writing("--output", options.output), np.errstate(all="ignore"):
-        say_written(write_generated(target, look, frames))
+        say_written(write_generated(target, applied.look, frames))
     return 0

@@ -13,7 +13,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "latents",
         help="the states of every frame",
-        description="Infer d, z and w of every frame and write them as columns d1.., z1.., w1.. of a table, or as arrays.",
+        description="Infer d, z and w of every frame: columns d1.., z1.., w1.. of a table, or arrays.",
     )
     add_inference(parser, samples=None)
     parser.add_argument(
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
                 lengths=batch.lengths,
                 kind=options.kind,
                 samples=options.samples,
-                **({} if options.samples is None else {"seed": mixed_seed(options.seed, batch.first)}),
+                seed=mixed_seed(options.seed, batch.first),
             )
             for letter, part in zip("dzw", found, strict=True):
                 part = part if options.samples is None else part.mean(0)

@@ -66,36 +66,22 @@ def draw_fans(
     figure = Figure(figsize=(9, 0.9 + (3.1 if len(shown) == 1 else 2.0 * len(shown))), layout="constrained")
     axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
     for axis, fan in zip(axes, shown, strict=True):
-        axis.plot(fan.times, fan.history, color="0.15", linewidth=1.2, label="history" if not scattered else "observed")
+        known = "observed" if scattered else "history"
+        axis.plot(fan.times, fan.history, color="0.15", linewidth=1.2, label=known if len(fan.times) else None)
         alone = _alone(fan.history)
         axis.plot(fan.times[alone], fan.history[alone], ".", color="0.15", markersize=3)
         for number, part in enumerate(_runs(fan, scattered)):
-            ahead, samples = fan.ahead[part], fan.samples[:, part]
-            named = number == 0
-            for band, alpha in zip(BANDS, (0.18, 0.38), strict=True):
-                low, high = np.quantile(samples, ((1 - band) / 2, (1 + band) / 2), axis=0)
+            ahead, samples, named = fan.ahead[part], fan.samples[:, part], number == 0
+            for band, alpha in zip(BANDS if len(samples) > 1 else (), (0.18, 0.38), strict=False):
+                ends = np.quantile(samples, ((1 - band) / 2, (1 + band) / 2), axis=0)
+                wide, (low, high) = _widened(ahead, ends, fan.times)
                 label = f"{band:.0%} interval" if named else None
-                if len(ahead) == 1:  # a band of one step has no width
-                    axis.errorbar(
-                        ahead,
-                        (low + high) / 2,
-                        yerr=(high - low) / 2,
-                        fmt="none",
-                        color=BLUE,
-                        alpha=2 * alpha,
-                        elinewidth=4,
-                        label=label,
-                    )
-                else:
-                    axis.fill_between(ahead, low, high, color=BLUE, alpha=alpha, linewidth=0, label=label)
-            style = "-" if len(ahead) > 1 else "o"
-            median = np.median(samples, 0)
-            axis.plot(
-                ahead, median, style, color=BLUE, linewidth=1.8, markersize=3, label=model_label if named else None
-            )
+                axis.fill_between(wide, low, high, color=BLUE, alpha=alpha, linewidth=0, label=label)
+            wide, (median,) = _widened(ahead, np.median(samples, 0)[None], fan.times)
+            axis.plot(wide, median, color=BLUE, linewidth=1.8, label=model_label if named else None)
         if fan.truth is not None:
             axis.plot(fan.ahead, fan.truth, color=ORANGE, linewidth=1.2, linestyle="--", label="truth")
-        if not scattered and len(fan.ahead):
+        if not scattered and len(fan.ahead) and len(fan.times):
             axis.axvline(fan.ahead[0], color="0.6", linewidth=0.8, linestyle=":")
         axis.set_ylabel(fan.label)
         plain(axis)
@@ -109,6 +95,14 @@ def draw_fans(
     more = f" ({len(shown)} of {len(fans)} channels)" if len(fans) > len(shown) else ""
     axes[0].set_title(title + more, fontsize=11, loc="left", pad=10)
     save(figure, path)
+
+
+def _widened(ahead: _Array, values: _Array, times: _Array) -> tuple[_Array, _Array]:
+    """A single time [1] and its values [., 1] as a step's width, so that it shows; more of them as they are."""
+    if len(ahead) != 1:
+        return ahead, values
+    half = np.diff(times).min() / 2 if len(times) > 1 else ahead[0] - ahead[0]
+    return np.array((ahead[0] - half, ahead[0] + half)), values.repeat(2, -1)
 
 
 def _alone(history: _Array) -> _Array:

@@ -67,7 +67,12 @@ def times_ahead(times: Array, step: str | float | None, steps: int) -> Array:
 
 
 def write_forecast(
-    target: Target, look: Look, frames: Frames, histories: Sequence[Array], truths: Sequence[Array] | None, past: Sequence[Array]
+    target: Target,
+    look: Look,
+    frames: Frames,
+    histories: Sequence[Array],
+    truths: Sequence[Array] | None,
+    past: Sequence[Array],
 ) -> list[Path]:
     """Frames behind those that are known; the files that were written.
 
@@ -110,7 +115,9 @@ def write_generated(target: Target, look: Look, frames: Frames) -> list[Path]:
     return written + _write_playable(target, look, frames.names, [sample[0] for sample in frames.samples], None)
 
 
-def write_imputed(target: Target, look: Look, frames: Frames, source: Source, columns: Sequence[str] | None) -> list[Path]:
+def write_imputed(
+    target: Target, look: Look, frames: Frames, source: Source, before: pandas.DataFrame | None
+) -> list[Path]:
     """Sequences with their gaps filled; the files that were written.
 
     Tables have the columns that came in, and beside them in a folder stands imputed.csv: the entries that were missing,
@@ -119,16 +126,16 @@ def write_imputed(target: Target, look: Look, frames: Frames, source: Source, co
     Args:
         frames: all frames of every sequence; samples where x is observed are x.
         source: as it came, with NaN.
-        columns: of the file that came in, in their order; None: not known.
+        before: the table that came in, as `filled_table` takes it.
     """
-    observed = [x.double().numpy() for x in source.x]
+    observed = [x.numpy() for x in source.x]
     gaps = [np.isnan(x) for x in observed]
     written = []
     if look.kind == "table":
         for suffix in (".csv", ".parquet"):
             path = target.of_all("filled", suffix)
             if path is not None:
-                write_table(path, filled_table(source, frames, columns))
+                write_table(path, filled_table(source, frames, before))
                 written.append(path)
         extra = target.of_all("imputed", ".csv")
         if extra is not None and target.file is None:
@@ -159,17 +166,19 @@ def write_imputed(target: Target, look: Look, frames: Frames, source: Source, co
     return written + _write_playable(target, look, frames.names, best, None)
 
 
-def filled_table(source: Source, frames: Frames, columns: Sequence[str] | None = None) -> pandas.DataFrame:
+def filled_table(source: Source, frames: Frames, before: pandas.DataFrame | None = None) -> pandas.DataFrame:
     """The table that came in, on its regular grid, with the means where something was missing.
 
     Args:
-        columns: in their order; what the sequences do not hold is left out. None: ids, times, features, controls.
+        before: the table as it stands in its file: what it has stays as it is, to the last digit, and so does the order
+            of its columns; columns that are neither ids, times, features nor controls are left out. None: not known.
     """
     with needing("files"):
         import pandas
 
     options = source.options
     id_column, time_column, channel_column = (options.get(f"{name}_column") for name in ("id", "time", "channel"))
+    keys = [column for column in (id_column, time_column) if column is not None]
     parts = []
     for i, name in enumerate(frames.names):
         content: dict[str, Any] = {}
@@ -177,17 +186,52 @@ def filled_table(source: Source, frames: Frames, columns: Sequence[str] | None =
             content[id_column] = [name] * len(frames.mean[i])
         if time_column is not None:
             content[time_column] = frames.times[i]
-        content |= {channel: frames.mean[i][:, c] for c, channel in enumerate(source.channels)}
+        content |= {channel: _short(frames.mean[i][:, c]) for c, channel in enumerate(source.channels)}
         if source.u is not None:
-            content |= {control: source.u[i][:, c].numpy() for c, control in enumerate(source.controls)}
+            content |= {control: _short(source.u[i][:, c].numpy()) for c, control in enumerate(source.controls)}
         parts.append(pandas.DataFrame(content))
     table = pandas.concat(parts, ignore_index=True)
+    values = [*source.channels, *source.controls]
     if channel_column is not None:
-        keys = [column for column in (id_column, time_column, *source.controls) if column is not None]
         value = (options.get("value_columns") or ["value"])[0]
-        table = table.melt(id_vars=keys, value_vars=source.channels, var_name=channel_column, value_name=value)
-    order = [column for column in columns or () if column in table.columns]
-    return table[[*order, *(column for column in table.columns if column not in order)]]
+        kept = [*keys, *source.controls]
+        table = table.melt(id_vars=kept, value_vars=source.channels, var_name=channel_column, value_name=value)
+        keys, values = [*keys, channel_column], [value, *source.controls]
+    if before is None or not {*keys, *values} <= {*before.columns}:
+        return table
+    return _with_originals(table, before, keys, values, time_column)[
+        [column for column in before.columns if column in table.columns]
+    ]
+
+
+def _with_originals(
+    table: pandas.DataFrame, before: pandas.DataFrame, keys: list[str], values: list[str], time: str | None
+) -> pandas.DataFrame:
+    """The table with the entries of the file where it has any at those keys."""
+    with needing("files"):
+        import pandas
+
+    if not keys:  # rows are a step apart, as they stand
+        originals = before.reset_index(drop=True)
+    else:
+        before = before.copy()
+        for key in keys:
+            if key != time:
+                before[key] = before[key].astype(str)
+            elif table[time].dtype.kind == "M":
+                zoned = pandas.to_datetime(before[time], format="mixed", utc=True, errors="coerce")
+                before[time] = zoned.dt.tz_localize(None).astype(table[time].dtype)
+        before = before[~before.duplicated(keys, keep=False)]
+        originals = table[keys].merge(before[[*keys, *values]], on=keys, how="left")
+    for column in values:
+        own = pandas.to_numeric(originals[column], errors="coerce")
+        table[column] = own.where(own.notna(), table[column])
+    return table
+
+
+def _short(values: Array) -> Array:
+    """float32 in as many digits as it has, as float64: 0.1 for what would be 0.10000000149."""
+    return np.array([float(str(value)) for value in np.asarray(values, np.float32)], np.float64)
 
 
 def _missing_table(frames: Frames, gaps: Sequence[Array]) -> pandas.DataFrame:
@@ -257,7 +301,8 @@ def _draw_series(
         )
         for c, channel in enumerate(frames.channels)
     ]
-    draw_fans(path, fans, title=title, time_label=_time_label(frames.times[i]))
+    label = "median forecast" if len(history) else "generated"
+    draw_fans(path, fans, title=title, time_label=_time_label(frames.times[i]), model_label=label)
 
 
 def _draw_gaps(path: Path, frames: Frames, i: int, observed: Array, gaps: Array, title: str) -> None:

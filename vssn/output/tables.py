@@ -40,7 +40,8 @@ class Frames:
 
     def quantiles(self, series: int) -> Array:
         """[Q, T, X] of a series, from its samples."""
-        return np.quantile(self.samples[series], self.levels, axis=0) if self.levels else self.samples[series][:0]
+        samples = self.samples[series]
+        return np.quantile(samples, self.levels, axis=0).astype(samples.dtype) if len(self.levels) else samples[:0]
 
 
 def quantile_name(level: float) -> str:

@@ -94,6 +94,11 @@ def positive(text: str) -> int:
     return _whole(text, 1)
 
 
+def several(text: str) -> int:
+    """A whole number of at least 2, for argparse."""
+    return _whole(text, 2)
+
+
 def seed(text: str) -> int:
     """What generators take, for argparse."""
     return _whole(text, 0, 2**64 - 1)
