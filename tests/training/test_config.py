@@ -83,7 +83,8 @@ def test_speech_needs_a_likelihood_of_real_values(likelihood: str) -> None:
 def test_model_section_has_the_arguments_and_defaults_of_the_model() -> None:
     parameters = dict(list(inspect.signature(VSSN.__init__).parameters.items())[1:])
     for decided_elsewhere in (
-        *("x_size", "control_size", "num_sequences", "encoder", "decoder", "batch_first", "device", "dtype"),
+        *("x_size", "control_size", "num_sequences", "encoder", "decoder", "scaling", "batch_first"),
+        *("device", "dtype"),
     ):
         del parameters[decided_elsewhere]
     fields = VSSNSection.model_fields

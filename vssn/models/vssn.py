@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from vssn.likelihoods.base import Likelihood
 from vssn.likelihoods.registry import make_likelihood
+from vssn.likelihoods.scaled import Scaled
 from vssn.nn.blocks import MLP, Embedding, reset_children
 from vssn.nn.interface import EncodedBatch, Floats, Generation, SequenceModel, SequenceOutput
 from vssn.nn.layer import Embedded, Inference, State, VSSNLayer, require_control
 from vssn.nn.paths import LayerParticles, floats_of_particles, infer_noise, infer_prefixes
 from vssn.utils.checks import require_choice, require_factor, require_flag, require_number, require_shape, require_size
+from vssn.utils.scaling import Scaling, check_scaling
 from vssn.utils.sequences import (
     check_control,
     check_lengths,
@@ -71,12 +73,17 @@ class VSSN(SequenceModel):
         masked: the networks get the mask of observed entries beside x; without a mask, NaN in x is missing.
         encoder: module [N, F] -> [N, embed_size] in place of e_x (F = X, or 2X with masked: x, then mask).
         decoder: module [N, Z+D] -> [N, parameters of the likelihood] in place of the MLP on (z_t, d_t).
+        scaling: of the data, with a likelihood of real numbers: the networks see standardised frames and controls, all
+            that goes in and comes out, log-densities too, is in the unit of the data. Kept as buffers.
         batch_first: sequences are [B, T, ·].
         device, dtype: of the parameters, those of modules that are given apart.
 
     Raises:
         ValueError: a size or a choice that is not possible, named with what was expected.
     """
+
+    mean_u: Tensor | None  # [U] of the scaling, where there is one
+    std_u: Tensor
 
     def __init__(
         self,
@@ -107,6 +114,7 @@ class VSSN(SequenceModel):
         masked: bool = False,
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
+        scaling: Scaling | None = None,
         batch_first: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -159,6 +167,14 @@ class VSSN(SequenceModel):
             self.control_encoder = Embedding(control_size, embed_size, activation, **factory)
         options = {"mixture_size": mixture_size, "nade_size": nade_size, "min_logvar_x": min_logvar_x}
         self.likelihood = make_likelihood(likelihood, x_size, options, **factory)
+        scaling = (
+            None if scaling is None else check_scaling(scaling, x_size, control_size).like(self.layer.a_parameter())
+        )
+        self.is_scaled = scaling is not None
+        if scaling is not None:
+            self.likelihood = Scaled(self.likelihood, scaling.x_mean, scaling.x_std)
+        self.register_buffer("mean_u", None if scaling is None else scaling.u_mean)
+        self.register_buffer("std_u", None if scaling is None else scaling.u_std)
         self.decoder = decoder
         if decoder is None:
             sizes = (latent_size, hidden_size)
@@ -247,11 +263,19 @@ class VSSN(SequenceModel):
         return EncodedBatch(x, observed, valid, frames, embedded[1:], controls, start)
 
     def frames(self, x: Tensor, observed: Tensor | None) -> Tensor:
-        """What the networks see: x [T, B, X], with masked the mask beside it [T, B, 2X]."""
+        """What the networks see: x [T, B, X], with scaling standardised, with masked the mask beside it [T, B, 2X]."""
+        if self.is_scaled:
+            x = self.likelihood.standardised(x, observed)
         if not self.masked:
             return x
         beside = torch.ones_like(x) if observed is None else observed.to(x.dtype)
         return torch.cat((x, beside), -1)
+
+    @property
+    def scaling(self) -> Scaling | None:
+        if not self.is_scaled:
+            return None
+        return Scaling(self.likelihood.mean_x, self.likelihood.std_x, self.mean_u, self.std_u)
 
     def _encode(self, frames: Tensor) -> Tensor:
         if self.encoder is None:
@@ -261,6 +285,8 @@ class VSSN(SequenceModel):
         return rows.view(*frames.shape[:2], self.layer.input_size)
 
     def _encode_control(self, u: Tensor | None) -> Tensor | None:
+        if u is not None and self.mean_u is not None:
+            u = (u - self.mean_u) / self.std_u
         return u if u is None or self.control_encoder is None else self.control_encoder(u)
 
     def control(self, x_last: Tensor, u: Tensor | None) -> tuple[Tensor, ...]:

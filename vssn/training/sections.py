@@ -15,6 +15,7 @@ from vssn.models.vssn import VSSN
 from vssn.nn.interface import SequenceModel
 from vssn.utils.numbers import Count, NotNegative, Positive, Real, Seed, Share, Size, Within
 from vssn.utils.packages import needing
+from vssn.utils.scaling import Scaling
 
 with needing("train"):
     from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, create_model, model_validator
@@ -133,12 +134,21 @@ class ModelSection(Section):
     def takes_controls(self) -> bool:
         return getattr(self, "control", "none") in ("external", "both")
 
-    def build(self, x_size: int, control_size: int, num_sequences: int | None) -> SequenceModel:
+    def build(
+        self, x_size: int, control_size: int, num_sequences: int | None, scaling: Scaling | None = None
+    ) -> SequenceModel:
         """The model with fresh weights, of what it takes. Raises ValueError where its sizes are not possible."""
         cls = MODELS[self.name]
         shares = getattr(self, "universal", "point") == "gaussian"
-        decided = {"x_size": x_size, "control_size": control_size, "num_sequences": num_sequences if shares else None}
+        decided = {
+            "x_size": x_size,
+            "control_size": control_size,
+            "num_sequences": num_sequences if shares else None,
+            "scaling": scaling,
+        }
         takes = inspect.signature(cls).parameters
+        if scaling is not None and "scaling" not in takes:
+            raise ValueError(f"{self.name!r} has no argument scaling; set data.standardise to false")
         return cls(**self.model_dump(exclude={"name"}), **{name: decided[name] for name in decided if name in takes})
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -172,7 +182,7 @@ class VSSNSection(ModelSection):
 
 
 # Arguments of a model that the data decides, or that no configuration can write.
-NO_KEYS = ("x_size", "control_size", "num_sequences", "encoder", "decoder", "batch_first", "device", "dtype")
+NO_KEYS = ("x_size", "control_size", "num_sequences", "encoder", "decoder", "scaling", "batch_first", "device", "dtype")
 
 
 def model_section(settings: Mapping[str, Any]) -> type[ModelSection]:
