@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
@@ -12,7 +13,11 @@ from vssn.data.batching import Item, SequenceDataset, as_sequence
 from vssn.errors import DataError
 from vssn.utils.values import REAL, Support, require_finite, require_values
 
-_NO_MASK = "training takes no mask: fill in what is missing or too large for float32, or leave the sequence out"
+_NO_MASK = (
+    "training takes no mask: make the model with masked=True (model.masked: true), which takes NaN as missing, or fill "
+    "it in; leave out what is too large for float32"
+)
+_NO_NAN_IN_U = "training takes no mask of controls: fill in what is missing or too large for float32"
 
 
 class Splits(NamedTuple):
@@ -26,6 +31,7 @@ class DrawnDataset(SequenceDataset):
     checked whenever it is drawn."""
 
     support, likelihood = REAL, ""  # what x may hold, and whose support that is
+    missing = False  # whether NaN stands for what is missing
 
     def __init__(self, name: str, dataset: Any) -> None:
         self.name, self.dataset = name, dataset
@@ -39,7 +45,7 @@ class DrawnDataset(SequenceDataset):
                 raise DataError(f"{name}: expected x or (x, u), got a {type(item).__name__} of {len(item)}")
             x, u = (*item, None)[:2]
         x, u = _sequence(name, x), None if u is None else _sequence(f"u of {name}", u, "U")
-        check_values(name, x, u, self.support, self.likelihood)
+        check_values(name, x, u, self.support, self.likelihood, self.missing)
         return x, u
 
     def set_epoch(self, epoch: int) -> None:
@@ -78,11 +84,20 @@ def as_splits(splits: object) -> Splits:
     return Splits(*parts)
 
 
-def check_values(name: str, x: Tensor | None, u: Tensor | None, support: Support, likelihood: str) -> None:
-    """Raises DataError unless x lies in the support, as the float32 that it becomes, and u is finite."""
+def check_values(
+    name: str, x: Tensor | None, u: Tensor | None, support: Support, likelihood: str, missing: bool = False
+) -> None:
+    """Raises DataError unless x lies in the support, as the float32 that it becomes, and u is finite.
+
+    Args:
+        missing: NaN in x stands for what is missing.
+    """
     if x is not None:
-        require_values(name, x.float(), support, _NO_MASK, likelihood)
-    require_finite(f"u of {name}", None if u is None else u.float(), _NO_MASK)
+        numbers = x.float()
+        if missing and x.is_floating_point():
+            numbers = torch.where(x.isnan(), 0.0, numbers)  # 0 has a density in every support
+        require_values(name, numbers, support, _NO_MASK, likelihood)
+    require_finite(f"u of {name}", None if u is None else u.float(), _NO_NAN_IN_U)
 
 
 def widths(dataset: SequenceDataset) -> tuple[int, int]:

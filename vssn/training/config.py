@@ -28,7 +28,8 @@ from vssn.training.sections import (
     model_section,
 )
 from vssn.utils.packages import needing
-from vssn.utils.values import Support
+from vssn.utils.scaling import Scaling
+from vssn.utils.values import REAL, Support
 
 with needing("train"):
     import yaml
@@ -53,18 +54,22 @@ class Config(Section):
             configured = getattr(self.data, key)
             if configured is not None and configured != came:
                 raise ConfigError(f"data.{key}: {configured!r}, but the data has {came!r}; leave it out or change it")
-        return self._with_data(self.data.model_copy(update=measured))
+        return self._with_data(self.data.model_copy(update=measured))._require_use_of_controls()
 
     def with_folder(self, folder: str | None) -> Config:
-        """This configuration with another folder of the data; None, or a simulated set: as it is."""
-        if folder is None or "folder" not in type(self.data).model_fields:
-            return self
-        return self._with_data(self.data.model_copy(update={"folder": folder}))
+        """This configuration with the data in another folder, or file; None, or a simulated set: as it is."""
+        for place in ("folder", "path"):
+            if folder is not None and place in type(self.data).model_fields:
+                return self._with_data(self.data.model_copy(update={place: folder}))
+        return self
 
     def with_given_data(self, splits: Splits) -> Config:
         """This configuration with data from Python in the place of its set, and its sizes. Raises ConfigError."""
-        config = self._with_data(self.data.given()).with_measured(splits)
-        if config.data.sizes[1] and not self.model.takes_controls:
+        return self._with_data(self.data.given()).with_measured(splits)
+
+    def _require_use_of_controls(self) -> Config:
+        """This configuration. Raises ConfigError where the model takes no controls, and the data that came has some."""
+        if self.data.row.x_size is None and self.data.sizes[1] and not self.model.takes_controls:
             control = getattr(self.model, "control", None)
             if control is None:
                 raise ConfigError(f"model.name: {self.model.name!r} takes no controls u; leave them out of the splits")
@@ -72,20 +77,22 @@ class Config(Section):
                 f"model.control: expected 'external' or 'both' as the splits have controls u, got "
                 f"{control!r}; change it or leave the controls out"
             )
-        return config
+        return self
 
     def _with_data(self, data: DataSection) -> Config:
         return self.model_copy(update={"data": data})
 
-    def build_model(self, num_sequences: int | None = None) -> SequenceModel:
+    def build_model(self, num_sequences: int | None = None, scaling: Scaling | None = None) -> SequenceModel:
         """A model with fresh weights. Raises ConfigError where its sizes are not possible.
 
         Args:
             num_sequences: training sequences, among which universal="gaussian" shares its KL.
+            scaling: of the training data, with data.standardise; None: that which changes nothing, for weights that
+                bring theirs.
         """
         x_size, control_size = self.data.sizes
         if x_size is None or control_size is None:
-            raise ConfigError("data.x_size: not known before the data is there; train with vssn.fit(config, splits)")
+            raise ConfigError("data.x_size: not known before the data is there; train with vssn.fit")
         if self.model.takes_controls and not control_size:
             raise ConfigError(
                 f"model.control: expected 'previous' or 'none' with the set {self.data.set!r}, which has no external "
@@ -97,8 +104,18 @@ class Config(Section):
                 f"model.likelihood: expected one for {_values(holds)} with the set {self.data.set!r}, got "
                 f"{likelihood!r}, which takes {_values(LIKELIHOODS[likelihood].support)} alone; choose another"
             )
+        control_size = control_size if self.model.takes_controls else 0
+        if self.data.standardises and likelihood is not None and LIKELIHOODS[likelihood].support != REAL:
+            raise ConfigError(
+                f"data.standardise: expected false with model.likelihood {likelihood!r}, which takes "
+                f"{_values(LIKELIHOODS[likelihood].support)}; leave it out, or take likelihood 'gaussian'"
+            )
+        if not self.data.standardises:
+            scaling = None
+        elif scaling is None:
+            scaling = Scaling.identity(x_size, control_size)
         try:
-            return self.model.build(x_size, control_size if self.model.takes_controls else 0, num_sequences)
+            return self.model.build(x_size, control_size, num_sequences, scaling)
         except ValueError as error:
             raise ConfigError(f"model: {error}") from None
         except (RuntimeError, TypeError, OverflowError):  # what torch raises where memory or integers do not suffice

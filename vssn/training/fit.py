@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from vssn.data.files import FileDataset
 from vssn.data.splits import DrawnDataset, Splits, as_splits, check_values, in_memory
 from vssn.errors import ConfigError
 from vssn.inference.scoring import Scores, evaluate
@@ -32,6 +33,7 @@ from vssn.training.trainer import OneProcess, PlainStates, ProgressBar, check_ca
 from vssn.utils.checks import require_flag
 from vssn.utils.command import replacing
 from vssn.utils.packages import needing
+from vssn.utils.scaling import Scaling
 from vssn_kernels import keep_memory
 
 with needing("train"):
@@ -92,22 +94,23 @@ def fit(
     started = time.monotonic()
     keep_memory()
     with Heartbeat("reading the data") as pulse:
-        given = None if splits is None else as_splits(splits)
-        if given is not None:
-            config = config.with_given_data(given)
-        elif config.data.row.from_python:
-            config.load_data()  # says what is missing
+        loaded = None if splits is None else as_splits(splits)
+        if loaded is not None:
+            config = config.with_given_data(loaded)
+        elif config.data.row.x_size is None:  # of "given" this says what is missing
+            loaded = config.load_data()
+            config = config.with_measured(loaded)
         folder = Path(config.training.output)
         done = check_folder(folder, config, resume)
         device = _device(config.training)
         pl.seed_everything(config.training.seed, workers=True, verbose=False)
-        loaded = given
         if loaded is None:
             loaded = config.load_data()
             config = config.with_measured(loaded)
-        model = config.build_model(_count_chunks(loaded, config.training.chunk_length))
-        if given is not None:
-            _check_values(given, model)
+        chunks = _count_chunks(loaded, config.training.chunk_length)
+        model = config.build_model(chunks, _scaling(config, loaded))
+        if config.data.row.values is None:
+            _check_values(loaded, model)
         data, module = SequenceData(loaded, config), TrainingModule(model, config)
         run = RunDirectory(folder, done, config.training.report_every, pulse)
         with creating(folder), quiet(), first_rank():
@@ -127,14 +130,27 @@ def fit(
 
 
 def _check_values(splits: Splits, model: SequenceModel) -> None:
-    """Of data from Python: what stands in memory now, what a Dataset makes when it is drawn; what a transform makes
-    meets the model's own check."""
+    """Of data that is not known beforehand: what stands in memory now, what a Dataset makes when it is drawn; what a
+    transform makes meets the model's own check."""
     support, title = model.likelihood.support, model.likelihood.title
+    missing = bool(getattr(model, "masked", False))
     for name, part in splits._asdict().items():
         if isinstance(part, DrawnDataset):
-            part.support, part.likelihood = support, title
+            part.support, part.likelihood, part.missing = support, title, missing
+        names = part.source.names if isinstance(part, FileDataset) else None
         for index, (x, u) in enumerate(in_memory(part)):
-            check_values(f"splits.{name}[{index}]", x if part.transform is None else None, u, support, title)
+            where = f"splits.{name}[{index}]" if names is None else f"x of {names[index]}"
+            check_values(where, x if part.transform is None else None, u, support, title, missing)
+
+
+def _scaling(config: Config, splits: Splits) -> Scaling | None:
+    """Of the training sequences, before a transform where they stand in memory."""
+    if not config.data.standardises:
+        return None
+    train = splits.train
+    items = list(in_memory(train)) or [train[index] for index in range(len(train))]
+    controls = [u for _, u in items if u is not None] if config.model.takes_controls else []
+    return Scaling.of([x for x, _ in items], controls or None)
 
 
 def _describe(config: Config, splits: Splits, model: SequenceModel, device: torch.device) -> str:

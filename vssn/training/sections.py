@@ -55,6 +55,11 @@ class DataSection(Section):
         return self.row.free | {"workers"}
 
     @property
+    def standardises(self) -> bool:
+        """Whether the model keeps the scale of the training data."""
+        return bool(self.own.get("standardise", False))
+
+    @property
     def own(self) -> dict[str, Any]:
         """The keys of the set itself."""
         return {name: getattr(self, name) for name in self.row.own_keys()}
@@ -63,8 +68,9 @@ class DataSection(Section):
         """This section for data from Python: what all sets share of it."""
         if self.row.from_python:
             return self
-        shared = {name: getattr(self, name) for name in DataSection.model_fields if name != "set"}
-        return data_section("given")(set="given", **shared)
+        names = [name for name in DataSection.model_fields if name != "set"]
+        names += [name for name in ("standardise",) if name in type(self).model_fields]
+        return data_section("given")(set="given", **{name: getattr(self, name) for name in names})
 
     def load(self, controls: bool) -> Splits:
         """Reads or simulates the set; `controls`: the model takes them. Raises DataError."""

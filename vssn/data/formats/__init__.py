@@ -9,20 +9,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vssn.data.folder import entries
-from vssn.data.formats import arrays, tables
+from vssn.data.folder import entries, files_below
+from vssn.data.formats import arrays, films, midi, recordings, tables, trials
 from vssn.data.formats.base import KINDS, Source, joined, part_folders
 from vssn.errors import DataError, shorten
 
-__all__ = ["KINDS", "Source", "read", "read_like"]
+__all__ = ["KINDS", "Source", "options_of", "read", "read_like"]
 
 Reader = Callable[..., Source]
 
-# One file a form: the kind, the endings of its files and the reader of one.
-_FILES: tuple[tuple[str, tuple[str, ...], Reader], ...] = (
-    ("table", tables.SUFFIXES, tables.read_table),
-    ("arrays", arrays.SUFFIXES, arrays.read_arrays),
-)
+# One file a form: the endings of its files and the reader of one. NumPy's hold films where they have more axes.
+READERS: dict[str, tuple[tuple[str, ...], Reader]] = {
+    "table": (tables.SUFFIXES, tables.read_table),
+    "arrays": (arrays.SUFFIXES, arrays.read_arrays),
+    "trials": (trials.SUFFIXES, trials.read_trials),
+    "midi": (midi.SUFFIXES, midi.read_midi),
+    "audio": (recordings.SUFFIXES, recordings.read_recording),
+    "film": (films.SUFFIXES, films.read_film),
+}
 
 
 def read(path: str | os.PathLike[str], *, format: str | None = None, **options: Any) -> Source:
@@ -66,8 +70,9 @@ def read_like(data: Any, path: str | os.PathLike[str]) -> Source:
     Raises:
         DataError: as `read`; its features or controls are not as many as the run's.
     """
-    options = dict(data.reading()) if hasattr(data, "reading") else {}
-    source = read(path, **options)
+    names = ["format", *(name for kind in KINDS for name in options_of(kind))]
+    settings = {name: getattr(data, name, None) for name in names} if getattr(data, "set", "") == "files" else {}
+    source = read(path, **settings)
     for name, letter, came in (("x_size", "x", source.x_size), ("control_size", "u", source.control_size)):
         wanted = dict(zip(("x_size", "control_size"), data.sizes, strict=True))[name]
         if wanted is not None and wanted != came:
@@ -75,45 +80,53 @@ def read_like(data: Any, path: str | os.PathLike[str]) -> Source:
     return source
 
 
+def options_of(kind: str) -> list[str]:
+    """The options of a form."""
+    parameters = inspect.signature(READERS[kind][1]).parameters
+    return [name for name, of in parameters.items() if of.kind is of.KEYWORD_ONLY]
+
+
 def _read(place: Path, format: str | None, options: Mapping[str, Any]) -> Source:
-    files = entries(place) if place.is_dir() else [place]
-    kind = format or _kind_of(place, files)
-    for name, suffixes, reader in _FILES:
-        if name == kind:
-            chosen = [file for file in files if file.name.lower().endswith(suffixes)] if place.is_dir() else files
-            _require_some(place, chosen, kind, suffixes)
-            return joined([_call(reader, kind, file, options) for file in chosen])
-    raise AssertionError(kind)
-
-
-def _require_some(place: Path, files: list[Path], kind: str, suffixes: tuple[str, ...]) -> None:
-    if not files:
-        raise DataError(f"{place}: expected files of the form {kind} ({', '.join(suffixes)}), found none")
-
-
-def _call(reader: Reader, kind: str, path: Path, options: Mapping[str, Any]) -> Source:
-    known = [name for name, of in inspect.signature(reader).parameters.items() if of.kind is of.KEYWORD_ONLY]
+    kind, files = _files(place, format)
+    suffixes, reader = READERS[kind]
+    known = options_of(kind)
     for name in options:
         if name not in known:
             has = f"has {', '.join(known)}" if known else "has no options"
             raise DataError(f"{name}: expected an option of the form {kind}, which {has}; leave it out")
-    return reader(path, **options)
+    if not files:
+        raise DataError(f"{place}: expected files of the form {kind} ({', '.join(suffixes)}), found none")
+    return joined([reader(file, **options) for file in files])
+
+
+def _files(place: Path, format: str | None) -> tuple[str, list[Path]]:
+    """The form, and what is read: each file of a folder and of those below it, each folder of pictures. Raises
+    DataError."""
+    if not place.is_dir():
+        return format or _kind_of(place, [place]), [place]
+    if format in (None, "film") and films.is_film_folder(place):
+        return "film", [place]
+    if format in (None, "film"):
+        pictures = [entry for entry in entries(place) if entry.is_dir() and films.is_film_folder(entry)]
+        if pictures:
+            return "film", pictures
+    files = sorted(files_below(place))
+    kind = format or _kind_of(place, files)
+    return kind, [file for file in files if file.name.lower().endswith(READERS[kind][0])]
 
 
 def _kind_of(place: Path, files: list[Path]) -> str:
     """By the endings of the files. Raises DataError."""
-    kinds = {
-        kind: file
-        for file in files
-        for kind, suffixes, _ in _FILES
-        if file.is_file() and file.name.lower().endswith(suffixes)
-    }
-    if len(kinds) > 1:
-        raise DataError(
-            f"{place}: expected files of one form, got {' and '.join(kind for kind in kinds)}; name it in format"
-        )
-    if not kinds:
-        endings = ", ".join(suffix for _, suffixes, _ in _FILES for suffix in suffixes)
-        found = shorten([file.name for file in files], "nothing")
-        raise DataError(f"{place}: expected data ({endings}), found {found}; name the file, or a folder of such files")
-    return next(iter(kinds))
+    found: dict[str, Path] = {}
+    for file in files:
+        kinds = [kind for kind, (suffixes, _) in READERS.items() if file.name.lower().endswith(suffixes)]
+        if kinds and kinds[0] not in found:
+            found[kinds[0]] = file
+    if len(found) > 1:
+        raise DataError(f"{place}: expected files of one form, got {' and '.join(found)}; name it in format")
+    if not found:
+        endings = ", ".join(suffix for suffixes, _ in READERS.values() for suffix in suffixes)
+        names = shorten([file.name for file in files], "nothing")
+        raise DataError(f"{place}: expected data ({endings}), found {names}; name the file, or a folder of such files")
+    kind, first = next(iter(found.items()))
+    return "film" if kind == "arrays" and films.holds_films(first) else kind

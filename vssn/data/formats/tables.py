@@ -27,7 +27,7 @@ from vssn.data.formats.grid import check_step, find_step, mean_of_rows, place
 from vssn.errors import DataError, shorten
 from vssn.utils.packages import needing
 
-SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".parquet", ".pq")
+SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".pq")
 _TIME = ("time", "timestamp", "datetime", "date", "ds", "t", "month", "year", "day", "hour", "step")
 _ID = ("id", "unique_id", "item_id", "series_id", "sequence", "series", "subject", "unit")
 _SPLIT = ("split", "part", "fold")
