@@ -12,6 +12,7 @@ _NEEDED_BY = {  # extras of pyproject.toml
     "speech": "reading speech",
     "download": "a download",
     "files": "reading data files",
+    "series": "reading the public series",
 }
 
 
