@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TRAIN = "install what training needs: pip install 'vssn[train]'"
 SPEECH = "install what reading speech needs: pip install 'vssn[speech]'"
 DOWNLOAD = "install what a download needs: pip install 'vssn[download]'"
+SERIES = "install what reading the public series needs: pip install 'vssn[series]'"
 FIT = "from vssn import fit"
 # package: what the line ends with, the error in Python, what raises it there, a command
 CASES = {
@@ -42,6 +43,18 @@ CASES = {
         "DataError",
         "from vssn.data.download import download_music; download_music('.')",
         ["download", "."],
+    ),
+    "statsmodels": (
+        SERIES,
+        "DataError",
+        "from vssn.data.series import load_series; load_series('co2')",
+        ["fit", "--config", "series"],
+    ),
+    "vega_datasets": (
+        SERIES,
+        "DataError",
+        "from vssn.data.series import load_series; load_series('weather')",
+        ["fit", "--config", "series", "--set", "data.set=weather"],
     ),
 }
 
