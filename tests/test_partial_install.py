@@ -17,6 +17,7 @@ TRAIN = "install what training needs: pip install 'vssn[train]'"
 SPEECH = "install what reading speech needs: pip install 'vssn[speech]'"
 FILES = "install what reading data files needs: pip install 'vssn[files]'"
 DOWNLOAD = "install what a download needs: pip install 'vssn[download]'"
+SERIES = "install what reading the public series needs: pip install 'vssn[series]'"
 FIT = "from vssn import fit"
 # package: what the line ends with, the error in Python, what raises it there, a command
 CASES = {
@@ -58,6 +59,18 @@ CASES = {
         "DataError",
         "from vssn.data.download import download_music; download_music('.')",
         ["download", "."],
+    ),
+    "statsmodels": (
+        SERIES,
+        "DataError",
+        "from vssn.data.series import load_series; load_series('co2')",
+        ["fit", "--config", "series"],
+    ),
+    "vega_datasets": (
+        SERIES,
+        "DataError",
+        "from vssn.data.series import load_series; load_series('weather')",
+        ["fit", "--config", "series", "--set", "data.set=weather"],
     ),
 }
 

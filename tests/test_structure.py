@@ -31,7 +31,7 @@ LAYERS = (
     ("vssn.likelihoods",),
     ("vssn.models",),
     ("vssn.inference",),
-    ("vssn.export",),
+    ("vssn.export", "vssn.output"),
     ("vssn.training", "vssn.configs"),
     ("vssn.demo",),
     ("vssn.experiments",),

@@ -27,10 +27,11 @@ from vssn.training.checkpoints import load_model, read_checkpoint, read_weights
 from vssn.training.config import Config, as_config, config_of
 from vssn.training.heartbeat import Heartbeat
 from vssn.training.module import SequenceData, TrainingModule
-from vssn.training.run_directory import MONITOR, RunDirectory, check_folder, creating, replacing
+from vssn.training.run_directory import MONITOR, RunDirectory, check_folder, creating
 from vssn.training.sections import TrainingSection
 from vssn.training.trainer import OneProcess, PlainStates, ProgressBar, check_callbacks, first_rank, quiet
 from vssn.utils.checks import require_flag
+from vssn.utils.command import replacing
 from vssn.utils.packages import needing
 from vssn.utils.scaling import Scaling
 from vssn_kernels import keep_memory

@@ -20,6 +20,7 @@ from vssn.errors import ConfigError, TrainingError
 from vssn.training.checkpoints import read_checkpoint
 from vssn.training.config import Config
 from vssn.training.heartbeat import Heartbeat
+from vssn.utils.command import replacing
 from vssn.utils.packages import needing
 
 with needing("train"):
@@ -113,17 +114,6 @@ def _cannot_write(folder: Path, error: OSError) -> ConfigError:
     return ConfigError(
         f"training.output: cannot write {error.filename or folder} ({error.strerror}); name another folder"
     )
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to; it takes the place of `path` when all is written."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class RunDirectory(Checkpoint):

@@ -14,6 +14,7 @@ _NEEDED_BY = {  # extras of pyproject.toml
     "files": "reading data files",
     "hub": "a model on the Hub",
     "onnx": "an export to ONNX",
+    "series": "reading the public series",
 }
 
 

@@ -59,7 +59,7 @@ def read_table(
         control_columns: of what is known from outside, the future included; they may not be missing.
         freq: step of the grid: a frequency of pandas' ("h", "15min", "MS"), or a number where times are numbers.
     """
-    frame = _load(path)
+    frame = load_table(path)
     frame.columns = [str(name) for name in frame.columns]
     named = {
         "time_column": time_column,
@@ -128,7 +128,8 @@ def read_table(
     )
 
 
-def _load(path: Path) -> Frame:
+def load_table(path: Path) -> Frame:
+    """As it stands in the file. Raises DataError."""
     pandas = _pandas()
     name = path.name.lower()
     try:

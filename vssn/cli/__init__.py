@@ -1,4 +1,4 @@
-"""The command `vssn`: init, fit, evaluate, reproduce, download, info.
+"""The command `vssn`: init, fit, evaluate, forecast, impute, generate, latents, reproduce, download, info.
 
 A mistake of the user is one line on stderr and exit code 2.
 """
@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vssn.cli import forecast, generate, impute, latents, series
+from vssn.cli.common import add_threads, dataset_of, use_threads, with_data
 from vssn.experiments.tasks import NAMES
 from vssn.training.heartbeat import Heartbeat
-from vssn.utils.command import INTERRUPTED, check_target, positive, run_command, seed, threads, writing
+from vssn.utils.command import INTERRUPTED, check_target, positive, run_command, seed, writing
 from vssn_kernels.version import __version__
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--output", metavar="DIR", help="folder of the run (else training.output)")
     fit.add_argument("--resume", action="store_true", help="continue the run in that folder from its last.ckpt")
     fit.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="e.g. training.max_epochs=3")
-    _add_threads(fit)
+    add_threads(fit)
     fit.set_defaults(run=_fit)
 
     evaluate = commands.add_parser("evaluate", help="score a checkpoint", description="Score a checkpoint.")
@@ -76,9 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--memory", metavar="MIB", type=positive, default=1024, help="that iwae and fivo may use (1024)"
     )
+    series.add_scores(evaluate)
     evaluate.add_argument("--json", metavar="FILE", type=Path, help="write the scores there too")
-    _add_threads(evaluate)
+    add_threads(evaluate)
     evaluate.set_defaults(run=_evaluate)
+
+    for command in (forecast, impute, generate, latents):
+        command.add(commands)
 
     reproduce = commands.add_parser(
         "reproduce",
@@ -104,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="runs whose SET-MODEL-SEED has this part: jsb, jsb-vssn, vssn_nade",
     )
-    _add_threads(reproduce)
+    add_threads(reproduce)
     reproduce.add_argument(
         "--report",
         metavar="FILE",
@@ -123,35 +129,15 @@ def _parser() -> argparse.ArgumentParser:
     download.add_argument("folder", metavar="FOLDER", type=Path)
     download.set_defaults(run=_download)
 
-    info = commands.add_parser("info", help="versions, devices and backends, for bug reports")
+    info = commands.add_parser(
+        "info",
+        help="versions, devices and backends, for bug reports; or what a checkpoint is",
+        description="Print versions, devices and backends, for bug reports; of a checkpoint its model, data, "
+        "training and scores.",
+    )
+    info.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="a best.ckpt or last.ckpt")
     info.set_defaults(run=_info)
     return parser
-
-
-def _add_threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--threads",
-        metavar="N",
-        type=threads,
-        help="of PyTorch and the kernels (else as OMP_NUM_THREADS says, else all cores); 1 where other programs run",
-    )
-
-
-def _use_threads(options: argparse.Namespace) -> None:
-    import torch
-
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-
-
-def _with_data(config: Config, folder: str | None) -> Config:
-    from vssn.errors import ConfigError
-
-    if config.data.row.from_python:
-        config.load_data()  # says what to call instead
-    if folder is not None and not {"folder", "path"} & type(config.data).model_fields.keys():
-        raise ConfigError(f"--data: the set {config.data.set!r} is simulated and has no folder; leave it out")
-    return config.with_folder(folder)
 
 
 def _init(options: argparse.Namespace) -> int:
@@ -171,9 +157,9 @@ def _config_to_fit(options: argparse.Namespace) -> Config:
     if options.output is not None:
         overrides.append(f"training.output={json.dumps(options.output)}")
     if options.config is not None:
-        return _with_data(load_config(options.config, overrides), options.data)
+        return with_data(load_config(options.config, overrides), options.data)
     if options.resume and options.output is not None:
-        return _with_data(load_config(Path(options.output, "config.yaml"), overrides), options.data)
+        return with_data(load_config(Path(options.output, "config.yaml"), overrides), options.data)
     if options.data is None:
         raise ConfigError("--config: expected a configuration, or --data with data of your own; give one of them")
     proposal = propose_for(options.data, overrides, options.output)
@@ -186,7 +172,7 @@ def _fit(options: argparse.Namespace) -> int:
 
     from vssn.training.fit import fit
 
-    _use_threads(options)
+    use_threads(options)
     try:
         result = fit(config, resume=options.resume)
     except KeyboardInterrupt:
@@ -205,15 +191,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     from vssn.inference.scoring import BoundScores, Scores, evaluate, evaluate_bound
     from vssn.training.checkpoints import load_model
 
-    _use_threads(options)
+    use_threads(options)
     if options.json is not None:
         check_target("--json", options.json)
     model, config = load_model(options.checkpoint)
-    config = _with_data(config, options.data)
     particles = options.particles or (1 if options.bound == "elbo" else 100)
     scores: Scores | BoundScores
     with Heartbeat("reading the data", lambda line: print(line, file=sys.stderr)) as pulse:
-        dataset = getattr(config.load_data(), options.split)
+        config, dataset = dataset_of(config, options.data, options.split)
         pulse.doing = f"scoring {len(dataset)} sequences"
         batch_size = options.batch_size or config.data.batch_size
         loader = sequence_loader(dataset, batch_size, num_workers=config.data.workers)
@@ -235,6 +220,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         more = config.data.row.model_scores(dataset, model)
     if more is not None:
         print(more.table())
+    beside = series.scores(options, model, config, dataset)
+    for table in beside.values():
+        print(f"\n{table.table()}")
     if options.json is not None:
         settings = {
             "checkpoint": str(options.checkpoint),
@@ -244,6 +232,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             "seed": options.seed,
         }
         content = settings | scores._asdict() | (more._asdict() if more else {})
+        content |= {name: table.as_dict() for name, table in beside.items()}
         with writing("--json", options.json):
             options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return 0
@@ -260,7 +249,7 @@ def _reproduce(options: argparse.Namespace) -> int:
         raise ConfigError(f"TABLE: expected one of {', '.join(NAMES)}, {came}; name one, or give --report")
     if options.report is not None:
         check_target("--report", options.report)
-    _use_threads(options)
+    use_threads(options)
     settings = Settings(options.output, options.budget, options.seeds, options.data, tuple(options.only))
     failed = reproduce(options.tables, settings) if options.tables else 0
     if options.report is not None:
@@ -278,7 +267,12 @@ def _download(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    import vssn_kernels
+    if options.checkpoint is None:
+        import vssn_kernels
 
-    print(vssn_kernels.info())
+        print(vssn_kernels.info())
+    else:
+        from vssn.cli.describe import describe
+
+        print(describe(options.checkpoint))
     return 0
