@@ -9,7 +9,7 @@ FORMATTED := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cu
 # The tests that run the CUDA kernels on the host.
 HOST_TESTS := $(filter-out %_compile.py %_device.py,$(wildcard tests/kernels/test_cuda_*.py))
 
-.PHONY: demo test test-slow lint sanitize cuda-compile gpu bench bench-quick bench-grid bench-report bench-store bench-compare format clean
+.PHONY: demo docs test test-slow lint sanitize cuda-compile gpu bench bench-quick bench-grid bench-report bench-store bench-compare format clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/python -m vssn.demo --output demo_output
@@ -26,6 +26,10 @@ lint: $(VENV)/dev-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+
+# The site of the documentation, into build/site; a warning is an error.
+docs: $(VENV)/dev-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Python itself is not built with the sanitizers: their runtime, and what it must find beside it, are loaded before.
 sanitize: $(VENV)/test-installed
