@@ -45,7 +45,7 @@ def find_step(times: Sequence[Array]) -> Step | None:
     nanoseconds = int(found[counts.argmax()])
     if nanoseconds >= _DAY:
         for name in _CALENDAR:
-            if (counts.max() < counts.sum() or name != "B") and all(_has_frequency(one, name) for one in times):
+            if all(_has_frequency(one, name) for one in times):
                 return name
     whole_days, rest = divmod(nanoseconds, _DAY)
     if not rest:
@@ -59,6 +59,8 @@ def _has_frequency(times: Array, name: str) -> bool:
     offset = pandas.tseries.frequencies.to_offset(name)
     index = pandas.DatetimeIndex(np.unique(times))
     whole = pandas.date_range(index[0], index[-1], freq=offset)
+    if name == "B" and len(whole) == (index[-1] - index[0]).days + 1:
+        return False  # no weekend is left out
     return bool(len(index) >= 0.6 * len(whole) and index.isin(whole).all())
 
 
