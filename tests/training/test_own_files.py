@@ -237,6 +237,19 @@ def as_dataset(part: Tensor) -> Any:
     return SequenceDataset(part)
 
 
+def test_a_model_that_says_its_arguments_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its checkpoint then makes it again, unless it has other weights than the arguments make."""
+    arguments = {"x_size": 3, "hidden_size": 4, "latent_size": 2, "likelihood": "gaussian", "batch_first": False}
+    monkeypatch.setattr(vssn.VSSN, "config", arguments, raising=False)
+    result = fit(own_model(), PARTS, training=run_of(tmp_path / "run", max_epochs=1))
+    model, config = load_model(result.best_path)
+    assert (config.model.name, config.model.hidden_size, config.model.likelihood) == ("vssn", 4, "gaussian")
+    assert evaluate(model, sequence_loader(as_dataset(PARTS[2]), 16)).micro == result.test.micro
+    larger = own_model(embed_size=6, encoder=nn.Linear(3, 6))
+    fit(larger, PARTS, training=run_of(tmp_path / "other", max_epochs=1))
+    assert load_config(tmp_path / "other" / "config.yaml").model.name == "given"
+
+
 def test_a_model_with_parts_of_ones_own(tmp_path: Path) -> None:
     """No configuration describes it: a checkpoint holds its weights, and says so."""
     encoder = nn.Sequential(nn.Linear(3, 6), nn.ELU())
