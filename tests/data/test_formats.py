@@ -432,6 +432,8 @@ def test_other_data_is_read_as_the_run_read_its_own(tmp_path: Path) -> None:
     )
     source = read_like(settings, table(tmp_path / "more.csv", when=[0, 1, 3], a=["x", "y", "x"], b=[1, 2, 4]))
     assert of(source) == [[1], [2], [None], [4]]
+    np.save(tmp_path / "more.npy", np.ones((3, 1)))
+    assert of(read_like(settings, tmp_path / "more.npy")) == [[1]] * 3  # of another form, of the same width
     settings.sizes = (2, 0)
     with pytest.raises(DataError, match=r"more\.csv: expected x of 2 features as the run has, got 1"):
         read_like(settings, tmp_path / "more.csv")

@@ -114,11 +114,12 @@ def _head(source: Source, path: str) -> list[str]:
     lengths = sorted(source.lengths)
     unit = "" if source.step is None else f", a step of {source.step}"
     one = "1 sequence" if len(lengths) == 1 else f"{len(lengths)} sequences"
+    features = "1 feature" if source.x_size == 1 else f"{source.x_size} features"
     span = f"{lengths[0]}" if lengths[0] == lengths[-1] else f"{lengths[0]} to {lengths[-1]}"
     lines = [
-        f"Proposed by vssn init for {path}: {one} of {span} frames, {source.x_size} features ({source.kind}{unit})."
+        f"Proposed by vssn init for {path}: {one} of {span} frames, {features} ({source.kind}{unit}).",
+        "Train with: vssn fit --config THIS-FILE",
     ]
-    lines.append("Train with: vssn fit --config THIS-FILE")
     return [*lines, *(f"Note: {remark}" for remark in source.remarks)]
 
 

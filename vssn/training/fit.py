@@ -102,7 +102,8 @@ def fit(
     started = time.monotonic()
     keep_memory()
     with Heartbeat("reading the data") as pulse:
-        loaded = None if splits is None else as_splits(splits)
+        missing = bool(getattr(own or config.model, "masked", False))
+        loaded = None if splits is None else as_splits(splits, missing)
         if loaded is not None:
             config = config.with_given_data(loaded)
         elif config.data.row.x_size is None:  # of "given" this says what is missing
@@ -120,7 +121,7 @@ def fit(
             _require_fit(own, config)
         model = config.build_model(chunks, _scaling(config, loaded)) if own is None else own
         if config.data.row.values is None:
-            _check_values(loaded, model)
+            _check_values(loaded, model, missing)
         batches, module = SequenceData(loaded, config), TrainingModule(model.train(), config)
         run = RunDirectory(folder, done, config.training.report_every, pulse)
         with creating(folder), quiet(), first_rank():
@@ -173,14 +174,13 @@ def _require_fit(model: SequenceModel, config: Config) -> None:
             raise DataError(f"splits: expected {letter} of {size} features as the model's {name}, got {came}")
 
 
-def _check_values(splits: Splits, model: SequenceModel) -> None:
+def _check_values(splits: Splits, model: SequenceModel, missing: bool) -> None:
     """Of data that is not known beforehand: what stands in memory now, what a Dataset makes when it is drawn; what a
     transform makes meets the model's own check."""
     support, title = model.likelihood.support, model.likelihood.title
-    missing = bool(getattr(model, "masked", False))
     for name, part in splits._asdict().items():
         if isinstance(part, DrawnDataset):
-            part.support, part.likelihood, part.missing = support, title, missing
+            part.support, part.likelihood = support, title
         names = part.source.names if isinstance(part, FileDataset) else None
         for index, (x, u) in enumerate(in_memory(part)):
             where = f"splits.{name}[{index}]" if names is None else f"x of {names[index]}"

@@ -38,7 +38,8 @@ def read(path: str | os.PathLike[str], *, format: str | None = None, **options: 
     Args:
         path: of the file or folder.
         format: one of KINDS; None: by what is there.
-        options: of the form; None: as if left out. Those of tables are in `vssn.data.formats.tables.read_table`.
+        options: of the form, the keyword arguments of its reader (`vssn.data.formats.tables.read_table`, say); None: as
+            if left out.
 
     Raises:
         DataError: one line that names the file, and the row or the column; an option that the form does not have.
@@ -63,8 +64,8 @@ def read_like(data: Any, path: str | os.PathLike[str]) -> Source:
     """Other data, as a run read its own.
 
     Args:
-        data: the section `data` of the run's configuration, of the set `files`; of another set the path is read by what
-            is there.
+        data: the section `data` of the run's configuration. Of another set than `files`, and where the path is a file
+            of another form, it is read by what is there.
         path: of the file or folder.
 
     Raises:
@@ -72,6 +73,9 @@ def read_like(data: Any, path: str | os.PathLike[str]) -> Source:
     """
     names = ["format", *(name for kind in KINDS for name in options_of(kind))]
     settings = {name: getattr(data, name, None) for name in names} if getattr(data, "set", "") == "files" else {}
+    place, kind = Path(os.path.expanduser(path)), settings.get("format")
+    if kind is not None and place.is_file() and not place.name.lower().endswith(READERS[kind][0]):
+        settings = {}
     source = read(path, **settings)
     for name, letter, came in (("x_size", "x", source.x_size), ("control_size", "u", source.control_size)):
         wanted = dict(zip(("x_size", "control_size"), data.sizes, strict=True))[name]
