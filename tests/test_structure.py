@@ -289,8 +289,11 @@ def test_the_model_is_made_as_documented() -> None:
         "objective": "elbo",
         "free_bits": 0.0,
         "min_logvar": -12.0,
+        "initial_state": None,
+        "initial_size": None,
         "learn_initial_state": False,
         "masked": False,
+        "held_out": 0,
         "encoder": None,
         "decoder": None,
         "batch_first": False,
@@ -300,7 +303,7 @@ def test_the_model_is_made_as_documented() -> None:
     assert {name: parameters[name].default for name in named} == named
     assert {"mixture_size", "prior_std", "min_logvar_x"} <= set(parameters)
     call = inspect.signature(vssn.VSSN.forward).parameters
-    assert list(call)[1:8] == ["x", "u", "lengths", "state", "noise", "mask", "kl_weight"]
+    assert list(call)[1:] == ["x", "u", "lengths", "state", "noise", "mask", "kl_weight", "coordinated_dropout"]
     layer_call = inspect.signature(vssn.VSSNLayer.forward).parameters
     assert list(layer_call)[1:4] == ["x", "state", "lengths"]
     assert vssn.LayerOutput._fields == ("output", "state", "kl")

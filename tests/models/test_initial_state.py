@@ -7,6 +7,7 @@ The bounds: inference/test_importance; filtering and prediction: inference/test_
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,10 +31,12 @@ from small_models import (
 )
 from step_by_step import PlainModel
 
-from vssn import VSSN, State, VSSNLayer, evaluate
+from vssn import VSSN, State, VSSNLayer, evaluate, fit
 from vssn.data.batching import SequenceBatch
-from vssn.errors import DataError
+from vssn.errors import ConfigError, DataError
 from vssn.inference.scoring import draw_noise, evaluate_bound
+from vssn.training.checkpoints import load_model
+from vssn.training.config import check_config
 from vssn_kernels.testing import assert_all_close, assert_close, assert_equal
 
 each_model = pytest.mark.parametrize("name", INFERRED)
@@ -271,3 +274,19 @@ def test_controls_reach_it() -> None:
     changed[-1] += torch.ones(B, U).double()
     own = dict(given, u=changed)
     assert (model(**own).kl_w[0] - model(**given).kl_w[0]).abs().min() > 1e-8
+
+
+def test_a_configuration_has_it_and_chunks_carry_it_on(tmp_path: Path) -> None:
+    """Of a sequence in chunks only the first infers d_0."""
+    model = {"hidden_size": 6, "latent_size": 2, "noise_size": 2, "initial_state": "inferred", "initial_size": 3}
+    training = {"max_epochs": 1, "chunk_length": 4, "output": str(tmp_path / "run")}
+    x = (torch.rand(6, 10, 3) > 0.5).float()
+    result = fit({"model": model, "training": training}, (x, x, x))
+    best, config = load_model(result.best_path)
+    assert (config.model.initial_state, best.layer.initial_size) == ("inferred", 3)
+    assert "initial_state: inferred" in (tmp_path / "run" / "config.yaml").read_text()
+    assert result.valid.kl_w > 0
+    with pytest.raises(ConfigError, match="model: initial_state must be 'learned' with learn_initial_state=True"):
+        check_config({"data": {"set": "given"}, "model": model | {"learn_initial_state": True}}, "here")
+    with pytest.raises(ConfigError, match=r"model.initial_state: .*'zeros', 'learned' or 'inferred'"):
+        check_config({"data": {"set": "given"}, "model": model | {"initial_state": "random"}}, "here")

@@ -117,7 +117,7 @@ def test_overrides_win_and_are_typed(tmp_path: Path) -> None:
     [
         ("training.max_epoch=3", "training.max_epoch: unknown key; did you mean max_epochs?"),
         ("trainig.max_epochs=3", "trainig: unknown key; did you mean training?"),
-        ("model.dropout=0.1", "model.dropout: unknown key; remove it. Known here: hidden_size"),
+        ("model.bidirectional=1", "model.bidirectional: unknown key; remove it. Known here: hidden_size"),
         ("data.transpose=3", "data.transpose: unknown key"),
         ("training.max_epochs=ten", "training.max_epochs: expected a valid integer, got 'ten'"),
         ("training.max_epochs=2.5", "training.max_epochs: expected a valid integer, got 2.5"),
