@@ -166,6 +166,10 @@ PYBIND11_MODULE(_cpu, module) {
                              [](const auto& table, const auto& k) { without_gil(table.bernoulli_forward, k); });
     define<BernoulliBackward>(module, "bernoulli_backward",
                               [](const auto& table, const auto& k) { without_gil(table.bernoulli_backward, k); });
+    define<Program>(module, "run_program", [](const auto& table, const auto& k) {
+        py::gil_scoped_release release;
+        return table.run_program(k);
+    });
     define<Evaluate>(module, "evaluate",
                      [](const auto& table, const auto& k) { table.evaluate(k.function, k.x, k.y, k.count); });
     module.def("shorten_waits", shorten_waits, py::call_guard<py::gil_scoped_release>());

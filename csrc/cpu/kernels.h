@@ -272,6 +272,33 @@ struct BernoulliBackward {
     VSSN_FIELDS(threads, N, X, logits, x, grad, grad_logits, grad_x)
 };
 
+// ---- program.cpp -----------------------------------------------------------------------------------------
+
+constexpr int kPanelBytes = 256;  // of a row of a panel of a linear's weights
+
+// code [n, 8]: the instruction, then what it takes; places are offsets, -1 where there is none.
+enum class Instruction : int64_t {
+    linear,    // out, in, K, N, weight, bias, from
+    activate,  // out, N, Activation
+    gru,       // out, gates_x, gates_h, h, H
+    copy,      // out, in, N
+    add,       // out, in, N
+};
+
+template <class T>
+struct Program {
+    int64_t B;
+    int64_t first, last;       // instructions to run
+    Rows<const T> x, u;        // [B, X], [B, U]
+    int64_t X, x_at, U, u_at;  // and their places
+    T low, high;               // of x
+    bool whole;                // x is
+    Rows<T> memory;            // [B, size]
+    const int64_t* code;       // [n, 8]
+    const T* weights;
+    VSSN_FIELDS(B, first, last, x, u, X, x_at, U, u_at, low, high, whole, memory, code, weights)
+};
+
 // ---- The table -------------------------------------------------------------------------------------------
 
 VSSN_ENUM(Function, exp, expm1, log, sigmoid, tanh, softplus)
@@ -299,6 +326,7 @@ struct Kernels {
     int64_t (*mlp_backward_workspace)(const MlpBackward<T>&);
     void (*bernoulli_forward)(const BernoulliForward<T>&);
     void (*bernoulli_backward)(const BernoulliBackward<T>&);
+    bool (*run_program)(const Program<T>&);
     void (*evaluate)(Function function, const T* x, T* y, int64_t count);  // for the tests of math.h
 };
 

@@ -52,7 +52,7 @@ constexpr Kernels<T> entries() {
             mlp_forward,          mlp_forward_workspace,
             mlp_backward,         mlp_backward_workspace,
             bernoulli_forward,    bernoulli_backward,
-            evaluate<T>};
+            run_program,          evaluate<T>};
 }
 
 }  // namespace

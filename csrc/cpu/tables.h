@@ -45,5 +45,7 @@ void bernoulli_forward(const BernoulliForward<float>&);
 void bernoulli_forward(const BernoulliForward<double>&);
 void bernoulli_backward(const BernoulliBackward<float>&);
 void bernoulli_backward(const BernoulliBackward<double>&);
+bool run_program(const Program<float>&);
+bool run_program(const Program<double>&);
 
 }  // namespace vssn::VSSN_ISA

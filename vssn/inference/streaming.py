@@ -50,6 +50,8 @@ class Filter:
     The model's weights must not change meanwhile; it is run in evaluation mode.
     """
 
+    state: AnyState
+
     def __init__(self, model: SequenceModel, batch_size: int, paths: int, seed: int | None) -> None:
         self.model, self.batch_size, self.paths = model, batch_size, paths
         self.like = model.a_parameter()
@@ -58,7 +60,6 @@ class Filter:
             require_seed("seed", seed)
             self.generator = torch.Generator(self.like.device).manual_seed(seed)
         self._ahead: Noise | None = None  # of the prediction of the frame to come
-        self.state: AnyState
         self.reset()
 
     def step(self, x: Tensor, u: Tensor | None = None, mask: Tensor | None = None) -> FilterStep:
@@ -189,10 +190,29 @@ class PathFilter(Filter):
             steps = first.shape[int(samples is not None)] if isinstance(first, Tensor) and first.dim() > 2 else 0
             own = check_noise(model, noise, like, samples, False, steps)
             self.noise = tuple(part.movedim(0, 1).flatten(1, 2) for part in own) if samples else own  # [T, SB, ·]
+        self._prepared = model.filter_steps(batch_size) if samples is None and noise is None else None
+        self._state: AnyState
         super().__init__(model, batch_size, samples or 1, seed)
+
+    @property
+    def state(self) -> AnyState:
+        """That of every row, [SB, ·]."""
+        own: AnyState = self._state if self._prepared is None else self._prepared.state
+        return own
+
+    @state.setter
+    def state(self, state: AnyState) -> None:
+        if self._prepared is None:
+            self._state = state
+        else:
+            self._prepared.state = state
 
     @torch.no_grad()
     def step(self, x: Tensor, u: Tensor | None = None, mask: Tensor | None = None) -> FilterStep:
+        if self._prepared is not None and mask is None and self._fits(x, self.model.x_size) and self._fits_control(u):
+            means = self._prepared.step(x, u)
+            if means is not None:  # else there is something to say, or missing
+                return FilterStep(means.d, means.z, self.model.likelihood.mean(means.parameters)[0])
         with evaluating(self.model), time_major(self.model):
             given = self._encode(x, u, mask)
             noise = self._next_noise()
@@ -207,8 +227,19 @@ class PathFilter(Filter):
 
     @torch.no_grad()
     def predict(self, u: Tensor | None = None) -> Tensor:
+        if self._prepared is not None and self._fits_control(u):
+            means = self._prepared.predict(u)
+            if means is not None:
+                return self.model.likelihood.mean(means.parameters)[0]
         with evaluating(self.model), time_major(self.model):
             return self._step_ahead(u, self._next_noise()).mean(0)
+
+    def _fits(self, rows: object, size: int) -> bool:
+        return isinstance(rows, Tensor) and rows.shape == (self.batch_size, size)
+
+    def _fits_control(self, u: object) -> bool:
+        size = self.model.control_size
+        return self._fits(u, size) if size else u is None
 
     def _next_noise(self) -> Noise:
         """Of the frame to come, [1, SB, ·]."""

@@ -15,6 +15,7 @@ from vssn.likelihoods.base import Likelihood
 from vssn.likelihoods.registry import make_likelihood
 from vssn.likelihoods.scaled import Scaled
 from vssn.nn.blocks import MLP, Embedding, reset_children
+from vssn.nn.filter_steps import FilterSteps, make_filter_steps
 from vssn.nn.interface import EncodedBatch, Floats, Generation, SequenceModel, SequenceOutput
 from vssn.nn.layer import AnyState, Embedded, Inference, VSSNLayer, charged, require_control
 from vssn.nn.paths import LayerParticles, floats_of_particles, infer_noise, infer_prefixes
@@ -448,6 +449,9 @@ class VSSN(SequenceModel):
         w = mu + torch.exp(logvar / 2) * eps_w
         d, z = self.step_from_prior(given.controls, state.d, state.z, (w, eps_z))
         return d, z, ((eps_w.square() + logvar - w.square()).sum(-1) / 2)[0]
+
+    def filter_steps(self, batch: int) -> FilterSteps | None:
+        return make_filter_steps(self, batch) if type(self) is VSSN else None
 
     def particles(self, given: EncodedBatch, lengths: Tensor) -> LayerParticles:
         return LayerParticles(self.layer, given.embedded, given.controls, lengths, given.x)

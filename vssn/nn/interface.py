@@ -245,6 +245,11 @@ class SequenceModel(nn.Module, ABC):
         d, z = self.step_from_prior(given.controls, state.d, state.z, noise)
         return d, z, d.new_zeros(len(d))
 
+    def filter_steps(self, batch: int) -> Any:
+        """Steps of a filter at the means of the latents, prepared for `batch` streams as vssn/nn/filter_steps.py does,
+        or None: those of `infer` and `step_from_prior` do."""
+        return None
+
     # What follows from the methods above, for any model
 
     def forecast(

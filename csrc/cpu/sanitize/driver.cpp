@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <functional>
+#include <limits>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -770,7 +771,75 @@ void test_bernoulli(int64_t N, int64_t X, int threads) {
     check_close(name + " backward", dot(grads, way), difference, 1e-6);
 }
 
+// ---- Programs --------------------------------------------------------------------------------------------
+
+// A hidden layer on [x, a part of the memory] and what the other instructions do with it, in a memory that ends with
+// what is written last.
+template <class T>
+void test_program(int64_t B, int64_t X, int64_t N, double tolerance) {
+    const int64_t wide = kPanelBytes / static_cast<int64_t>(sizeof(T)), P = N <= wide / 4 ? wide / 4 : wide,
+                  panels = (N + P - 1) / P;
+    const int64_t x_at = 0, h_at = X, gates_at = h_at + N, hidden_at = gates_at + 3 * N, size = hidden_at + N;
+    const Array x = normal(B * X), h = normal(B * N), gates = normal(B * 3 * N), weight = normal(N * X),
+                bias = normal(N);
+    std::vector<T> weights(panels * X * P + N, T(0));
+    for (int64_t n = 0; n < N; ++n) {
+        for (int64_t i = 0; i < X; ++i) weights[(n / P * X + i) * P + n % P] = T(weight[n * X + i]);
+        weights[panels * X * P + n] = T(bias[n]);
+    }
+    std::vector<T> memory = fresh<T>(B * size), rows = cast<T>(x);
+    for (int64_t b = 0; b < B; ++b)
+        for (int64_t n = 0; n < N; ++n) {
+            memory[b * size + h_at + n] = T(h[b * N + n]);
+            for (int64_t g = 0; g < 3; ++g) memory[b * size + gates_at + g * N + n] = T(gates[(b * 3 + g) * N + n]);
+        }
+    const std::vector<int64_t> code = {0,  hidden_at, x_at,      X,        N,    0, panels * X * P,
+                                       -1,  // linear
+                                       1,  hidden_at, N,         0,        0,    0, 0,
+                                       0,  // tanh
+                                       2,  h_at,      gates_at,  gates_at, h_at, N, 0,
+                                       0,  // gru
+                                       4,  hidden_at, h_at,      N,        0,    0, 0,
+                                       0,  // add
+                                       3,  h_at,      hidden_at, N,        0,    0, 0,
+                                       0};  // copy
+    const double infinity = std::numeric_limits<double>::infinity();
+    const bool ran = entries<T>().run_program({B,
+                                               0,
+                                               5,
+                                               {rows.data(), X},
+                                               {nullptr, 0},
+                                               X,
+                                               x_at,
+                                               0,
+                                               0,
+                                               T(-infinity),
+                                               T(infinity),
+                                               false,
+                                               {memory.data(), size},
+                                               code.data(),
+                                               weights.data()});
+    Array want, got;
+    for (int64_t b = 0; b < B; ++b)
+        for (int64_t n = 0; n < N; ++n) {
+            double sum = bias[n];
+            for (int64_t i = 0; i < X; ++i) sum += weight[n * X + i] * x[b * X + i];
+            const auto gate = [&](int64_t g) { return gates[(b * 3 + g) * N + n]; };
+            const auto sigmoid = [](double v) { return 1 / (1 + std::exp(-v)); };
+            const double r = sigmoid(2 * gate(0)), z = sigmoid(2 * gate(1)), m = std::tanh(gate(2) + r * gate(2));
+            want.push_back(std::tanh(sum) + (1 - z) * m + z * h[b * N + n]);
+            got.push_back(memory[b * size + h_at + n]);
+        }
+    const std::string name = "program " + std::to_string(B) + "x" + std::to_string(X) + "x" + std::to_string(N);
+    check_close(name, std::vector<double>(got.begin(), got.end()), want, tolerance);
+    check_close(name + " runs", ran, 1, 0);
+}
+
 void test_all() {
+    for (const auto& [B, X, N] : {std::array<int64_t, 3>{1, 1, 1}, {3, 5, 17}, {2, 33, 70}, {0, 3, 2}}) {
+        test_program<double>(B, X, N, 1e-12);
+        test_program<float>(B, X, N, 1e-5);
+    }
     const int64_t gru_sizes[][3] = {{3, 1, 1},  {4, 2, 7}, {3, 5, 17}, {2, 13, 33}, {2, 29, 16},
                                     {3, 3, 97}, {0, 2, 3}, {2, 0, 3},  {3, 2, 150}};
     const int64_t posterior_sizes[][4] = {{3, 1, 1, 1}, {3, 5, 17, 9}, {2, 13, 33, 16}, {2, 27, 10, 35},
