@@ -8,6 +8,7 @@ follow from its number and the seeds, the noise and the KL weight of an update l
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
@@ -24,11 +25,12 @@ from vssn.inference.scoring import Scores, evaluate
 from vssn.nn.interface import SequenceModel
 from vssn.training.checkpoints import load_model, read_checkpoint
 from vssn.training.config import Config, as_config
-from vssn.training.heartbeat import Heartbeat
+from vssn.training.heartbeat import Heartbeat, print_line
 from vssn.training.module import SequenceData, TrainingModule
+from vssn.training.processes import World, require_started, wait_for_all
 from vssn.training.run_directory import MONITOR, RunDirectory, check_folder, creating, replacing
 from vssn.training.sections import TrainingSection
-from vssn.training.trainer import OneProcess, PlainStates, ProgressBar, check_callbacks, first_rank, quiet
+from vssn.training.trainer import PlainStates, Processes, ProgressBar, SummedGradients, check_callbacks, quiet, rank_of
 from vssn.utils.checks import require_flag
 from vssn.utils.packages import needing
 from vssn_kernels import keep_memory
@@ -90,7 +92,8 @@ def fit(
     config = as_config(config, own_data=splits is not None)
     started = time.monotonic()
     keep_memory()
-    with Heartbeat("reading the data") as pulse:
+    world = require_started(config.training)
+    with Heartbeat("reading the data", print_line if world.writes else _say_nothing) as pulse:
         given = None if splits is None else as_splits(splits)
         if given is not None:
             config = config.with_given_data(given)
@@ -98,7 +101,7 @@ def fit(
             config.load_data()  # says what is missing
         folder = Path(config.training.output)
         done = check_folder(folder, config, resume)
-        device = _device(config.training)
+        device = _device(config.training, world)
         pl.seed_everything(config.training.seed, workers=True, verbose=False)
         loaded = given
         if loaded is None:
@@ -107,15 +110,17 @@ def fit(
         model = config.build_model(_count_chunks(loaded, config.training.chunk_length))
         if given is not None:
             _check_values(given, model)
-        data, module = SequenceData(loaded, config), TrainingModule(model, config)
+        data, module = SequenceData(loaded, config), TrainingModule(model, config, world)
         run = RunDirectory(folder, done, config.training.report_every, pulse)
-        with creating(folder), quiet(), first_rank():
-            with replacing(folder / "config.yaml") as part:
-                part.write_text(config.to_yaml(), encoding="utf-8")
-            trainer = _make_trainer(config.training, [run, *callbacks], folder, device)
+        with creating(folder) if world.writes else contextlib.nullcontext(), quiet(), rank_of(world):
+            if world.writes:
+                with replacing(folder / "config.yaml") as part:
+                    part.write_text(config.to_yaml(), encoding="utf-8")
+            trainer = _make_trainer(config.training, [run, *callbacks], folder, device, world)
             pulse.say(_describe(config, loaded, model, device))
             pulse.doing = lambda: _doing(trainer)
             _run(trainer, module, data, folder / "last.ckpt" if resume else None)
+            wait_for_all(world)
         pulse.doing = "scoring the validation and the test set"
         best = folder / "best.ckpt"
         epoch = read_checkpoint(best)["vssn"]["epoch"]
@@ -154,11 +159,20 @@ def _doing(trainer: pl.Trainer) -> str | None:
     return f"epoch {trainer.current_epoch + 1:>3}  {what}"
 
 
-def _device(training: TrainingSection) -> torch.device:
+def _say_nothing(line: str) -> None:
+    """The first process speaks."""
+
+
+def _device(training: TrainingSection, world: World) -> torch.device:
     if training.accelerator == "cuda" and not torch.cuda.is_available():
         raise ConfigError("training.accelerator: expected 'cpu' or 'auto' as there is no CUDA device, got 'cuda'")
     cuda = training.accelerator != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda", 0) if cuda else torch.device("cpu")
+    if cuda and world.size > 1 and torch.cuda.device_count() < training.devices:
+        raise ConfigError(
+            f"training.devices: expected at most {torch.cuda.device_count()}, as many as there are, got "
+            f"{training.devices}; change it, or take training.accelerator 'cpu'"
+        )
+    return torch.device("cuda", world.local_rank) if cuda else torch.device("cpu")
 
 
 def _count_chunks(splits: Splits, chunk_length: int | None) -> int:
@@ -169,10 +183,10 @@ def _count_chunks(splits: Splits, chunk_length: int | None) -> int:
 
 
 def _make_trainer(
-    training: TrainingSection, own: Sequence[pl.Callback], folder: Path, device: torch.device
+    training: TrainingSection, own: Sequence[pl.Callback], folder: Path, device: torch.device, world: World
 ) -> pl.Trainer:
     callbacks = [PlainStates(), *own]
-    show_bar = sys.stdout.isatty()
+    show_bar = sys.stdout.isatty() and world.writes
     given_bar = any(isinstance(callback, pl.callbacks.ProgressBar) for callback in own)
     if show_bar and not given_bar:
         callbacks.append(ProgressBar(refresh_rate=5, leave=False))
@@ -183,7 +197,9 @@ def _make_trainer(
     return pl.Trainer(
         max_epochs=training.max_epochs,
         accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=1,
+        devices=training.devices,
+        num_nodes=training.nodes,
+        strategy=SummedGradients() if world.size > 1 else "auto",
         precision=training.precision,
         logger=TensorBoardLogger(folder, name="tensorboard", version=""),
         callbacks=callbacks,
@@ -194,7 +210,7 @@ def _make_trainer(
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
-        plugins=[OneProcess()],
+        plugins=[Processes(world)],
     )
 
 
