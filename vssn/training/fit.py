@@ -108,6 +108,8 @@ def fit(
             loaded = config.load_data()
             config = config.with_measured(loaded)
         model = config.build_model(_count_chunks(loaded, config.training.chunk_length))
+        if config.training.precision == "64-true":
+            model.double()  # before Lightning does: it loads the weights of a resumed run first
         if given is not None:
             _check_values(given, model)
         data, module = SequenceData(loaded, config), TrainingModule(model, config, world)
