@@ -103,30 +103,41 @@ def test_the_layer_and_the_gru_are_exported(dynamic: bool) -> None:
 @pytest.mark.parametrize("kind", [FilterStep, GenerationStep])
 def test_a_step_is_exported(kind: Any, name: str) -> None:
     step = kind(make(name))
+    rows = {0: DYNAMIC[1]}
     example = step.example(3)
-    exported = export(step, (), example, dynamic_shapes={key: {0: DYNAMIC[1]} for key in example})
-    given = {key: torch.rand(5, part.shape[1], dtype=part.dtype) for key, part in example.items()}
+    dynamic = {key: tuple(rows for _ in part) if isinstance(part, tuple) else rows for key, part in example.items()}
+    exported = export(step, (), example, dynamic_shapes=dynamic)
+    given = drawn(step.example(5))
     for found, want in zip(exported.module()(**given), step(**given), strict=True):
         torch.testing.assert_close(found, want, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["both", "residual"])
+def drawn(example: dict[str, Any]) -> dict[str, Any]:
+    """Numbers in [0, 1] in the place of what a step starts from."""
+    return {
+        key: tuple(torch.rand_like(one) for one in part) if isinstance(part, tuple) else torch.rand_like(part)
+        for key, part in example.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["both", "sizes", "initial_state"])
 def test_a_step_is_that_of_the_model(name: str) -> None:
     """The filter's is a chunk of one frame; what it expects is the frame that the means generate."""
-    model = make("sizes" if name == "residual" else name, batch_first=True)
-    given = batch(model, 1, 3)
-    state = vssn.State(torch.randn(3, 5).double(), torch.randn(3, 3).double(), torch.rand(3, 4).double())
+    model = make(name, batch_first=True)
     step = FilterStep(model)
-    (eps_w,), (eps_z,) = given["noise"]
-    more = {} if given["u"] is None else {"u": given["u"][0]}
-    predicted, *found = step(given["x"][0], *state, eps_w, eps_z, **more)
-    swapped = {key: part.transpose(0, 1) for key, part in given.items() if isinstance(part, Tensor)}
-    noise = tuple(part.transpose(0, 1) for part in given["noise"])
-    want = model(**swapped, state=state, noise=noise).state
-    for name, one, other in zip(want._fields, found, want, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
-    mean, *_ = GenerationStep(model)(*state, torch.zeros_like(eps_w), torch.zeros_like(eps_z), **more)
-    torch.testing.assert_close(predicted, mean, rtol=1e-12, atol=1e-12)
+    for part, own in zip(step.start(3), model.layer.start_state(None, 3, 4, model.layer.a_parameter()), strict=True):
+        assert part.equal(own)
+    given = drawn(step.example(3))
+    found = step(**given)
+    more = {"u": given["u"][:, None]} if "u" in given else {}
+    noise = (given["eps_w"][:, None], given["eps_z"][:, None])
+    want = model(given["x"][:, None], state=vssn.State(*given["state"]), noise=noise, **more).state
+    assert step.outputs == ("predicted", "next_d", "next_z", "next_x_last")
+    for part, one, other in zip(step.outputs[1:], found[1:], want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12, msg=lambda text, part=part: f"{part}: {text}")
+    del given["x"]
+    mean, *_ = GenerationStep(model)(**given | {key: 0 * given[key] for key in ("eps_w", "eps_z")})
+    torch.testing.assert_close(found[0], mean, rtol=1e-12, atol=1e-12)
 
 
 # ONNX
@@ -150,19 +161,21 @@ def test_a_step_runs_in_onnxruntime(kind: Any, name: str, tmp_path: Path) -> Non
     assert model.training
     model.eval()
     given = step.example(5)
-    want = given
+    states = [given["state"], given["state"]]
     for number in range(3):
         torch.manual_seed(number)
-        fresh = {key: torch.rand_like(part) for key, part in given.items() if key not in ("d", "z", "x_last")}
-        given, want = given | fresh, want | fresh
-        found = run(tmp_path / "step.onnx", given)
+        rows = {key: torch.rand_like(part) for key, part in given.items() if key != "state"}
+        named = dict(zip(("d", "z", "x_last"), states[0], strict=True))
+        found = run(tmp_path / "step.onnx", {key: (rows | named)[key] for key in flat_names(given)})
         with torch.no_grad():
-            expected = step(**want)
-        for one, other in zip(found, expected, strict=True):
+            want = step(**rows, state=states[1])
+        for one, other in zip(found, want, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-        carried = ("d", "z", "x_last")
-        given = given | dict(zip(carried, found[1:], strict=True))
-        want = want | dict(zip(carried, expected[1:], strict=True))
+        states = [tuple(found[1:]), tuple(want[1:])]
+
+
+def flat_names(given: dict[str, Any]) -> list[str]:
+    return [own for key in given for own in (("d", "z", "x_last") if key == "state" else (key,))]
 
 
 class Whole(nn.Module):
