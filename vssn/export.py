@@ -21,48 +21,47 @@ from torch import Tensor, nn
 
 from vssn.errors import TargetError
 from vssn.nn.interface import SequenceModel, require_model
-from vssn.nn.layer import State
 from vssn.utils.evaluation_mode import evaluating, time_major
 from vssn.utils.packages import needing
 
 
 class Step(nn.Module):
-    """What the steps share: a model, and the tensors that it carries from one to the next.
+    """What the steps share: a model, and the state that it carries from one to the next. Noise of zeros gives means;
+    drawn from a standard normal distribution, samples."""
 
-    A step starts from zeros, or from what `model.layer.initial_state` says, and x_last of zeros. Noise of zeros gives
-    means; drawn from a standard normal distribution, samples.
-    """
-
-    outputs: tuple[str, ...]
+    result: str  # what is returned before the state
 
     def __init__(self, model: SequenceModel) -> None:
         require_model(model)
         super().__init__()
         self.model = model
+        self.kind = type(self.start(1))
 
-    def example(self, batch_size: int = 2) -> dict[str, Tensor]:
-        """Arguments of `forward` by their names, zeros."""
-        like = self.model.a_parameter()
-        sizes = dict(zip(("eps_w", "eps_z"), self.model.noise_sizes, strict=True))
-        given = self.model.prepare(*self._no_frames(batch_size))
-        d, z, _ = self.model.infer(given, self._no_noise(batch_size))
-        sizes |= {"d": d.shape[-1], "z": z.shape[-1], "x_last": self.model.frame_size, "u": self.model.control_size}
-        names = ("d", "z", "x_last", "eps_w", "eps_z", *(("u",) if self.model.control_size else ()))
-        return {name: like.new_zeros(batch_size, sizes[name]) for name in names}
+    def start(self, batch_size: int) -> Any:
+        """The state before the first frame: a named tuple of d [B, D], z [B, Z], x_last [B, F] and, of a causal model,
+        a [B, A]."""
+        size = self.model.control_size
+        leading = (batch_size, 0) if self.model.batch_first else (0, batch_size)
+        u = self.model.a_parameter().new_zeros(*leading, size) if size else None
+        return self.model.generate(0, batch_size, u=u).state
 
-    def _no_frames(self, batch: int) -> tuple[Tensor, Tensor | None]:
-        like, u_size = self.model.a_parameter(), self.model.control_size
-        leading = (batch, 1) if self.model.batch_first else (1, batch)
-        return like.new_zeros(*leading, self.model.x_size), like.new_zeros(*leading, u_size) if u_size else None
-
-    def _no_noise(self, batch: int) -> tuple[Tensor, Tensor]:
+    def example(self, batch_size: int = 2) -> dict[str, Any]:
+        """Arguments of `forward` by their names: the state to start from, else zeros."""
         like, (w_size, z_size) = self.model.a_parameter(), self.model.noise_sizes
-        return like.new_zeros(1, batch, w_size), like.new_zeros(1, batch, z_size)
+        sizes = {"eps_w": w_size, "eps_z": z_size} | ({"u": self.model.control_size} if self.model.control_size else {})
+        rows = {name: like.new_zeros(batch_size, size) for name, size in sizes.items()}
+        return {"state": tuple(part.detach() for part in self.start(batch_size))} | rows
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what `forward` returns."""
+        return (self.result, *(f"next_{name}" for name in self.kind._fields))
 
     def _generate(
-        self, d: Tensor, z: Tensor, x_last: Tensor, noise: tuple[Tensor, Tensor], u: Tensor | None
+        self, state: tuple[Tensor, ...], noise: tuple[Tensor, Tensor], u: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """E[x_t | z_t, d_t] [B, X], d_t and z_t."""
+        d, z, x_last, *_ = state
         controls = self.model.control(x_last, None if u is None else u[None])
         d, z = self.model.step_from_prior(controls, d, z, noise)
         mean: Tensor = self.model.likelihood.mean(self.model.decode(z[None], d[None]))[0]
@@ -72,55 +71,52 @@ class Step(nn.Module):
 class GenerationStep(Step):
     """One frame of the generative model from the state behind the frame before, w and z from their priors."""
 
-    outputs = ("mean", "next_d", "next_z", "next_x_last")
+    result = "mean"
 
     def forward(
-        self, d: Tensor, z: Tensor, x_last: Tensor, eps_w: Tensor, eps_z: Tensor, u: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The frame's mean [B, X], and d, z and x_last of the next step where that mean is what is fed back.
+        self, state: tuple[Tensor, ...], eps_w: Tensor, eps_z: Tensor, u: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """The frame's mean [B, X], then the state of the next step where that mean is what is fed back.
 
         Args:
-            d, z: [B, D], [B, Z].
-            x_last: [B, F] the frame before, as `model.frames` gives it.
+            state: as `start` gives it, or a step.
             eps_w, eps_z: [B, W], [B, Z] standard normal, or zeros.
             u: [B, U] external control of the frame.
         """
-        mean, d, z = self._generate(d, z, x_last, (eps_w[None], eps_z[None]), u)
-        return mean, d, z, self.model.frames(mean[None], None)[0]
+        mean, d, z = self._generate(state, (eps_w[None], eps_z[None]), u)
+        return mean, d, z, self.model.frames(mean[None], None)[0], *state[3:]
 
 
 class FilterStep(Step):
     """One frame of filtering: what was expected, then the state that has seen the frame.
 
-    The posterior is that of a chunk of one frame, q(w_t | x_t, u_t) and q(z_t | z_{t-1}, a_t) with a_{t+1} = 0: of
-    x_{<=t} alone, whatever the model looks at in a whole sequence.
+    Of a causal model this is its own inference, as `model.filter` makes it. Of another, the posterior of a chunk of
+    one frame, q(w_t | x_t, u_t) and q(z_t | z_{t-1}, a_t) with a_{t+1} = 0: of x_{<=t} alone too.
     """
 
-    outputs = ("predicted", "next_d", "next_z", "next_x_last")
+    result = "predicted"
 
-    def example(self, batch_size: int = 2) -> dict[str, Tensor]:
-        """Arguments of `forward` by their names, zeros."""
+    def example(self, batch_size: int = 2) -> dict[str, Any]:
+        """Arguments of `forward` by their names: the state to start from, else zeros."""
         x = self.model.a_parameter().new_zeros(batch_size, self.model.x_size)
         return {"x": x, **super().example(batch_size)}
 
     def forward(
-        self, x: Tensor, d: Tensor, z: Tensor, x_last: Tensor, eps_w: Tensor, eps_z: Tensor, u: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The mean of x_t by the priors' means before x_t is seen [B, X], then d, z and x_last behind it.
+        self, x: Tensor, state: tuple[Tensor, ...], eps_w: Tensor, eps_z: Tensor, u: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """The mean of x_t by the priors' means before x_t is seen [B, X], then the state behind x_t.
 
         Args:
             x: [B, X] the frame.
-            d, z, x_last: [B, D], [B, Z], [B, F] behind the frame before.
+            state: as `start` gives it, or a step.
             eps_w, eps_z: [B, W], [B, Z] standard normal, or zeros.
             u: [B, U] external control of the frame.
         """
         noise = (eps_w[None], eps_z[None])
-        none = (torch.zeros_like(noise[0]), torch.zeros_like(noise[1]))
-        predicted, _, _ = self._generate(d, z, x_last, none, u)
+        predicted, _, _ = self._generate(state, (torch.zeros_like(noise[0]), torch.zeros_like(noise[1])), u)
         with time_major(self.model):
-            given = self.model.prepare(x[None], None if u is None else u[None], state=State(d, z, x_last))
-        _, _, state = self.model.infer(given, noise)
-        return predicted, state.d, state.z, state.x_last
+            given = self.model.prepare(x[None], None if u is None else u[None], state=self.kind(*state))
+        return predicted, *self.model.infer(given, noise)[2]
 
 
 def to_onnx(
@@ -161,8 +157,12 @@ def to_onnx(
         example = module.example()
         args = tuple(example.values())
         batch = torch.export.Dim("B")
-        dynamic_shapes = dynamic_shapes or {name: {0: batch} for name in example}
-        input_names, output_names = input_names or list(example), output_names or module.outputs
+        dynamic_shapes = dynamic_shapes or {
+            name: tuple({0: batch} for _ in part) if isinstance(part, tuple) else {0: batch}
+            for name, part in example.items()
+        }
+        names = [own for name in example for own in (module.kind._fields if name == "state" else (name,))]
+        input_names, output_names = input_names or names, output_names or module.outputs
     with evaluating(module), _quiet():
         program = torch.onnx.export(
             module,

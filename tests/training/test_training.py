@@ -225,8 +225,9 @@ def test_a_gradient_ends_where_its_chunk_begins(music: Path, tmp_path: Path, mon
     [
         ({}, {"early_stopping_patience": 3, "max_minutes": 100}),
         ({"universal": "gaussian", "residual_posterior": True}, {"chunk_length": 4}),
+        ({}, {"precision": "64-true"}),
     ],
-    ids=["plain", "gaussian-chunks"],
+    ids=["plain", "gaussian-chunks", "double"],
 )
 def test_stopped_and_resumed_equals_straight(
     music: Path, tmp_path: Path, model: dict[str, Any], training: dict[str, Any]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     options = _parser().parse_args(arguments)
+    options.arguments = sys.argv[1:] if arguments is None else list(arguments)
     return run_command("vssn", lambda: int(options.run(options)))
 
 
@@ -58,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--output", metavar="DIR", help="folder of the run (else training.output)")
     fit.add_argument("--resume", action="store_true", help="continue the run in that folder from its last.ckpt")
     fit.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="e.g. training.max_epochs=3")
+    fit.add_argument("--devices", metavar="N", type=positive, help="processes of each machine, a device each (1)")
+    fit.add_argument("--nodes", metavar="N", type=positive, help="machines, with srun or torchrun (1)")
     add_threads(fit)
     fit.set_defaults(run=_fit)
 
@@ -156,6 +159,9 @@ def _config_to_fit(options: argparse.Namespace) -> Config:
     overrides = list(options.set)
     if options.output is not None:
         overrides.append(f"training.output={json.dumps(options.output)}")
+    for name in ("devices", "nodes"):
+        if getattr(options, name) is not None:
+            overrides.append(f"training.{name}={getattr(options, name)}")
     if options.config is not None:
         return with_data(load_config(options.config, overrides), options.data)
     if options.resume and options.output is not None:
@@ -169,8 +175,14 @@ def _config_to_fit(options: argparse.Namespace) -> Config:
 
 def _fit(options: argparse.Namespace) -> int:
     config = _config_to_fit(options)
+    training = config.training
 
     from vssn.training.fit import fit
+    from vssn.training.processes import launch, started
+
+    world = started(training)
+    if world is None and training.nodes == 1:
+        return launch(training.devices, options.arguments)
 
     use_threads(options)
     try:
@@ -180,6 +192,8 @@ def _fit(options: argparse.Namespace) -> int:
         kept = f"; {last} is kept, continue with --resume" if last.is_file() else "; nothing is kept"
         print(f"vssn: interrupted{kept}", file=sys.stderr)
         return INTERRUPTED
+    if world is not None and not world.writes:
+        return 0
     print(f"\nbest epoch {result.best_epoch}: {result.best_path}  ({result.seconds / 60:.1f} minutes)")
     for split, scores in (("validation", result.valid), ("test", result.test)):
         print(f"\n{split}\n{scores.table()}")

@@ -8,6 +8,7 @@ follow from its number and the seeds, the noise and the KL weight of an update l
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
@@ -25,11 +26,12 @@ from vssn.inference.scoring import Scores, evaluate
 from vssn.nn.interface import SequenceModel
 from vssn.training.checkpoints import load_model, read_checkpoint, read_weights
 from vssn.training.config import Config, as_config, config_of
-from vssn.training.heartbeat import Heartbeat
+from vssn.training.heartbeat import Heartbeat, print_line
 from vssn.training.module import SequenceData, TrainingModule
+from vssn.training.processes import World, require_started, wait_for_all
 from vssn.training.run_directory import MONITOR, RunDirectory, check_folder, creating
 from vssn.training.sections import TrainingSection
-from vssn.training.trainer import OneProcess, PlainStates, ProgressBar, check_callbacks, first_rank, quiet
+from vssn.training.trainer import PlainStates, Processes, ProgressBar, SummedGradients, check_callbacks, quiet, rank_of
 from vssn.utils.checks import require_flag
 from vssn.utils.command import replacing
 from vssn.utils.packages import needing
@@ -101,7 +103,8 @@ def fit(
     config = _configured(config, splits is not None, resume, data, training)
     started = time.monotonic()
     keep_memory()
-    with Heartbeat("reading the data") as pulse:
+    world = require_started(config.training)
+    with Heartbeat("reading the data", print_line if world.writes else _say_nothing) as pulse:
         missing = bool(getattr(own or config.model, "masked", False))
         loaded = None if splits is None else as_splits(splits, missing)
         if loaded is not None:
@@ -111,7 +114,7 @@ def fit(
             config = config.with_measured(loaded)
         folder = Path(config.training.output)
         done = check_folder(folder, config, resume)
-        device = _device(config.training)
+        device = _device(config.training, world)
         pl.seed_everything(config.training.seed, workers=True, verbose=False)
         if loaded is None:
             loaded = config.load_data()
@@ -120,17 +123,21 @@ def fit(
         if own is not None:
             _require_fit(own, config)
         model = config.build_model(chunks, _scaling(config, loaded)) if own is None else own
+        if config.training.precision == "64-true":
+            model.double()  # before Lightning does: it loads the weights of a resumed run first
         if config.data.row.values is None:
             _check_values(loaded, model, missing)
-        batches, module = SequenceData(loaded, config), TrainingModule(model.train(), config)
+        batches, module = SequenceData(loaded, config), TrainingModule(model.train(), config, world)
         run = RunDirectory(folder, done, config.training.report_every, pulse)
-        with creating(folder), quiet(), first_rank():
-            with replacing(folder / "config.yaml") as part:
-                part.write_text(config.to_yaml(), encoding="utf-8")
-            trainer = _make_trainer(config.training, [run, *callbacks], folder, device)
+        with creating(folder) if world.writes else contextlib.nullcontext(), quiet(), rank_of(world):
+            if world.writes:
+                with replacing(folder / "config.yaml") as part:
+                    part.write_text(config.to_yaml(), encoding="utf-8")
+            trainer = _make_trainer(config.training, [run, *callbacks], folder, device, world)
             pulse.say(_describe(config, loaded, model, device))
             pulse.doing = lambda: _doing(trainer)
             _run(trainer, module, batches, folder / "last.ckpt" if resume else None)
+            wait_for_all(world)
         pulse.doing = "scoring the validation and the test set"
         best = folder / "best.ckpt"
         epoch = read_checkpoint(best)["vssn"]["epoch"]
@@ -215,11 +222,20 @@ def _doing(trainer: pl.Trainer) -> str | None:
     return f"epoch {trainer.current_epoch + 1:>3}  {what}"
 
 
-def _device(training: TrainingSection) -> torch.device:
+def _say_nothing(line: str) -> None:
+    """The first process speaks."""
+
+
+def _device(training: TrainingSection, world: World) -> torch.device:
     if training.accelerator == "cuda" and not torch.cuda.is_available():
         raise ConfigError("training.accelerator: expected 'cpu' or 'auto' as there is no CUDA device, got 'cuda'")
     cuda = training.accelerator != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda", 0) if cuda else torch.device("cpu")
+    if cuda and world.size > 1 and torch.cuda.device_count() < training.devices:
+        raise ConfigError(
+            f"training.devices: expected at most {torch.cuda.device_count()}, as many as there are, got "
+            f"{training.devices}; change it, or take training.accelerator 'cpu'"
+        )
+    return torch.device("cuda", world.local_rank) if cuda else torch.device("cpu")
 
 
 def _count_chunks(splits: Splits, chunk_length: int | None) -> int:
@@ -230,10 +246,10 @@ def _count_chunks(splits: Splits, chunk_length: int | None) -> int:
 
 
 def _make_trainer(
-    training: TrainingSection, own: Sequence[pl.Callback], folder: Path, device: torch.device
+    training: TrainingSection, own: Sequence[pl.Callback], folder: Path, device: torch.device, world: World
 ) -> pl.Trainer:
     callbacks = [PlainStates(), *own]
-    show_bar = sys.stdout.isatty()
+    show_bar = sys.stdout.isatty() and world.writes
     given_bar = any(isinstance(callback, pl.callbacks.ProgressBar) for callback in own)
     if show_bar and not given_bar:
         callbacks.append(ProgressBar(refresh_rate=5, leave=False))
@@ -244,7 +260,9 @@ def _make_trainer(
     return pl.Trainer(
         max_epochs=training.max_epochs,
         accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=1,
+        devices=training.devices,
+        num_nodes=training.nodes,
+        strategy=SummedGradients() if world.size > 1 else "auto",
         precision=training.precision,
         logger=TensorBoardLogger(folder, name="tensorboard", version=""),
         callbacks=callbacks,
@@ -255,7 +273,7 @@ def _make_trainer(
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
-        plugins=[OneProcess()],
+        plugins=[Processes(world)],
     )
 
 

@@ -153,6 +153,8 @@ class RunDirectory(Checkpoint):
             self._save(trainer, "best.ckpt")
         if trainer.is_last_batch:  # an epoch that max_minutes cut short is done again when the run is resumed
             self._save(trainer, "last.ckpt")
+        if not trainer.is_global_zero:
+            return
         with replacing(self.folder / "metrics.csv") as part, open(part, "w", newline="") as file:
             writer = csv.DictWriter(file, self.COLUMNS)
             writer.writeheader()
@@ -167,5 +169,8 @@ class RunDirectory(Checkpoint):
             say(line + ("  best" if improved else ""))
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
+        if not trainer.is_global_zero:  # the first process writes, all wait
+            trainer.save_checkpoint(self.folder / name)
+            return
         with replacing(self.folder / name) as part:
             trainer.save_checkpoint(part)

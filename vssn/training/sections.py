@@ -261,6 +261,8 @@ class TrainingSection(Section):
     chunk_length: Count | None = None  # frames of truncated back-propagation; None: whole sequences
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
+    devices: Count = 1  # of each machine, one process each; they share the batches of data.batch_size
+    nodes: Count = 1  # machines
 
     @model_validator(mode="after")
     def _a_start_needs_a_rise(self) -> TrainingSection:
