@@ -15,6 +15,7 @@ from vssn.utils.packages import needing
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = "install what training needs: pip install 'vssn[train]'"
 SPEECH = "install what reading speech needs: pip install 'vssn[speech]'"
+FILES = "install what reading data files needs: pip install 'vssn[files]'"
 DOWNLOAD = "install what a download needs: pip install 'vssn[download]'"
 SERIES = "install what reading the public series needs: pip install 'vssn[series]'"
 FIT = "from vssn import fit"
@@ -38,6 +39,21 @@ CASES = {
         "from vssn.data.speech import load_speech; load_speech('blizzard', '.')",
         ["fit", "--config", "speech-vssn", "--set", "data.set=blizzard", "--data", "."],
     ),
+    **{
+        package: (
+            FILES,
+            "DataError",
+            f"from vssn.data.formats import read; read('own/{name}')",
+            ["init", f"own/{name}"],
+        )
+        for package, name in (
+            ("pandas", "x.csv"),
+            ("pyarrow", "x.parquet"),
+            ("h5py", "x.h5"),
+            ("symusic", "x.mid"),
+            ("PIL", "x.gif"),
+        )
+    },
     "pooch": (
         DOWNLOAD,
         "DataError",
@@ -70,6 +86,9 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "JSB_Chorales.mat").write_bytes(b"not read")
     for number in range(10):
         (tmp_path / f"{number}.wav").write_bytes(b"not read")
+    (tmp_path / "own").mkdir()
+    for name in ("x.csv", "x.parquet", "x.h5", "x.mid", "x.gif"):
+        (tmp_path / "own" / name).write_bytes(b"not read")
     return tmp_path
 
 
@@ -99,7 +118,7 @@ def test_the_demo_says_so_before_it_trains(package: str, folder: Path) -> None:
 def test_every_package_of_the_extras_is_hidden_above() -> None:
     lines = (ROOT / "pyproject.toml").read_text().partition("optional-dependencies")[2].partition("\ntest = ")[0]
     names = re.findall(r'"([\w-]+)>=', lines)
-    assert {name.replace("-", "_").replace("PyYAML", "yaml") for name in names} == set(CASES)
+    assert {name.replace("-", "_").replace("PyYAML", "yaml").replace("pillow", "PIL") for name in names} == set(CASES)
 
 
 def test_a_package_that_does_not_work_is_said_too() -> None:

@@ -1,4 +1,4 @@
-"""The command `vssn`: fit, evaluate, forecast, impute, generate, latents, reproduce, download, info.
+"""The command `vssn`: init, fit, evaluate, forecast, impute, generate, latents, reproduce, download, info.
 
 A mistake of the user is one line on stderr and exit code 2.
 """
@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vssn.cli import forecast, generate, impute, latents, series
 from vssn.cli.common import add_threads, dataset_of, use_threads, with_data
@@ -17,6 +18,9 @@ from vssn.experiments.tasks import NAMES
 from vssn.training.heartbeat import Heartbeat
 from vssn.utils.command import INTERRUPTED, check_target, positive, run_command, seed, writing
 from vssn_kernels.version import __version__
+
+if TYPE_CHECKING:
+    from vssn.training.config import Config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,9 +34,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vssn {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    init = commands.add_parser(
+        "init",
+        help="propose a configuration for data of your own",
+        description="Look at data of your own (a table, arrays, HDF5, MIDI, recordings, films: a file or a folder) and "
+        "print a configuration for it, with reasons: vssn init DATA > config.yaml",
+    )
+    init.add_argument("data", metavar="DATA", help="a file or a folder")
+    init.add_argument("--output", metavar="DIR", help="folder of the run (runs/NAME)")
+    init.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="e.g. data.time_column=date")
+    init.set_defaults(run=_init)
+
     fit = commands.add_parser("fit", help="train a model", description="Train a model; the run fills one folder.")
-    fit.add_argument("--config", required=True, help="a YAML file, or the name of a packaged one such as jsb")
-    fit.add_argument("--data", metavar="FOLDER", help="folder of the music sets (else data.folder, else VSSN_DATA)")
+    fit.add_argument(
+        "--config", help="a YAML file, or the name of a packaged one such as jsb; without it one is proposed for --data"
+    )
+    fit.add_argument(
+        "--data",
+        metavar="PATH",
+        help="data of your own, a file or a folder; with --config the place of its set (else data.folder, else "
+        "VSSN_DATA)",
+    )
     fit.add_argument("--output", metavar="DIR", help="folder of the run (else training.output)")
     fit.add_argument("--resume", action="store_true", help="continue the run in that folder from its last.ckpt")
     fit.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="e.g. training.max_epochs=3")
@@ -44,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--data",
         metavar="PATH",
-        help="folder of the music sets, or own files (else the run's, else VSSN_DATA)",
+        help="the place of the run's set, or a file of its form (else the run's, else VSSN_DATA)",
     )
     evaluate.add_argument("--split", choices=("train", "valid", "test"), default="test")
     evaluate.add_argument("--bound", choices=("elbo", "iwae", "fivo"), default="elbo", help="default: elbo")
@@ -118,13 +140,35 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _fit(options: argparse.Namespace) -> int:
-    from vssn.training.config import load_config
+def _init(options: argparse.Namespace) -> int:
+    from vssn.training.own_files import propose_for
+
+    print(propose_for(options.data, options.set, options.output).to_yaml(), end="")
+    return 0
+
+
+def _config_to_fit(options: argparse.Namespace) -> Config:
+    """The one named; else that of the run which is resumed, or one proposed for the data."""
+    from vssn.errors import ConfigError
+    from vssn.training.config import check_config, load_config
+    from vssn.training.own_files import propose_for
 
     overrides = list(options.set)
     if options.output is not None:
         overrides.append(f"training.output={json.dumps(options.output)}")
-    config = with_data(load_config(options.config, overrides), options.data)
+    if options.config is not None:
+        return with_data(load_config(options.config, overrides), options.data)
+    if options.resume and options.output is not None:
+        return with_data(load_config(Path(options.output, "config.yaml"), overrides), options.data)
+    if options.data is None:
+        raise ConfigError("--config: expected a configuration, or --data with data of your own; give one of them")
+    proposal = propose_for(options.data, overrides, options.output)
+    print(proposal.to_yaml())
+    return check_config(proposal.settings, options.data, overrides)
+
+
+def _fit(options: argparse.Namespace) -> int:
+    config = _config_to_fit(options)
 
     from vssn.training.fit import fit
 

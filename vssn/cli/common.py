@@ -44,7 +44,7 @@ def with_data(config: Config, folder: str | None) -> Config:
 
     if config.data.row.from_python:
         config.load_data()  # says what to call instead
-    if folder is not None and "folder" not in type(config.data).model_fields:
+    if folder is not None and not {"folder", "path"} & type(config.data).model_fields.keys():
         raise ConfigError(f"--data: the set {config.data.set!r} is simulated and has no folder; leave it out")
     return config.with_folder(folder)
 
@@ -154,14 +154,14 @@ def _of_set(config: Config, split: str) -> Applied:
 
 
 def dataset_of(config: Config, path: str | None, split: str) -> tuple[Config, SequenceDataset]:
-    """What a run is scored on: a split of its own set, or files of its form (that split of them, where they have
-    splits). Raises DataError."""
+    """What a run is scored on: a split of its set; of a run on data from Python files of its form, that split of them
+    where they have splits. Raises DataError."""
     from vssn.data.batching import SequenceDataset
     from vssn.data.formats import read_like
     from vssn.errors import DataError
 
     own = config.data
-    if path is None or not (own.row.from_python or hasattr(own, "path")):
+    if path is None or not own.row.from_python:
         config = with_data(config, path)
         return config, getattr(config.load_data(), split)
     source = read_like(own, path)

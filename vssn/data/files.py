@@ -148,7 +148,7 @@ def _describe(dataset: SequenceDataset) -> str:
     step = "" if source.step is None or source.kind != "table" else f" a step of {source.step} apart"
     missing = sum(int(x.isnan().sum()) for x in source.x) / sum(x.numel() for x in source.x)
     gaps = f", {missing:.1%} of them missing" if missing else ""
-    return f" of {source.x_size} features{step}{gaps}"
+    return f" of {source.x_size} features{step}{gaps}" if source.x_size > 1 else f" of one feature{step}{gaps}"
 
 
 def _check(settings: Mapping[str, Any]) -> None:

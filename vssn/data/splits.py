@@ -28,13 +28,12 @@ class Splits(NamedTuple):
 
 class DrawnDataset(SequenceDataset):
     """A Dataset of PyTorch's, of items x [T, X], (x,) or (x, u). Each is drawn once beforehand, for its length, and
-    checked whenever it is drawn."""
+    checked whenever it is drawn; with `missing` NaN in x stands for what is missing."""
 
     support, likelihood = REAL, ""  # what x may hold, and whose support that is
-    missing = False  # whether NaN stands for what is missing
 
-    def __init__(self, name: str, dataset: Any) -> None:
-        self.name, self.dataset = name, dataset
+    def __init__(self, name: str, dataset: Any, missing: bool = False) -> None:
+        self.name, self.dataset, self.missing = name, dataset, missing
         super().__init__(dataset, lengths=_checked_lengths(name, (self[index] for index in range(len(dataset)))))
 
     def __getitem__(self, index: int) -> Item:
@@ -58,8 +57,11 @@ class DrawnDataset(SequenceDataset):
             inner.set_epoch(epoch)
 
 
-def as_splits(splits: object) -> Splits:
+def as_splits(splits: object, missing: bool = False) -> Splits:
     """Three parts in any of the forms that `vssn.training.fit.fit` describes, checked.
+
+    Args:
+        missing: NaN in x stands for what is missing.
 
     Raises:
         TypeError: `splits` is not three parts.
@@ -75,7 +77,7 @@ def as_splits(splits: object) -> Splits:
     if not isinstance(splits, tuple | list) or len(splits) != len(names):
         came = f"{len(splits)} parts" if isinstance(splits, tuple | list) else type(splits).__name__
         raise TypeError(f"splits must be three parts, ({', '.join(names)}) or a dict of them, got {came}")
-    parts = [_part(f"splits.{name}", part) for name, part in zip(names, splits, strict=True)]
+    parts = [_part(f"splits.{name}", part, missing) for name, part in zip(names, splits, strict=True)]
     wanted = widths(parts[0])
     for name, part in zip(names[1:], parts[1:], strict=True):
         for letter, want, width in zip("xu", wanted, widths(part), strict=True):
@@ -113,13 +115,13 @@ def in_memory(dataset: SequenceDataset) -> Iterator[Item]:
             yield x, None if dataset.controls is None else dataset.controls[index]
 
 
-def _part(name: str, part: Any) -> SequenceDataset:
+def _part(name: str, part: Any, missing: bool) -> SequenceDataset:
     if isinstance(part, Dataset) and not isinstance(part, SequenceDataset):
         if isinstance(part, IterableDataset) or not hasattr(part, "__len__"):
             raise DataError(f"{name}: expected a Dataset with a length and an index, got {type(part).__name__}")
         if len(part) == 0:
             raise DataError(f"{name} must hold at least one sequence, got none")
-        return DrawnDataset(name, part)
+        return DrawnDataset(name, part, missing)
     if isinstance(part, SequenceDataset):
         dataset = part
     else:

@@ -59,6 +59,9 @@ class Scaled(Likelihood):
     def sample(self, parameters: Tensor) -> Tensor:
         return self._in_units(self.inner.sample(parameters))
 
+    def _quantile(self, parameters: Tensor, q: float) -> Tensor:
+        return self._in_units(self.inner.quantile(parameters, q))
+
     def given_observed(self, parameters: Tensor, x: Tensor, observed: Tensor) -> Tensor:
         """The parameters of what is missing given what is observed, as the inner likelihood has them."""
         given: Tensor = self.inner.given_observed(parameters, self.standardised(x, observed), observed)

@@ -55,6 +55,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def read_weights(path: str | Path) -> dict[str, Any]:
+    """The state_dict of the model in a checkpoint. Raises CheckpointError."""
+    content = read_checkpoint(path)
+    return {name.removeprefix("model."): weight for name, weight in content["state_dict"].items()}
+
+
 def load_model(path: str | Path) -> tuple[SequenceModel, Config]:
     """The trained model of a checkpoint, on the CPU and in evaluation mode, and its configuration.
 

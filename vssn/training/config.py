@@ -16,12 +16,14 @@ import torch
 from vssn.data.splits import Splits
 from vssn.errors import ConfigError
 from vssn.likelihoods import LIKELIHOODS
+from vssn.models.registry import MODELS
 from vssn.nn.interface import SequenceModel
 from vssn.training.config_errors import explain, first_line, quote
 from vssn.training.sections import (
     AnyDataSection,
     AnyModelSection,
     DataSection,
+    GivenModelSection,
     Section,
     TrainingSection,
     data_section,
@@ -155,7 +157,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     settings = _read_settings(path)
     for override in overrides:
-        _apply(override, settings)
+        apply_override(override, settings)
     return check_config(settings, str(path), overrides)
 
 
@@ -189,6 +191,36 @@ def as_config(config: object, own_data: bool = False) -> Config:
     return made
 
 
+def config_of(model: SequenceModel, data: Mapping[str, Any], training: Mapping[str, Any], own_data: bool) -> Config:
+    """The configuration of a run of a model that came from Python, which describes it as far as it can.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    data = {**data, **({"standardise": True} if getattr(model, "scaling", None) is not None else {})}
+    if own_data and "set" not in data:
+        data = {"set": "given", **data}
+    settings: dict[str, Any] = {"data": data, "training": dict(training)}
+    control = "external" if model.control_size else "none"
+    plain = check_config({**settings, "model": {"name": "given", "control": control}}, "fit")
+    names = [name for name, cls in MODELS.items() if cls is type(model)]
+    arguments = getattr(model, "config", None)
+    if not names or not isinstance(arguments, Mapping):
+        return plain
+    keys = model_section({"name": names[0]}).model_fields
+    section = {"name": names[0], **{key: value for key, value in arguments.items() if key in keys}}
+    try:
+        made = check_config({**settings, "model": section}, "fit")
+        with torch.device("meta"):
+            same = made.model.build(
+                model.x_size, model.control_size, model.num_sequences, getattr(model, "scaling", None)
+            )
+    except (ConfigError, ValueError):
+        return plain
+    shapes = [{name: part.shape for name, part in one.state_dict().items()} for one in (same, model)]
+    return made if shapes[0] == shapes[1] else plain
+
+
 def check_config(settings: object, origin: str, overrides: Sequence[str] = ()) -> Config:
     """The configuration in plain types as a `Config`; `origin` names its source in errors."""
     try:
@@ -197,6 +229,8 @@ def check_config(settings: object, origin: str, overrides: Sequence[str] = ()) -
         raise ConfigError(explain(error, origin, overrides, lambda path: _known_keys(path, settings))) from None
     output = config.training.output.replace("{set}", config.data.set)
     config = config.model_copy(update={"training": config.training.model_copy(update={"output": output})})
+    if isinstance(config.model, GivenModelSection):
+        return config
     try:
         with torch.device("meta"):  # sizes are checked, nothing is allocated
             _with_some_sizes(config).build_model(num_sequences=1)
@@ -259,7 +293,7 @@ def _parse(text: str, origin: str) -> Any:
         raise ConfigError(f"{origin}: invalid YAML: {first_line(error)}; correct the text") from None
 
 
-def _apply(override: str, settings: dict[Any, Any]) -> None:
+def apply_override(override: str, settings: dict[Any, Any]) -> None:
     """Puts "a.b=value" into the nested settings."""
     key, equals, text = override.partition("=")
     names = key.strip().split(".")

@@ -20,11 +20,11 @@ import torch
 
 from vssn.data.files import FileDataset
 from vssn.data.splits import DrawnDataset, Splits, as_splits, check_values, in_memory
-from vssn.errors import ConfigError
+from vssn.errors import ConfigError, DataError
 from vssn.inference.scoring import Scores, evaluate
 from vssn.nn.interface import SequenceModel
-from vssn.training.checkpoints import load_model, read_checkpoint
-from vssn.training.config import Config, as_config
+from vssn.training.checkpoints import load_model, read_checkpoint, read_weights
+from vssn.training.config import Config, as_config, config_of
 from vssn.training.heartbeat import Heartbeat
 from vssn.training.module import SequenceData, TrainingModule
 from vssn.training.run_directory import MONITOR, RunDirectory, check_folder, creating
@@ -49,22 +49,28 @@ class FitResult(NamedTuple):
     valid: Scores
     test: Scores
     seconds: float
+    model: SequenceModel  # of the best epoch, in evaluation mode
 
 
 def fit(
-    config: Config | Mapping[str, Any] | str | Path,
+    config: Config | Mapping[str, Any] | str | Path | SequenceModel,
     splits: object = None,
     callbacks: Sequence[pl.Callback] = (),
     resume: bool = False,
+    *,
+    data: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> FitResult:
     """Trains as configured, then scores the best epoch on the validation and the test set.
 
         vssn.fit("jsb")                                         # a packaged configuration and its set
         vssn.fit("music-vssn", (train, valid, test))            # the same model on data of your own
         vssn.fit({"model": {"hidden_size": 64, "latent_size": 8}}, {"train": x, "valid": y, "test": z})
+        vssn.fit(model, (train, valid, test), training={"output": "runs/mine", "max_epochs": 20})
 
     Args:
-        config: a `Config`, a dict of its sections, the path of a YAML file or the name of a packaged one.
+        config: a `Config`, a dict of its sections, the path of a YAML file or the name of a packaged one. Or a model,
+            which is trained in place, from its weights on, and holds those of the best epoch then.
         splits: the data, in the place of the set that `config` names: a tuple or a list of three parts, or a dict with
             train, valid and test. A part is one of
                 an array or a tensor [N, T, X]: N sequences of T frames;
@@ -79,6 +85,7 @@ def fit(
             give it again. None: the set of the configuration is loaded.
         callbacks: of PyTorch Lightning, beside the trainer's own. What `state_dict` returns goes into the checkpoints,
             which hold tensors and plain types alone.
+        data, training: keys of these sections with a model: they have no configuration to stand in.
         resume: continue the run in `training.output` from its last.ckpt. True in the place of `splits` means this too.
 
     Raises:
@@ -90,11 +97,13 @@ def fit(
         splits, resume = None, splits or resume
     require_flag("resume", resume)
     check_callbacks(callbacks)
-    config = as_config(config, own_data=splits is not None)
+    own = config if isinstance(config, SequenceModel) else None
+    config = _configured(config, splits is not None, resume, data, training)
     started = time.monotonic()
     keep_memory()
     with Heartbeat("reading the data") as pulse:
-        loaded = None if splits is None else as_splits(splits)
+        missing = bool(getattr(own or config.model, "masked", False))
+        loaded = None if splits is None else as_splits(splits, missing)
         if loaded is not None:
             config = config.with_given_data(loaded)
         elif config.data.row.x_size is None:  # of "given" this says what is missing
@@ -108,10 +117,12 @@ def fit(
             loaded = config.load_data()
             config = config.with_measured(loaded)
         chunks = _count_chunks(loaded, config.training.chunk_length)
-        model = config.build_model(chunks, _scaling(config, loaded))
+        if own is not None:
+            _require_fit(own, config)
+        model = config.build_model(chunks, _scaling(config, loaded)) if own is None else own
         if config.data.row.values is None:
-            _check_values(loaded, model)
-        data, module = SequenceData(loaded, config), TrainingModule(model, config)
+            _check_values(loaded, model, missing)
+        batches, module = SequenceData(loaded, config), TrainingModule(model.train(), config)
         run = RunDirectory(folder, done, config.training.report_every, pulse)
         with creating(folder), quiet(), first_rank():
             with replacing(folder / "config.yaml") as part:
@@ -119,24 +130,57 @@ def fit(
             trainer = _make_trainer(config.training, [run, *callbacks], folder, device)
             pulse.say(_describe(config, loaded, model, device))
             pulse.doing = lambda: _doing(trainer)
-            _run(trainer, module, data, folder / "last.ckpt" if resume else None)
+            _run(trainer, module, batches, folder / "last.ckpt" if resume else None)
         pulse.doing = "scoring the validation and the test set"
         best = folder / "best.ckpt"
         epoch = read_checkpoint(best)["vssn"]["epoch"]
-        model, _ = load_model(best)
-        model.to(device)
-        valid, test = (evaluate(model, loader) for loader in (data.valid, data.test))
-    return FitResult(epoch, best, valid, test, time.monotonic() - started)
+        if own is None:
+            model, _ = load_model(best)
+        else:
+            model.load_state_dict(read_weights(best))
+        model.to(device).eval()
+        valid, test = (evaluate(model, loader) for loader in (batches.valid, batches.test))
+    return FitResult(epoch, best, valid, test, time.monotonic() - started, model)
 
 
-def _check_values(splits: Splits, model: SequenceModel) -> None:
+def _configured(
+    config: object,
+    own_data: bool,
+    resume: bool,
+    data: Mapping[str, Any] | None,
+    training: Mapping[str, Any] | None,
+) -> Config:
+    if not isinstance(config, SequenceModel):
+        for name, section in (("data", data), ("training", training)):
+            if section is not None:
+                raise TypeError(f"{name} must be left out with a configuration; set its section {name}")
+        return as_config(config, own_data=own_data)
+    if resume:
+        raise ConfigError(
+            "resume: expected a configuration to continue from, got a model; name the run's own: "
+            "fit('RUN/config.yaml', splits, resume=True)"
+        )
+    return config_of(config, data or {}, training or {}, own_data)
+
+
+def _require_fit(model: SequenceModel, config: Config) -> None:
+    """Raises DataError where the model has other sizes than the data."""
+    x_size, control_size = config.data.sizes
+    for letter, name, size, came in (
+        ("x", "x_size", model.x_size, x_size),
+        ("u", "control_size", model.control_size, control_size if model.control_size else 0),
+    ):
+        if size != came:
+            raise DataError(f"splits: expected {letter} of {size} features as the model's {name}, got {came}")
+
+
+def _check_values(splits: Splits, model: SequenceModel, missing: bool) -> None:
     """Of data that is not known beforehand: what stands in memory now, what a Dataset makes when it is drawn; what a
     transform makes meets the model's own check."""
     support, title = model.likelihood.support, model.likelihood.title
-    missing = bool(getattr(model, "masked", False))
     for name, part in splits._asdict().items():
         if isinstance(part, DrawnDataset):
-            part.support, part.likelihood, part.missing = support, title, missing
+            part.support, part.likelihood = support, title
         names = part.source.names if isinstance(part, FileDataset) else None
         for index, (x, u) in enumerate(in_memory(part)):
             where = f"splits.{name}[{index}]" if names is None else f"x of {names[index]}"

@@ -187,6 +187,19 @@ class VSSNSection(ModelSection):
     masked: bool = False
 
 
+class GivenModelSection(ModelSection):
+    """A model that came from Python and that no configuration describes: one with a module of the caller's, say."""
+
+    name: Literal["given"] = "given"
+    control: Literal["external", "none"] = "none"
+
+    def build(self, *_: Any, **__: Any) -> SequenceModel:
+        raise ValueError(
+            "'given' is a model that came from Python, with parts that a configuration cannot describe; make it again, "
+            "and load the weights: model.load_state_dict(vssn.training.checkpoints.read_weights(path))"
+        )
+
+
 # Arguments of a model that the data decides, or that no configuration can write.
 NO_KEYS = ("x_size", "control_size", "num_sequences", "encoder", "decoder", "scaling", "batch_first", "device", "dtype")
 
@@ -194,6 +207,8 @@ NO_KEYS = ("x_size", "control_size", "num_sequences", "encoder", "decoder", "sca
 def model_section(settings: Mapping[str, Any]) -> type[ModelSection]:
     """The section of the model that a mapping names: VSSN's without a name, and with one that the section refuses."""
     name = settings.get("name")
+    if name == "given":
+        return GivenModelSection
     return _of_class(MODELS[name]) if isinstance(name, str) and name in MODELS else VSSNSection
 
 

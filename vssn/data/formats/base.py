@@ -111,7 +111,7 @@ def part_folders(place: Path) -> dict[str, Path]:
             raise DataError(f"{place}: expected one folder of {part}, got {found[part].name} and {entry.name}")
         if part is not None:
             found[part] = entry
-    return found
+    return {part: found[part] for part in PARTS if part in found}
 
 
 def as_frames(where: str, array: np.ndarray[Any, Any], missing: bool = True) -> Tensor:

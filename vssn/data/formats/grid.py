@@ -44,8 +44,9 @@ def find_step(times: Sequence[Array]) -> Step | None:
     found, counts = np.unique(gaps.astype("int64"), return_counts=True)
     nanoseconds = int(found[counts.argmax()])
     if nanoseconds >= _DAY:
+        longest, every = max(times, key=len), np.unique(np.concatenate(times))
         for name in _CALENDAR:
-            if (counts.max() < counts.sum() or name != "B") and all(_has_frequency(one, name) for one in times):
+            if _has_frequency(longest, every, name):
                 return name
     whole_days, rest = divmod(nanoseconds, _DAY)
     if not rest:
@@ -53,13 +54,17 @@ def find_step(times: Sequence[Array]) -> Step | None:
     return str(pandas.tseries.frequencies.to_offset(pandas.Timedelta(nanoseconds, "ns")).freqstr)
 
 
-def _has_frequency(times: Array, name: str) -> bool:
-    """Whether all times are the calendar's, and most of its are there."""
+def _has_frequency(times: Array, every: Array, name: str) -> bool:
+    """Whether most of the calendar's steps are among the times of a sequence, and those of all are its alone."""
     pandas = _pandas()
     offset = pandas.tseries.frequencies.to_offset(name)
     index = pandas.DatetimeIndex(np.unique(times))
     whole = pandas.date_range(index[0], index[-1], freq=offset)
-    return bool(len(index) >= 0.6 * len(whole) and index.isin(whole).all())
+    if len(index) < 0.6 * len(whole) or not index.isin(whole).all():
+        return False
+    if name == "B" and len(whole) == (index[-1] - index[0]).days + 1:
+        return False  # no weekend is left out
+    return bool(pandas.DatetimeIndex(every).isin(pandas.date_range(every[0], every[-1], freq=offset)).all())
 
 
 def check_step(where: str, dates: bool, freq: Step) -> Step:

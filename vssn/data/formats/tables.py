@@ -134,7 +134,9 @@ def load_table(path: Path) -> Frame:
     name = path.name.lower()
     try:
         if name.endswith((".parquet", ".pq")):
-            frame = pandas.read_parquet(path)
+            with needing("files", DataError):
+                importlib.import_module("pyarrow")
+            frame = pandas.read_parquet(path, engine="pyarrow")
             if frame.index.names != [None]:
                 frame = frame.reset_index()
         else:
@@ -143,8 +145,8 @@ def load_table(path: Path) -> Frame:
             frame = pandas.read_csv(path, sep=separator, encoding="utf-8-sig", skipinitialspace=True, **engine)
             if separator == "," and len(frame.columns) == 1 and ";" in str(frame.columns[0]):
                 frame = pandas.read_csv(path, sep=";", encoding="utf-8-sig", skipinitialspace=True)
-    except ImportError as error:
-        raise DataError(f"{path}: {' '.join(str(error).split())[:160]}") from None
+    except DataError:
+        raise
     except Exception as error:  # whatever the damaged bytes lead the reader to
         raise damaged(path, "a table", error) from None
     if not len(frame) or not len(frame.columns):
