@@ -313,3 +313,25 @@ def test_a_run_on_midi_gives_midi(tmp_path: Path) -> None:
     heard = symusic.Score(tmp_path / "out" / "0.mid")
     given = [note for note in heard.tracks[0].notes if note.time < 16 * 120]
     assert {(note.time // 120, note.pitch) for note in given} >= {(0, 60), (1, 64), (2, 60)}
+
+
+def test_speech_becomes_sound_in_its_own_scale(tmp_path: Path) -> None:
+    """What was given comes back as it was recorded, before what the model says."""
+    soundfile = pytest.importorskip("soundfile")
+    (tmp_path / "speech").mkdir()
+    for number in range(10):
+        noise = np.random.default_rng(number).normal(500, 900, 8000).astype(np.int16)
+        soundfile.write(tmp_path / "speech" / f"{number}.wav", noise, 16000)
+    config = {
+        "data": {"set": "blizzard", "folder": str(tmp_path / "speech"), "batch_size": 4},
+        "model": {"hidden_size": 4, "latent_size": 2, "likelihood": "gaussian"},
+        "training": {"max_epochs": 1, "accelerator": "cpu"},
+    }
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", str(tmp_path / "a.yaml"), "--output", str(tmp_path / "run")]) == 0
+    command = ["forecast", str(tmp_path / "run" / "best.ckpt"), "--first", "1", "--steps", "2", "--samples", "1"]
+    assert main([*command, "--output", str(tmp_path / "a.wav")]) == 0
+    heard, rate = soundfile.read(tmp_path / "a.wav", dtype="int16")
+    spoken, _ = soundfile.read(tmp_path / "speech" / "9.wav", dtype="int16")
+    assert (rate, len(heard)) == (16000, 8000 + 2 * 200)
+    np.testing.assert_allclose(heard[:8000].astype(int), spoken.astype(int), atol=1)
