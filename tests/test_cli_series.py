@@ -18,6 +18,7 @@ from test_cli import error_of
 from vssn.cli import main
 from vssn.cli.common import Progress
 from vssn.data.formats import read
+from vssn.output.music import write_midi
 from vssn.output.results import Look, filled_table, write_forecast
 from vssn.output.tables import Frames
 from vssn.output.targets import choose
@@ -267,3 +268,70 @@ def test_a_log_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         progress.advance(2)
         time.sleep(0.3)
     assert "filling gaps: 2 of 3 sequences " in capsys.readouterr().err
+
+
+def test_a_run_on_files_continues_them(gaps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without --data the run's own file: the forecast stands behind its end; scores beside the naive ones come too."""
+    config = {
+        "data": {"set": "files", "path": str(gaps), "standardise": True, "window": 20, "batch_size": 4},
+        "model": {"hidden_size": 4, "latent_size": 2, "likelihood": "gaussian", "masked": True},
+        "training": {"max_epochs": 1, "accelerator": "cpu"},
+    }
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", str(tmp_path / "a.yaml"), "--output", str(tmp_path / "run")]) == 0
+    best = str(tmp_path / "run" / "best.ckpt")
+    assert main(["forecast", best, "--output", str(tmp_path / "out.csv"), "--steps", "3", "--samples", "4"]) == 0
+    table = pandas.read_csv(tmp_path / "out.csv", parse_dates=["time"])
+    assert table.time.min() == pandas.Timestamp("2024-02-10")
+    assert 10 < table[table.channel == "temp"]["mean"].mean() < 30  # in the units of the file
+    assert main(["impute", best, "--output", str(tmp_path / "filled.csv"), "--samples", "2"]) == 0
+    assert len(pandas.read_csv(tmp_path / "filled.csv")) == 40
+    capsys.readouterr()
+    assert main(["evaluate", best, "--samples", "4", "--gaps", "0.5"]) == 0
+    out = capsys.readouterr().out
+    assert "\nforecast, 1 step " in out
+    assert "\nimputation, 50% hidden " in out
+
+
+def test_a_run_on_midi_gives_midi(tmp_path: Path) -> None:
+    symusic = pytest.importorskip("symusic")
+    roll = np.zeros((16, 88))
+    roll[::2, 39] = roll[1::2, 43] = 1
+    (tmp_path / "songs").mkdir()
+    for number in range(3):
+        write_midi(tmp_path / "songs" / f"{number}.mid", roll, frames_per_beat=4)
+    config = {
+        "data": {"set": "files", "path": str(tmp_path / "songs"), "batch_size": 2},
+        "model": {"hidden_size": 4, "latent_size": 2},
+        "training": {"max_epochs": 1, "accelerator": "cpu"},
+    }
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", str(tmp_path / "a.yaml"), "--output", str(tmp_path / "run")]) == 0
+    command = ["forecast", str(tmp_path / "run" / "best.ckpt"), "--first", "1", "--steps", "4", "--samples", "1"]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 0
+    assert names(tmp_path / "out") == ["0.mid", "0.png", "0.wav"]
+    heard = symusic.Score(tmp_path / "out" / "0.mid")
+    given = [note for note in heard.tracks[0].notes if note.time < 16 * 120]
+    assert {(note.time // 120, note.pitch) for note in given} >= {(0, 60), (1, 64), (2, 60)}
+
+
+def test_speech_becomes_sound_in_its_own_scale(tmp_path: Path) -> None:
+    """What was given comes back as it was recorded, before what the model says."""
+    soundfile = pytest.importorskip("soundfile")
+    (tmp_path / "speech").mkdir()
+    for number in range(10):
+        noise = np.random.default_rng(number).normal(500, 900, 8000).astype(np.int16)
+        soundfile.write(tmp_path / "speech" / f"{number}.wav", noise, 16000)
+    config = {
+        "data": {"set": "blizzard", "folder": str(tmp_path / "speech"), "batch_size": 4},
+        "model": {"hidden_size": 4, "latent_size": 2, "likelihood": "gaussian"},
+        "training": {"max_epochs": 1, "accelerator": "cpu"},
+    }
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", str(tmp_path / "a.yaml"), "--output", str(tmp_path / "run")]) == 0
+    command = ["forecast", str(tmp_path / "run" / "best.ckpt"), "--first", "1", "--steps", "2", "--samples", "1"]
+    assert main([*command, "--output", str(tmp_path / "a.wav")]) == 0
+    heard, rate = soundfile.read(tmp_path / "a.wav", dtype="int16")
+    spoken, _ = soundfile.read(tmp_path / "speech" / "9.wav", dtype="int16")
+    assert (rate, len(heard)) == (16000, 8000 + 2 * 200)
+    np.testing.assert_allclose(heard[:8000].astype(int), spoken.astype(int), atol=1)

@@ -108,24 +108,20 @@ def data_of(config: Config, path: str | None, split: str, first: int | None) -> 
     if path is None and own.row.from_python:
         raise ConfigError("--data: the run was trained on data from Python; name a file of its form")
     if path is None or (path_of_set and not hasattr(own, "path")):
-        applied = _of_set(with_data(config, path), split)
-        first = first or FIRST_OF_A_SET
-    else:
-        source = read_like(own, path)
-        look = Look(source.kind, Path(path).name, source.frame_shape, source.rate)
-        applied = Applied(source, look)
-    chosen = range(min(first or len(applied.source.x), len(applied.source.x)))
-    return applied._replace(source=applied.source.select(chosen))
+        return _of_set(with_data(config, path), split, first or FIRST_OF_A_SET)
+    source = read_like(own, path)
+    look = Look(source.kind, Path(path).name, source.frame_shape, source.rate)
+    return Applied(source.select(range(min(first or len(source.x), len(source.x)))), look)
 
 
-def _of_set(config: Config, split: str) -> Applied:
-    """A split of a named set."""
+def _of_set(config: Config, split: str, first: int) -> Applied:
+    """The first sequences of a split of a named set."""
     from vssn.data.formats.base import Source, numbered
     from vssn.data.speech import scale_of
     from vssn.output.results import Look
 
     dataset, row = getattr(config.load_data(), split), config.data.row
-    items = [dataset[index] for index in range(len(dataset))]
+    items = [dataset[index] for index in range(min(first, len(dataset)))]
     width, scale = items[0][0].shape[1], scale_of(dataset)
     side = math.isqrt(width)
     within_unit = row.values is not None and (row.values.low, row.values.high) == (0, 1)
@@ -154,14 +150,14 @@ def _of_set(config: Config, split: str) -> Applied:
 
 
 def dataset_of(config: Config, path: str | None, split: str) -> tuple[Config, SequenceDataset]:
-    """What a run is scored on: a split of its own set, or files of its form (that split of them, where they have
-    splits). Raises DataError."""
+    """What a run is scored on: a split of its set; of a run on data from Python files of its form, that split of them
+    where they have splits. Raises DataError."""
     from vssn.data.batching import SequenceDataset
     from vssn.data.formats import read_like
     from vssn.errors import DataError
 
     own = config.data
-    if path is None or not (own.row.from_python or hasattr(own, "path")):
+    if path is None or not own.row.from_python:
         config = with_data(config, path)
         return config, getattr(config.load_data(), split)
     source = read_like(own, path)

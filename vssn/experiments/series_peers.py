@@ -26,7 +26,7 @@ from vssn.utils.packages import needing
 from vssn.utils.random import generator, mixed_seed, seeded
 
 MIN_LOGVAR = -8.0
-PATIENCE = 60
+PATIENCE = 30
 _HIDDEN = 0.3
 
 

@@ -163,7 +163,7 @@ class TrainingModule(pl.LightningModule):
         if self.world.size == 1:
             return None
         steps, batch = chunk.x.shape[:2]
-        shapes = [(steps, batch, size) for size in self.model.noise_sizes]
+        shapes: list[tuple[int, ...]] = [(steps, batch, size) for size in self.model.noise_sizes]
         shapes += [(batch, self.model.initial_size)] if self.model.initial_size else []
         return share_of_noise(tuple(own.x.new_empty(shape).normal_() for shape in shapes), own, self.world)
 

@@ -164,7 +164,7 @@ def share(batch: SequenceBatch, world: World) -> SequenceBatch:
 
 
 def share_of_noise(noise: tuple[Tensor, ...], own: SequenceBatch, world: World) -> tuple[Tensor, ...]:
-    """Of the noise of all sequences, [T, B, ·] and [B, ·] of what is before the first frame, that for this process's."""
+    """Of the noise of all sequences, [T, B, ·] and [B, ·] of what is before the first frame, that of this process."""
     steps, rows = own.x.shape[0], slice(world.rank, None, world.size)
     return tuple(part[:steps, rows] if part.dim() == 3 else part[rows] for part in noise)
 

@@ -184,8 +184,9 @@ def _of_state_space(
 def draw_series(runs: Runs, folder: Path, data: str | None) -> list[Path]:
     """Training curves, and a fan chart of the first forecast of the test part."""
     figures = draw_curves(runs, folder, data)
-    for (name, _), run in runs.items():
-        model, _ = load_run(run, data)
+    for run in runs.values():
+        model, config = load_run(run, data)
+        name = config.data.set
         local, window = _Local(name), windows_of_test(name)[-1]
         seen, shift = local.window(window)
         drawn = sample_forecasts(model, [seen], samples=200)[:, :, 0] * local.scale + shift
