@@ -93,6 +93,27 @@ struct GruBackward {
                 grad_gates_x, grad_a, grad_h0, grad_weight, grad_bias)
 };
 
+// ---- gru_step.cpp ----------------------------------------------------------------------------------------
+
+template <class T>
+struct GruPack {
+    int64_t H;
+    Rows<const T> weight;  // [3H, H]
+    T* panels;             // null: nothing is packed
+    VSSN_FIELDS(H, weight, panels)
+};
+
+template <class T>
+struct GruStep {
+    int threads;
+    int64_t B, H;
+    Rows<const T> gates_x, h;  // [B, 3H], [B, H]
+    const T* panels;           // as gru_pack wrote them
+    const T* bias;             // [3H]
+    T* out;                    // [B, H]
+    VSSN_FIELDS(threads, B, H, gates_x, h, panels, bias, out)
+};
+
 // ---- posterior.cpp ---------------------------------------------------------------------------------------
 
 template <class T>
@@ -164,11 +185,24 @@ struct MlpForward {
     const T* bias;                  // [M]
     Rows<const T> weight_out;       // [O, M], floored [2 O, M]; null: one layer, out is the hidden layer's input [N, M]
     const T* bias_out;              // [O], [2 O]
+    const T* panels;                // as mlp_pack wrote them, and no weight is read; null: packed within
     T* out;                         // [N, O]
     T* logvar;                      // [N, O], where floored
     T* hidden;                      // [N, M] as cell.h's keeps_input says; null: not kept
-    VSSN_FIELDS(threads, N, M, O, activation, floored, min_logvar, K, x, weight, bias, weight_out, bias_out, out,
-                logvar, hidden)
+    VSSN_FIELDS(threads, N, M, O, activation, floored, min_logvar, K, x, weight, bias, weight_out, bias_out, panels,
+                out, logvar, hidden)
+    int inputs() const { return K.count; }
+};
+
+template <class T>
+struct MlpPack {
+    int64_t M, O;
+    bool floored;
+    MlpList<int64_t> K;
+    MlpList<Rows<const T>> weight;
+    Rows<const T> weight_out;
+    T* panels;  // null: nothing is packed
+    VSSN_FIELDS(M, O, floored, K, weight, weight_out, panels)
     int inputs() const { return K.count; }
 };
 
@@ -229,12 +263,15 @@ struct Kernels {
     int64_t (*gru_forward_workspace)(const GruForward<T>&);
     void (*gru_backward)(const GruBackward<T>&, void* workspace);
     int64_t (*gru_backward_workspace)(const GruBackward<T>&);
+    int64_t (*gru_pack)(const GruPack<T>&);  // as mlp_pack: packs, and tells how many numbers the panels take
+    void (*gru_step)(const GruStep<T>&);
     void (*posterior_forward)(const PosteriorForward<T>&, void* workspace);
     int64_t (*posterior_forward_workspace)(const PosteriorForward<T>&);
     void (*posterior_backward)(const PosteriorBackward<T>&, void* workspace);
     int64_t (*posterior_backward_workspace)(const PosteriorBackward<T>&);
     void (*mlp_forward)(const MlpForward<T>&, void* workspace);
     int64_t (*mlp_forward_workspace)(const MlpForward<T>&);
+    int64_t (*mlp_pack)(const MlpPack<T>&);
     void (*mlp_backward)(const MlpBackward<T>&, void* workspace);
     int64_t (*mlp_backward_workspace)(const MlpBackward<T>&);
     void (*bernoulli_forward)(const BernoulliForward<T>&);

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from vssn.likelihoods.base import Likelihood
 from vssn.likelihoods.registry import make_likelihood
 from vssn.nn.blocks import MLP, Embedding, reset_children
-from vssn.nn.interface import EncodedBatch, Floats, Generation, SequenceModel, SequenceOutput
+from vssn.nn.interface import EncodedBatch, Floats, Generation, PriorSteps, SequenceModel, SequenceOutput
 from vssn.nn.layer import Embedded, Inference, State, VSSNLayer, require_control
 from vssn.nn.paths import LayerParticles, floats_of_particles, infer_prefixes
+from vssn.nn.prepared import LayerSteps, prepare
 from vssn.utils.checks import require_choice, require_factor, require_flag, require_number, require_shape, require_size
 from vssn.utils.sequences import (
     check_control,
@@ -335,6 +336,10 @@ class VSSN(SequenceModel):
     ) -> tuple[Tensor, Tensor]:
         return self.layer.step_from_prior(controls, d, z, self.layer.weight_noise(), noise)
 
+    def prior_steps(self) -> PriorSteps:
+        decode = self.decode if self.decoder is not None else prepare(self.emission)
+        return PriorSteps(LayerSteps(self.layer, self.layer.weight_noise()), decode)
+
     def particles(self, given: EncodedBatch, lengths: Tensor) -> LayerParticles:
         return LayerParticles(self.layer, given.embedded, given.controls, lengths, given.x)
 
@@ -376,13 +381,13 @@ class VSSN(SequenceModel):
         frame = current.x_last.new_zeros(steps, len(current.x_last), self.x_size)
         u = check_control("u", u, frame, self.control_size, self.batch_first)
         require_finite("u", u, NO_NAN_IN_U)
-        weight_noise = self.layer.weight_noise()
+        prior = self.prior_steps()
         xs, means = [], []
         for t in range(steps):
             here = None if u is None else u[t : t + 1]
             controls = self.control(current.x_last, here)
-            d, z = self.layer.step_from_prior(controls, current.d, current.z, weight_noise)
-            parameters = self.decode(z[None], d[None])
+            d, z = prior.step(controls, current.d, current.z)
+            parameters = prior.decode(z[None], d[None])
             mean = self.likelihood.mean(parameters)
             x = self.likelihood.sample(parameters) if sample else mean
             current = State(d, z, self.frames(x, None)[0])

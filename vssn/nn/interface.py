@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -37,6 +38,13 @@ class Generation(NamedTuple):
     x: Tensor  # [T, B, X] what was fed back: samples, or means
     mean: Tensor  # [T, B, X] E[x_t | z_t, d_t]
     state: State
+
+
+class PriorSteps(NamedTuple):
+    """A model's own functions of these names, prepared."""
+
+    step: Callable[..., tuple[Tensor, Tensor]]  # (controls, d, z, noise) -> (d, z)
+    decode: Callable[[Tensor, Tensor], Tensor]  # (z, d) -> parameters
 
 
 class Floats(NamedTuple):
@@ -153,6 +161,10 @@ class SequenceModel(nn.Module, ABC):
         self, controls: tuple[Tensor, ...], d: Tensor, z: Tensor, noise: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """d_t [B, D] and z_t [B, Z] from those before them, one step; controls and noise [1, B, ·]."""
+
+    def prior_steps(self) -> PriorSteps:
+        """`step_from_prior` and `decode` for a loop of many steps, in which no weight changes."""
+        return PriorSteps(self.step_from_prior, self.decode)
 
     @abstractmethod
     def control(self, x_last: Tensor, u: Tensor | None) -> tuple[Tensor, ...]:

@@ -1,0 +1,103 @@
+"""Weights prepared once for many calls: steps of the GRU and the layers around it, for loops that take one step at a
+time and change no weight. Not public: vssn/nn/prepared.py makes networks of them.
+
+The `cpu` backend packs the weights of an op at every call, which for a few rows takes longer than the product. What is
+prepared here keeps them packed, as they were at that time. A call that is to be differentiated, compiled, transformed
+or looked at, one under autocast, one on another backend and one of tensors that do not fit is given to `plain`, which
+computes the same from the weights themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vssn_kernels.backend.table import choose
+from vssn_kernels.ops import fast_path, registration
+
+
+def prepare_gru(
+    weight_hh: Tensor, bias_hh: Tensor, plain: Callable[[Tensor, Tensor], Tensor]
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """step(gates_x [B, 3H], h [B, H]) -> the next h [B, H]: one step of `gru_sequence`.
+
+    Args:
+        weight_hh: [3H, H].
+        bias_hh: [3H].
+        plain: the same from the weights themselves.
+    """
+    op = "gru_sequence"
+    if not _packs(op, (weight_hh, bias_hh)):
+        return plain
+    from vssn_kernels.backend.cpu.prepared import PreparedGru
+
+    kernel = PreparedGru(weight_hh, bias_hh)
+
+    def step(gates_x: Tensor, h: Tensor) -> Tensor:
+        if _takes(op, (gates_x, h)) and kernel.fits(gates_x, h):
+            return kernel(gates_x, h)
+        return plain(gates_x, h)
+
+    return step
+
+
+def prepare_mlp(
+    widths: Sequence[int],
+    weights: Sequence[Tensor],
+    bias: Tensor,
+    weight_out: Tensor | None,
+    bias_out: Tensor | None,
+    plain: Callable[..., Any],
+    *,
+    activation: str = "tanh",
+    min_logvar: float | None = None,
+) -> Callable[..., Any]:
+    """run(*inputs): `split_linear` of the inputs without a second layer, `mlp` with one, `gaussian_mlp` with
+    min_logvar; results as there.
+
+    Args:
+        widths: K_i of each input.
+        weights: as these ops take them, a list; bias, weight_out, bias_out likewise.
+        plain: the same from the weights themselves.
+    """
+    op = "split_linear" if weight_out is None else "mlp" if min_logvar is None else "gaussian_mlp"
+    if not _packs(op, [weight for weight in (*weights, bias, weight_out, bias_out) if weight is not None]):
+        return plain
+    from vssn_kernels.backend.cpu.prepared import PreparedMlp
+
+    kernel = PreparedMlp(widths, weights, bias, weight_out, bias_out, activation, min_logvar)
+
+    def run(*inputs: Tensor) -> Any:
+        if not (_takes(op, inputs) and kernel.fits(inputs)):
+            return plain(*inputs)
+        out, logvar = kernel(inputs)
+        return out if logvar is None else (out, logvar)
+
+    return run
+
+
+def _packs(op: str, weights: Sequence[Tensor]) -> bool:
+    """Whether the backend that runs the op on such tensors packs weights, and may read these now."""
+    first = weights[0]
+    return (
+        not torch.compiler.is_compiling()
+        and first.device.type == "cpu"
+        and choose(op, None, first.device, first.dtype) == "cpu"
+        and fast_path.is_open(weights)
+        and all(weight.dtype == first.dtype and weight.device == first.device for weight in weights)
+    )
+
+
+def _takes(op: str, inputs: Sequence[Tensor]) -> bool:
+    """Whether nothing but the numbers of a call on these tensors is asked for, and of the backend that packed."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
+        and fast_path.is_open(inputs)
+        and (device := inputs[0].device).type == "cpu"
+        and not registration.autocast_is_on(device)
+        and choose(op, None, device, inputs[0].dtype) == "cpu"
+    )
