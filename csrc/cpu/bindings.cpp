@@ -146,6 +146,11 @@ PYBIND11_MODULE(_cpu, module) {
     });
     define<GruPack>(module, "gru_pack", [](const auto& table, const auto& k) { return table.gru_pack(k); });
     define<GruStep>(module, "gru_step", [](const auto& table, const auto& k) { without_gil(table.gru_step, k); });
+    define<GruLayerStep>(module, "gru_layer_step",
+                         [](const auto& table, const auto& k) { without_gil(table.gru_layer_step, k); });
+    define<GruCellBackward>(module, "gru_cell_backward",
+                            [](const auto& table, const auto& k) { without_gil(table.gru_cell_backward, k); });
+    define<GruCell>(module, "gru_cell", [](const auto& table, const auto& k) { without_gil(table.gru_cell, k); });
     define<PosteriorForward>(module, "posterior_forward", [](const auto& table, const auto& k) {
         without_gil(table.posterior_forward, table.posterior_forward_workspace, k);
     });

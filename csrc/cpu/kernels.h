@@ -114,6 +114,39 @@ struct GruStep {
     VSSN_FIELDS(threads, B, H, gates_x, h, panels, bias, out)
 };
 
+template <class T>
+struct GruLayerStep {
+    int threads;
+    int64_t B, X, H;
+    Rows<const T> x, h;                  // [B, X], [B, H]
+    Rows<const T> weight_ih, weight_hh;  // [3H, X], [3H, H]
+    const T *bias_ih, *bias_hh;          // [3H]; null: zeros
+    T *output, *h_n;                     // [B, H], the same in both
+    VSSN_FIELDS(threads, B, X, H, x, h, weight_ih, weight_hh, bias_ih, bias_hh, output, h_n)
+};
+
+template <class T>
+struct GruCell {
+    int threads;
+    int64_t B, H;
+    Rows<const T> gates_x, product, h;  // [B, 3H], W_hh h [B, 3H], [B, H]
+    const T* bias;                      // [3H]
+    T *output, *h_n;                    // [B, H], the same in both
+    T* gates;                           // [B, 4H] as GruForward's; null: not kept
+    VSSN_FIELDS(threads, B, H, gates_x, product, h, bias, output, h_n, gates)
+};
+
+template <class T>
+struct GruCellBackward {
+    int threads;
+    int64_t B, H;
+    Rows<const T> grad_output, grad_h_n, h;  // [B, H]
+    const T* gates;                          // as forward kept them
+    T *grad_gates_x, *grad_product;          // [B, 3H]
+    T* grad_h;                               // [B, H]: what goes past the product; null: not asked for
+    VSSN_FIELDS(threads, B, H, grad_output, grad_h_n, h, gates, grad_gates_x, grad_product, grad_h)
+};
+
 // ---- posterior.cpp ---------------------------------------------------------------------------------------
 
 template <class T>
@@ -265,6 +298,9 @@ struct Kernels {
     int64_t (*gru_backward_workspace)(const GruBackward<T>&);
     int64_t (*gru_pack)(const GruPack<T>&);  // as mlp_pack: packs, and tells how many numbers the panels take
     void (*gru_step)(const GruStep<T>&);
+    void (*gru_layer_step)(const GruLayerStep<T>&);
+    void (*gru_cell)(const GruCell<T>&);
+    void (*gru_cell_backward)(const GruCellBackward<T>&);
     void (*posterior_forward)(const PosteriorForward<T>&, void* workspace);
     int64_t (*posterior_forward_workspace)(const PosteriorForward<T>&);
     void (*posterior_backward)(const PosteriorBackward<T>&, void* workspace);

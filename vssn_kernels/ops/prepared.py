@@ -1,5 +1,5 @@
-"""Weights prepared once for many calls: steps of the GRU and the layers around it, for loops that take one step at a
-time and change no weight. Not public: vssn/nn/prepared.py makes networks of them.
+"""Single steps without gradients: of a GRU layer in one call, and of the GRU and the layers around it with weights
+prepared once for many calls, for loops that change no weight. Not public: vssn/nn/prepared.py makes networks of these.
 
 The `cpu` backend packs the weights of an op at every call, which for a few rows takes longer than the product. What is
 prepared here keeps them packed, as they were at that time. A call that is to be differentiated, compiled, transformed
@@ -18,6 +18,29 @@ from torch import Tensor
 from vssn_kernels.backend.table import choose
 from vssn_kernels.ops import fast_path, registration
 
+_GRU = "gru_sequence"
+
+
+def gru_layer_step(
+    x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
+    """x [1, B, X], h [B, H] to (output [1, B, H], h_n [B, H]) of a layer of torch.nn.GRU; None where a call asks for
+    more than the numbers, or the tensors do not fit: for `gru_sequence` to run, or to say so."""
+    biases = () if bias_ih is None or bias_hh is None else (bias_ih, bias_hh)
+    width, hidden, dtype = x.shape[-1], h.shape[-1], h.dtype
+    if not (
+        is_bare(_GRU, (x, h, weight_ih, weight_hh, *biases))
+        and x.shape == (1, h.shape[0], width)
+        and weight_ih.shape == (3 * hidden, width)
+        and weight_hh.shape == (3 * hidden, hidden)
+        and x.dtype == weight_ih.dtype == weight_hh.dtype == dtype
+        and all(bias.shape == (3 * hidden,) and bias.dtype == dtype for bias in biases)
+    ):
+        return None
+    from vssn_kernels.backend.cpu.gru import gru_layer_step
+
+    return gru_layer_step(x, h, weight_ih, weight_hh, bias_ih, bias_hh)
+
 
 def prepare_gru(
     weight_hh: Tensor, bias_hh: Tensor, plain: Callable[[Tensor, Tensor], Tensor]
@@ -29,7 +52,7 @@ def prepare_gru(
         bias_hh: [3H].
         plain: the same from the weights themselves.
     """
-    op = "gru_sequence"
+    op = _GRU
     if not _packs(op, (weight_hh, bias_hh)):
         return plain
     from vssn_kernels.backend.cpu.prepared import PreparedGru
@@ -37,7 +60,7 @@ def prepare_gru(
     kernel = PreparedGru(weight_hh, bias_hh)
 
     def step(gates_x: Tensor, h: Tensor) -> Tensor:
-        if _takes(op, (gates_x, h)) and kernel.fits(gates_x, h):
+        if is_bare(op, (gates_x, h)) and kernel.fits(gates_x, h):
             return kernel(gates_x, h)
         return plain(gates_x, h)
 
@@ -71,7 +94,7 @@ def prepare_mlp(
     kernel = PreparedMlp(widths, weights, bias, weight_out, bias_out, activation, min_logvar)
 
     def run(*inputs: Tensor) -> Any:
-        if not (_takes(op, inputs) and kernel.fits(inputs)):
+        if not (is_bare(op, inputs) and kernel.fits(inputs)):
             return plain(*inputs)
         out, logvar = kernel(inputs)
         return out if logvar is None else (out, logvar)
@@ -91,8 +114,8 @@ def _packs(op: str, weights: Sequence[Tensor]) -> bool:
     )
 
 
-def _takes(op: str, inputs: Sequence[Tensor]) -> bool:
-    """Whether nothing but the numbers of a call on these tensors is asked for, and of the backend that packed."""
+def is_bare(op: str, inputs: Sequence[Tensor]) -> bool:
+    """Whether nothing but the numbers of a call on these tensors is asked for, and of the `cpu` backend."""
     return (
         not torch.compiler.is_compiling()
         and not torch.is_grad_enabled()

@@ -1,5 +1,5 @@
-"""Weights packed once: the step of the GRU and the layers around it give what the ops give, and leave to them what is
-not theirs."""
+"""Single steps: with weights packed once, of a whole layer, and by the library's product: what the ops give, and left to
+them where more is asked for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vssn_kernels
 from vssn_kernels import gaussian_mlp, gru_sequence, mlp, split_linear
-from vssn_kernels.ops.prepared import prepare_gru, prepare_mlp
+from vssn_kernels.backend.cpu.gru import product_by_library
+from vssn_kernels.ops.prepared import gru_layer_step, prepare_gru, prepare_mlp
 from vssn_kernels.testing import assert_close, assert_equal, poisoned_empty
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -136,3 +137,79 @@ def test_other_backends_and_halves_are_not_prepared() -> None:
         assert prepare_gru(weight, bias, plain) is plain
     assert prepare_gru(weight.to("meta"), bias.to("meta"), plain) is plain
     assert prepare_mlp((3,), [weight.half()], bias.half(), None, None, plain) is plain
+
+
+# ---- Single steps of the ops ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("hidden", "rows"), [(5, 31), (5, 32), (511, 32), (512, 63), (512, 64)])
+def test_the_rule_whose_product_a_step_takes(hidden: int, rows: int) -> None:
+    by_library = rows in (32, 64)
+    assert product_by_library(rows, hidden) == by_library
+
+
+@pytest.mark.parametrize(("batch", "hidden"), [(31, 37), (33, 37), (64, 16), (40, 1)])
+@pytest.mark.parametrize("reverse", [False, True])
+@each_dtype
+def test_a_sequence_of_one_step(batch: int, hidden: int, reverse: bool, dtype: torch.dtype) -> None:
+    """Values and every gradient, on both sides of the rule."""
+    tensors = draw(1, batch, 3 * hidden), draw(batch, hidden), draw(3 * hidden, hidden) / hidden**0.5, draw(3 * hidden)
+    weights = draw(1, batch, hidden), draw(batch, hidden)
+    results = []
+    for backend, of in (("reference", torch.float64), ("cpu", dtype)):
+        leaves = [tensor.to(of).requires_grad_() for tensor in tensors]
+        with poisoned_empty():
+            outputs = gru_sequence(*leaves, reverse=reverse, backend=backend)
+            loss = sum((output * weight.to(of)).sum() for output, weight in zip(outputs, weights, strict=True))
+            results.append([*outputs, *torch.autograd.grad(loss, leaves)])
+    names = ("output", "h_n", "gates_x", "h0", "weight_hh", "bias_hh")
+    for name, found, want in zip(names, results[1], results[0], strict=True):
+        assert_close(name, found, want, 10 * TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2, 13, 16, 17, 32, 33, 70])
+@pytest.mark.parametrize(("inputs", "hidden"), [(1, 1), (5, 33), (97, 130)])
+@pytest.mark.parametrize("bias", [False, True])
+@each_dtype
+@torch.no_grad()
+def test_a_layers_step(batch: int, inputs: int, hidden: int, bias: bool, dtype: torch.dtype) -> None:
+    x, h = draw(1, batch, inputs), draw(batch, hidden)
+    weight_ih, weight_hh = draw(3 * hidden, inputs) / inputs**0.5, draw(3 * hidden, hidden) / hidden**0.5
+    biases = (draw(3 * hidden), draw(3 * hidden)) if bias else (None, None)
+    gates_x = torch.nn.functional.linear(x, weight_ih, biases[0])
+    want = exact(gru_sequence, gates_x, h, weight_hh, biases[1] if bias else weight_hh.new_zeros(3 * hidden))
+    given = [None if part is None else part.to(dtype) for part in (x, h, weight_ih, weight_hh, *biases)]
+    with poisoned_empty():
+        found = gru_layer_step(*given)  # type: ignore[arg-type]
+    assert found is not None
+    assert found[0].data_ptr() != found[1].data_ptr() or not batch
+    for name, one, other in zip(("output", "h_n"), found, want, strict=True):
+        assert_close(name, one, other, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@torch.no_grad()
+def test_a_layers_step_has_the_same_bits_by_every_number_of_threads(threads: int) -> None:
+    given = [draw(*shape).float() for shape in ((1, 5, 70), (5, 97), (291, 70), (291, 97), (291,), (291,))]
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for number in (1, threads):
+            torch.set_num_threads(number)
+            found.append(gru_layer_step(*given))  # type: ignore[arg-type]
+    finally:
+        torch.set_num_threads(before)
+    assert_equal("h_n", found[1][1], found[0][1])
+
+
+@torch.no_grad()
+def test_tensors_that_do_not_fit_are_left_to_the_op() -> None:
+    shapes = [(1, 2, 4), (2, 3), (9, 4), (9, 3), (9,), (9,)]
+    for number, shape in enumerate(shapes):
+        given = [draw(*shape) for shape in shapes]
+        given[number] = draw(*shape[:-1], shape[-1] + 1)
+        assert gru_layer_step(*given) is None, number  # type: ignore[arg-type]
+        given[number] = draw(*shape).float()
+        assert gru_layer_step(*given) is None, number  # type: ignore[arg-type]
+    with torch.enable_grad():
+        assert gru_layer_step(*(draw(*shape) for shape in shapes)) is None  # type: ignore[arg-type]
