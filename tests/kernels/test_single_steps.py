@@ -1,4 +1,4 @@
-"""Single steps: with weights packed once, of a whole layer, and by the library's product: what the ops give, and left to
+"""Single steps: with weights packed once, of a whole layer, and by products of PyTorch: what the ops give, and left to
 them where more is asked for."""
 
 from __future__ import annotations
