@@ -144,6 +144,13 @@ PYBIND11_MODULE(_cpu, module) {
     define<GruBackward>(module, "gru_backward", [](const auto& table, const auto& k) {
         without_gil(table.gru_backward, table.gru_backward_workspace, k);
     });
+    define<GruPack>(module, "gru_pack", [](const auto& table, const auto& k) { return table.gru_pack(k); });
+    define<GruStep>(module, "gru_step", [](const auto& table, const auto& k) { without_gil(table.gru_step, k); });
+    define<GruLayerStep>(module, "gru_layer_step",
+                         [](const auto& table, const auto& k) { without_gil(table.gru_layer_step, k); });
+    define<GruCellBackward>(module, "gru_cell_backward",
+                            [](const auto& table, const auto& k) { without_gil(table.gru_cell_backward, k); });
+    define<GruCell>(module, "gru_cell", [](const auto& table, const auto& k) { without_gil(table.gru_cell, k); });
     define<PosteriorForward>(module, "posterior_forward", [](const auto& table, const auto& k) {
         without_gil(table.posterior_forward, table.posterior_forward_workspace, k);
     });
@@ -158,6 +165,10 @@ PYBIND11_MODULE(_cpu, module) {
     });
     define<MlpForward>(module, "mlp_forward", [](const auto& table, const auto& k) {
         without_gil(table.mlp_forward, table.mlp_forward_workspace, checked(k));
+    });
+    define<MlpPack>(module, "mlp_pack", [](const auto& table, const auto& k) {
+        require(k.weight.count == k.inputs(), "vssn_kernels._cpu.mlp_pack: K and weight must be of one length");
+        return table.mlp_pack(k);
     });
     define<MlpBackward>(module, "mlp_backward", [](const auto& table, const auto& k) {
         without_gil(table.mlp_backward, table.mlp_backward_workspace, checked(k));

@@ -93,6 +93,60 @@ struct GruBackward {
                 grad_gates_x, grad_a, grad_h0, grad_weight, grad_bias)
 };
 
+// ---- gru_step.cpp ----------------------------------------------------------------------------------------
+
+template <class T>
+struct GruPack {
+    int64_t H;
+    Rows<const T> weight;  // [3H, H]
+    T* panels;             // null: nothing is packed
+    VSSN_FIELDS(H, weight, panels)
+};
+
+template <class T>
+struct GruStep {
+    int threads;
+    int64_t B, H;
+    Rows<const T> gates_x, h;  // [B, 3H], [B, H]
+    const T* panels;           // as gru_pack wrote them
+    const T* bias;             // [3H]
+    T* out;                    // [B, H]
+    VSSN_FIELDS(threads, B, H, gates_x, h, panels, bias, out)
+};
+
+template <class T>
+struct GruLayerStep {
+    int threads;
+    int64_t B, X, H;
+    Rows<const T> x, h;                  // [B, X], [B, H]
+    Rows<const T> weight_ih, weight_hh;  // [3H, X], [3H, H]
+    const T *bias_ih, *bias_hh;          // [3H]; null: zeros
+    T *output, *h_n;                     // [B, H], the same in both
+    VSSN_FIELDS(threads, B, X, H, x, h, weight_ih, weight_hh, bias_ih, bias_hh, output, h_n)
+};
+
+template <class T>
+struct GruCell {
+    int threads;
+    int64_t B, H;
+    Rows<const T> gates_x, product, h;  // [B, 3H], W_hh h [B, 3H], [B, H]
+    const T* bias;                      // [3H]
+    T *output, *h_n;                    // [B, H], the same in both
+    T* gates;                           // [B, 4H] as GruForward's; null: not kept
+    VSSN_FIELDS(threads, B, H, gates_x, product, h, bias, output, h_n, gates)
+};
+
+template <class T>
+struct GruCellBackward {
+    int threads;
+    int64_t B, H;
+    Rows<const T> grad_output, grad_h_n, h;  // [B, H]
+    const T* gates;                          // as forward kept them
+    T *grad_gates_x, *grad_product;          // [B, 3H]
+    T* grad_h;                               // [B, H]: what goes past the product; null: not asked for
+    VSSN_FIELDS(threads, B, H, grad_output, grad_h_n, h, gates, grad_gates_x, grad_product, grad_h)
+};
+
 // ---- posterior.cpp ---------------------------------------------------------------------------------------
 
 template <class T>
@@ -220,11 +274,24 @@ struct MlpForward {
     const T* bias;                  // [M]
     Rows<const T> weight_out;       // [O, M], floored [2 O, M]; null: one layer, out is the hidden layer's input [N, M]
     const T* bias_out;              // [O], [2 O]
+    const T* panels;                // as mlp_pack wrote them, and no weight is read; null: packed within
     T* out;                         // [N, O]
     T* logvar;                      // [N, O], where floored
     T* hidden;                      // [N, M] as cell.h's keeps_input says; null: not kept
-    VSSN_FIELDS(threads, N, M, O, activation, floored, min_logvar, K, x, weight, bias, weight_out, bias_out, out,
-                logvar, hidden)
+    VSSN_FIELDS(threads, N, M, O, activation, floored, min_logvar, K, x, weight, bias, weight_out, bias_out, panels,
+                out, logvar, hidden)
+    int inputs() const { return K.count; }
+};
+
+template <class T>
+struct MlpPack {
+    int64_t M, O;
+    bool floored;
+    MlpList<int64_t> K;
+    MlpList<Rows<const T>> weight;
+    Rows<const T> weight_out;
+    T* panels;  // null: nothing is packed
+    VSSN_FIELDS(M, O, floored, K, weight, weight_out, panels)
     int inputs() const { return K.count; }
 };
 
@@ -312,6 +379,11 @@ struct Kernels {
     int64_t (*gru_forward_workspace)(const GruForward<T>&);
     void (*gru_backward)(const GruBackward<T>&, void* workspace);
     int64_t (*gru_backward_workspace)(const GruBackward<T>&);
+    int64_t (*gru_pack)(const GruPack<T>&);  // as mlp_pack: packs, and tells how many numbers the panels take
+    void (*gru_step)(const GruStep<T>&);
+    void (*gru_layer_step)(const GruLayerStep<T>&);
+    void (*gru_cell)(const GruCell<T>&);
+    void (*gru_cell_backward)(const GruCellBackward<T>&);
     void (*posterior_forward)(const PosteriorForward<T>&, void* workspace);
     int64_t (*posterior_forward_workspace)(const PosteriorForward<T>&);
     void (*posterior_backward)(const PosteriorBackward<T>&, void* workspace);
@@ -322,6 +394,7 @@ struct Kernels {
     int64_t (*interleaved_backward_workspace)(const InterleavedBackward<T>&);
     void (*mlp_forward)(const MlpForward<T>&, void* workspace);
     int64_t (*mlp_forward_workspace)(const MlpForward<T>&);
+    int64_t (*mlp_pack)(const MlpPack<T>&);
     void (*mlp_backward)(const MlpBackward<T>&, void* workspace);
     int64_t (*mlp_backward_workspace)(const MlpBackward<T>&);
     void (*bernoulli_forward)(const BernoulliForward<T>&);

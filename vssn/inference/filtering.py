@@ -248,13 +248,13 @@ class _Runs:
         """[ahead, B, X]."""
         seen = len(self.given.x)
         current = self._infer(noise, seen, None)[1]
-        frames = []
+        prior, frames = self.model.prior_steps(), []
         for step in range(self.ahead):
             here = slice(seen + step, seen + step + 1)
             external = None if u_future is None else u_future[step : step + 1]
             controls = self.model.control(current.x_last, external)
-            d, z = self.model.step_from_prior(controls, current.d, current.z, (noise[0][here], noise[1][here]))
-            frame = self.model.likelihood.mean(self.model.decode(z[None], d[None]))
+            d, z = prior.step(controls, current.d, current.z, (noise[0][here], noise[1][here]))
+            frame = self.model.likelihood.mean(prior.decode(z[None], d[None]))
             current = State(d, z, self.model.frames(frame, None)[0])
             frames.append(frame)
         return torch.cat(frames)

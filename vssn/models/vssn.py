@@ -16,9 +16,10 @@ from vssn.likelihoods.registry import make_likelihood
 from vssn.likelihoods.scaled import Scaled
 from vssn.nn.blocks import MLP, Embedding, reset_children
 from vssn.nn.filter_steps import FilterSteps, make_filter_steps
-from vssn.nn.interface import EncodedBatch, Floats, Generation, SequenceModel, SequenceOutput
+from vssn.nn.interface import EncodedBatch, Floats, Generation, PriorSteps, SequenceModel, SequenceOutput
 from vssn.nn.layer import AnyState, Embedded, Inference, VSSNLayer, charged, require_control
 from vssn.nn.paths import LayerParticles, floats_of_particles, infer_noise, infer_prefixes
+from vssn.nn.prepared import LayerSteps, prepare
 from vssn.utils.checks import require_choice, require_factor, require_flag, require_number, require_shape, require_size
 from vssn.utils.scaling import Scaling, check_scaling
 from vssn.utils.sequences import (
@@ -453,6 +454,10 @@ class VSSN(SequenceModel):
     def filter_steps(self, batch: int) -> FilterSteps | None:
         return make_filter_steps(self, batch) if type(self) is VSSN else None
 
+    def prior_steps(self) -> PriorSteps:
+        decode = self.decode if self.decoder is not None else prepare(self.emission)
+        return PriorSteps(LayerSteps(self.layer, self.layer.weight_noise()), decode)
+
     def particles(self, given: EncodedBatch, lengths: Tensor) -> LayerParticles:
         return LayerParticles(self.layer, given.embedded, given.controls, lengths, given.x)
 
@@ -494,13 +499,13 @@ class VSSN(SequenceModel):
         nothing = current.x_last.new_zeros(steps, current.x_last.shape[0], self.x_size)
         u = check_control("u", u, nothing, self.control_size, self.batch_first)
         require_finite("u", u, NO_NAN_IN_U)
-        weight_noise = self.layer.weight_noise()
+        prior = self.prior_steps()
         xs, means = [], []
         for t in range(steps):
             here = None if u is None else u[t : t + 1]
             controls = self.control(current.x_last, here)
-            d, z = self.layer.step_from_prior(controls, current.d, current.z, weight_noise)
-            parameters = self.decode(z[None], d[None])
+            d, z = prior.step(controls, current.d, current.z)
+            parameters = prior.decode(z[None], d[None])
             mean = self.likelihood.mean(parameters)
             x = self.likelihood.sample(parameters) if sample else mean
             frame = self.frames(x, None)

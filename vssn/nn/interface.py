@@ -73,6 +73,13 @@ class Latents(NamedTuple):
     w: Tensor  # [T, B, W]
 
 
+class PriorSteps(NamedTuple):
+    """A model's own functions of these names, prepared."""
+
+    step: Callable[..., tuple[Tensor, Tensor]]  # (controls, d, z, noise) -> (d, z)
+    decode: Callable[[Tensor, Tensor], Tensor]  # (z, d) -> parameters
+
+
 class Floats(NamedTuple):
     """Numbers that a bound holds, for its plan of memory."""
 
@@ -197,6 +204,10 @@ class SequenceModel(nn.Module, ABC):
         self, controls: tuple[Tensor, ...], d: Tensor, z: Tensor, noise: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
         """d_t [B, D] and z_t [B, Z] from those before them, one step; controls and noise [1, B, ·]."""
+
+    def prior_steps(self) -> PriorSteps:
+        """`step_from_prior` and `decode` for a loop of many steps, in which no weight changes."""
+        return PriorSteps(self.step_from_prior, self.decode)
 
     @abstractmethod
     def control(self, x_last: Tensor, u: Tensor | None) -> tuple[Tensor, ...]:

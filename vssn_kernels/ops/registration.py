@@ -196,7 +196,12 @@ def empty_gradients(inputs: Sequence[Tensor | None], needs: Sequence[bool], like
 
 
 def autocast_is_on(device: torch.device) -> bool:
+    if _any_autocast is not None and not torch.compiler.is_compiling() and not _any_autocast():
+        return False  # without a text for the device, which takes longer
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+_any_autocast = torch_internals.find("torch._C._is_any_autocast_enabled")
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype:
