@@ -142,6 +142,13 @@ def test_chunks_carry_the_state_on(music: Path, tmp_path: Path) -> None:
     assert column(tmp_path / "chunks", "updates")[0] > 4
 
 
+def test_chunks_of_a_causal_model_carry_all_of_its_state(music: Path, tmp_path: Path) -> None:
+    model = {"inference": "causal", "latent_size": 3, "noise_size": 2}
+    fit(music_config(music, tmp_path / "chunks", model=model, chunk_length=3, max_epochs=1))
+    assert np.isfinite(column(tmp_path / "chunks", "train/loss")).all()
+    assert column(tmp_path / "chunks", "updates")[0] > 4
+
+
 def test_chunks_are_each_sequence_alone_with_its_state_detached(
     music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
