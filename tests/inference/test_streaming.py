@@ -219,8 +219,10 @@ def hooked(model: VSSN) -> VSSN:
         (hooked(make("causal")), B),
         (make("causal", decoder=torch.nn.Linear(8, X)), B),
         (make("causal", encoder=torch.nn.Linear(X, 3), embed_size=3), B),
+        (make("causal", held_out=1), B),
+        (make("causal_masked", held_out=2), B),
     ],
-    ids=["many", "hook", "decoder", "encoder"],
+    ids=["many", "hook", "decoder", "encoder", "held_out", "held_out_masked"],
 )
 def test_other_networks_and_many_streams_run_as_they_are(model: VSSN, streams: int) -> None:
     x = batch(model, T, streams)["x"]

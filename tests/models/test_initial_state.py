@@ -171,6 +171,7 @@ def test_generation_starts_from_the_prior() -> None:
     assert not start.z.any()
     assert model.generate(3, 2).x.shape == (3, 2, X)
     assert model.forecast(batch(model)["x"], 3).x.shape == (3, B, X)
+    assert model.forecast(batch(model)["x"], 3, samples=2).samples.isfinite().all()
 
 
 def test_batch_first_is_the_transposed_model() -> None:

@@ -41,7 +41,8 @@ class Means(NamedTuple):
 def make_filter_steps(model: Any, batch: int) -> FilterSteps | None:
     """Of a VSSN; None where its own steps must do."""
     scaled = getattr(model, "scaling", None) is not None
-    if batch > MOST_ROWS or not model.causal or model.decoder is not None or scaled:
+    other = model.decoder is not None or scaled or model.held_out  # frames of which the networks see something else
+    if batch > MOST_ROWS or not model.causal or other:
         return None
     layer = model.layer
     plain = is_plain(model.emission, MLP) and model.emission._is_fused()

@@ -97,10 +97,10 @@ class LayerSteps:
         self._prior = prepare(layer.prior) if layer.latent_size else None
 
     def __call__(
-        self, controls: tuple[Tensor, ...], d: Tensor, z: Tensor, noise: tuple[Tensor, Tensor] | None = None
+        self, controls: tuple[Tensor, ...], d: Tensor, z: Tensor, noise: tuple[Tensor, ...] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Arguments as in `VSSNLayer.step_from_prior`."""
-        eps_w, eps_z = self._layer.draw_noise(d[None]) if noise is None else noise
+        eps_w, eps_z = (self._layer.draw_noise(d[None]) if noise is None else noise)[:2]  # behind them eps_0
         if self._duration is not None:
             d = self._duration((*controls, eps_w), d)
         if self._prior is not None:
