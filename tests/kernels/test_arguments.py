@@ -224,7 +224,7 @@ def test_interleaved_sizes() -> None:
         wrong = sample.replace({name: torch.zeros(5, 4)})
         assert_raises(ValueError, wrong, f"{name} must have shape {letters}, got [5, 4]")
     assert_raises(
-        ValueError, sample.replace({"gates_x": torch.zeros(5, 4, 14)}), "must be at least 1, got 3H = 14, E = 3"
+        ValueError, sample.replace({"gates_x": torch.zeros(5, 4, 14)}), "must have H, E, M, Z >= 1, got 3H = 14, E = 3"
     )
     assert_raises(ValueError, sample.replace({"context": torch.zeros(5, 4, 0)}), "got 3H = 15, E = 3, M = 0 and Z = 2")
     assert_raises(

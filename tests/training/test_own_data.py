@@ -283,7 +283,6 @@ def test_a_checkpoint_of_own_data_is_scored_from_python(tmp_path: Path, capsys: 
     assert vssn.evaluate(model, loader) == result.test
     for command in (
         ["evaluate", str(result.best_path)],
-        ["evaluate", str(result.best_path), "--data", str(tmp_path)],
         ["fit", "--config", str(tmp_path / "run" / "config.yaml"), "--set", "training.max_epochs=3", "--resume"],
     ):
         capsys.readouterr()

@@ -140,7 +140,7 @@ def _check(*args: Any) -> None:
     size = width // 3
     if width % 3 or min(size, embed, hidden, latent) == 0:
         sizes = f"3H = {width}, E = {embed}, M = {hidden} and Z = {latent}"
-        raise ValueError(f"{_OP}: H, E, M and Z must be at least 1, got {sizes}")
+        raise ValueError(f"{_OP}: gates_x, embed_context, context and z0 must have H, E, M, Z >= 1, got {sizes}")
     shapes = {
         "embed_context": ("[T, B, E]", (steps, batch, embed)),
         "context": ("[T, B, M]", (steps, batch, hidden)),
