@@ -9,7 +9,7 @@ FORMATTED := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cu
 # The tests that run the CUDA kernels on the host.
 HOST_TESTS := $(filter-out %_compile.py %_device.py,$(wildcard tests/kernels/test_cuda_*.py))
 
-.PHONY: demo docs test test-slow lint sanitize cuda-compile gpu bench bench-quick bench-grid bench-report bench-store bench-compare format clean
+.PHONY: demo docs test test-slow test-pages lint sanitize cuda-compile gpu bench bench-quick bench-grid bench-report bench-store bench-compare format clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/python -m vssn.demo --output demo_output
@@ -20,6 +20,10 @@ test: $(VENV)/test-installed
 
 test-slow: $(VENV)/test-installed
 	$(PYTEST) -m slow
+
+# Every page of the documentation is a program: as it stands there, with smaller numbers.
+test-pages: $(VENV)/test-installed
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/docs
 
 lint: $(VENV)/dev-installed
 	$(BIN)/ruff check .

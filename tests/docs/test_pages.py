@@ -10,6 +10,7 @@ from pages import DOCS, read_page
 PAGES = sorted(path for path in DOCS.rglob("*.md") if read_page(path).blocks)
 
 
+@pytest.mark.slow  # make test-pages
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(DOCS).with_suffix("").as_posix())
 def test_a_page_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -44,6 +44,7 @@ def assert_same(found: dict[str, Tensor], want: dict[str, Tensor], tolerance: fl
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "lengths"),
     [
@@ -99,6 +100,7 @@ def test_the_layer_and_the_gru_are_exported(dynamic: bool) -> None:
             torch.testing.assert_close(found[0], want[0], rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["both", "masked", "dkf"])
 @pytest.mark.parametrize("kind", [FilterStep, GenerationStep])
 def test_a_step_is_exported(kind: Any, name: str) -> None:
@@ -150,6 +152,7 @@ def run(file: Path, given: dict[str, Tensor]) -> list[Tensor]:
     return [torch.from_numpy(out) for out in session.run(None, {key: part.numpy() for key, part in given.items()})]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sizes", "embedded_both", "dkf"])
 @pytest.mark.parametrize("kind", [FilterStep, GenerationStep])
 def test_a_step_runs_in_onnxruntime(kind: Any, name: str, tmp_path: Path) -> None:
@@ -243,6 +246,7 @@ def test_a_gru_is_the_node_of_torch_s(options: dict[str, Any], tmp_path: Path) -
             torch.testing.assert_close(one, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_gru_with_lengths_runs_in_onnxruntime(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     gru = vssn.GRU(4, 5, bidirectional=True).eval()

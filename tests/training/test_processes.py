@@ -77,6 +77,7 @@ def assert_same_run(one: Path, other: Path, tolerance: float) -> None:
 # Two processes against one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_length", [None, 4])
 def test_two_processes_train_as_one(chunk_length: int | None, music: Path, tmp_path: Path) -> None:
     """Of unequal lengths, in chunks of which one process has more; the last batch has one sequence for two."""
@@ -110,6 +111,7 @@ def test_the_gradients_of_two_processes_are_those_of_one(music: Path, tmp_path: 
         torch.testing.assert_close(two[index], gradient, rtol=0, atol=1e-6 * scale, msg=str(index))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(music: Path, tmp_path: Path) -> None:
     config = written(music, tmp_path / "config.yaml")
     arguments = ["fit", "--config", str(config), "--output"]
@@ -134,6 +136,7 @@ def srun(rank: int) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_srun_and_torchrun_start_them_too(music: Path, tmp_path: Path) -> None:
     config = written(music, tmp_path / "config.yaml", max_epochs=1)
     arguments = ["vssn", "fit", "--config", str(config)]
@@ -153,6 +156,7 @@ def test_srun_and_torchrun_start_them_too(music: Path, tmp_path: Path) -> None:
     assert_same_run(tmp_path / "one", tmp_path / "torchrun", 1e-10)
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_whoever_finds_it(music: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = written(tmp_path / "absent", tmp_path / "config.yaml")
     output = tmp_path / "run"
