@@ -87,8 +87,9 @@ def test_inference_goes_on_behind_what_is_generated(name: str) -> None:
     a = model.layer.carried_a(model.generate(0, 3, u=None if u is None else u[:0]).state)
     assert a.abs().sum() == 0
     ds: list[Tensor] = []
-    step = model.layer.step_from_prior
-    model.layer.step_from_prior = lambda *given: ds.append(step(*given)[0]) or (ds[-1], given[2])
+    prior = model.prior_steps()
+    step = lambda *given: ds.append(prior.step(*given)[0]) or (ds[-1], given[2])  # noqa: E731
+    model.prior_steps = lambda: prior._replace(step=step)
     out = model.generate(6, 3, u=u)
     frames = torch.cat((out.x, torch.ones_like(out.x)), -1) if model.masked else out.x
     for t in range(6):

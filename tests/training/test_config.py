@@ -40,7 +40,7 @@ def test_packaged_configuration_builds_its_model(name: str) -> None:
     assert model.x_size == config.data.sizes[0]
     assert model.noise_sizes[1] == getattr(config.model, "latent_size", 0)
     assert config.training.output == f"runs/{name}" + (
-        f"-{config.data.set}" if name.startswith(("music-", "speech-")) else ""
+        f"-{config.data.set}" if name.startswith(("music-", "speech-", "series")) else ""
     )
 
 
