@@ -59,13 +59,13 @@ class Step(nn.Module):
 
     def _generate(
         self, state: tuple[Tensor, ...], noise: tuple[Tensor, Tensor], u: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """E[x_t | z_t, d_t] [B, X], d_t and z_t."""
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+        """E[x_t | z_t, d_t] [B, X], d_t, z_t and the controls."""
         d, z, x_last, *_ = state
         controls = self.model.control(x_last, None if u is None else u[None])
         d, z = self.model.step_from_prior(controls, d, z, noise)
         mean: Tensor = self.model.likelihood.mean(self.model.decode(z[None], d[None]))[0]
-        return mean, d, z
+        return mean, d, z, controls
 
 
 class GenerationStep(Step):
@@ -83,8 +83,8 @@ class GenerationStep(Step):
             eps_w, eps_z: [B, W], [B, Z] standard normal, or zeros.
             u: [B, U] external control of the frame.
         """
-        mean, d, z = self._generate(state, (eps_w[None], eps_z[None]), u)
-        return mean, d, z, self.model.frames(mean[None], None)[0], *state[3:]
+        mean, d, z, controls = self._generate(state, (eps_w[None], eps_z[None]), u)
+        return mean, *self.model.behind(self.kind(*state), controls, d, z, self.model.frames(mean[None], None))
 
 
 class FilterStep(Step):
@@ -113,7 +113,7 @@ class FilterStep(Step):
             u: [B, U] external control of the frame.
         """
         noise = (eps_w[None], eps_z[None])
-        predicted, _, _ = self._generate(state, (torch.zeros_like(noise[0]), torch.zeros_like(noise[1])), u)
+        predicted, *_ = self._generate(state, (torch.zeros_like(noise[0]), torch.zeros_like(noise[1])), u)
         with time_major(self.model):
             given = self.model.prepare(x[None], None if u is None else u[None], state=self.kind(*state))
         return predicted, *self.model.infer(given, noise)[2]

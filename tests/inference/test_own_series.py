@@ -282,6 +282,17 @@ def test_w_is_what_d_was_made_of(name: str, kind: str) -> None:
         assert_close(f"d {t}", got.d[t], d, 1e-11)
 
 
+@pytest.mark.parametrize("name", ["vssn", "smoothing", "causal", "inferred", "storn"])
+@pytest.mark.parametrize(("steps", "rows"), [(0, B), (T, 0)])
+def test_latents_and_scores_of_nothing(name: str, steps: int, rows: int) -> None:
+    model = make(name)
+    x, u = (batch(model, steps, rows)[key] for key in ("x", "u"))
+    for kind in ("smooth", "filter"):
+        assert model.latents(x, u, kind=kind, samples=2).d.shape[:3] == (2, steps, rows)
+    for kind in ("elbo", "predictive"):
+        assert model.score(x, u, kind=kind).shape == (steps, rows)
+
+
 def test_samples_of_latents_differ_and_come_back_in_the_layout() -> None:
     model = make("masked")
     x, mask = batch(model)["x"], a_mask()

@@ -142,6 +142,17 @@ def test_a_step_is_that_of_the_model(name: str) -> None:
     torch.testing.assert_close(found[0], mean, rtol=1e-12, atol=1e-12)
 
 
+def test_a_generated_frame_is_seen_by_what_infers_behind_it() -> None:
+    model = vssn.VSSN(4, 5, 3, inference="causal").double()  # without noise d is the same in both parts
+    step = GenerationStep(model)
+    given = drawn(step.example(3))
+    mean, *state = step(**given)
+    seen = model(mean[None], state=given["state"]).state
+    for name, found in zip(step.kind._fields, state, strict=True):
+        if name != "z":
+            torch.testing.assert_close(found, getattr(seen, name), rtol=1e-12, atol=1e-12)
+
+
 # ONNX
 
 

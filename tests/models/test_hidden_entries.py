@@ -164,3 +164,13 @@ def test_a_run_with_it_trains_on_other_numbers_and_validates_on_all(tmp_path: Pa
         results.append(fit(config("poisson", rate, tmp_path / name), (x, x, x)).valid.micro)
     assert results[0] == results[1]
     assert results[0] != results[2]
+
+
+def test_features_of_data_of_ones_own_are_held_out(tmp_path: Path) -> None:
+    """Before its size is known the configuration is checked with another."""
+    model = {"hidden_size": 5, "latent_size": 3, "likelihood": "gaussian", "held_out": 2}
+    parts = [torch.randn(3, T, X) for _ in range(3)]
+    result = fit({"model": model, "training": {"output": str(tmp_path / "run"), "max_epochs": 1}}, parts)
+    assert (result.model.held_out, result.model.frame_size) == (2, X - 2)
+    with pytest.raises(ConfigError, match=f"held_out must be below x_size={X}, got {X}"):
+        fit({"model": model | {"held_out": X}, "training": {"output": str(tmp_path / "other")}}, parts)

@@ -280,6 +280,8 @@ def test_what_a_model_cannot_be_trained_with(tmp_path: Path) -> None:
         fit(own_model(), [(part, part) for part in PARTS], training=training)
     with pytest.raises(ConfigError, match=r"training\.max_epoch: unknown key; did you mean max_epochs"):
         fit(own_model(), PARTS, training={"max_epoch": 3})
+    with pytest.raises(ConfigError, match=r"^data\.standardise: expected false with a model that has no scaling"):
+        fit(own_model(), PARTS, data={"standardise": True}, training=training)
     with pytest.raises(TypeError, match="training must be left out with a configuration"):
         fit(check_config(settings_of(tmp_path, tmp_path), ""), PARTS, training=training)
     with pytest.raises(TypeError, match="config must be a Config"):

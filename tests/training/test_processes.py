@@ -122,6 +122,15 @@ def test_a_run_goes_on_with_another_number_of_processes(music: Path, tmp_path: P
     assert_same_run(tmp_path / "one", tmp_path / "parts", 1e-10)
 
 
+def test_several_processes_hide_no_entries(music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = written(music, tmp_path / "config.yaml", coordinated_dropout=0.2, devices=2, output=str(tmp_path / "run"))
+    for name, value in zip(LAUNCHERS, ("0", "2", "0", "0", "127.0.0.1", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"^training\.coordinated_dropout: expected 0 with several processes"):
+        fit(config)
+    assert not (tmp_path / "run").exists()
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

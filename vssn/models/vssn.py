@@ -451,6 +451,12 @@ class VSSN(SequenceModel):
         d, z = self.step_from_prior(given.controls, state.d, state.z, (w, eps_z))
         return d, z, ((eps_w.square() + logvar - w.square()).sum(-1) / 2)[0]
 
+    def behind(self, state: AnyState, controls: tuple[Tensor, ...], d: Tensor, z: Tensor, frame: Tensor) -> AnyState:
+        a = self.layer.carried_a(state)
+        if a is not None:
+            a = self.layer.step_a(self._encode(frame), controls, d, a)
+        return self.layer.make_state(d, z, frame[0], a)
+
     def filter_steps(self, batch: int) -> FilterSteps | None:
         return make_filter_steps(self, batch) if type(self) is VSSN else None
 
@@ -508,11 +514,7 @@ class VSSN(SequenceModel):
             parameters = prior.decode(z[None], d[None])
             mean = self.likelihood.mean(parameters)
             x = self.likelihood.sample(parameters) if sample else mean
-            frame = self.frames(x, None)
-            a = self.layer.carried_a(current)
-            if a is not None:  # for inference behind what is generated
-                a = self.layer.step_a(self._encode(frame), controls, d, a)
-            current = self.layer.make_state(d, z, frame[0], a)
+            current = self.behind(current, controls, d, z, self.frames(x, None))
             xs.append(x)
             means.append(mean)
         stacked = [swap(torch.cat(part) if part else nothing, self.batch_first) for part in (xs, means)]

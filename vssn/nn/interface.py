@@ -256,6 +256,11 @@ class SequenceModel(nn.Module, ABC):
         d, z = self.step_from_prior(given.controls, state.d, state.z, noise)
         return d, z, d.new_zeros(len(d))
 
+    def behind(self, state: AnyState, controls: tuple[Tensor, ...], d: Tensor, z: Tensor, frame: Tensor) -> AnyState:
+        """The state behind a frame [1, B, F] that was generated of d and z, a step of the priors behind `state`: for
+        inference to go on from."""
+        return state._replace(d=d, z=z, x_last=frame[0])
+
     def filter_steps(self, batch: int) -> Any:
         """Steps of a filter at the means of the latents, prepared for `batch` streams as vssn/nn/filter_steps.py does,
         or None: those of `infer` and `step_from_prior` do."""

@@ -31,7 +31,7 @@ def infer_prefixes(
         before = tuple(part[:stop] for part in controls)
         return layer.infer(x[:stop], before, *start, (noise[0][:stop], noise[1][:stop], *noise[2:]), None, a_0)
 
-    if layer.carries_a:
+    if layer.carries_a or not len(x):
         return infer(len(x))[:2]
     if layer.noise_smoothing or start[0] is None:
         last = [infer(stop) for stop in range(1, len(x) + 1)]

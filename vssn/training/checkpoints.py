@@ -33,7 +33,7 @@ def load_model(path: str | Path) -> tuple[SequenceModel, Config]:
         config = check_config(own.get("config"), str(path))
         if "model" in own and config.model.name in MODELS:
             return model_files.build(MODELS[config.model.name], own["model"], weights, str(path)), config
-        model = config.build_model(own.get("num_sequences"))  # up to 0.1.0
+        model = config.build_model(own.get("num_sequences"))  # up to 0.1.0; raises for one from Python
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     return model_files.fill(model, weights, str(path)), config

@@ -212,7 +212,13 @@ def config_of(model: SequenceModel, data: Mapping[str, Any], training: Mapping[s
     Raises:
         ConfigError: as `load_config`.
     """
-    data = {**data, **({"standardise": True} if getattr(model, "scaling", None) is not None else {})}
+    scaled = getattr(model, "scaling", None) is not None
+    if data.get("standardise") and not scaled:
+        raise ConfigError(
+            "data.standardise: expected false with a model that has no scaling, got true; make it with "
+            "scaling=Scaling.of(the training sequences)"
+        )
+    data = {**data, **({"standardise": True} if scaled else {})}
     if own_data and "set" not in data:
         data = {"set": "given", **data}
     settings: dict[str, Any] = {"data": data, "training": dict(training)}
@@ -255,10 +261,11 @@ def check_config(settings: object, origin: str, overrides: Sequence[str] = ()) -
 
 
 def _with_some_sizes(config: Config) -> Config:
-    """1 where only the data tells its sizes: all else is checked before it is there."""
+    """Small ones where only the data tells its sizes: all else is checked before it is there."""
     if None not in config.data.sizes:
         return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"x_size": 1, "control_size": 1})})
+    sizes = {"x_size": 1 + getattr(config.model, "held_out", 0), "control_size": 1}
+    return config.model_copy(update={"data": config.data.model_copy(update=sizes)})
 
 
 def _known_keys(path: Sequence[str], settings: Any) -> list[str]:

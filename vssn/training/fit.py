@@ -104,6 +104,11 @@ def fit(
     started = time.monotonic()
     keep_memory()
     world = require_started(config.training)
+    if world.size > 1 and config.training.coordinated_dropout:
+        raise ConfigError(
+            "training.coordinated_dropout: expected 0 with several processes, which do not hide the entries that one "
+            "does; leave it out, or train with training.devices and training.nodes 1"
+        )
     with Heartbeat("reading the data", print_line if world.writes else _say_nothing) as pulse:
         missing = bool(getattr(own or config.model, "masked", False))
         loaded = None if splits is None else as_splits(splits, missing)
