@@ -62,6 +62,19 @@ def test_a_gap_is_a_row_of_missing_values(freq: str, tmp_path: Path) -> None:
     assert again.options == source.options
 
 
+@pytest.mark.parametrize(("form", "first"), [("%d/%m/%Y", 1), ("%m/%d/%Y", 1), ("%d.%m.%Y %H:%M", 1), ("%d.%m.%Y", 10)])
+def test_days_and_months_are_told_apart_by_the_whole_column(form: str, first: int, tmp_path: Path) -> None:
+    times = pd.date_range(f"2024-01-{first}", periods=60 if first == 1 else 3, freq="D")
+    source = read(table(tmp_path / "own.csv", date=times.strftime(form), a=np.arange(len(times))))
+    assert (source.step, source.times is not None and list(source.times[0])) == ("D", list(times.to_numpy()))
+
+
+@pytest.mark.parametrize("dates", [["01/02/2024", "01/03/2024"], ["31/12/2024", "12/31/2024"]])
+def test_days_that_could_be_months_are_not_guessed(dates: list[str], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="which is the day and which the month"):
+        read(table(tmp_path / "own.csv", date=dates, a=[1.0, 2.0]))
+
+
 def test_numbers_as_times(tmp_path: Path) -> None:
     source = read(table(tmp_path / "n.csv", t=[0.3, 0.1, 0.2, 0.5], y=[3, 1, 2, 5]))
     assert of(source) == [[1], [2], [3], [None], [5]]

@@ -89,7 +89,7 @@ def read_table(
     for name in (*values, *controls):
         frame[name] = _numbers(path, frame, name)
     if time_column is not None:
-        frame[time_column] = _times(path, frame, time_column)
+        frame[time_column] = times_of_column(path, frame, time_column)
     if channel_column is not None:
         keys = [name for name in (split_column, id_column, time_column) if name is not None]
         frame, values = _pivot(path, frame, keys, channel_column, values, controls, time_column)
@@ -255,8 +255,8 @@ def _numbers(path: Path, frame: Frame, name: str) -> Any:
     return numbers
 
 
-def _times(path: Path, frame: Frame, name: str) -> Any:
-    """datetime64 (of UTC where a zone is given), or numbers."""
+def times_of_column(path: Path, frame: Frame, name: str) -> Any:
+    """datetime64 (of UTC where a zone is given), or numbers. Raises DataError."""
     pandas = _pandas()
     column = frame[name]
     missing = np.flatnonzero(column.isna().to_numpy())
@@ -266,7 +266,8 @@ def _times(path: Path, frame: Frame, name: str) -> Any:
         return column.astype("float64")
     if not pandas.api.types.is_datetime64_any_dtype(column):
         zoned = bool(column.astype(str).str.contains(r"(?:Z|[+-]\d\d:?\d\d)$", regex=True).any())
-        parsed = pandas.to_datetime(column, errors="coerce", format="mixed", utc=zoned)
+        day_first = _day_first(path, frame, name)
+        parsed = pandas.to_datetime(column, errors="coerce", format="mixed", utc=zoned, dayfirst=day_first)
         wrong = np.flatnonzero(parsed.isna().to_numpy())
         if len(wrong):
             raise DataError(
@@ -277,6 +278,21 @@ def _times(path: Path, frame: Frame, name: str) -> Any:
     if column.dt.tz is not None:
         column = column.dt.tz_convert("UTC").dt.tz_localize(None)
     return column.astype("datetime64[ns]")
+
+
+def _day_first(path: Path, frame: Frame, name: str) -> bool:
+    """Whether 31/12/2024 or 12/31/2024 is meant, the same for the whole column; with points the day stands first."""
+    parts = frame[name].astype(str).str.extract(r"^\s*(\d{1,2})([/.-])(\d{1,2})\2\d{2,4}\b").dropna()
+    if not len(parts):
+        return False
+    first, second = (parts[column].astype(int).to_numpy() > 12 for column in (0, 2))
+    points = bool((parts[1] == ".").all())
+    if first.any() == second.any() and not (points and not first.any()) and (parts[0] != parts[2]).any():
+        raise DataError(
+            f"{path}: column {name!r}: expected times that say which is the day and which the month, got "
+            f"{str(frame[name].loc[parts.index[0]])[:40]!r} and others like it; write them as 2024-01-31"
+        )
+    return bool(first.any() or (points and not second.any()))
 
 
 def _pivot(
