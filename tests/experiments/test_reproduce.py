@@ -612,7 +612,9 @@ def test_a_task_is_one_file(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
         return result.stdout
 
-    assert re.search("music, objectives, speech, balls, pendulum, series, demo, .*tosses; several run in turn", vssn("--help"))
+    assert re.search(
+        "music, objectives, speech, balls, pendulum, series, demo, .*tosses; several run in turn", vssn("--help")
+    )
     out = vssn("tosses", "--budget", "quick", "--output", "runs", "--report", "R.md")
     assert re.search(r"\[1/1\] tosses: VSSN on pendulum, seed 0: heads 256.5  \(", out)
     record = json.loads((tmp_path / "runs/quick/tosses/pendulum-vssn-0/score.json").read_text())
