@@ -127,6 +127,9 @@ def test_a_long_table_has_a_column_of_channels(tmp_path: Path) -> None:
     source = read(tmp_path / "long.parquet", channel_column="what")
     assert (source.names, source.channels) == (["a", "b"], ["p", "q"])
     assert of(source, 1) == [[1, 0], [11, None], [21, 20]]
+    assert source.options["channels"] == ["p", "q"]
+    turned = read(tmp_path / "long.parquet", channel_column="what", channels=["q", "p"])
+    assert of(turned, 1) == [[0, 1], [None, 11], [20, 21]]
     frame["split"] = ["train" if time < 2 else "test" for time in frame["time"]]
     frame.to_csv(tmp_path / "parts.csv", index=False)
     source = read(tmp_path / "parts.csv", channel_column="what")
@@ -187,6 +190,8 @@ BROKEN: list[tuple[str, str, dict[str, Any], str]] = [
     ("a,b\n0,1\n", "x.csv", {"freq": "h"}, r"x\.csv: freq: expected a time column with it"),
     ("t,split,a\n0,train,1\n1,later,1\n", "x.csv", {"split_column": "split"}, r"column 'split', row 3: expected train"),
     ("t,c,v\n0,p,1\n0,p,2\n", "x.csv", {"channel_column": "c"}, r"row 3: expected one value for each time and c"),
+    ("t,c,v\n0,p,1\n0,q,2\n", "x.csv", {"channel_column": "c", "channels": ["p", "r"]}, r"the channels p, r, got p, q"),
+    ("t,v\n0,1\n", "x.csv", {"channels": ["p"]}, r"x\.csv: channels: expected channel_column with it"),
     ("t,c,v,w\n0,p,1,2\n", "x.csv", {"channel_column": "c"}, r"x\.csv: channel_column: expected a time column and one"),
     ("t\n0\n1\n", "x.csv", {}, r"x\.csv: expected a column of numbers, got 't'"),
     ("", "x.csv", {}, r"x\.csv: expected a table, but it cannot be read"),

@@ -46,6 +46,7 @@ def read_table(
     time_column: str | None = None,
     id_column: str | None = None,
     channel_column: str | None = None,
+    channels: Sequence[str] | None = None,
     value_columns: Sequence[str] | None = None,
     control_columns: Sequence[str] | None = None,
     split_column: str | None = None,
@@ -55,6 +56,7 @@ def read_table(
 
     Args:
         time_column, id_column, split_column: None: found by their names and what they hold, where they are there.
+        channels: entries of channel_column, in the order of the features; None: all there are, in that of the alphabet.
         value_columns: of the features; None: all that are left.
         control_columns: of what is known from outside, the future included; they may not be missing.
         freq: step of the grid: a frequency of pandas' ("h", "15min", "MS"), or a number where times are numbers.
@@ -93,6 +95,15 @@ def read_table(
     if channel_column is not None:
         keys = [name for name in (split_column, id_column, time_column) if name is not None]
         frame, values = _pivot(path, frame, keys, channel_column, values, controls, time_column)
+        if channels is not None:
+            if sorted(channels) != sorted(values):
+                raise DataError(
+                    f"{path}: column {channel_column!r}: expected the channels {shorten(list(channels), 'none')}, got "
+                    f"{shorten(values, 'none')}"
+                )
+            values = list(channels)
+    elif channels is not None:
+        raise DataError(f"{path}: channels: expected channel_column with it, the column where they stand; name it")
     groups = [(path.stem, frame)] if id_column is None else _groups(frame, id_column)
     step: str | float | None = None
     if time_column is not None:
@@ -120,6 +131,7 @@ def read_table(
             "time_column": time_column,
             "id_column": id_column,
             "channel_column": channel_column,
+            "channels": None if channel_column is None else values,
             "value_columns": values if channel_column is None else list(value_columns or free),
             "control_columns": controls or None,
             "freq": freq if freq is not None else step,
