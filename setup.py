@@ -1,7 +1,7 @@
 """Builds the extension modules; everything else about the package stands in pyproject.toml.
 
-vssn_kernels._cpu: the KERNELS of csrc/cpu compiled once per instruction set (x86-64: avx512, avx2 and generic; elsewhere
-generic), and the files that choose and bind them, once. Needs g++, ninja and pybind11, no PyTorch.
+vssn_kernels._cpu: the KERNELS of csrc/cpu compiled once per instruction set (x86-64: avx512, avx2 and generic;
+elsewhere generic), and the files that choose and bind them, once. Needs g++, ninja and pybind11, no PyTorch.
 
 vssn_kernels._cuda: csrc/cuda/*.cu and *.cpp by nvcc, which leaves the latter to g++, where nvcc is found and something
 speaks for a use of it: a CUDA build of PyTorch in this Python or, where there is no PyTorch yet, a GPU. The CUDA
