@@ -130,6 +130,17 @@ def test_imputation_keeps_what_is_there_to_the_last_digit(
     assert after[after.date == "2024-01-31"].wind.iloc[0] == pytest.approx(row["mean"], rel=1e-6)
 
 
+def test_imputation_keeps_digits_beside_dates_whose_day_is_first(series: Path, gaps: Path, tmp_path: Path) -> None:
+    before = pandas.read_csv(gaps)
+    days = pandas.to_datetime(before.date)
+    path, out = tmp_path / "days.csv", tmp_path / "filled.csv"
+    before.assign(date=days.dt.strftime("%d/%m/%Y")).to_csv(path, index=False)
+    assert main(["impute", str(series), "--data", str(path), "--output", str(out), "--samples", "2"]) == 0
+    after = pandas.read_csv(out, parse_dates=["date"]).set_index("date").loc[days]
+    known = before.temp.notna().to_numpy()
+    assert after.temp.to_numpy()[known].tolist() == before.temp.to_numpy()[known].tolist()
+
+
 def test_imputation_of_a_long_table(series: Path, tmp_path: Path) -> None:
     """Ids, a column that says which feature it is, and a column of its own place."""
     path = tmp_path / "long.csv"

@@ -62,6 +62,19 @@ def test_a_gap_is_a_row_of_missing_values(freq: str, tmp_path: Path) -> None:
     assert again.options == source.options
 
 
+@pytest.mark.parametrize(("form", "first"), [("%d/%m/%Y", 1), ("%m/%d/%Y", 1), ("%d.%m.%Y %H:%M", 1), ("%d.%m.%Y", 10)])
+def test_days_and_months_are_told_apart_by_the_whole_column(form: str, first: int, tmp_path: Path) -> None:
+    times = pd.date_range(f"2024-01-{first}", periods=60 if first == 1 else 3, freq="D")
+    source = read(table(tmp_path / "own.csv", date=times.strftime(form), a=np.arange(len(times))))
+    assert (source.step, source.times is not None and list(source.times[0])) == ("D", list(times.to_numpy()))
+
+
+@pytest.mark.parametrize("dates", [["01/02/2024", "01/03/2024"], ["31/12/2024", "12/31/2024"]])
+def test_days_that_could_be_months_are_not_guessed(dates: list[str], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="which is the day and which the month"):
+        read(table(tmp_path / "own.csv", date=dates, a=[1.0, 2.0]))
+
+
 def test_numbers_as_times(tmp_path: Path) -> None:
     source = read(table(tmp_path / "n.csv", t=[0.3, 0.1, 0.2, 0.5], y=[3, 1, 2, 5]))
     assert of(source) == [[1], [2], [3], [None], [5]]
@@ -114,6 +127,9 @@ def test_a_long_table_has_a_column_of_channels(tmp_path: Path) -> None:
     source = read(tmp_path / "long.parquet", channel_column="what")
     assert (source.names, source.channels) == (["a", "b"], ["p", "q"])
     assert of(source, 1) == [[1, 0], [11, None], [21, 20]]
+    assert source.options["channels"] == ["p", "q"]
+    turned = read(tmp_path / "long.parquet", channel_column="what", channels=["q", "p"])
+    assert of(turned, 1) == [[0, 1], [None, 11], [20, 21]]
     frame["split"] = ["train" if time < 2 else "test" for time in frame["time"]]
     frame.to_csv(tmp_path / "parts.csv", index=False)
     source = read(tmp_path / "parts.csv", channel_column="what")
@@ -174,6 +190,8 @@ BROKEN: list[tuple[str, str, dict[str, Any], str]] = [
     ("a,b\n0,1\n", "x.csv", {"freq": "h"}, r"x\.csv: freq: expected a time column with it"),
     ("t,split,a\n0,train,1\n1,later,1\n", "x.csv", {"split_column": "split"}, r"column 'split', row 3: expected train"),
     ("t,c,v\n0,p,1\n0,p,2\n", "x.csv", {"channel_column": "c"}, r"row 3: expected one value for each time and c"),
+    ("t,c,v\n0,p,1\n0,q,2\n", "x.csv", {"channel_column": "c", "channels": ["p", "r"]}, r"the channels p, r, got p, q"),
+    ("t,v\n0,1\n", "x.csv", {"channels": ["p"]}, r"x\.csv: channels: expected channel_column with it"),
     ("t,c,v,w\n0,p,1,2\n", "x.csv", {"channel_column": "c"}, r"x\.csv: channel_column: expected a time column and one"),
     ("t\n0\n1\n", "x.csv", {}, r"x\.csv: expected a column of numbers, got 't'"),
     ("", "x.csv", {}, r"x\.csv: expected a table, but it cannot be read"),

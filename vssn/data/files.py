@@ -164,8 +164,8 @@ def _check(settings: Mapping[str, Any]) -> None:
 
 
 _READING = (
-    *("time_column", "id_column", "channel_column", "value_columns", "control_columns", "split_column", "freq"),
-    *("key", "per_beat", "frame_size", "sample_rate", "resize", "grey"),
+    *("time_column", "id_column", "channel_column", "channels", "value_columns", "control_columns", "split_column"),
+    *("freq", "key", "per_beat", "frame_size", "sample_rate", "resize", "grey"),
 )
 
 
@@ -183,6 +183,7 @@ def load_splits(
     time_column: str | None = None,
     id_column: str | None = None,
     channel_column: str | None = None,
+    channels: list[str] | None = None,
     value_columns: list[str] | None = None,
     control_columns: list[str] | None = None,
     split_column: str | None = None,

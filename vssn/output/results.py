@@ -210,6 +210,7 @@ def _with_originals(
     """The table with the entries of the file where it has any at those keys."""
     with needing("files"):
         import pandas
+    from vssn.data.formats.tables import times_of_column
 
     if not keys:  # rows are a step apart, as they stand
         originals = before.reset_index(drop=True)
@@ -219,8 +220,7 @@ def _with_originals(
             if key != time:
                 before[key] = before[key].astype(str)
             elif table[time].dtype.kind == "M":
-                zoned = pandas.to_datetime(before[time], format="mixed", utc=True, errors="coerce")
-                before[time] = zoned.dt.tz_localize(None).astype(table[time].dtype)
+                before[time] = times_of_column(Path(), before, time).astype(table[time].dtype)
         before = before[~before.duplicated(keys, keep=False)]
         originals = table[keys].merge(before[[*keys, *values]], on=keys, how="left")
     for column in values:

@@ -46,6 +46,7 @@ def read_table(
     time_column: str | None = None,
     id_column: str | None = None,
     channel_column: str | None = None,
+    channels: Sequence[str] | None = None,
     value_columns: Sequence[str] | None = None,
     control_columns: Sequence[str] | None = None,
     split_column: str | None = None,
@@ -55,6 +56,7 @@ def read_table(
 
     Args:
         time_column, id_column, split_column: None: found by their names and what they hold, where they are there.
+        channels: entries of channel_column, in the order of the features; None: all there are, in that of the alphabet.
         value_columns: of the features; None: all that are left.
         control_columns: of what is known from outside, the future included; they may not be missing.
         freq: step of the grid: a frequency of pandas' ("h", "15min", "MS"), or a number where times are numbers.
@@ -89,10 +91,19 @@ def read_table(
     for name in (*values, *controls):
         frame[name] = _numbers(path, frame, name)
     if time_column is not None:
-        frame[time_column] = _times(path, frame, time_column)
+        frame[time_column] = times_of_column(path, frame, time_column)
     if channel_column is not None:
         keys = [name for name in (split_column, id_column, time_column) if name is not None]
         frame, values = _pivot(path, frame, keys, channel_column, values, controls, time_column)
+        if channels is not None:
+            if sorted(channels) != sorted(values):
+                raise DataError(
+                    f"{path}: column {channel_column!r}: expected the channels {shorten(list(channels), 'none')}, got "
+                    f"{shorten(values, 'none')}"
+                )
+            values = list(channels)
+    elif channels is not None:
+        raise DataError(f"{path}: channels: expected channel_column with it, the column where they stand; name it")
     groups = [(path.stem, frame)] if id_column is None else _groups(frame, id_column)
     step: str | float | None = None
     if time_column is not None:
@@ -120,6 +131,7 @@ def read_table(
             "time_column": time_column,
             "id_column": id_column,
             "channel_column": channel_column,
+            "channels": None if channel_column is None else values,
             "value_columns": values if channel_column is None else list(value_columns or free),
             "control_columns": controls or None,
             "freq": freq if freq is not None else step,
@@ -255,8 +267,8 @@ def _numbers(path: Path, frame: Frame, name: str) -> Any:
     return numbers
 
 
-def _times(path: Path, frame: Frame, name: str) -> Any:
-    """datetime64 (of UTC where a zone is given), or numbers."""
+def times_of_column(path: Path, frame: Frame, name: str) -> Any:
+    """datetime64 (of UTC where a zone is given), or numbers. Raises DataError."""
     pandas = _pandas()
     column = frame[name]
     missing = np.flatnonzero(column.isna().to_numpy())
@@ -266,7 +278,8 @@ def _times(path: Path, frame: Frame, name: str) -> Any:
         return column.astype("float64")
     if not pandas.api.types.is_datetime64_any_dtype(column):
         zoned = bool(column.astype(str).str.contains(r"(?:Z|[+-]\d\d:?\d\d)$", regex=True).any())
-        parsed = pandas.to_datetime(column, errors="coerce", format="mixed", utc=zoned)
+        day_first = _day_first(path, frame, name)
+        parsed = pandas.to_datetime(column, errors="coerce", format="mixed", utc=zoned, dayfirst=day_first)
         wrong = np.flatnonzero(parsed.isna().to_numpy())
         if len(wrong):
             raise DataError(
@@ -277,6 +290,21 @@ def _times(path: Path, frame: Frame, name: str) -> Any:
     if column.dt.tz is not None:
         column = column.dt.tz_convert("UTC").dt.tz_localize(None)
     return column.astype("datetime64[ns]")
+
+
+def _day_first(path: Path, frame: Frame, name: str) -> bool:
+    """Whether 31/12/2024 or 12/31/2024 is meant, the same for the whole column; with points the day stands first."""
+    parts = frame[name].astype(str).str.extract(r"^\s*(\d{1,2})([/.-])(\d{1,2})\2\d{2,4}\b").dropna()
+    if not len(parts):
+        return False
+    first, second = (parts[column].astype(int).to_numpy() > 12 for column in (0, 2))
+    points = bool((parts[1] == ".").all())
+    if first.any() == second.any() and not (points and not first.any()) and (parts[0] != parts[2]).any():
+        raise DataError(
+            f"{path}: column {name!r}: expected times that say which is the day and which the month, got "
+            f"{str(frame[name].loc[parts.index[0]])[:40]!r} and others like it; write them as 2024-01-31"
+        )
+    return bool(first.any() or (points and not second.any()))
 
 
 def _pivot(
