@@ -656,9 +656,9 @@ Array run(const Mlp& p, int threads, const Array& cotangent, const std::string& 
     const std::vector<T> bias = cast<T>(p.bias), weight_out = cast<T>(p.weight_out), bias_out = cast<T>(p.bias_out);
     const Rows<const T> second{p.two ? weight_out.data() : nullptr, p.M};
     std::vector<T> out = fresh<T>(outputs), logvar = fresh<T>(floors), hidden = fresh<T>(p.two ? p.N * p.M : 0);
-    MlpForward<T> forward{threads,         p.N,        p.M,           p.O,          p.activation, p.floored,
-                          T(kMinLogvar),   K,          x_rows,        w_rows,       bias.data(),  second,
-                          bias_out.data(), out.data(), logvar.data(), hidden.data()};
+    MlpForward<T> forward{threads,         p.N,     p.M,        p.O,           p.activation, p.floored,
+                          T(kMinLogvar),   K,       x_rows,     w_rows,        bias.data(),  second,
+                          bias_out.data(), nullptr, out.data(), logvar.data(), hidden.data()};
     call(entries<T>().mlp_forward, entries<T>().mlp_forward_workspace, forward);
     std::vector<T> results(out);
     results.insert(results.end(), logvar.begin(), logvar.end());
