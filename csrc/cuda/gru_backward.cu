@@ -86,8 +86,8 @@ gru_backward_kernel(BackwardParams params) {
         const int deep = (first_depth + tile) * P::kDepth, gate = deep / units, own = first_own + deep % units;
         const int unit = row_tile(round, i) * kUnits;
         return P::load_rows(
-            static_cast<const S*>(k.weight) + (static_cast<int64_t>(gate) * H + own) * k.weight_row + unit, 1,
-            k.weight_row, H - unit, gate < 3 && tile < plan.depth ? H - own : 0);
+            static_cast<const S*>(k.weight.data) + (static_cast<int64_t>(gate) * H + own) * k.weight.stride + unit, 1,
+            k.weight.stride, H - unit, gate < 3 && tile < plan.depth ? H - own : 0);
     };
     typename P::A resident[kDepth][kTiles];
 #pragma unroll
@@ -144,9 +144,10 @@ gru_backward_kernel(BackwardParams params) {
                 reload_gates<S, paired>(ahead[i].gates, k.gates, at, count);
                 ahead[i].before.reload(static_cast<const S*>(k.output) + at + (k.reverse ? k.B : -k.B) * H,
                                        count_before);
-                ahead[i].grad_output.reload(moved(static_cast<const S*>(k.grad_output),
-                                                  t * k.grad_output_step + row * k.grad_output_row + unit),
-                                            k.grad_output ? count : 0);
+                ahead[i].grad_output.reload(
+                    moved(static_cast<const S*>(k.grad_output.data),
+                          t * k.grad_output.step_stride + row * k.grad_output.row_stride + unit),
+                    k.grad_output.data ? count : 0);
             }
         };
 
@@ -161,9 +162,9 @@ gru_backward_kernel(BackwardParams params) {
                 if (4 * unit_of[i] % kSector == 0) prefetch_l2(static_cast<const S*>(k.gates) + 4 * at);
                 if (unit_of[i] % kSector != 0) continue;
                 prefetch_l2(static_cast<const S*>(k.output) + at);
-                if (k.grad_output)
-                    prefetch_l2(static_cast<const S*>(k.grad_output) + t * k.grad_output_step +
-                                row * k.grad_output_row + unit);
+                if (k.grad_output.data)
+                    prefetch_l2(static_cast<const S*>(k.grad_output.data) + t * k.grad_output.step_stride +
+                                row * k.grad_output.row_stride + unit);
             }
         };
 
@@ -239,9 +240,10 @@ gru_backward_kernel(BackwardParams params) {
             for (int j = 0; j < 2; ++j) {
                 const int at = row_of[i] * units + unit_of[i] + j, unit = first_own + unit_of[i] + j;
                 const bool inside = row < k.B && unit < H;
-                carry[at] =
-                    inside && k.grad_h_n ? load_state<S>(k.grad_h_n, float_state, row * k.grad_h_n_row + unit) : 0.0f;
-                first_state[at] = inside ? load_state<S>(k.h0, float_state, row * k.h0_row + unit) : 0.0f;
+                carry[at] = inside && k.grad_h_n.data
+                                ? load_state<S>(k.grad_h_n.data, float_state, row * k.grad_h_n.stride + unit)
+                                : 0.0f;
+                first_state[at] = inside ? load_state<S>(k.h0.data, float_state, row * k.h0.stride + unit) : 0.0f;
             }
         }
         if (longest > 0) load_ahead(step_time(0));
@@ -390,8 +392,8 @@ void gru_backward(const GruBackward& k) {
     if (k.B == 0) return;
     require_countable("gru_backward", k);
     const GruPlan plan = gru_plan(k.storage, k.tf32, true, k.B, k.H, k.wish);
-    const bool paired = all_paired(k.H, k.storage, k.gates, {k.output, k.grad_output, k.grad_gates_x, k.grad_a},
-                                   {k.grad_output_step, k.grad_output_row});
+    const bool paired = all_paired(k.H, k.storage, k.gates, {k.output, k.grad_output.data, k.grad_gates_x, k.grad_a},
+                                   {k.grad_output.step_stride, k.grad_output.row_stride});
     const BackwardParams params{k, plan};
     const Launch shape = launch_shape(plan, k.stream);
     const char* error = launch(kernel_of<Backward>(k.storage, k.tf32, paired, plan), shape, params);

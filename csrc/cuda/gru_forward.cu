@@ -108,8 +108,8 @@ gru_forward_kernel(ForwardParams params) {
     const auto weights = [&](int gate, int tile) {
         const int at = first_k + tile * P::kDepth;
         return P::load_rows(
-            static_cast<const S*>(k.weight) + (static_cast<int64_t>(gate) * H + first_unit) * k.weight_row + at,
-            k.weight_row, 1, H - first_unit, tile < plan.depth ? H - at : 0);
+            static_cast<const S*>(k.weight.data) + (static_cast<int64_t>(gate) * H + first_unit) * k.weight.stride + at,
+            k.weight.stride, 1, H - first_unit, tile < plan.depth ? H - at : 0);
     };
     typename P::A resident[kDepth][3];
 #pragma unroll
@@ -153,15 +153,16 @@ gru_forward_kernel(ForwardParams params) {
             for (auto& gate : x[i]) gate = Ahead<S, paired>::zero();
 #pragma unroll
             for (int j = 0; j < 2; ++j)
-                h[i][j] =
-                    row < k.B && j < own_units ? load_state<S>(k.h0, float_state, row * k.h0_row + unit + j) : 0.0f;
+                h[i][j] = row < k.B && j < own_units
+                              ? load_state<S>(k.h0.data, float_state, row * k.h0.stride + unit + j)
+                              : 0.0f;
         }
         S* first_state = states + (exchange == Exchange::grid ? 0 : team.buffer() * state_size);
         for (int i = thread_id(); i < kTileRows * H; i += block_threads()) {
             const int b = i / H, j = i % H;
             const bool inside = first_row + b < k.B;
             first_state[b * stride + j] =
-                P::rounded(inside ? load_state<S>(k.h0, float_state, (first_row + b) * k.h0_row + j) : 0.0f);
+                P::rounded(inside ? load_state<S>(k.h0.data, float_state, (first_row + b) * k.h0.stride + j) : 0.0f);
         }
         // At padding it is left as it was: nothing that is made of it there is kept. No branch between the loads, so
         // that none of them waits for the one before.
@@ -171,8 +172,8 @@ gru_forward_kernel(ForwardParams params) {
             for (int i = 0; i < kItems; ++i) count[i] = mine[i] && t < lengths[row_of(i)] ? own_units : 0;
 #pragma unroll
             for (int i = 0; i < kItems; ++i) {
-                const S* from = static_cast<const S*>(k.gates_x) + t * k.gates_x_step +
-                                (first_row + row_of(i)) * k.gates_x_row + unit;
+                const S* from = static_cast<const S*>(k.gates_x.data) + t * k.gates_x.step_stride +
+                                (first_row + row_of(i)) * k.gates_x.row_stride + unit;
 #pragma unroll
                 for (int gate = 0; gate < 3; ++gate) x[i][gate].reload(from + gate * H, count[i]);
             }
@@ -186,11 +187,12 @@ gru_forward_kernel(ForwardParams params) {
             const bool last = s + 1 == longest;
             if (!last) team.expect_next();
             if (s + 4 < longest && slice == plan.slices - 1 && lane_id() < 24 && first_unit < H) {
-                const S* later = static_cast<const S*>(k.gates_x) + step_time(s + 4) * k.gates_x_step + first_unit;
+                const S* later =
+                    static_cast<const S*>(k.gates_x.data) + step_time(s + 4) * k.gates_x.step_stride + first_unit;
 #pragma unroll
                 for (int n = 0; n < kRowTiles; ++n) {
                     const int64_t b = first_row + n * kRows + lane_id() % 8;
-                    if (b < k.B) prefetch_l2(later + b * k.gates_x_row + lane_id() / 8 * H);
+                    if (b < k.B) prefetch_l2(later + b * k.gates_x.row_stride + lane_id() / 8 * H);
                 }
             }
 
@@ -359,7 +361,8 @@ void gru_forward(const GruForward& k) {
     if (k.B == 0) return;
     require_countable("gru_forward", k);
     const GruPlan plan = gru_plan(k.storage, k.tf32, false, k.B, k.H, k.wish);
-    const bool paired = all_paired(k.H, k.storage, k.gates, {k.gates_x, k.output}, {k.gates_x_step, k.gates_x_row});
+    const bool paired =
+        all_paired(k.H, k.storage, k.gates, {k.gates_x.data, k.output}, {k.gates_x.step_stride, k.gates_x.row_stride});
     const ForwardParams params{k, plan};
     const Launch shape = launch_shape(plan, k.stream);
     const char* error = launch(kernel_of<Forward>(k.storage, k.tf32, paired, plan), shape, params);

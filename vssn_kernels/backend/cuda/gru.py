@@ -85,7 +85,6 @@ def gru_forward(
     if batch == 0:
         return output, h_n, gates
     gates_x_, h0_, weight, bias = as_steps(gates_x), as_rows(h0), as_rows(weight_hh), bias_hh.contiguous()
-    gates_x_at, gates_x_step, gates_x_row = step_arguments(gates_x_)
     tf32 = gates_x.dtype is torch.float32 and allows_tf32()
     with launch_on(gates_x) as stream:
         counters, workspace = _working_memory(gates_x, tf32, False, batch, hidden)
@@ -101,16 +100,12 @@ def gru_forward(
             H=hidden,
             reverse=reverse,
             lengths=pointer(lengths),
-            h0=h0_.data_ptr(),
-            h0_row=h0_.stride(0),
-            weight=weight.data_ptr(),
-            weight_row=weight.stride(0),
+            h0=row_arguments(h0_),
+            weight=row_arguments(weight),
             counters=pointer(counters),
             workspace=pointer(workspace),
             stream=stream,
-            gates_x=gates_x_at,
-            gates_x_step=gates_x_step,
-            gates_x_row=gates_x_row,
+            gates_x=step_arguments(gates_x_),
             bias=bias.data_ptr(),
             output=output.data_ptr(),
             h_n=h_n.data_ptr(),
@@ -139,8 +134,6 @@ def gru_backward(
     if batch > 0:
         grad_output_, grad_h_n_, h0_, weight = as_steps(grad_output), as_rows(grad_h_n), as_rows(h0), as_rows(weight_hh)
         tf32 = output.dtype is torch.float32 and allows_tf32()
-        grad_output_at, grad_output_step, grad_output_row = step_arguments(grad_output_)
-        grad_h_n_at, grad_h_n_row = row_arguments(grad_h_n_)
         with launch_on(output) as stream:
             counters, workspace = _working_memory(output, tf32, True, batch, hidden)
             _cuda.gru_backward(
@@ -155,18 +148,13 @@ def gru_backward(
                 H=hidden,
                 reverse=reverse,
                 lengths=pointer(lengths),
-                h0=h0_.data_ptr(),
-                h0_row=h0_.stride(0),
-                weight=weight.data_ptr(),
-                weight_row=weight.stride(0),
+                h0=row_arguments(h0_),
+                weight=row_arguments(weight),
                 counters=pointer(counters),
                 workspace=pointer(workspace),
                 stream=stream,
-                grad_output=grad_output_at,
-                grad_output_step=grad_output_step,
-                grad_output_row=grad_output_row,
-                grad_h_n=grad_h_n_at,
-                grad_h_n_row=grad_h_n_row,
+                grad_output=step_arguments(grad_output_),
+                grad_h_n=row_arguments(grad_h_n_),
                 output=output.data_ptr(),
                 gates=gates.data_ptr(),
                 grad_gates_x=grad_gates_x.data_ptr(),
