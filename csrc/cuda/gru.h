@@ -23,8 +23,8 @@ enum class Exchange : int {
 
 // What tests, and nobody else, choose themselves; 0: the plan chooses.
 struct GruWish {
-    int exchange = 0, blocks = 0, row_tiles = 0;
-    VSSN_FIELDS(exchange, blocks, row_tiles)
+    int exchange = 0, blocks = 0, row_tiles = 0, tiles_at_once = 0;
+    VSSN_FIELDS(exchange, blocks, row_tiles, tiles_at_once)
 };
 
 struct GruProblem {
@@ -72,6 +72,7 @@ struct GruPlan {
     int blocks;  // of a team
     int64_t teams, batch_tiles;
     int row_tiles;
+    int tiles_at_once;       // of the grid: batch tiles of a team that take turns, step by step
     int unit_tiles;          // of a block
     int unit_tiles_inverse;  // times n, shifted by 16: n / unit_tiles, for unit_tiles <= 8 and n < 8192
     int groups, slices, depth, rounds;
@@ -81,7 +82,8 @@ struct GruPlan {
     int operand;   // the product's right side: forward the states, backward the gradients of this block's gates
     int stride;    // of its rows, in elements
     int partials;  // forward: sums of the slices; backward: the sums that the sources send
-    int carry;     // backward: what stays of the state's gradient in this block, then the first state
+    int carry;     // backward: what stays of the state's gradient in this block, then the first state; forward, where
+                   // tiles take turns: this block's units of their states
     int tiles;     // weights
     int shared_bytes;
     // The workspace: what blocks of a grid exchange, then the streamed tiles.

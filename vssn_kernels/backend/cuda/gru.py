@@ -29,6 +29,7 @@ class Wish(NamedTuple):
     exchange: int = 0  # 1: a block alone, 2: a cluster, 3: a cooperative grid
     blocks: int = 0  # of a cluster, or of a batch tile's part of a grid
     row_tiles: int = 0  # 1 or 2: batch tiles of 8 or, on tensor cores, 16 rows
+    tiles_at_once: int = 0  # 1 to 4: batch tiles that take turns in a team of a grid
 
 
 # For the tests, which set it.
@@ -46,6 +47,7 @@ def describe_plan(dtype: torch.dtype, batch: int, hidden: int, backward: bool = 
         exchange=wish.exchange,
         blocks=wish.blocks,
         row_tiles=wish.row_tiles,
+        tiles_at_once=wish.tiles_at_once,
     )
 
 
@@ -60,6 +62,7 @@ def _working_memory(like: Tensor, tf32: bool, backward: bool, batch: int, hidden
         exchange=wish.exchange,
         blocks=wish.blocks,
         row_tiles=wish.row_tiles,
+        tiles_at_once=wish.tiles_at_once,
     )
     return (
         torch.zeros(counters, dtype=torch.uint8, device=like.device) if counters else None,
@@ -95,6 +98,7 @@ def gru_forward(
             exchange=wish.exchange,
             blocks=wish.blocks,
             row_tiles=wish.row_tiles,
+            tiles_at_once=wish.tiles_at_once,
             steps=steps,
             B=batch,
             H=hidden,
@@ -143,6 +147,7 @@ def gru_backward(
                 exchange=wish.exchange,
                 blocks=wish.blocks,
                 row_tiles=wish.row_tiles,
+                tiles_at_once=wish.tiles_at_once,
                 steps=steps,
                 B=batch,
                 H=hidden,
