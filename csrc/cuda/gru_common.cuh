@@ -127,9 +127,11 @@ struct Team {
     }
 
     // All blocks have sent in so many exchanges of that turn: waited for by one thread, which is to meet the others at
-    // a barrier before any of them reads it.
+    // a barrier before any of them reads it. Not by the one that has just released, and still waits for its block's
+    // stores.
     VSSN_DEVICE void await_turn(int turn, unsigned exchanges) const {
-        if (thread_id() == 0) wait_acquire(counters + turn, static_cast<unsigned>(blocks) * exchanges);
+        if (thread_id() == block_threads() - kWarp)
+            check_acquire(counters + turn, static_cast<unsigned>(blocks) * exchanges);
     }
 
     // All blocks have sent, and this thread may read it (from the grid: by load_l2).

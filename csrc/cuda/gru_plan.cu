@@ -142,7 +142,7 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
 // of the multiply-adds'), at least a chain of them; weights and operands at 128 bytes a cycle from shared memory, 32
 // from L2; 200 for the gates, backward 100; 30 for a block's barrier; to another block of the cluster 210, 14 bytes a
 // cycle and 4 for each block that is sent to; through L2 2000, then 32 bytes a cycle, and 340 for each eight sums that
-// a thread collects there.
+// a thread collects there. Turns hide all but 500 of the 2000: until what a block has stored is released.
 double step_cycles(const GruPlan& plan, const ComputeType& type, bool backward, int bytes) {
     const double across = backward ? gpu::kBackwardTiles : 3, warps = plan.groups * plan.slices;
     const double deep = static_cast<double>(plan.depth) * plan.rounds, units = plan.unit_tiles * kUnits;
@@ -164,10 +164,11 @@ double step_cycles(const GruPlan& plan, const ComputeType& type, bool backward, 
     const int turns = plan.tiles_at_once;
     if (turns == 1) return cycles + latency + read;
     // What a turn waits for was sent so many turns before. Forward the read is hidden too: on tensor cores by all that
-    // the turn before it computes, else by its gates.
-    const double own = backward            ? cycles + read
-                       : type.tensor_cores ? std::max(cycles, read)
-                                           : cycles - 200 + std::max(200.0, read);
+    // the turn before it does, else by what follows its products.
+    const double release = 500;
+    const double own = backward            ? cycles + read + release
+                       : type.tensor_cores ? std::max(cycles + release, read)
+                                           : cycles - 200 + std::max(200 + release, read);
     return turns * std::max(own, (latency + own) / (backward ? turns : turns - 1));
 }
 
