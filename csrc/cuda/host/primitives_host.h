@@ -130,9 +130,8 @@ inline std::vector<Event> trace;
 
 // What a grid's first block does, in the order in which its fibers come to it; of products those of its first lane.
 inline void note(const char* what, const unsigned* counter = nullptr) {
-    const Block& block = *current->block;
-    if (!tracing || block.x != 0 || block.y != 0 || (counter == nullptr && current->id != 0)) return;
-    trace.push_back({what, counter});
+    if (!tracing || current->block->x != 0 || current->block->y != 0) return;
+    if (counter != nullptr || current->id == 0) trace.push_back({what, counter});
 }
 
 }  // namespace host
@@ -497,7 +496,7 @@ struct Product<float> {
     }
 
     static void multiply(Accumulator& c, const A& a, const B& b) {
-        note("product");
+        host::note("product");
         for (int k = 0; k < 4; ++k)
             for (int i = 0; i < 4; ++i) c.v[i] = std::fma(a.row[i / 2].v[k], b.column[i % 2].v[k], c.v[i]);
     }
