@@ -224,7 +224,7 @@ gru_forward_kernel(ForwardParams params) {
                 for (int gate = 0; gate < 3; ++gate) x[i][gate].reload(from + gate * H, count[i]);
             }
         };
-        if (longest > 0) load_x(step_time(0), 0);
+        if (!kTakesTurns && longest > 0) load_x(step_time(0), 0);
         sync_block();
         if (kTakesTurns && longest > 0) copy_state(0, team.done, states);
 
@@ -244,6 +244,7 @@ gru_forward_kernel(ForwardParams params) {
                 await_copies();
                 sync_block();
                 if (kTwoStates && more) copy_state(next_turn, next_done, states + (1 - shown) * state_size);
+                load_x(t, turn);  // from L2, where they were asked: they come during the products
             }
             if (s + 4 < longest && slice == plan.slices - 1 && lane_id() < 24 && first_unit < H) {
                 const S* later =
@@ -364,7 +365,7 @@ gru_forward_kernel(ForwardParams params) {
             if (!last) team.sent(turn);
 
             // ---- What others do not wait for ---------------------------------------------------------------------
-            if (more) load_x(step_time(next_s), next_turn);
+            if (!kTakesTurns && more) load_x(step_time(next_s), next_turn);
 #pragma unroll
             for (int i = 0; i < kItems; ++i)
                 if (mine[i] && first_row + turn_rows + row_of(i) < k.B) {

@@ -198,13 +198,13 @@ def turns(kernels: Any, sample: Sample, dtype: torch.dtype, at_once: int, row_ti
 # An even number of tiles, an odd one, a last one that is not full; one round of turns, and several of which the last is
 # not full; pairs, and single elements, which take no turns but have the same plan.
 @pytest.mark.parametrize(("at_once", "row_tiles"), [(2, 1), (3, 1), (4, 2)], ids=str)
-@pytest.mark.parametrize("sizes", [(3, 16, 136), (3, 70, 150), (4, 35, 131)], ids=str)
-@each_dtype
+@pytest.mark.parametrize("sizes", [(3, 16, 136), (2, 67, 136), (3, 27, 131)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_tiles_that_take_turns_in_every_order(
     cuda_host: ModuleType, kernels: Any, dtype: torch.dtype, sizes: tuple[int, int, int], at_once: int, row_tiles: int
 ) -> None:
     """As the reference, and with the bits that the same tiles have one behind the other."""
-    sample = draw(*sizes, reverse=sizes[1] == 70)
+    sample = draw(*sizes, reverse=sizes[0] == 2)
     kernels.wish = kernels.Wish(GRID, 4, row_tiles, 1)
     alone = host.without_products(host.run(sample.to("cpu", dtype, requires_grad=True)))
     turns(kernels, sample, dtype, at_once, row_tiles)
