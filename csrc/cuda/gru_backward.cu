@@ -268,7 +268,7 @@ gru_backward_kernel(BackwardParams params) {
             // What the first step sends on reaches nobody but grad_h0.
             const bool sends = kTakesTurns || s + 1 < longest || k.grad_h0;
             if (sends) team.expect_next();
-            const int next_turn = turn + 1 < turns ? turn + 1 : 0, next_s = s + (next_turn == 0 ? 1 : 0);
+            const int next_turn = kTakesTurns && turn + 1 < turns ? turn + 1 : 0, next_s = s + (next_turn == 0 ? 1 : 0);
 
             // ---- Gates -------------------------------------------------------------------------------------------
 #pragma unroll

@@ -75,10 +75,10 @@ VSSN_DEVICE int row_steps(const GruProblem& k, int64_t b) {
 }
 
 // Writes the steps of the tiles' rows to shared memory, and gives those of the longest: the recurrence runs over these
-// alone. Called by all threads.
+// alone. Called by all threads, of which there are as many as rows or more.
 VSSN_DEVICE int tile_steps(const GruProblem& k, int64_t first_row, int rows, int* lengths) {
     sync_block();  // nobody still reads what belongs to the tile before
-    for (int i = thread_id(); i < rows; i += block_threads()) lengths[i] = row_steps(k, first_row + i);
+    if (thread_id() < rows) lengths[thread_id()] = row_steps(k, first_row + thread_id());
     sync_block();
     int longest = 0;
     for (int i = 0; i < rows; ++i) longest = lengths[i] > longest ? lengths[i] : longest;

@@ -236,7 +236,7 @@ gru_forward_kernel(ForwardParams params) {
             const bool last = s + 1 == longest;
             if (!last) team.expect_next();
             // The turn behind this one, and the exchanges that it waits for.
-            const int next_turn = turn + 1 < turns ? turn + 1 : 0, next_s = s + (next_turn == 0 ? 1 : 0);
+            const int next_turn = kTakesTurns && turn + 1 < turns ? turn + 1 : 0, next_s = s + (next_turn == 0 ? 1 : 0);
             [[maybe_unused]] const unsigned next_done = team.done + (next_turn == 0 ? 1 : 0);
             const bool more = next_s < longest;
             if constexpr (kTakesTurns) {
