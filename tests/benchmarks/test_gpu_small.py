@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from benchmarks import gpu_contest, gpu_small, gpu_times
-from benchmarks.cuda_on_host import AMPERE
+from benchmarks.cuda_on_host import AMPERE, HOPPER
 from benchmarks.gpu_problems import COMPUTE
 
 
@@ -67,6 +67,9 @@ def test_the_recurrence_is_timed_in_each_layout(cuda_host: ModuleType, monkeypat
     seen.clear()
     assert contestants(3, 71) == [planned] * 2
     cuda_host.set_device_limits(*AMPERE)  # a grid: no clusters
-    assert contestants(20, 290) == [planned, f"{planned}, 1 tiles at once", f"{planned}, 2 tiles at once"] * 2
+    try:
+        assert contestants(20, 290) == [planned, f"{planned}, 1 tiles at once", f"{planned}, 2 tiles at once"] * 2
+    finally:
+        cuda_host.set_device_limits(*HOPPER)
     assert layouts("gru_forward") == layouts("gru_backward") == {(0, 0, 0), (0, 0, 1), (0, 0, 2)}
     assert gru.wish == gru.Wish()

@@ -184,6 +184,7 @@ def test_a_device_that_holds_no_cluster_computes_all_the_same(cuda_host: ModuleT
         cuda_host.set_clusters_at_once(size, 0)
     host.check(draw(2, 5, 160), torch.bfloat16)
 
+
 # ---- Batch tiles that take turns ------------------------------------------------------------------
 
 
@@ -300,4 +301,3 @@ def test_the_plan_lets_tiles_take_turns_where_teams_have_several(cuda_host: Modu
     assert "16 rows, 1 tiles at once" in one_by_one
     assert cycles < 4 * cycles_of_one / 2, "four waves before, now one"
     assert "1 tiles at once" in plan(32)[0], "a tile for each team: nothing to hide behind"
-
