@@ -146,9 +146,12 @@ def layouts(entry: Entry, batch: int, hidden: int, setup: Setup) -> dict[str, En
         wishes = {f"clusters of {n}": {"exchange": 2, "blocks": n} for n in setup.clusters}
     elif batch >= SEVERAL_TILES:
         wishes = {f"{n} tiles at once": {"tiles_at_once": n} for n in setup.at_once}
-    return {"vssn cuda": Entry(op, tensors)} | {
-        f"vssn cuda, {name}": Entry(op, tensors, place=functools.partial(laid_out, **wish))
-        for name, wish in wishes.items()
+    return {
+        "vssn cuda": Entry(op, tensors),
+        **{
+            f"vssn cuda, {name}": Entry(op, tensors, place=functools.partial(laid_out, **wish))
+            for name, wish in wishes.items()
+        },
     }
 
 

@@ -128,10 +128,11 @@ struct Event {
 inline bool tracing = false;
 inline std::vector<Event> trace;
 
-// What a grid's first block does, in the order in which its fibers come to it; of products those of its first lane.
+// What a grid's first block does, in the order in which its fibers come to it; of products those of its last warp's
+// first lane, which waits for the turns.
 inline void note(const char* what, const unsigned* counter = nullptr) {
     if (!tracing || current->block->x != 0 || current->block->y != 0) return;
-    if (counter != nullptr || current->id == 0) trace.push_back({what, counter});
+    if (counter != nullptr || current->id == current->block->threads - kWarp) trace.push_back({what, counter});
 }
 
 }  // namespace host
