@@ -280,8 +280,8 @@ def test_products_of_other_tiles_stand_between_a_release_and_its_wait(
         assert sorted(between) == list(range(at_once))
         for counter, counts in between.items():
             assert len(counts) == (5 if backward or at_once > 1 else 4), "as many exchanges as steps, or one fewer"
-            # In turns forward begins with an exchange of the first states.
-            of_steps = counts if backward or at_once == 1 else counts[1:]
+            # In turns forward begins with an exchange of the first states, and backward ends with one of what they get.
+            of_steps = counts if at_once == 1 else counts[:-1] if backward else counts[1:]
             assert all((count > 0) == (at_once > 1) for count in of_steps), (counter, counts)
 
 
