@@ -98,7 +98,7 @@ def test_cuda_as_asked_for(
 
 # ---- What is compiled, and when again --------------------------------------------------------------------------------
 
-KERNELS = ("bernoulli", "gaussian", "gru", "mlp", "posterior", "table")
+KERNELS = ("bernoulli", "gaussian", "gru", "gru_step", "interleaved", "mlp", "posterior", "program", "table")
 COMMON = ("bindings", "rows")
 SETS = ("avx2", "avx512", "generic") if platform.machine() in ("x86_64", "amd64") else ("generic",)
 # g++ in its place: its own options left out, .cu taken for C++.

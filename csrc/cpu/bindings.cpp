@@ -144,14 +144,31 @@ PYBIND11_MODULE(_cpu, module) {
     define<GruBackward>(module, "gru_backward", [](const auto& table, const auto& k) {
         without_gil(table.gru_backward, table.gru_backward_workspace, k);
     });
+    define<GruPack>(module, "gru_pack", [](const auto& table, const auto& k) { return table.gru_pack(k); });
+    define<GruStep>(module, "gru_step", [](const auto& table, const auto& k) { without_gil(table.gru_step, k); });
+    define<GruLayerStep>(module, "gru_layer_step",
+                         [](const auto& table, const auto& k) { without_gil(table.gru_layer_step, k); });
+    define<GruCellBackward>(module, "gru_cell_backward",
+                            [](const auto& table, const auto& k) { without_gil(table.gru_cell_backward, k); });
+    define<GruCell>(module, "gru_cell", [](const auto& table, const auto& k) { without_gil(table.gru_cell, k); });
     define<PosteriorForward>(module, "posterior_forward", [](const auto& table, const auto& k) {
         without_gil(table.posterior_forward, table.posterior_forward_workspace, k);
     });
     define<PosteriorBackward>(module, "posterior_backward", [](const auto& table, const auto& k) {
         without_gil(table.posterior_backward, table.posterior_backward_workspace, k);
     });
+    define<InterleavedForward>(module, "interleaved_forward", [](const auto& table, const auto& k) {
+        without_gil(table.interleaved_forward, table.interleaved_forward_workspace, k);
+    });
+    define<InterleavedBackward>(module, "interleaved_backward", [](const auto& table, const auto& k) {
+        without_gil(table.interleaved_backward, table.interleaved_backward_workspace, k);
+    });
     define<MlpForward>(module, "mlp_forward", [](const auto& table, const auto& k) {
         without_gil(table.mlp_forward, table.mlp_forward_workspace, checked(k));
+    });
+    define<MlpPack>(module, "mlp_pack", [](const auto& table, const auto& k) {
+        require(k.weight.count == k.inputs(), "vssn_kernels._cpu.mlp_pack: K and weight must be of one length");
+        return table.mlp_pack(k);
     });
     define<MlpBackward>(module, "mlp_backward", [](const auto& table, const auto& k) {
         without_gil(table.mlp_backward, table.mlp_backward_workspace, checked(k));
@@ -160,6 +177,10 @@ PYBIND11_MODULE(_cpu, module) {
                              [](const auto& table, const auto& k) { without_gil(table.bernoulli_forward, k); });
     define<BernoulliBackward>(module, "bernoulli_backward",
                               [](const auto& table, const auto& k) { without_gil(table.bernoulli_backward, k); });
+    define<Program>(module, "run_program", [](const auto& table, const auto& k) {
+        py::gil_scoped_release release;
+        return table.run_program(k);
+    });
     define<Evaluate>(module, "evaluate",
                      [](const auto& table, const auto& k) { table.evaluate(k.function, k.x, k.y, k.count); });
     module.def("shorten_waits", shorten_waits, py::call_guard<py::gil_scoped_release>());

@@ -51,8 +51,9 @@ struct ForwardBuffers {
     PanelPlan<T> in_plan, out_plan;  // columns: units of the hidden layer; of one output
     int64_t K, stride;               // columns of all inputs; distance between rows of hidden
     int heads;                       // outputs of the second layer
-    T* in;                           // W_i, one after another
-    T* out[2];                       // W_out of each output
+    const T* in;                     // W_i, one after another
+    const T* out[2];                 // W_out of each output
+    T* panels;                       // the memory of both, where they are packed within; else null
     T* hidden;                       // [threads][kChunk][stride]
     int64_t bytes;
 
@@ -65,12 +66,28 @@ struct ForwardBuffers {
                 : k.floored        ? 2
                                    : 1) {
         Arena arena(memory);
-        in = arena.take<T>(in_plan.size(K));
-        for (int head = 0; head < heads; ++head) out[head] = arena.take<T>(out_plan.size(k.M));
+        panels = k.panels ? nullptr : arena.take<T>(panels_size());
+        in = k.panels ? k.panels : panels;
+        for (int head = 0; head < heads; ++head) out[head] = in + in_plan.size(K) + head * out_plan.size(k.M);
         hidden = arena.take<T>(heads ? k.threads * kChunk * stride : 0);
         bytes = arena.bytes();
     }
+
+    int64_t panels_size() const { return in_plan.size(K) + heads * out_plan.size(in_plan.columns); }
 };
+
+// This thread's part of the panels, for a Problem with the weights.
+template <class T, class Problem>
+void pack_forward(const Problem& k, const ForwardBuffers<T>& w, T* panels, Team team) {
+    const Range in = share(w.in_plan.count(), team.rank, team.size);
+    const Range out = share(w.out_plan.count(), team.rank, team.size);
+    int64_t from = 0;
+    for (int i = 0; i < k.inputs(); from += k.K[i++])
+        pack_panels_transposed(panels, w.in_plan, in, w.K, from, k.weight[i], 0, k.K[i]);
+    panels += w.in_plan.size(w.K);
+    for (int head = 0; head < w.heads; ++head, panels += w.out_plan.size(k.M))
+        pack_panels_transposed(panels, w.out_plan, out, k.M, 0, k.weight_out, head * k.O, k.M);
+}
 
 template <class T>
 void forward_rows(const MlpForward<T>& k, const ForwardBuffers<T>& w, int64_t row, int64_t n, T* hidden) {
@@ -125,20 +142,29 @@ template <class T>
 void forward(const MlpForward<T>& k, void* workspace) {
     const ForwardBuffers<T> w(workspace, k);
     auto body = [&](Team team) {
-        const Range panels = share(w.in_plan.count(), team.rank, team.size);
-        int64_t from = 0;
-        for (int i = 0; i < k.inputs(); from += k.K[i++])
-            pack_panels_transposed(w.in, w.in_plan, panels, w.K, from, k.weight[i], 0, k.K[i]);
-        for (int head = 0; head < w.heads; ++head)
-            pack_panels_transposed(w.out[head], w.out_plan, share(w.out_plan.count(), team.rank, team.size), k.M, 0,
-                                   k.weight_out, head * k.O, k.M);
-        team.wait();
+        if (w.panels) {
+            pack_forward(k, w, w.panels, team);
+            team.wait();
+        }
         const Range rows = share(k.N, team.rank, team.size, kTileRows<1>);
         T* hidden = w.hidden + team.rank * kChunk * w.stride;
         for (int64_t row = rows.begin; row < rows.end; row += kChunk)
             forward_rows(k, w, row, rows.end - row < kChunk ? rows.end - row : kChunk, hidden);
     };
     parallel(useful_threads(k, w.heads * k.O), body);
+}
+
+template <class T>
+int64_t pack(const MlpPack<T>& k) {
+    MlpForward<T> of{};
+    of.M = k.M;
+    of.O = k.O;
+    of.floored = k.floored;
+    of.K = k.K;
+    of.weight_out = k.weight_out;
+    const ForwardBuffers<T> w(nullptr, of);
+    if (k.panels) pack_forward(k, w, k.panels, Team{0, 1, nullptr});
+    return w.panels_size();
 }
 
 // ---- Backward --------------------------------------------------------------------------------------------
@@ -288,6 +314,8 @@ void backward(const MlpBackward<T>& k, void* workspace) {
 
 void mlp_forward(const MlpForward<float>& k, void* workspace) { forward(k, workspace); }
 void mlp_forward(const MlpForward<double>& k, void* workspace) { forward(k, workspace); }
+int64_t mlp_pack(const MlpPack<float>& k) { return pack(k); }
+int64_t mlp_pack(const MlpPack<double>& k) { return pack(k); }
 void mlp_backward(const MlpBackward<float>& k, void* workspace) { backward(k, workspace); }
 void mlp_backward(const MlpBackward<double>& k, void* workspace) { backward(k, workspace); }
 int64_t mlp_forward_workspace(const MlpForward<float>& k) { return ForwardBuffers<float>(nullptr, k).bytes; }

@@ -23,6 +23,9 @@ void evaluate(Function function, const T* x, T* y, int64_t count) {
             case Function::expm1:
                 result = Math::expm1(v);
                 break;
+            case Function::log:
+                result = Math::log(v);
+                break;
             case Function::sigmoid:
                 result = Math::sigmoid(v);
                 break;
@@ -39,14 +42,33 @@ void evaluate(Function function, const T* x, T* y, int64_t count) {
 
 template <class T>
 constexpr Kernels<T> entries() {
-    return {gaussian_forward,   gaussian_backward,
-            gru_forward,        gru_forward_workspace,
-            gru_backward,       gru_backward_workspace,
-            posterior_forward,  posterior_forward_workspace,
-            posterior_backward, posterior_backward_workspace,
-            mlp_forward,        mlp_forward_workspace,
-            mlp_backward,       mlp_backward_workspace,
-            bernoulli_forward,  bernoulli_backward,
+    return {gaussian_forward,
+            gaussian_backward,
+            gru_forward,
+            gru_forward_workspace,
+            gru_backward,
+            gru_backward_workspace,
+            gru_pack,
+            gru_step,
+            gru_layer_step,
+            gru_cell,
+            gru_cell_backward,
+            posterior_forward,
+            posterior_forward_workspace,
+            posterior_backward,
+            posterior_backward_workspace,
+            interleaved_forward,
+            interleaved_forward_workspace,
+            interleaved_backward,
+            interleaved_backward_workspace,
+            mlp_forward,
+            mlp_forward_workspace,
+            mlp_pack,
+            mlp_backward,
+            mlp_backward_workspace,
+            bernoulli_forward,
+            bernoulli_backward,
+            run_program,
             evaluate<T>};
 }
 

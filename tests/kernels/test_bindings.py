@@ -89,7 +89,7 @@ def test_a_value_of_several_parts_is_checked_in_full() -> None:
 
     function = refused(_cpu.evaluate, float64=False, function="sin", x=0, y=0, count=0)
     assert function == (
-        "vssn_kernels._cpu.evaluate: function must be one of exp, expm1, sigmoid, tanh, softplus, got 'sin'"
+        "vssn_kernels._cpu.evaluate: function must be one of exp, expm1, log, sigmoid, tanh, softplus, got 'sin'"
     )
 
 

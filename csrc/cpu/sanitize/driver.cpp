@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <functional>
+#include <limits>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -391,6 +392,183 @@ void test_posterior(int64_t steps, int64_t B, int64_t M, int64_t Z, Activation a
     check_close(name + " backward", dot(grads, way), difference, 1e-6);
 }
 
+// ---- Interleaved -----------------------------------------------------------------------------------------
+
+// What each step started from, zeros at padding.
+template <class T>
+std::vector<T> before(const Interleaved& p, const Array& states, const Array& first, const Array& anew, int64_t width) {
+    std::vector<T> found(states.size(), T(0));
+    for (int64_t row = 0; row < p.steps * p.B; ++row) {
+        const int64_t t = row / p.B, b = row % p.B;
+        if (t >= p.length(b)) continue;
+        const double* from = !p.resets.empty() && p.resets[row] ? &anew[b * width]
+                             : t == 0                           ? &first[b * width]
+                                                                : &states[(row - p.B) * width];
+        for (int64_t i = 0; i < width; ++i) found[row * width + i] = T(from[i]);
+    }
+    return found;
+}
+
+// Returns the gradients of Interleaved's inputs, in their order.
+template <class T>
+Array run(const Interleaved& p, int threads, const Array& cotangent, const std::string& name, double tolerance) {
+    const int64_t rows = p.steps * p.B, *lengths = p.lengths_pointer();
+    const int64_t widths[] = {3 * p.H, p.E, p.M, p.Z};
+    std::vector<Sequence<T>> sequences;
+    for (int i = 0; i < p.kSequences; ++i) sequences.emplace_back(p.in[i], p.steps, p.B, widths[i], lengths, i);
+    std::vector<T> in[p.kInputs];
+    for (int i = p.kSequences; i < p.kInputs; ++i) in[i] = cast<T>(p.in[i]);
+    std::vector<T> h = fresh<T>(rows * p.H), z = fresh<T>(rows * p.Z), mu = fresh<T>(rows * p.Z);
+    std::vector<T> logvar = fresh<T>(rows * p.Z), gates = fresh<T>(rows * 4 * p.H), embed = fresh<T>(rows * p.E);
+    std::vector<T> hidden = fresh<T>(rows * p.M);
+    std::vector<char> resets(p.resets);
+    const bool* set = resets.empty() ? nullptr : reinterpret_cast<const bool*>(resets.data());
+    InterleavedForward<T> forward{};
+    forward = {threads,
+               p.steps,
+               p.B,
+               p.H,
+               p.E,
+               p.M,
+               p.Z,
+               p.embed_activation,
+               p.activation,
+               p.scale,
+               T(kMinLogvar),
+               T(kMinStd),
+               lengths,
+               set,
+               sequences[0].view(),
+               sequences[1].view(),
+               sequences[2].view(),
+               sequences[3].view(),
+               {in[4].data(), p.H},
+               {in[5].data(), p.Z},
+               {in[6].data(), p.H},
+               {in[7].data(), p.Z},
+               {in[8].data(), p.Z},
+               {in[9].data(), p.E},
+               {in[10].data(), p.H},
+               {in[12].data(), p.H},
+               {in[13].data(), p.M},
+               in[11].data(),
+               in[14].data(),
+               h.data(),
+               z.data(),
+               mu.data(),
+               logvar.data(),
+               gates.data(),
+               embed.data(),
+               hidden.data()};
+    call(entries<T>().interleaved_forward, entries<T>().interleaved_forward_workspace, forward);
+    std::vector<T> outputs;
+    for (const auto* part : {&h, &z, &mu, &logvar}) outputs.insert(outputs.end(), part->begin(), part->end());
+    check_close(name + " forward", outputs, plain(p), tolerance);
+
+    std::vector<Sequence<T>> grad_outputs;
+    auto at = cotangent.begin();
+    for (int64_t width : {p.H, p.Z, p.Z, p.Z}) {
+        grad_outputs.emplace_back(Array(at, at + rows * width), p.steps, p.B, width, lengths, int64_t(width % 3));
+        at += rows * width;
+    }
+    const std::vector<T> before_h = before<T>(p, Array(h.begin(), h.end()), p.in[4], p.in[6], p.H);
+    const std::vector<T> before_z = before<T>(p, Array(z.begin(), z.end()), p.in[5], p.in[7], p.Z);
+    std::vector<T> embed_active(embed), active(hidden);
+    const auto activate = [](std::vector<T>& values, Activation activation) {
+        for (T& value : values)
+            if (keeps_input(activation)) value = T(act(activation, double(value)));
+    };
+    activate(embed_active, p.embed_activation);
+    activate(active, p.activation);
+    std::vector<T> grads[p.kInputs], grad_a = fresh<T>(rows * p.H), grad_out = fresh<T>(rows * 2 * p.Z);
+    for (int i = 0; i < p.kInputs; ++i) grads[i] = fresh<T>(p.size(i));
+    const InterleavedBackward<T> backward{threads,
+                                          p.steps,
+                                          p.B,
+                                          p.H,
+                                          p.E,
+                                          p.M,
+                                          p.Z,
+                                          p.embed_activation,
+                                          p.activation,
+                                          p.scale,
+                                          T(kMinLogvar),
+                                          T(kMinStd),
+                                          lengths,
+                                          set,
+                                          grad_outputs[0].view(),
+                                          grad_outputs[1].view(),
+                                          grad_outputs[2].view(),
+                                          grad_outputs[3].view(),
+                                          {before_h.data(), p.H},
+                                          {before_z.data(), p.Z},
+                                          h.data(),
+                                          logvar.data(),
+                                          gates.data(),
+                                          embed.data(),
+                                          hidden.data(),
+                                          {embed_active.data(), p.E},
+                                          {active.data(), p.M},
+                                          sequences[3].view(),
+                                          {in[8].data(), p.Z},
+                                          {in[9].data(), p.E},
+                                          {in[10].data(), p.H},
+                                          {in[12].data(), p.H},
+                                          {in[13].data(), p.M},
+                                          grads[0].data(),
+                                          grad_a.data(),
+                                          grads[1].data(),
+                                          grads[2].data(),
+                                          grad_out.data(),
+                                          grads[3].data(),
+                                          grads[4].data(),
+                                          grads[5].data(),
+                                          grads[6].data(),
+                                          grads[7].data(),
+                                          grads[8].data(),
+                                          grads[9].data(),
+                                          grads[10].data(),
+                                          grads[11].data(),
+                                          grads[12].data(),
+                                          grads[13].data(),
+                                          grads[14].data()};
+    call(entries<T>().interleaved_backward, entries<T>().interleaved_backward_workspace, backward);
+    Array all;
+    for (const std::vector<T>& part : grads) all.insert(all.end(), part.begin(), part.end());
+    return all;
+}
+
+void test_interleaved(int64_t steps, int64_t B, std::array<int64_t, 4> sizes, Activation activation, Scale scale,
+                      bool resets, std::vector<int64_t> lengths, int threads) {
+    const auto [H, E, M, Z] = sizes;
+    const std::string name = "interleaved " + std::to_string(steps) + "x" + std::to_string(B) + "x" +
+                             std::to_string(H) + " activation " + std::to_string(int(activation)) +
+                             (resets ? " resets" : "") + (lengths.empty() ? "" : " lengths") + " on " +
+                             std::to_string(threads);
+    Interleaved p{steps, B, H, E, M, Z, activation, activation, scale, lengths, {}, {}};
+    for (int64_t row = 0; resets && row < steps * B; ++row) p.resets.push_back(row % 3 == 1);
+    const int64_t inputs[] = {1, 1, 1, 1, 1, 1, 1, 1, Z, E, H, 1, H, M, 1};
+    for (int i = 0; i < p.kInputs; ++i) p.in[i] = normal(p.size(i), inputs[i] > 1 ? 0.2 / sqrt(double(inputs[i])) : 1);
+    // Away from the kinks of the activations, where float and double may see different slopes.
+    for (int i : {1, 2})
+        for (double& x : p.in[i]) x += x < 0 ? -2 : 2;
+    const Array cotangent = normal(steps * B * (H + 3 * Z));
+    const Array grads = run<double>(p, threads, cotangent, name, 1e-12);
+    check_close(name + " float backward", run<float>(p, threads, cotangent, name, 1e-5), grads, 1e-4);
+    Array ways[p.kInputs], way;
+    for (int i = 0; i < p.kInputs; ++i) {
+        // Without resets nobody goes on from there, and the kernel says so with zeros.
+        ways[i] = normal(p.size(i));
+        way.insert(way.end(), ways[i].begin(), ways[i].end());
+    }
+    const double difference = slope([&](double step) {
+        Interleaved moved(p);
+        for (int i = 0; i < p.kInputs; ++i) moved.in[i] = plus(p.in[i], ways[i], step);
+        return dot(plain(moved), cotangent);
+    });
+    check_close(name + " backward", dot(grads, way), difference, 1e-6);
+}
+
 // ---- Gaussian --------------------------------------------------------------------------------------------
 
 template <class T>
@@ -478,9 +656,9 @@ Array run(const Mlp& p, int threads, const Array& cotangent, const std::string& 
     const std::vector<T> bias = cast<T>(p.bias), weight_out = cast<T>(p.weight_out), bias_out = cast<T>(p.bias_out);
     const Rows<const T> second{p.two ? weight_out.data() : nullptr, p.M};
     std::vector<T> out = fresh<T>(outputs), logvar = fresh<T>(floors), hidden = fresh<T>(p.two ? p.N * p.M : 0);
-    MlpForward<T> forward{threads,         p.N,        p.M,           p.O,          p.activation, p.floored,
-                          T(kMinLogvar),   K,          x_rows,        w_rows,       bias.data(),  second,
-                          bias_out.data(), out.data(), logvar.data(), hidden.data()};
+    MlpForward<T> forward{threads,         p.N,     p.M,        p.O,           p.activation, p.floored,
+                          T(kMinLogvar),   K,       x_rows,     w_rows,        bias.data(),  second,
+                          bias_out.data(), nullptr, out.data(), logvar.data(), hidden.data()};
     call(entries<T>().mlp_forward, entries<T>().mlp_forward_workspace, forward);
     std::vector<T> results(out);
     results.insert(results.end(), logvar.begin(), logvar.end());
@@ -593,7 +771,75 @@ void test_bernoulli(int64_t N, int64_t X, int threads) {
     check_close(name + " backward", dot(grads, way), difference, 1e-6);
 }
 
+// ---- Programs --------------------------------------------------------------------------------------------
+
+// A hidden layer on [x, a part of the memory] and what the other instructions do with it, in a memory that ends with
+// what is written last.
+template <class T>
+void test_program(int64_t B, int64_t X, int64_t N, double tolerance) {
+    const int64_t wide = kPanelBytes / static_cast<int64_t>(sizeof(T)), P = N <= wide / 4 ? wide / 4 : wide,
+                  panels = (N + P - 1) / P;
+    const int64_t x_at = 0, h_at = X, gates_at = h_at + N, hidden_at = gates_at + 3 * N, size = hidden_at + N;
+    const Array x = normal(B * X), h = normal(B * N), gates = normal(B * 3 * N), weight = normal(N * X),
+                bias = normal(N);
+    std::vector<T> weights(panels * X * P + N, T(0));
+    for (int64_t n = 0; n < N; ++n) {
+        for (int64_t i = 0; i < X; ++i) weights[(n / P * X + i) * P + n % P] = T(weight[n * X + i]);
+        weights[panels * X * P + n] = T(bias[n]);
+    }
+    std::vector<T> memory = fresh<T>(B * size), rows = cast<T>(x);
+    for (int64_t b = 0; b < B; ++b)
+        for (int64_t n = 0; n < N; ++n) {
+            memory[b * size + h_at + n] = T(h[b * N + n]);
+            for (int64_t g = 0; g < 3; ++g) memory[b * size + gates_at + g * N + n] = T(gates[(b * 3 + g) * N + n]);
+        }
+    const std::vector<int64_t> code = {0,  hidden_at, x_at,      X,        N,    0, panels * X * P,
+                                       -1,  // linear
+                                       1,  hidden_at, N,         0,        0,    0, 0,
+                                       0,  // tanh
+                                       2,  h_at,      gates_at,  gates_at, h_at, N, 0,
+                                       0,  // gru
+                                       4,  hidden_at, h_at,      N,        0,    0, 0,
+                                       0,  // add
+                                       3,  h_at,      hidden_at, N,        0,    0, 0,
+                                       0};  // copy
+    const double infinity = std::numeric_limits<double>::infinity();
+    const bool ran = entries<T>().run_program({B,
+                                               0,
+                                               5,
+                                               {rows.data(), X},
+                                               {nullptr, 0},
+                                               X,
+                                               x_at,
+                                               0,
+                                               0,
+                                               T(-infinity),
+                                               T(infinity),
+                                               false,
+                                               {memory.data(), size},
+                                               code.data(),
+                                               weights.data()});
+    Array want, got;
+    for (int64_t b = 0; b < B; ++b)
+        for (int64_t n = 0; n < N; ++n) {
+            double sum = bias[n];
+            for (int64_t i = 0; i < X; ++i) sum += weight[n * X + i] * x[b * X + i];
+            const auto gate = [&](int64_t g) { return gates[(b * 3 + g) * N + n]; };
+            const auto sigmoid = [](double v) { return 1 / (1 + std::exp(-v)); };
+            const double r = sigmoid(2 * gate(0)), z = sigmoid(2 * gate(1)), m = std::tanh(gate(2) + r * gate(2));
+            want.push_back(std::tanh(sum) + (1 - z) * m + z * h[b * N + n]);
+            got.push_back(memory[b * size + h_at + n]);
+        }
+    const std::string name = "program " + std::to_string(B) + "x" + std::to_string(X) + "x" + std::to_string(N);
+    check_close(name, std::vector<double>(got.begin(), got.end()), want, tolerance);
+    check_close(name + " runs", ran, 1, 0);
+}
+
 void test_all() {
+    for (const auto& [B, X, N] : {std::array<int64_t, 3>{1, 1, 1}, {3, 5, 17}, {2, 33, 70}, {0, 3, 2}}) {
+        test_program<double>(B, X, N, 1e-12);
+        test_program<float>(B, X, N, 1e-5);
+    }
     const int64_t gru_sizes[][3] = {{3, 1, 1},  {4, 2, 7}, {3, 5, 17}, {2, 13, 33}, {2, 29, 16},
                                     {3, 3, 97}, {0, 2, 3}, {2, 0, 3},  {3, 2, 150}};
     const int64_t posterior_sizes[][4] = {{3, 1, 1, 1}, {3, 5, 17, 9}, {2, 13, 33, 16}, {2, 27, 10, 35},
@@ -615,6 +861,16 @@ void test_all() {
                 for (int64_t b = 0; b < B; ++b) lengths[b] = (b * 5 + 1) % (steps + 1);
                 test_posterior(steps, B, M, Z, Activation(next++ % 4), prior, {}, threads);
                 test_posterior(steps, B, M, Z, Activation(next++ % 4), prior, lengths, threads);
+            }
+        const int64_t interleaved_sizes[][6] = {{3, 1, 1, 1, 1, 1},   {3, 5, 17, 9, 4, 7}, {2, 13, 33, 16, 35, 18},
+                                                {0, 2, 3, 2, 1, 2},   {2, 0, 3, 2, 1, 2},  {4, 2, 90, 120, 40, 33},
+                                                {2, 27, 6, 40, 20, 3}};
+        for (const auto& [steps, B, H, E, M, Z] : interleaved_sizes)
+            for (Scale scale : {Scale::logvar, Scale::softplus}) {
+                std::vector<int64_t> lengths(B);
+                for (int64_t b = 0; b < B; ++b) lengths[b] = (b * 5 + 1) % (steps + 1);
+                test_interleaved(steps, B, {H, E, M, Z}, Activation(next++ % 6), scale, false, {}, threads);
+                test_interleaved(steps, B, {H, E, M, Z}, Activation(next++ % 6), scale, true, lengths, threads);
             }
         test_gaussian(3, 1, threads);
         test_gaussian(5, 17, threads);
