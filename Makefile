@@ -9,7 +9,7 @@ FORMATTED := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cu
 # The tests that run the CUDA kernels on the host.
 HOST_TESTS := $(filter-out %_compile.py %_device.py,$(wildcard tests/kernels/test_cuda_*.py))
 
-.PHONY: demo docs test test-slow test-pages lint sanitize cuda-compile gpu bench bench-quick bench-grid bench-report bench-store bench-compare format clean
+.PHONY: demo docs test test-slow test-lower test-pages fuzz lint sanitize cuda-compile gpu bench bench-quick bench-grid bench-report bench-store bench-compare format clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/python -m vssn.demo --output demo_output
@@ -20,6 +20,22 @@ test: $(VENV)/test-installed
 
 test-slow: $(VENV)/test-installed
 	$(PYTEST) -m slow
+
+# What a machine with less would run: the ops' tests on each instruction set below this one's, and with PyTorch's own
+# products held to the least.
+LOWER_TESTS := $(addprefix tests/kernels/,test_ops.py test_cpu_kernels.py test_cpu_math.py test_single_steps.py test_program.py test_properties.py)
+test-lower: $(VENV)/test-installed
+	OMP_NUM_THREADS=1 VSSN_CPU_ISA=generic $(PYTEST) -q -n 2 -m "not slow" $(LOWER_TESTS)
+	OMP_NUM_THREADS=1 VSSN_CPU_ISA=avx2 $(PYTEST) -q -n 2 -m "not slow" $(LOWER_TESTS)
+	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 \
+	    $(PYTEST) -q -n 2 -m "not slow" tests/kernels tests/nn tests/inference
+
+# Calls drawn at random on every backend: make fuzz CASES=100000 MINUTES=30 SEED=1
+CASES ?= 10000
+MINUTES ?= 60
+SEED ?= 0
+fuzz: $(VENV)/test-installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --cases $(CASES) --minutes $(MINUTES) --seed $(SEED)
 
 # Every page of the documentation is a program: as it stands there, with smaller numbers.
 test-pages: $(VENV)/test-installed

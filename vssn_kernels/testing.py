@@ -11,6 +11,7 @@ import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +41,8 @@ TOLERANCES: dict[tuple[str, torch.dtype], tuple[float, float]] = {
     ("triton", torch.bfloat16): (5e-3, 2e-2),
     ("triton", torch.float16): (7e-4, 3e-3),
 }
+
+Normal = Callable[..., Tensor]  # standard normal numbers of a shape
 
 # ---- Where an op can run -------------------------------------------------------------------------
 
@@ -164,19 +167,20 @@ def _exchanged(name: str, arguments: Sequence[Any], **values: Any) -> tuple[Any,
     return tuple((named | {key: value for key, value in values.items() if key in named}).values())
 
 
+def gru_sample(normal: Normal, name: str, steps: int, batch: int, hidden: int, **options: Any) -> Sample:
+    """Of gru_sequence."""
+    tensors = {
+        "gates_x": normal(steps, batch, 3 * hidden),
+        "h0": normal(batch, hidden),
+        "weight_hh": normal(3 * hidden, hidden) / hidden**0.5,
+        "bias_hh": normal(3 * hidden) / 2,
+    }
+    return Sample("gru_sequence", name, tensors, options)
+
+
 def gru_samples(generator: torch.Generator | None = None) -> list[Sample]:
     """Samples of gru_sequence in float64: odd sizes, one step, T = 0, B = 0, lengths with 0, both directions."""
-    normal = _normal(generator)
-
-    def sample(name: str, steps: int, batch: int, hidden: int, **options: Any) -> Sample:
-        tensors = {
-            "gates_x": normal(steps, batch, 3 * hidden),
-            "h0": normal(batch, hidden),
-            "weight_hh": normal(3 * hidden, hidden) / hidden**0.5,
-            "bias_hh": normal(3 * hidden) / 2,
-        }
-        return Sample("gru_sequence", name, tensors, options)
-
+    sample = partial(gru_sample, _normal(generator))
     return [
         sample("plain", 5, 3, 7),
         sample("reverse", 5, 3, 7, reverse=True),
@@ -193,19 +197,22 @@ def gru_samples(generator: torch.Generator | None = None) -> list[Sample]:
     ]
 
 
+def gru_packed_sample(
+    normal: Normal, name: str, batch: int, hidden: int, sizes: Sequence[int], **options: Any
+) -> Sample:
+    """Of gru_packed; sizes: how many rows take each step."""
+    tensors = {
+        "gates_x": normal(sum(sizes), 3 * hidden),
+        "h0": normal(batch, hidden),
+        "weight_hh": normal(3 * hidden, hidden) / hidden**0.5,
+        "bias_hh": normal(3 * hidden) / 2,
+    }
+    return Sample("gru_packed", name, tensors, {"batch_sizes": torch.tensor(sizes, dtype=torch.int64), **options})
+
+
 def gru_packed_samples(generator: torch.Generator | None = None) -> list[Sample]:
     """Samples of gru_packed in float64: widths that change at every step, never, at once, down to 0; nothing at all."""
-    normal = _normal(generator)
-
-    def sample(name: str, batch: int, hidden: int, sizes: list[int], **options: Any) -> Sample:
-        tensors = {
-            "gates_x": normal(sum(sizes), 3 * hidden),
-            "h0": normal(batch, hidden),
-            "weight_hh": normal(3 * hidden, hidden) / hidden**0.5,
-            "bias_hh": normal(3 * hidden) / 2,
-        }
-        return Sample("gru_packed", name, tensors, {"batch_sizes": torch.tensor(sizes, dtype=torch.int64), **options})
-
+    sample = partial(gru_packed_sample, _normal(generator))
     return [
         sample("plain", 4, 7, [4, 3, 3, 1]),
         sample("reverse", 4, 7, [4, 3, 3, 1], reverse=True),
@@ -221,31 +228,31 @@ def gru_packed_samples(generator: torch.Generator | None = None) -> list[Sample]
     ]
 
 
+def posterior_sample(
+    normal: Normal, name: str, steps: int, batch: int, hidden: int, latent: int, prior: bool = False, **options: Any
+) -> Sample:
+    """Of posterior_sequence, with weights so small that no chain grows: an error would grow with it."""
+    tensors = {
+        "context": normal(steps, batch, hidden),
+        "z0": normal(batch, latent),
+        "eps": normal(steps, batch, latent),
+        "weight_z": normal(hidden, latent) / (2 * latent**0.5),
+        "weight_out": normal(2 * latent, hidden) / (2 * hidden**0.5),
+        "bias_out": normal(2 * latent) / 2,
+    }
+    if prior:
+        tensors |= {
+            "prior.context": normal(steps, batch, hidden),
+            "prior.weight_z": normal(hidden, latent) / (2 * latent**0.5),
+            "prior.weight_mu": normal(latent, hidden) / (2 * hidden**0.5),
+            "prior.bias_mu": normal(latent) / 2,
+        }
+    return Sample("posterior_sequence", name, tensors, options)
+
+
 def posterior_samples(generator: torch.Generator | None = None) -> list[Sample]:
     """Samples of posterior_sequence in float64: every activation, with and without a prior's mean, odd sizes."""
-    normal = _normal(generator)
-
-    # Weights small enough that no chain grows: an error would grow with it.
-    def sample(
-        name: str, steps: int, batch: int, hidden: int, latent: int, prior: bool = False, **options: Any
-    ) -> Sample:
-        tensors = {
-            "context": normal(steps, batch, hidden),
-            "z0": normal(batch, latent),
-            "eps": normal(steps, batch, latent),
-            "weight_z": normal(hidden, latent) / (2 * latent**0.5),
-            "weight_out": normal(2 * latent, hidden) / (2 * hidden**0.5),
-            "bias_out": normal(2 * latent) / 2,
-        }
-        if prior:
-            tensors |= {
-                "prior.context": normal(steps, batch, hidden),
-                "prior.weight_z": normal(hidden, latent) / (2 * latent**0.5),
-                "prior.weight_mu": normal(latent, hidden) / (2 * hidden**0.5),
-                "prior.bias_mu": normal(latent) / 2,
-            }
-        return Sample("posterior_sequence", name, tensors, options)
-
+    sample = partial(posterior_sample, _normal(generator))
     lengths = torch.tensor([4, 0, 5, 1])
     return [
         *(sample(act, 5, 3, 7, 3, activation=act) for act in ACTIVATIONS),
@@ -262,31 +269,34 @@ def posterior_samples(generator: torch.Generator | None = None) -> list[Sample]:
     ]
 
 
+def interleaved_sample(
+    normal: Normal, name: str, steps: int, batch: int, *sizes: int, anew: bool = False, **options: Any
+) -> Sample:
+    """Of interleaved_sequence, sizes H, E, M, Z; anew: with reset_h and reset_z. No chain grows, as above."""
+    size, embed, hidden, latent = sizes
+    tensors = {
+        "gates_x": normal(steps, batch, 3 * size),
+        "embed_context": normal(steps, batch, embed),
+        "context": normal(steps, batch, hidden),
+        "h0": normal(batch, size),
+        "z0": normal(batch, latent),
+        "eps": normal(steps, batch, latent),
+        "weight_embed": normal(embed, latent) / (2 * latent**0.5),
+        "weight_zh": normal(3 * size, embed) / (2 * embed**0.5),
+        "weight_hh": normal(3 * size, size) / (2 * size**0.5),
+        "bias_hh": normal(3 * size) / 2,
+        "weight_h": normal(hidden, size) / (2 * size**0.5),
+        "weight_out": normal(2 * latent, hidden) / (2 * hidden**0.5),
+        "bias_out": normal(2 * latent) / 2,
+    }
+    if anew:
+        tensors |= {"reset_h": normal(batch, size), "reset_z": normal(batch, latent)}
+    return Sample("interleaved_sequence", name, tensors, options)
+
+
 def interleaved_samples(generator: torch.Generator | None = None) -> list[Sample]:
     """Samples of interleaved_sequence in float64: every activation and scale, resets to h0 and elsewhere, odd sizes."""
-    normal = _normal(generator)
-
-    # As for posterior_sequence, no chain grows.
-    def sample(name: str, steps: int, batch: int, *sizes: int, anew: bool = False, **options: Any) -> Sample:
-        size, embed, hidden, latent = sizes
-        tensors = {
-            "gates_x": normal(steps, batch, 3 * size),
-            "embed_context": normal(steps, batch, embed),
-            "context": normal(steps, batch, hidden),
-            "h0": normal(batch, size),
-            "z0": normal(batch, latent),
-            "eps": normal(steps, batch, latent),
-            "weight_embed": normal(embed, latent) / (2 * latent**0.5),
-            "weight_zh": normal(3 * size, embed) / (2 * embed**0.5),
-            "weight_hh": normal(3 * size, size) / (2 * size**0.5),
-            "bias_hh": normal(3 * size) / 2,
-            "weight_h": normal(hidden, size) / (2 * size**0.5),
-            "weight_out": normal(2 * latent, hidden) / (2 * hidden**0.5),
-            "bias_out": normal(2 * latent) / 2,
-        }
-        if anew:
-            tensors |= {"reset_h": normal(batch, size), "reset_z": normal(batch, latent)}
-        return Sample("interleaved_sequence", name, tensors, options)
+    sample = partial(interleaved_sample, _normal(generator))
 
     def resets(steps: int, batch: int) -> Tensor:
         return torch.arange(steps * batch).view(steps, batch) % 3 == 1
@@ -310,14 +320,20 @@ def interleaved_samples(generator: torch.Generator | None = None) -> list[Sample
     ]
 
 
+def gaussian_rsample_kl_sample(normal: Normal, name: str, *shape: int, prior: bool) -> Sample:
+    """Of gaussian_rsample_kl."""
+    names = ("mu", "logvar", "eps", "prior_mu", "prior_logvar")
+    return Sample("gaussian_rsample_kl", name, {part: normal(*shape) for part in names[: 5 if prior else 3]})
+
+
+def gaussian_kl_of(sample: Sample) -> Sample:
+    """The sample of gaussian_kl in one of gaussian_rsample_kl: without eps."""
+    return Sample("gaussian_kl", sample.name, {name: t for name, t in sample.tensors.items() if name != "eps"})
+
+
 def gaussian_rsample_kl_samples(generator: torch.Generator | None = None) -> list[Sample]:
     """Samples of gaussian_rsample_kl in float64: one to four dimensions, with and without a prior, empty ones."""
-    normal = _normal(generator)
-    names = ("mu", "logvar", "eps", "prior_mu", "prior_logvar")
-
-    def sample(name: str, *shape: int, prior: bool) -> Sample:
-        return Sample("gaussian_rsample_kl", name, {part: normal(*shape) for part in names[: 5 if prior else 3]})
-
+    sample = partial(gaussian_rsample_kl_sample, _normal(generator))
     return [
         sample("standard", 5, 3, 7, prior=False),
         sample("prior", 5, 3, 7, prior=True),
@@ -333,14 +349,11 @@ def gaussian_rsample_kl_samples(generator: torch.Generator | None = None) -> lis
 
 def gaussian_kl_samples(generator: torch.Generator | None = None) -> list[Sample]:
     """Samples of gaussian_kl in float64: those of gaussian_rsample_kl without eps."""
-    return [
-        Sample("gaussian_kl", sample.name, {name: t for name, t in sample.tensors.items() if name != "eps"})
-        for sample in gaussian_rsample_kl_samples(generator)
-    ]
+    return [gaussian_kl_of(sample) for sample in gaussian_rsample_kl_samples(generator)]
 
 
 def _mlp_tensors(
-    normal: Callable[..., Tensor], leading: tuple[int, ...], widths: tuple[int, ...], hidden: int, one: bool
+    normal: Normal, leading: tuple[int, ...], widths: tuple[int, ...], hidden: int, one: bool
 ) -> dict[str, Tensor]:
     """The tensors of a linear layer; one: one weight for all inputs."""
     scale = max(sum(widths), 1) ** 0.5
@@ -350,17 +363,38 @@ def _mlp_tensors(
     return tensors | {"bias": normal(hidden) / 2}
 
 
+def mlp_sample(
+    normal: Normal,
+    name: str,
+    leading: tuple[int, ...],
+    widths: tuple[int, ...],
+    hidden: int,
+    out: int,
+    one: bool,
+    **options: Any,
+) -> Sample:
+    """Of mlp; one: one weight for all inputs."""
+    tensors = _mlp_tensors(normal, leading, widths, hidden, one)
+    tensors |= {"weight_out": normal(out, hidden) / hidden**0.5, "bias_out": normal(out) / 2}
+    return Sample("mlp", name, tensors, options)
+
+
+def gaussian_mlp_of(sample: Sample) -> Sample:
+    """The sample of gaussian_mlp in one of mlp: its output doubled."""
+    weight, bias = sample.tensors["weight_out"], sample.tensors["bias_out"]
+    doubled = {"weight_out": torch.cat((weight, weight.flip(0))), "bias_out": torch.cat((bias, bias - 1))}
+    return Sample("gaussian_mlp", sample.name, sample.tensors | doubled, sample.options | {"min_logvar": -1.5})
+
+
+def split_linear_of(sample: Sample) -> Sample:
+    """The sample of split_linear in one of mlp: its first layer."""
+    first = {name: tensor for name, tensor in sample.tensors.items() if not name.endswith("_out")}
+    return Sample("split_linear", sample.name, first)
+
+
 def mlp_samples(generator: torch.Generator | None = None) -> list[Sample]:
     """Samples of mlp in float64: every activation, one to three inputs, one weight or several, widths of 0, no rows."""
-    normal = _normal(generator)
-
-    def sample(
-        name: str, leading: tuple[int, ...], widths: tuple[int, ...], hidden: int, out: int, one: bool, **options: Any
-    ) -> Sample:
-        tensors = _mlp_tensors(normal, leading, widths, hidden, one)
-        tensors |= {"weight_out": normal(out, hidden) / hidden**0.5, "bias_out": normal(out) / 2}
-        return Sample("mlp", name, tensors, options)
-
+    sample = partial(mlp_sample, _normal(generator))
     return [
         *(sample(act, (5, 3), (7, 4), 9, 3, act == "relu", activation=act) for act in ACTIVATIONS),
         sample("twins", (4, 3), (5, 5), 6, 3, False, activation="silu"),
@@ -375,36 +409,22 @@ def mlp_samples(generator: torch.Generator | None = None) -> list[Sample]:
 
 def gaussian_mlp_samples(generator: torch.Generator | None = None) -> list[Sample]:
     """Samples of gaussian_mlp in float64: those of mlp whose output has an even width, or with it doubled."""
-    return [
-        Sample(
-            "gaussian_mlp",
-            sample.name,
-            sample.tensors
-            | {
-                "weight_out": torch.cat((sample.tensors["weight_out"], sample.tensors["weight_out"].flip(0))),
-                "bias_out": torch.cat((sample.tensors["bias_out"], sample.tensors["bias_out"] - 1)),
-            },
-            sample.options | {"min_logvar": -1.5},
-        )
-        for sample in mlp_samples(generator)
-    ]
+    return [gaussian_mlp_of(sample) for sample in mlp_samples(generator)]
 
 
 def split_linear_samples(generator: torch.Generator | None = None) -> list[Sample]:
     """Samples of split_linear in float64: the first layers of mlp's."""
-    return [
-        Sample("split_linear", sample.name, {n: t for n, t in sample.tensors.items() if not n.endswith("_out")})
-        for sample in mlp_samples(generator)
-    ]
+    return [split_linear_of(sample) for sample in mlp_samples(generator)]
+
+
+def bernoulli_log_prob_sample(normal: Normal, name: str, *shape: int) -> Sample:
+    """Of bernoulli_log_prob."""
+    return Sample("bernoulli_log_prob", name, {"logits": 3 * normal(*shape), "x": torch.sigmoid(normal(*shape))})
 
 
 def bernoulli_log_prob_samples(generator: torch.Generator | None = None) -> list[Sample]:
     """Samples of bernoulli_log_prob in float64: one to four dimensions, empty ones."""
-    normal = _normal(generator)
-
-    def sample(name: str, *shape: int) -> Sample:
-        return Sample("bernoulli_log_prob", name, {"logits": 3 * normal(*shape), "x": torch.sigmoid(normal(*shape))})
-
+    sample = partial(bernoulli_log_prob_sample, _normal(generator))
     return [
         sample("plain", 5, 3, 7),
         sample("vector", 5),
@@ -422,7 +442,7 @@ def _detached(argument: Any) -> Any:
     return argument.detach() if isinstance(argument, Tensor) else argument
 
 
-def _normal(generator: torch.Generator | None) -> Callable[..., Tensor]:
+def _normal(generator: torch.Generator | None) -> Normal:
     source = torch.Generator().manual_seed(0) if generator is None else generator
     return lambda *shape: torch.randn(shape, generator=source, dtype=torch.float64)
 
