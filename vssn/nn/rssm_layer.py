@@ -301,7 +301,7 @@ class RSSMLayer(nn.Module):
         is_first = check_is_first(is_first, (steps, batch), "[T, B]", embed)
         start = None if state is None else self._check_state(state, batch)
         noise = self._check_noise(noise, (steps, batch, self.latent_size), "[T, B, Z]", embed)
-        result = self.infer(embed, action, noise, start, is_first)
+        result = self(embed, action, noise, start, is_first)
         std, prior_std = torch.exp(result.logvar / 2), torch.exp(result.prior_logvar / 2)
         prior_z = result.prior_mu + prior_std * torch.randn_like(prior_std)
         return Observed(
@@ -417,7 +417,7 @@ class RSSMLayer(nn.Module):
         )
         return h, z
 
-    def infer(
+    def forward(
         self,
         embed: Tensor,
         action: Tensor | None,
@@ -426,7 +426,7 @@ class RSSMLayer(nn.Module):
         is_first: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> Inferred:
-        """Samples the states given the frames.
+        """What `observe` runs, without a look at its arguments: samples the states given the frames.
 
         Args:
             embed: [T, B, embed_size], finite at padding.
@@ -521,13 +521,13 @@ def balanced_kl(
     return balance * of_prior + (1 - balance) * of_posterior
 
 
-def check_balance(balance: object) -> None:
+def check_balance(balance: object, name: str = "balance") -> None:
     """Raises TypeError or ValueError unless it is a number in [0, 1] or None."""
     if balance is None:
         return
-    require_number("balance", balance, 0.0)
+    require_number(name, balance, 0.0)
     if balance > 1:  # type: ignore[operator]
-        raise ValueError(f"balance must be at most 1, got {balance}")
+        raise ValueError(f"{name} must be at most 1, got {balance}")
 
 
 def _moments(name: str, state: object) -> tuple[Tensor, Tensor]:

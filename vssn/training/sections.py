@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin, get_type_hints
 
 from vssn.data.registry import DataSet, data_sets, names_to_list
 from vssn.data.splits import Splits
@@ -219,10 +219,13 @@ def model_section(settings: Mapping[str, Any]) -> type[ModelSection]:
 
 @cache
 def _of_class(cls: type[SequenceModel]) -> type[ModelSection]:
-    """Its arguments are the keys, typed as VSSN's of the same name are, or as the class says."""
+    """Its arguments are the keys, typed as VSSN's of the same name are, or as the class says; choices of its own
+    (Literal) come first."""
     if cls is VSSN:
         return VSSNSection
-    types = get_type_hints(cls.__init__, include_extras=True) | get_type_hints(VSSNSection, include_extras=True)
+    own = get_type_hints(cls.__init__, include_extras=True)
+    choices = {key: kind for key, kind in own.items() if get_origin(kind) is Literal}
+    types = own | get_type_hints(VSSNSection, include_extras=True) | choices
     keys: dict[str, Any] = {}
     for key, argument in inspect.signature(cls).parameters.items():
         if key in NO_KEYS or argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
