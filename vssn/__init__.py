@@ -6,6 +6,7 @@ The fused ops live in `vssn_kernels`; training and the command line need `pip in
 from typing import TYPE_CHECKING, Any
 
 from vssn.models.rssm import RSSM
+from vssn.models.vrnn import VRNN
 from vssn.models.vssn import VSSN, VSSNOutput
 from vssn.nn.gru import GRU, TorchGRU
 from vssn.nn.interface import Forecast, Generation, Imputation, Latents
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GRU",
     "RSSM",
+    "VRNN",
     "VSSN",
     "Forecast",
     "Generation",
