@@ -7,7 +7,7 @@ import os
 import torch
 
 import vssn_kernels
-from benchmarks import ours, peers_gpu, peers_torch
+from benchmarks import ours, peers_gpu, peers_torch, peers_torchrl, rssm
 from benchmarks.contestant import Absent, Bound, Contestant, torch_contestant
 from benchmarks.problem import Problem
 
@@ -17,28 +17,38 @@ ON_CPU = ("torch", "jax", "torch.compile")
 ON_GPU = ("cuda-graph", "flashrnn", "torchrl", "haste")
 # What torch.compile does not gain from: it leaves nn.GRU as it is, and unrolls a loop over t (minutes at T = 100).
 NOT_COMPILED = ("gru", "gru_sequence", "gru_packed")
-UNROLLED = ("posterior_sequence", "layer", "train_step")
+UNROLLED = ("posterior_sequence", "layer", "train_step", "rssm")
 
 
 def bind(name: str, problem: Problem) -> Bound:
     """A PyTorch implementation of the problem. Raises Absent."""
     if name == OURS:
-        return ours.bind(problem)
+        return _ours(problem)
     if name in vssn_kernels.backends():
         if (status := vssn_kernels.backends()[name]) != "available":
             raise Absent(status)
-        return ours.bind(problem, name)
+        return _ours(problem, name)
     if name == "torch":
-        return peers_torch.bind(problem)
+        return _torch(problem)
+    if name == "torchrl" and problem.family == "rssm":
+        return peers_torchrl.bind(problem)
     if name == CELL:
         return peers_torch.bind_cell(problem)
     if name == "torch.compile":
         if problem.family in NOT_COMPILED:
             raise Absent("it leaves torch.nn.GRU as it is")
-        return _compiled(peers_torch.bind(problem))
+        return _compiled(_torch(problem))
     if name == OURS_COMPILED:
-        return _compiled(ours.bind(problem))
+        return _compiled(_ours(problem))
     return peers_gpu.bind(name, problem)
+
+
+def _ours(problem: Problem, backend: str | None = None) -> Bound:
+    return rssm.bind_ours(problem, backend) if problem.family == "rssm" else ours.bind(problem, backend)
+
+
+def _torch(problem: Problem) -> Bound:
+    return rssm.bind_torch(problem) if problem.family == "rssm" else peers_torch.bind(problem)
 
 
 def _compiled(bound: Bound) -> Bound:
