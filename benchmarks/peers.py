@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 
 import vssn_kernels
-from benchmarks import ours, peers_gpu, peers_torch, peers_torchrl, rssm
+from benchmarks import ours, peers_gpu, peers_torch, peers_torchrl, rssm, vrnn
 from benchmarks.contestant import Absent, Bound, Contestant, torch_contestant
 from benchmarks.problem import Problem
 
@@ -17,7 +18,8 @@ ON_CPU = ("torch", "jax", "torch.compile")
 ON_GPU = ("cuda-graph", "flashrnn", "torchrl", "haste")
 # What torch.compile does not gain from: it leaves nn.GRU as it is, and unrolls a loop over t (minutes at T = 100).
 NOT_COMPILED = ("gru", "gru_sequence", "gru_packed")
-UNROLLED = ("posterior_sequence", "layer", "train_step", "rssm")
+UNROLLED = ("posterior_sequence", "interleaved_sequence", "layer", "train_step", "vrnn", "rssm")
+MODELS: dict[str, Any] = {"vrnn": vrnn, "rssm": rssm}  # families with a file of their own
 
 
 def bind(name: str, problem: Problem) -> Bound:
@@ -44,11 +46,15 @@ def bind(name: str, problem: Problem) -> Bound:
 
 
 def _ours(problem: Problem, backend: str | None = None) -> Bound:
-    return rssm.bind_ours(problem, backend) if problem.family == "rssm" else ours.bind(problem, backend)
+    own = MODELS.get(problem.family)
+    bound: Bound = ours.bind(problem, backend) if own is None else own.bind_ours(problem, backend)
+    return bound
 
 
 def _torch(problem: Problem) -> Bound:
-    return rssm.bind_torch(problem) if problem.family == "rssm" else peers_torch.bind(problem)
+    own = MODELS.get(problem.family)
+    bound: Bound = peers_torch.bind(problem) if own is None else own.bind_torch(problem)
+    return bound
 
 
 def _compiled(bound: Bound) -> Bound:

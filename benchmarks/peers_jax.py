@@ -172,6 +172,43 @@ def train_step(p: Arrays, constants: Arrays) -> Arrays:
     return {"loss": ((jax.nn.softplus(logits) - x * logits).sum() + kl.sum()) / kl.size}
 
 
+def vrnn(p: Arrays, constants: Arrays) -> Arrays:
+    x, eps = constants["x"], constants["eps"]
+    weights = {name.removeprefix("chain."): value for name, value in p.items()}
+
+    def gaussian(out: Any) -> tuple[Any, Any]:
+        mu, raw = jnp.split(out, 2, -1)
+        return mu, floor_logvar(raw)
+
+    def relu_perceptron(name: str, *inputs: Any) -> Any:
+        hidden = jax.nn.relu(_linear(p, f"{name}.hidden", jnp.concatenate(inputs, -1)))
+        return _linear(p, f"{name}.out", hidden)
+
+    def draw(h: Any, context: Any, eps: Any) -> tuple[Any, ...]:
+        hidden = jax.nn.relu(context + h @ weights["weight_h"].T)
+        mu, logvar = gaussian(hidden @ weights["weight_out"].T + weights["bias_out"])
+        z = mu + jnp.exp(0.5 * logvar) * eps
+        return h, jax.nn.relu(p["bias_embed"] + z @ weights["weight_embed"].T), mu, logvar
+
+    def step(state: tuple[Any, Any], inputs: tuple[Any, ...]) -> tuple[tuple[Any, Any], tuple[Any, ...]]:
+        (h, e), (gates_x, context, eps) = state, inputs
+        x_r, x_u, x_n = jnp.split(gates_x + e @ weights["weight_zh"].T, 3, -1)
+        h_r, h_u, h_n = jnp.split(h @ weights["weight_hh"].T + weights["bias_hh"], 3, -1)
+        u = jax.nn.sigmoid(x_u + h_u)
+        h = (1 - u) * jnp.tanh(x_n + jax.nn.sigmoid(x_r + h_r) * h_n) + u * h
+        drawn = draw(h, context, eps)
+        return drawn[:2], drawn
+
+    phi_x = jax.nn.relu(_linear(p, "encoder.linear", x))
+    gates, context = _linear(p, "input", phi_x[:-1]), _linear(p, "context", phi_x)
+    first = draw(jnp.zeros((x.shape[1], weights["weight_hh"].shape[1]), x.dtype), context[0], eps[0])
+    rest = jax.lax.scan(step, first[:2], (gates, context[1:], eps[1:]))[1]
+    h, e, mu, logvar = (jnp.concatenate((one[None], more)) for one, more in zip(first, rest, strict=True))
+    kl = kl_divergence(mu, logvar, *gaussian(relu_perceptron("prior", h)))
+    logits = relu_perceptron("emission", e, h)
+    return {"loss": ((jax.nn.softplus(logits) - x * logits).sum() + kl.sum()) / kl.size}
+
+
 def rssm(p: Arrays, constants: Arrays) -> Arrays:
     x, u, eps = (constants[name] for name in ("x", "u", "eps"))
     weights = {name.removeprefix("layer.chain."): value for name, value in p.items()}
@@ -209,7 +246,7 @@ FUNCTIONS: dict[str, Function] = {
     function.__name__: function
     for function in (
         *(gru, gru_sequence, posterior_sequence, interleaved_sequence, gaussian_rsample_kl, gaussian_kl),
-        *(mlp, gaussian_mlp, split_linear, bernoulli_log_prob, layer, train_step, rssm),
+        *(mlp, gaussian_mlp, split_linear, bernoulli_log_prob, layer, train_step, vrnn, rssm),
     )
 }
 

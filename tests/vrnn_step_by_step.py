@@ -1,5 +1,5 @@
-"""VRNN written a second time from Chung's equations, one frame after the other: h is the GRU's state behind a frame, and
-a latent comes before it. It takes a model's weights by name, torch.nn.GRUCell's equations and torch.distributions."""
+"""VRNN written a second time from Chung's equations, one frame after the other, its GRU behind the latent. It takes a
+model's weights by name, torch.nn.GRUCell and torch.distributions."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ class PlainVRNN:
         observed: Tensor | None = None,
         state: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """One sequence: x [T, X], u [T, U], eps [T, Z], observed [T, X] and a state of [·] each behind the chunk before:
-        what `VRNN.forward` returns, and d and z [T, ·] and log p(x, z) - log q(z) [T]."""
+        """One sequence: x [T, X], u [T, U], eps [T, Z], observed [T, X], and (h, z, x) [·] of the chunk before: what
+        `VRNN.forward` returns, and d and z [T, ·] and log p(x, z) - log q(z) [T]."""
         model, terms = self.model, []
         start = x.new_zeros(model.hidden_size) if model.h_0 is None else model.h_0
         h, z, frame = (start, None, None) if state is None else state

@@ -11,11 +11,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import cases, counts, measure, peers_torchrl, regression, report, rssm, run, suites
+from benchmarks import cases, counts, measure, peers_torchrl, regression, report, rssm, run, suites, vrnn
 from benchmarks.agreement import disagreement
 from benchmarks.contestant import Absent, Contestant, Tensors
 from benchmarks.limits import Limits, Rate
@@ -27,6 +28,7 @@ from benchmarks.timing import SAMPLE_S, interleave, median_ratio, quantile
 from vssn_kernels.testing import ops_of
 
 ODD = Size("", T=5, B=3, X=7, D=6, Z=5, W=2)
+ODD_VRNN = vrnn.VRNNSize("", T=5, B=3, X=7, H=6, E=4, M=8, Z=2)
 ODD_RSSM = rssm.RSSMSize("", T=5, B=3, X=7, H=6, E=4, M=8, Z=2, U=3)
 TINY = {
     make.__name__: functools.partial(make, *sizes)
@@ -44,6 +46,7 @@ TINY = {
         (cases.bernoulli_log_prob, 5, 3, 7),
         (cases.layer, ODD),
         (cases.train_step, ODD),
+        (vrnn.vrnn, ODD_VRNN),
         (rssm.rssm, ODD_RSSM),
     )
 }
@@ -213,11 +216,14 @@ def test_the_formula_counts_every_weight_matrix(size: Size) -> None:
         assert entries == sum(parameter.numel() for parameter in module.parameters() if parameter.dim() == 2)
 
 
-@pytest.mark.parametrize("size", [ODD_RSSM, *rssm.RSSM_SIZES.values()], ids=str)
-def test_the_formula_counts_every_weight_matrix_of_an_rssm(size: rssm.RSSMSize) -> None:
+@pytest.mark.parametrize("family", [vrnn, rssm])
+@pytest.mark.parametrize("name", ["", "S", "M", "L"])
+def test_the_formula_counts_every_weight_matrix_of_a_chain(family: Any, name: str) -> None:
+    sizes = {vrnn: {"": ODD_VRNN, **vrnn.VRNN_SIZES}, rssm: {"": ODD_RSSM, **rssm.RSSM_SIZES}}
+    size = sizes[family][name]
     with torch.device("meta"):
-        module = rssm.make_model(size)
-    assert rssm.entries(size) == sum(part.numel() for part in module.parameters() if part.dim() == 2)
+        module = family.make_model(size)
+    assert family.entries(size) == sum(part.numel() for part in module.parameters() if part.dim() == 2)
 
 
 @pytest.mark.parametrize("family", [name for name in TINY if name not in ELEMENTWISE])
