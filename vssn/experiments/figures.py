@@ -60,7 +60,8 @@ def draw_plans(plans: Sequence[Plan], path: str | Path, *, size: int, title: str
                 for spine in axis.spines.values():
                     spine.set(color=BLUE if t < seen else ORANGE, linewidth=1.5)
         axes[0][0].set_ylabel(f"{plan.label}\nsimulator", rotation=0, ha="right", va="center", fontsize=8)
-        axes[1][seen].set_ylabel("imagined", rotation=0, ha="right", va="center", fontsize=8)
+        where = axes[1][seen - 1]
+        where.text(1, 0.5, "imagined", transform=where.transAxes, ha="right", va="center", fontsize=8)
     save(figure, path)
 
 
