@@ -13,6 +13,7 @@ from vssn.nn.replace import replace_gru
 from vssn_kernels.version import __version__
 
 if TYPE_CHECKING:
+    from vssn.estimator import Forecaster
     from vssn.inference.importance import sequence_bounds
     from vssn.inference.scoring import evaluate
     from vssn.models.pretrained import from_pretrained
@@ -22,6 +23,7 @@ __all__ = [
     "GRU",
     "VSSN",
     "Forecast",
+    "Forecaster",
     "Generation",
     "Imputation",
     "Latents",
@@ -39,6 +41,7 @@ __all__ = [
 ]
 # Imported when they are asked for: importing vssn needs torch and numpy alone, and is quick.
 _LATE = {
+    "Forecaster": "estimator",
     "evaluate": "inference.scoring",
     "fit": "training.fit",
     "from_pretrained": "models.pretrained",

@@ -71,6 +71,22 @@ def _as_given(source: Source, shares: list[float], seed: int) -> tuple[Source, S
     return train, valid, test
 
 
+def hold_out(source: Source, share: float, seed: int) -> tuple[Source, Source]:
+    """Training, and that share for validation: of whole sequences, of fewer than MANY the last part of each. Raises
+    DataError."""
+    if len(source.x) >= MANY:
+        rest, held = _cut(list(range(len(source.x))), share, seed)
+        return source.select(rest), source.select(held)
+    spans: tuple[list[slice], ...] = ([], [])
+    for name, length in zip(source.names, source.lengths, strict=True):
+        if length < 2:
+            raise DataError(f"{name} must have two frames at least, to train on and to validate on, got {length}")
+        first = length - min(max(1, round(share * length)), length - 1)
+        spans[0].append(slice(first))
+        spans[1].append(slice(first, None))
+    return _frames(source, spans[0]), _frames(source, spans[1])
+
+
 def _cut(indices: list[int], share: float, seed: int) -> tuple[list[int], list[int]]:
     """The rest, and a share of the sequences."""
     if len(indices) < 2:

@@ -18,6 +18,7 @@ from vssn.data.formats import Source
 
 UPDATES = 4000  # of a whole training, about
 _WINDOW = 100  # frames
+STANDARDISED_FLOOR = -6.0  # of the log-variance of standardised values: std 0.05
 _LONG = 400  # frames, from which on gradients are cut
 _DEFAULTS = {"format"}  # keys of reading that a proposal leaves to be found again
 
@@ -90,7 +91,7 @@ def propose(source: Source, path: str, output: str, likelihoods: Collection[str]
         reasons["data.standardise"] = (
             "the model keeps mean and std of the training data; what goes in and comes out is in the unit of the data"
         )
-        model["min_logvar_x"] = -6.0
+        model["min_logvar_x"] = STANDARDISED_FLOOR
         reasons["model.min_logvar_x"] = "floor of the log-variance of standardised values: std 0.05"
     if values.missing:
         model["masked"] = True
