@@ -254,7 +254,7 @@ def test_other_data_must_have_the_features(fitted: vssn.Forecaster) -> None:
 
 
 def test_one_frame_alone_is_refused() -> None:
-    with pytest.raises(DataError, match=r"two frames at least"):
+    with pytest.raises(DataError, match=r"^x: expected sequences of 3 frames at least .*, got 1 sequence of 1 frame$"):
         vssn.Forecaster().fit(np.zeros((1, 2)))
 
 

@@ -259,7 +259,8 @@ def test_a_proposal_says_how_the_data_was_read(tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text("when,a\n2024-01-01,1.5\n2024-01-02,\n2024-01-04,3\n")
     proposal = propose(read(tmp_path / "own.csv", time_column="when"), str(tmp_path / "own.csv"), "run", ("gaussian",))
     data = proposal.settings["data"]
-    assert (data["time_column"], data["value_columns"], data["freq"]) == ("when", ["a"], "D")
+    assert (data["time_column"], data["value_columns"], data["step"]) == ("when", ["a"], "D")
+    assert "freq" not in data
     assert "1 sequence of 4 frames, 1 feature (table, a step of D)" in proposal.head[0]
     text = proposal.to_yaml()
     assert "  # 50.0% of the values are missing: the networks see which\n  masked: true\n" in text

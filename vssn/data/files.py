@@ -40,7 +40,7 @@ class FileDataset(SequenceDataset):
 
 
 def split_source(source: Source, how: str, ratios: Iterable[float], seed: int) -> tuple[Source, Source, Source]:
-    """Training, validation and test.
+    """Training, validation and test: the validation part itself where the data has no test part.
 
     Raises:
         DataError: there are too few sequences, or too short ones; the data does not say what is given.
@@ -67,8 +67,8 @@ def _as_given(source: Source, shares: list[float], seed: int) -> tuple[Source, S
         raise DataError(f"data.split: expected parts train and valid as the data says its parts, got no {missing}")
     if not found["valid"]:
         found["train"], found["valid"] = _cut(found["train"], shares[1] / (shares[0] + shares[1]), seed)
-    train, valid, test = (source.select(found[part] or found["valid"]) for part in PARTS)
-    return train, valid, test
+    train, valid = source.select(found["train"]), source.select(found["valid"])
+    return train, valid, source.select(found["test"]) if found["test"] else valid
 
 
 def hold_out(source: Source, share: float, seed: int) -> tuple[Source, Source]:
@@ -181,7 +181,7 @@ def _check(settings: Mapping[str, Any]) -> None:
 
 _READING = (
     *("time_column", "id_column", "channel_column", "channels", "value_columns", "control_columns", "split_column"),
-    *("freq", "key", "per_beat", "frame_size", "sample_rate", "resize", "grey"),
+    *("freq", "step", "key", "per_beat", "frame_size", "sample_rate", "resize", "grey"),
 )
 
 
@@ -204,6 +204,7 @@ def load_splits(
     control_columns: list[str] | None = None,
     split_column: str | None = None,
     freq: str | float | None = None,
+    step: str | float | None = None,
     key: str | None = None,
     per_beat: Count | None = None,
     frame_size: Count | None = None,
@@ -240,4 +241,6 @@ def load_splits(
     train, valid, test = split_source(source, split, ratios, seed)
     if window is not None:
         train = windows(train, window)
-    return Splits(FileDataset(train, transpose=transpose, seed=seed), FileDataset(valid), FileDataset(test))
+    held = FileDataset(valid)
+    tested = held if test is valid else FileDataset(test)
+    return Splits(FileDataset(train, transpose=transpose, seed=seed), held, tested)

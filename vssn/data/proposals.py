@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vssn.data.files import MANY, settings_of
 from vssn.data.formats import Source
+from vssn.errors import DataError
 
 UPDATES = 4000  # of a whole training, about
 _WINDOW = 100  # frames
@@ -77,6 +78,9 @@ def propose(source: Source, path: str, output: str, likelihoods: Collection[str]
         path: from which the source was read.
         output: folder of the run.
         likelihoods: names that may be proposed, those of the registry.
+
+    Raises:
+        DataError: there is too little of it to train on and to score.
     """
     values = Values.of(source.x)
     reasons: dict[str, str] = {}
@@ -100,6 +104,7 @@ def propose(source: Source, path: str, output: str, likelihoods: Collection[str]
         model["control"] = "both"
         reasons["model.control"] = f"u_t is the frame before and the controls {', '.join(source.controls[:6])}"
     _split(source, data, reasons)
+    _require_enough(source, data["split"], path)
     length = _lengths(source, data, training, reasons)
     _sizes(source, model, reasons)
     _schedule(source, length, data, training, reasons)
@@ -151,6 +156,18 @@ def _split(source: Source, data: dict[str, Any], reasons: dict[str, str]) -> Non
     else:
         data["split"] = "time"
         reasons["data.split"] = "few sequences: the last tenth of each tests, the tenth before validates"
+
+
+def _require_enough(source: Source, split: str, path: str) -> None:
+    """Raises DataError where no sequence has a frame for each part, or one to follow another."""
+    least, longest = 3 if split == "time" else 2, max(source.lengths)
+    if longest < least:
+        one = "1 sequence" if len(source.x) == 1 else f"{len(source.x)} sequences"
+        frames = "1 frame" if longest == 1 else f"at most {longest} frames"
+        then = "; a row is a frame: check the columns of times and ids" if source.kind == "table" else ""
+        raise DataError(
+            f"{path}: expected sequences of {least} frames at least to learn from, got {one} of {frames}{then}"
+        )
 
 
 def _training_lengths(source: Source, data: Mapping[str, Any]) -> list[int]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vssn.data.batching import SequenceDataset
 from vssn.data.files import FileDataset
-from vssn.data.splits import DrawnDataset, Splits, as_splits, check_values, in_memory
+from vssn.data.splits import MASK_IN_YAML, DrawnDataset, Splits, as_splits, check_values, in_memory
 from vssn.errors import ConfigError, DataError
 from vssn.inference.scoring import Scores, evaluate
 from vssn.nn.interface import SequenceModel
@@ -201,8 +201,9 @@ def _check_values(splits: Splits, model: SequenceModel, missing: bool) -> None:
     for name, part in splits._asdict().items():
         if isinstance(part, DrawnDataset):
             part.support, part.likelihood = support, title
+        advice = {"advice": MASK_IN_YAML} if isinstance(part, FileDataset) else {}
         for where, x, u in _named(name, part):
-            check_values(where, x if part.transform is None else None, u, support, title, missing)
+            check_values(where, x if part.transform is None else None, u, support, title, missing, **advice)
 
 
 def _named(name: str, part: SequenceDataset) -> Iterator[tuple[str, Tensor, Tensor | None]]:
