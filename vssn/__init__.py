@@ -5,9 +5,9 @@ The fused ops live in `vssn_kernels`; training and the command line need `pip in
 
 from typing import TYPE_CHECKING, Any
 
-from vssn.models.vssn import VSSN, Generation, VSSNOutput
+from vssn.models.vssn import VSSN, VSSNOutput
 from vssn.nn.gru import GRU, TorchGRU
-from vssn.nn.interface import Forecast, Imputation, Latents
+from vssn.nn.interface import Forecast, Generation, Imputation, Latents
 from vssn.nn.layer import LayerOutput, State, VSSNLayer
 from vssn.nn.replace import replace_gru
 from vssn_kernels.version import __version__
