@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vssn import VSSN, VSSNOutput
 
@@ -109,7 +109,7 @@ def flat(out: VSSNOutput) -> dict[str, Tensor]:
     return {**{name: part for name, part in out._asdict().items() if name != "state"}, **out.state._asdict()}
 
 
-def parameter_gradients(model: VSSN, loss: Tensor) -> dict[str, Tensor]:
+def parameter_gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     named = dict(model.named_parameters())
     grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), grads, strict=True)}

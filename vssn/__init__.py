@@ -5,6 +5,7 @@ The fused ops live in `vssn_kernels`; training and the command line need `pip in
 
 from typing import TYPE_CHECKING, Any
 
+from vssn.models.vrnn import VRNN
 from vssn.models.vssn import VSSN, VSSNOutput
 from vssn.nn.gru import GRU, TorchGRU
 from vssn.nn.interface import Forecast, Generation, Imputation, Latents
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GRU",
+    "VRNN",
     "VSSN",
     "Forecast",
     "Forecaster",

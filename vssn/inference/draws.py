@@ -106,7 +106,7 @@ def repeat_rows(given: EncodedBatch, count: int) -> EncodedBatch:
     def of(part: Tensor) -> Tensor:
         return part.repeat(1, count, *(1,) * (part.dim() - 2))
 
-    observed, valid, start = given.observed, given.valid, given.start
+    observed, valid, start, resets = given.observed, given.valid, given.start, given.resets
     return EncodedBatch(
         of(given.x),
         None if observed is None else of(observed),
@@ -115,6 +115,7 @@ def repeat_rows(given: EncodedBatch, count: int) -> EncodedBatch:
         of(given.embedded),
         tuple(map(of, given.controls)),
         None if start is None else type(start)(*(part.repeat(count, 1) for part in start)),
+        resets=None if resets is None else of(resets),
     )
 
 

@@ -95,7 +95,7 @@ class Particles:
         given, shape = self.given, eps_z.shape[:3]
         z, log_ratio_z = self.hooks.latents(hidden_inputs, z_before, eps_z.flatten(1, 2))
         alpha = log_ratio if log_ratio_z is None else log_ratio + log_ratio_z.view(shape)
-        parameters = self.model.decode(z, d)
+        parameters = self.model.decode_particles(z, d)
         x = given.x[frames].repeat(1, shape[1], 1)
         observed = None if given.observed is None else given.observed[frames].repeat(1, shape[1], 1)
         alpha = alpha + self.model.likelihood.log_prob(parameters, x, observed).view(shape)

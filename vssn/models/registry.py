@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from vssn.models.vrnn import VRNN
 from vssn.models.vssn import VSSN
 from vssn.nn.interface import SequenceModel
 
 MODELS: dict[str, type[SequenceModel]] = {
     "vssn": VSSN,
+    "vrnn": VRNN,
 }

@@ -30,6 +30,7 @@ class EncodedBatch(NamedTuple):
     controls: tuple[Tensor, ...]  # u_t: each [T, B, ·]
     start: AnyState | None  # the one given; None: the model's own
     hidden: Tensor | None = None  # [T, B, X] bool: what coordinated dropout hides and the loss alone takes
+    resets: Tensor | None = None  # [T, B] bool: where a sequence starts anew, of a model that takes them
 
 
 class SequenceOutput(NamedTuple):
@@ -92,7 +93,8 @@ class Floats(NamedTuple):
 class ParticleHooks(Protocol):
     """What a model computes for weighted particles of a batch; particle k of sequence b is row k B + b.
 
-    d and a stand for what is run along the frames in whole, forward and backward; z for what is drawn frame by frame.
+    d and a stand for what is run along the frames in whole, forward and backward; z for what is drawn frame by frame,
+    with what follows from it (`SequenceModel.decode_particles`).
     """
 
     def kinds(self, particles: int) -> int:
@@ -241,6 +243,11 @@ class SequenceModel(nn.Module, ABC):
     @abstractmethod
     def floats_per_frame(self, x: Tensor) -> Floats:
         """What `particles` and the likelihood hold. Args: x: [S, B, X] frames that are run together."""
+
+    def decode_particles(self, drawn: Tensor, d: Tensor) -> Tensor:
+        """The likelihood's parameters [S, k B, P] from what `ParticleHooks.latents` draws and d of `states`: z and d,
+        unless the model's d takes z and is drawn with it."""
+        return self.decode(drawn, d)
 
     def infer_noise(
         self, given: EncodedBatch, noise: tuple[Tensor, ...], lengths: Tensor | None = None, prefixes: bool = False

@@ -27,14 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from vssn.nn.blocks import GaussianMLP, LatentNetwork, Recurrence, is_plain_latent, reset_children
-from vssn.utils.checks import (
-    require_choice,
-    require_like,
-    require_number,
-    require_parts,
-    require_shape,
-    require_size,
-)
+from vssn.nn.given import check_noise, check_state, draw_noise
+from vssn.utils.checks import require_choice, require_number, require_size
 from vssn.utils.sequences import check_lengths, check_sequences, last_valid, swap, valid_steps, with_first, zero_padding
 from vssn.utils.values import NO_NAN_IN_U, require_finite
 from vssn_kernels import PriorMean, gaussian_kl, gaussian_rsample_kl, posterior_sequence
@@ -343,15 +337,10 @@ class VSSNLayer(nn.Module):
             if d_0 is None:
                 d_0 = self.map_initial(self._initial_prior(like.new_empty(batch, self.initial_size).normal_()))
             return self.make_state(d_0, z_0, like.new_zeros(batch, frame_size))
-        names = "(d, z, x_last, a)" if self.carries_a else "(d, z, x_last)"
-        parts = require_parts("state", state, names, " or None")
-        letters, sizes = "DZFA", (self.hidden_size, self.latent_size, frame_size, self.backward_size)
-        for name, letter, size, part in zip(names[1:-1].split(", "), letters, sizes, parts, strict=False):
-            if batch is None:
-                batch = part.shape[0] if isinstance(part, Tensor) and part.dim() else 0
-            require_shape(f"state's {name}", part, f"[B, {letter}]", (batch, size))
-            require_like(f"state's {name}", part, like, or_float32=name in ("d", "a"))
-            require_finite(f"state's {name}", part, "start anew with state=None")
+        sizes = {"d": ("D", self.hidden_size), "z": ("Z", self.latent_size), "x_last": ("F", frame_size)}
+        if self.carries_a:
+            sizes["a"] = ("A", self.backward_size)
+        parts = check_state(state, sizes, batch, like)
         return self.make_state(*parts)
 
     def make_state(self, d: Tensor, z: Tensor, x_last: Tensor, a: Tensor | None = None) -> AnyState:
@@ -414,32 +403,13 @@ class VSSNLayer(nn.Module):
     def draw_noise(self, like: Tensor) -> tuple[Tensor, ...]:
         """(eps_w [T, B, W], eps_z [T, B, Z]) standard normal, for `like` [T, B, ·]; with eps_0 [B, S] behind them where
         d_0 is inferred."""
-        shapes = [(*like.shape[:2], size) for size in (self.noise_size, self.latent_size)]
-        shapes += [(like.shape[1], self.initial_size)] if self.initial_size else []
-        return tuple(like.new_empty(shape).normal_() for shape in shapes)
+        return draw_noise(like, (self.noise_size, self.latent_size), self.initial_size)
 
     def check_noise(self, noise: object, like: Tensor, valid: Tensor | None) -> tuple[Tensor, ...]:
         """The noise time-major. Raises TypeError or ValueError where it does not fit `like` [T, B, ·], or is not finite
         where `valid` [T, B] (None: everywhere)."""
-        names = "(eps_w, eps_z, eps_0)" if self.initial_size else "(eps_w, eps_z)"
-        given = require_parts("noise", noise, names, " or None", lists=True)
-        letters = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
-        leading = (like.shape[1], like.shape[0]) if self.batch_first else like.shape[:2]
-        parts = []
-        for name, letter, size, part in zip(
-            ("noise's eps_w", "noise's eps_z"), "WZ", (self.noise_size, self.latent_size), given[:2], strict=True
-        ):
-            require_shape(name, part, letters.format(letter), (*leading, size))
-            require_like(name, part, like)
-            part = swap(part, self.batch_first)
-            require_finite(name, part, "draw it from a standard normal distribution", valid)
-            parts.append(part)
-        for part in given[2:]:
-            require_shape("noise's eps_0", part, "[B, S]", (like.shape[1], self.initial_size))
-            require_like("noise's eps_0", part, like)
-            require_finite("noise's eps_0", part, "draw it from a standard normal distribution")
-            parts.append(part)
-        return tuple(parts)
+        sizes = (self.noise_size, self.latent_size)
+        return check_noise(noise, like, sizes, self.initial_size, valid, self.batch_first)
 
     def infer(
         self,

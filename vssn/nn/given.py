@@ -1,0 +1,69 @@
+"""States and noise that a caller gives: checked, and noise drawn where none is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from vssn.utils.checks import require_like, require_parts, require_shape
+from vssn.utils.sequences import swap
+from vssn.utils.values import require_finite
+
+
+def check_state(
+    state: object, sizes: Mapping[str, tuple[str, int]], batch: int | None, like: Tensor
+) -> Sequence[Tensor]:
+    """The parts of a state, each [B, size]. Raises TypeError or ValueError where they are not, or not finite.
+
+    Args:
+        sizes: of every part by its name: the letter of its size, and the size. What a GRU carries, d and a, may be
+            float32 beside `like` in half precision.
+        batch: B; None: that of the first part.
+    """
+    parts = require_parts("state", state, f"({', '.join(sizes)})", " or None")
+    for (name, (letter, size)), part in zip(sizes.items(), parts, strict=True):
+        if batch is None:
+            batch = part.shape[0] if isinstance(part, Tensor) and part.dim() else 0
+        require_shape(f"state's {name}", part, f"[B, {letter}]", (batch, size))
+        require_like(f"state's {name}", part, like, or_float32=name in ("d", "a"))
+        require_finite(f"state's {name}", part, "start anew with state=None")
+    return parts
+
+
+def draw_noise(like: Tensor, sizes: tuple[int, int], initial_size: int = 0) -> tuple[Tensor, ...]:
+    """(eps_w [T, B, W], eps_z [T, B, Z]) standard normal for `like` [T, B, ·], of these sizes; eps_0 [B, S] behind them
+    with an initial size."""
+    shapes = [(*like.shape[:2], size) for size in sizes]
+    shapes += [(like.shape[1], initial_size)] if initial_size else []
+    return tuple(like.new_empty(shape).normal_() for shape in shapes)
+
+
+def check_noise(
+    noise: object,
+    like: Tensor,
+    sizes: tuple[int, int],
+    initial_size: int = 0,
+    valid: Tensor | None = None,
+    batch_first: bool = False,
+) -> tuple[Tensor, ...]:
+    """The noise of `draw_noise` time-major. Raises TypeError or ValueError where it does not fit `like` [T, B, ·], or
+    is not finite where `valid` [T, B] (None: everywhere)."""
+    names = "(eps_w, eps_z, eps_0)" if initial_size else "(eps_w, eps_z)"
+    given = require_parts("noise", noise, names, " or None", lists=True)
+    letters = "[B, T, {}]" if batch_first else "[T, B, {}]"
+    leading = (like.shape[1], like.shape[0]) if batch_first else like.shape[:2]
+    draw = "draw it from a standard normal distribution"
+    parts = []
+    for name, letter, size, part in zip(("noise's eps_w", "noise's eps_z"), "WZ", sizes, given[:2], strict=True):
+        require_shape(name, part, letters.format(letter), (*leading, size))
+        require_like(name, part, like)
+        part = swap(part, batch_first)
+        require_finite(name, part, draw, valid)
+        parts.append(part)
+    for part in given[2:]:
+        require_shape("noise's eps_0", part, "[B, S]", (like.shape[1], initial_size))
+        require_like("noise's eps_0", part, like)
+        require_finite("noise's eps_0", part, draw)
+        parts.append(part)
+    return tuple(parts)
