@@ -220,6 +220,5 @@ def draw_noise(model: SequenceModel, x: Tensor, generator: torch.Generator) -> t
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     if generator.device.type != x.device.type:
         raise ValueError(f"generator must be on {x.device.type} as x is, got {generator.device.type}")
-    shapes = [(*x.shape[:2], size) for size in model.noise_sizes]
-    shapes += [(x.shape[1], model.initial_size)] if model.initial_size else []
+    shapes = model.noise_shapes(*x.shape[:2])
     return tuple(torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device) for shape in shapes)

@@ -95,7 +95,7 @@ def charged(result: Inference) -> Tensor:
     return torch.cat((result.kl_w[:1] + result.kl_0, result.kl_w[1:]))
 
 
-class Latents(NamedTuple):
+class LatentChain(NamedTuple):
     """z_{1:T} and the Gaussians that it was drawn from and is charged against, each [T, B, Z]."""
 
     z: Tensor
@@ -484,7 +484,7 @@ class VSSNLayer(nn.Module):
 
     def infer_latents(
         self, a: Tensor, parents: tuple[Tensor, ...], z0: Tensor, eps_z: Tensor, lengths: Tensor | None
-    ) -> Latents:
+    ) -> LatentChain:
         """Samples z given a [T, B, A] and the parents of the prior, each [T, B, ·]. The rest as in `infer_latent`."""
         if not self.fuses_latents():
             return self.infer_latents_by_steps(a, parents, z0, eps_z, lengths)
@@ -497,7 +497,7 @@ class VSSNLayer(nn.Module):
             if hidden_inputs is None
             else self.prior.from_hidden_inputs(z_previous, hidden_inputs)
         )
-        return Latents(z, mu, logvar, *prior)
+        return LatentChain(z, mu, logvar, *prior)
 
     def infer_latents_by_steps(
         self,
@@ -506,7 +506,7 @@ class VSSNLayer(nn.Module):
         z0: Tensor,
         eps_z: Tensor,
         lengths: Tensor | None = None,
-    ) -> Latents:
+    ) -> LatentChain:
         """`infer_latents` with a call of the posterior, and of a residual posterior's prior, at every step."""
         valid = valid_steps(lengths, eps_z)
         eps_z, z, steps = zero_padding(eps_z, valid), z0.to(a.dtype), []
@@ -522,9 +522,9 @@ class VSSNLayer(nn.Module):
             steps.append([zero_padding(part, valid_here).to(a.dtype) for part in step])
             z = steps[-1][0][0]
         if not steps:
-            return Latents(eps_z, eps_z, eps_z, eps_z, eps_z)
+            return LatentChain(eps_z, eps_z, eps_z, eps_z, eps_z)
         z, mu, logvar, *both = (torch.cat(part) for part in zip(*steps, strict=True))
-        return Latents(z, mu, logvar, *(both or self.prior(with_first(z0, z[:-1]), parents)))
+        return LatentChain(z, mu, logvar, *(both or self.prior(with_first(z0, z[:-1]), parents)))
 
     def infer_latent(
         self,

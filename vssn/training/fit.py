@@ -9,6 +9,7 @@ follow from its number and the seeds, the noise and the KL weight of an update l
 from __future__ import annotations
 
 import contextlib
+import inspect
 import signal
 import sys
 import time
@@ -110,11 +111,6 @@ def fit(
     started = time.monotonic()
     keep_memory()
     world = require_started(config.training)
-    if world.size > 1 and config.training.coordinated_dropout:
-        raise ConfigError(
-            "training.coordinated_dropout: expected 0 with several processes, which do not hide the entries that one "
-            "does; leave it out, or train with training.devices and training.nodes 1"
-        )
     speaks = world.writes and verbose
     with Heartbeat("reading the data", print_line if speaks else _say_nothing) as pulse:
         missing = bool(getattr(own or config.model, "masked", False))
@@ -184,7 +180,7 @@ def _configured(
 
 
 def _require_fit(model: SequenceModel, config: Config) -> None:
-    """Raises DataError where the model has other sizes than the data."""
+    """Raises DataError where the model has other sizes than the data, ConfigError where it knows no hidden entries."""
     x_size, control_size = config.data.sizes
     for letter, name, size, came in (
         ("x", "x_size", model.x_size, x_size),
@@ -192,6 +188,12 @@ def _require_fit(model: SequenceModel, config: Config) -> None:
     ):
         if size != came:
             raise DataError(f"splits: expected {letter} of {size} features as the model's {name}, got {came}")
+    if config.training.coordinated_dropout:
+        where = "training.coordinated_dropout: expected 0 with"
+        if "coordinated_dropout" not in inspect.signature(model.forward).parameters:
+            raise ConfigError(f"{where} a {type(model).__name__}, which does not take it; leave it out")
+        if model.likelihood.whole_frames:
+            raise ConfigError(f"{where} {model.likelihood.title}, which knows no part of a frame; leave it out")
 
 
 def _check_values(splits: Splits, model: SequenceModel, missing: bool) -> None:

@@ -19,7 +19,7 @@ from vssn.data.batching import LengthBucketSampler, SequenceBatch, sequence_load
 from vssn.data.splits import Splits
 from vssn.errors import TrainingError
 from vssn.inference.scoring import draw_noise, sequence_sums, summarize
-from vssn.nn.interface import SequenceModel, SequenceOutput
+from vssn.nn.interface import Hiding, SequenceModel, SequenceOutput
 from vssn.nn.model_files import describe
 from vssn.training.config import Config
 from vssn.training.processes import World, gather_rows, share, share_of_noise, sum_gradients
@@ -137,11 +137,12 @@ class TrainingModule(pl.LightningModule):
                         "lower training.learning_rate or training.gradient_clip_norm"
                     )
             optimizer.zero_grad()
+            hiding = self._hide_share(chunk, own)  # before the noise, as a model alone draws it
             noise = self._draw_share(chunk, own)
             if own.lengths.numel():
-                options: dict[str, float] = {"kl_weight": kl_weight(self.global_step, training)}
+                options: dict[str, Any] = {"kl_weight": kl_weight(self.global_step, training)}
                 if training.coordinated_dropout:
-                    options["coordinated_dropout"] = training.coordinated_dropout
+                    options["coordinated_dropout"] = hiding
                 with time_major(self.model):
                     output: SequenceOutput = self.model(own.x, own.u, own.lengths, state=state, noise=noise, **options)
                 state = output.state
@@ -162,10 +163,16 @@ class TrainingModule(pl.LightningModule):
         """The noise that a single process would draw for these sequences; None where the model draws it itself."""
         if self.world.size == 1:
             return None
-        steps, batch = chunk.x.shape[:2]
-        shapes: list[tuple[int, ...]] = [(steps, batch, size) for size in self.model.noise_sizes]
-        shapes += [(batch, self.model.initial_size)] if self.model.initial_size else []
+        shapes = self.model.noise_shapes(*chunk.x.shape[:2])
         return share_of_noise(tuple(own.x.new_empty(shape).normal_() for shape in shapes), own, self.world)
+
+    def _hide_share(self, chunk: SequenceBatch, own: SequenceBatch) -> float | Hiding:
+        """The share that coordinated dropout hides; of several processes with the entries that one would draw."""
+        rate = self.config.training.coordinated_dropout
+        if self.world.size == 1 or not rate:
+            return rate
+        (entries,) = share_of_noise((Hiding.draw(rate, chunk.x).entries,), own, self.world)
+        return Hiding(rate, entries)
 
     def on_validation_epoch_start(self) -> None:
         self.valid_noise = torch.Generator(self.device).manual_seed(VALIDATION_SEED)
