@@ -204,8 +204,8 @@ def test_controls_have_the_form_of_the_frames(driven: vssn.Forecaster) -> None:
 
 def test_one_long_series_is_cut_into_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    real = vssn.estimator.SequenceDataset
-    monkeypatch.setattr(vssn.estimator, "SequenceDataset", lambda x, u: seen.append(x) or real(x, u))
+    real = vssn.estimator.FileDataset
+    monkeypatch.setattr(vssn.estimator, "FileDataset", lambda source: seen.append(source.x) or real(source))
     x = np.sin(np.arange(100.0) / 3)[:, None]
     vssn.Forecaster(**SMALL | {"max_epochs": 1}, window=25, validation=0.2).fit(x)
     train, valid = seen

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from vssn.data.batching import SequenceDataset
-from vssn.data.files import hold_out, windows
+from vssn.data.files import FileDataset, hold_out, windows
 from vssn.data.formats.base import Source, numbered
 from vssn.data.layouts import Layout, sequences_of
 from vssn.data.proposals import STANDARDISED_FLOOR, propose
@@ -184,7 +183,7 @@ class Forecaster:
             train, valid = hold_out(source, self.validation, seed)
             if window is not None:
                 train = windows(train, window)
-            parts = [SequenceDataset(part.x, part.u) for part in (train, valid)]
+            parts = [FileDataset(part) for part in (train, valid)]
             stack.enter_context(undisturbed())
             result = fit(settings, (*parts, parts[-1]), verbose=bool(self.verbose))
             self.history_ = _history(Path(folder, "metrics.csv"))

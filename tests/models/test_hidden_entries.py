@@ -12,8 +12,8 @@ from torch import Tensor
 from vssn import VSSN, fit, sequence_bounds
 from vssn.errors import ConfigError
 from vssn.inference.filtering import one_step_predictions
-from vssn.nn.interface import Hiding
 from vssn.likelihoods import LIKELIHOODS
+from vssn.nn.interface import Hiding
 from vssn.training.config import check_config
 from vssn.utils.scaling import Scaling
 from vssn_kernels.testing import assert_all_close, assert_close, assert_equal
@@ -184,7 +184,9 @@ def test_a_model_from_python_must_know_parts_of_a_frame(tmp_path: Path) -> None:
     x, training = torch.randn(3, 4, X), {"coordinated_dropout": 0.3, "output": str(tmp_path / "run")}
     for scaling in (None, Scaling.of(x)):
         model = VSSN(X, D, Z, likelihood="ar_gaussian", scaling=scaling, decoder=torch.nn.Linear(Z + D, 10 * X))
-        with pytest.raises(ConfigError, match=r"expected 0 with likelihood='ar_gaussian', which knows no part of a fra"):
+        with pytest.raises(
+            ConfigError, match=r"expected 0 with likelihood='ar_gaussian', which knows no part of a fra"
+        ):
             fit(model, (x, x, x), training=training)
     assert not (tmp_path / "run").exists()
 

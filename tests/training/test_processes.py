@@ -247,7 +247,8 @@ def test_the_first_node_of_a_list(nodes: str, first: str) -> None:
 
 def test_the_shares_of_a_batch_are_all_of_it() -> None:
     lengths = torch.tensor([6, 5, 3, 2, 1])
-    batch = SequenceBatch(torch.rand(6, 5, 2), lengths, torch.rand(6, 5, 1))
+    before = SequenceBatch(torch.rand(4, 5, 2), torch.tensor([1, 4, 2, 3, 1]))
+    batch = SequenceBatch(torch.rand(6, 5, 2), lengths, torch.rand(6, 5, 1), before)
     noise = torch.rand(6, 5, 3), torch.rand(6, 5, 0)
     for size in (1, 2, 3, 7):
         seen = 0
@@ -255,6 +256,8 @@ def test_the_shares_of_a_batch_are_all_of_it() -> None:
             world = World(rank, size)
             own = share(batch, world)
             assert own.u is not None
+            assert own.before is not None
+            assert own.before.lengths.tolist() == before.lengths[rank::size].tolist()
             assert own.lengths.tolist() == lengths[rank::size].tolist()
             steps = max(own.lengths.tolist(), default=0)
             for whole, part in ((batch.x, own.x), (batch.u, own.u), (noise[0], share_of_noise(noise, own, world)[0])):

@@ -1,7 +1,7 @@
 """Data of one's own from a file or a folder: `data.set: files` with `data.path`. `vssn.data.formats` says what is read.
 
 split    ratio  whole sequences, drawn by data.seed, as `ratios` says
-         time   the last parts of each sequence validate and test
+         time   the last parts of each sequence validate and test; the model sees the frames before them, BEFORE at most
          given  by the folders train, valid and test, by the names of arrays, or by a column
          auto   given where the data says it; else ratio of ten sequences or more, time of fewer
 
@@ -28,6 +28,7 @@ from vssn.errors import DataError
 from vssn.utils.numbers import Count, Share, Size
 from vssn.utils.random import generator
 
+BEFORE = 1000  # frames: a state further back has no part in what comes
 MANY = 10  # sequences, from which on `auto` splits by whole ones
 
 
@@ -36,7 +37,9 @@ class FileDataset(SequenceDataset):
 
     def __init__(self, source: Source, *, transpose: int = 0, seed: int = 0) -> None:
         self.source = source
-        super().__init__(source.x, source.u, transform=Transpose(transpose) if transpose else None, seed=seed)
+        before = None if source.before is None else SequenceDataset(source.before.x, source.before.u)
+        transform = Transpose(transpose) if transpose else None
+        super().__init__(source.x, source.u, transform=transform, seed=seed, before=before)
 
 
 def split_source(source: Source, how: str, ratios: Iterable[float], seed: int) -> tuple[Source, Source, Source]:
@@ -84,7 +87,7 @@ def hold_out(source: Source, share: float, seed: int) -> tuple[Source, Source]:
         first = length - min(max(1, round(share * length)), length - 1)
         spans[0].append(slice(first))
         spans[1].append(slice(first, None))
-    return _frames(source, spans[0]), _frames(source, spans[1])
+    return _frames(source, spans[0]), _behind(source, spans[1])
 
 
 def _cut(indices: list[int], share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -125,8 +128,13 @@ def _by_time(source: Source, shares: list[float]) -> tuple[Source, Source, Sourc
             spans, (slice(first), slice(first, length - test), slice(length - test, None)), strict=True
         ):
             part.append(span)
-    train, valid_part, test_part = (_frames(source, part) for part in spans)
-    return train, valid_part, test_part
+    return _frames(source, spans[0]), _behind(source, spans[1]), _behind(source, spans[2])
+
+
+def _behind(source: Source, spans: list[slice]) -> Source:
+    """These frames, which begin behind others, with those."""
+    before = [slice(max(0, span.start - BEFORE), span.start) for span in spans]
+    return replace(_frames(source, spans), before=_frames(source, before))
 
 
 def _frames(source: Source, spans: list[slice]) -> Source:

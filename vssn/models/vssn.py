@@ -292,7 +292,7 @@ class VSSN(FrameModel):
         return PriorSteps(LayerSteps(self.layer, self.layer.weight_noise()), decode)
 
     def particles(self, given: EncodedBatch, lengths: Tensor) -> LayerParticles:
-        return LayerParticles(self.layer, given.embedded, given.controls, lengths, given.x)
+        return LayerParticles(self.layer, given.embedded, given.controls, lengths, given.x, given.start)
 
     def floats_per_frame(self, x: Tensor) -> Floats:
         shared, states, emission, between = floats_of_particles(self.layer)

@@ -256,7 +256,8 @@ class SequenceModel(nn.Module, ABC):
 
     @abstractmethod
     def particles(self, given: EncodedBatch, lengths: Tensor) -> ParticleHooks:
-        """What weighted particles are made of, for the sequences given."""
+        """What weighted particles are made of, for the sequences given; they start from `given.start` where there is
+        one, and then infer nothing before the first frame: log p/q of that is 0."""
 
     @abstractmethod
     def floats_per_frame(self, x: Tensor) -> Floats:

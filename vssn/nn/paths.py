@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vssn.nn.blocks import Recurrence, is_plain, is_plain_latent, is_plain_recurrence
-from vssn.nn.layer import Inference, VSSNLayer
+from vssn.nn.layer import AnyState, Inference, VSSNLayer
 from vssn.utils.sequences import with_first
 
 
@@ -109,15 +109,23 @@ class LayerParticles:
         controls: those that make u_t, each [T, B, ·].
         lengths: [B] int64.
         like: gives the dtype and the device of the states.
+        state: of each sequence before its first frame; None: a start anew.
     """
 
     def __init__(
-        self, layer: VSSNLayer, x: Tensor, controls: tuple[Tensor, ...], lengths: Tensor, like: Tensor
+        self,
+        layer: VSSNLayer,
+        x: Tensor,
+        controls: tuple[Tensor, ...],
+        lengths: Tensor,
+        like: Tensor,
+        state: AnyState | None = None,
     ) -> None:
         self.layer, self.x, self.controls, self.lengths = layer, x, controls, lengths
         steps, self.batch = x.shape[:2]
         nothing = x.new_zeros(steps, self.batch, 0)
-        self.start = layer.initial_state(self.batch, like)  # d_0, z_0
+        self.start = layer.initial_state(self.batch, like) if state is None else state[:2]  # d_0, z_0
+        self.a_0 = layer.carried_a(state)
         self.duration_gates = self.backward_gates = None
         if layer.hidden_size and is_plain_recurrence(layer.duration):
             no_noise = x.new_zeros(steps, self.batch, layer.noise_size)
@@ -140,16 +148,19 @@ class LayerParticles:
         """d_0 [kinds B, D] and a_{T+1} [kinds B, A]; of an inferred d_0, from eps_0 [kinds, B, S], log p(s)/q(s)
         [kinds, B] too."""
         more: tuple[Tensor, ...] = ()
-        if eps_0 is None:
-            assert self.start[0] is not None
+        if self.start[0] is not None:
             d = self.start[0].repeat(kinds, 1)
+            more = () if eps_0 is None else (eps_0.new_zeros(eps_0.shape[:2]),)  # nothing is left to infer
         else:
+            assert eps_0 is not None
             layer, (mu, logvar) = self.layer, self.initial
             s = mu + torch.exp(logvar / 2) * eps_0
             terms = (s - layer.initial_mu).square() * torch.exp(-layer.initial_logvar) + layer.initial_logvar
             more = ((eps_0.square() + logvar - terms).sum(-1) / 2,)
             d = layer.map_initial(s.flatten(0, 1))
         a = d.new_zeros(kinds * self.batch, self.layer.backward_size)
+        if self.a_0 is not None:
+            a = self.a_0.repeat(kinds, 1)
         if self.layer.carries_a:  # both run forward, side by side
             return torch.cat((d, a), -1), a[:, :0]
         return d, a, *more

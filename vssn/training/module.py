@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from vssn.data.batching import LengthBucketSampler, SequenceBatch, sequence_loader
 from vssn.data.splits import Splits
 from vssn.errors import TrainingError
-from vssn.inference.scoring import draw_noise, sequence_sums, summarize
+from vssn.inference.scoring import draw_noise, sequence_sums, state_behind, summarize
 from vssn.nn.interface import Hiding, SequenceModel, SequenceOutput
 from vssn.nn.model_files import describe
 from vssn.training.config import Config
@@ -178,12 +178,17 @@ class TrainingModule(pl.LightningModule):
         self.valid_noise = torch.Generator(self.device).manual_seed(VALIDATION_SEED)
 
     def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
-        noise, own = draw_noise(self.model, batch.x, self.valid_noise), share(batch, self.world)
+        own, before = share(batch, self.world), batch.before
+        noise_before = None if before is None else draw_noise(self.model, before.x, self.valid_noise)
+        noise = draw_noise(self.model, batch.x, self.valid_noise)
         if not own.lengths.numel():
             return
         with time_major(self.model):
+            state = None
+            if own.before is not None and noise_before is not None:
+                state = state_behind(self.model, own.before, share_of_noise(noise_before, own.before, self.world))
             noise = share_of_noise(noise, own, self.world)
-            output = self.model(own.x, own.u, own.lengths, noise=noise)
+            output = self.model(own.x, own.u, own.lengths, state=state, noise=noise)
         self.valid_sums.append(sequence_sums(output, own.lengths))
         self.valid_losses.append(output.loss * own.lengths.sum())
 
