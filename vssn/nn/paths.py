@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from vssn.nn.blocks import Recurrence, is_plain, is_plain_latent, is_plain_recurrence
-from vssn.nn.layer import AnyState, Inference, VSSNLayer
+from vssn.nn.latent_chain import fuses_latents, infer_latent, infer_latents_by_steps
+from vssn.nn.layer import VSSNLayer
+from vssn.nn.states import AnyState, Inference
 from vssn.utils.sequences import with_first
 
 
@@ -49,7 +51,7 @@ def _filter_latents(
     """z_t [T, B, Z] of every prefix's end, from d [T, B, D]."""
     parents = layer.parents(d, controls)
     recurrence, inputs = layer.backward_recurrence, (*parents, x)
-    fused = layer.fuses_latents()
+    fused = fuses_latents(layer)
     # What plain networks share among the prefixes is computed once.
     gates = recurrence.input(*inputs) if is_plain(recurrence, Recurrence) else None
     prior = layer.prior.hidden_inputs(parents, x) if fused and layer.residual_posterior else None
@@ -62,10 +64,10 @@ def _filter_latents(
         if fused:
             hidden_inputs = layer.posterior.hidden_inputs((a,), a)
             own_prior = None if prior is None else prior[:stop]
-            z, *_ = layer.infer_latent(hidden_inputs, own_prior, z_0, eps_z[:stop])
+            z, *_ = infer_latent(layer, hidden_inputs, own_prior, z_0, eps_z[:stop])
         else:
             before = tuple(part[:stop] for part in parents)
-            z, *_ = layer.infer_latents_by_steps(a, before, z_0, eps_z[:stop])
+            z, *_ = infer_latents_by_steps(layer, a, before, z_0, eps_z[:stop])
         zs.append(z[-1])
     return torch.stack(zs)
 
@@ -136,7 +138,7 @@ class LayerParticles:
             self.initial = layer.infer_initial(x, controls, lengths, ahead)  # of s, each [B, S]
         if layer.noise_size:
             self.mu_w, self.logvar_w = layer.infer_noise(x, controls, lengths, ahead)
-        self.fused = bool(layer.latent_size) and layer.fuses_latents() and is_plain_latent(layer.prior)
+        self.fused = bool(layer.latent_size) and fuses_latents(layer) and is_plain_latent(layer.prior)
         if layer.latent_size and is_plain_recurrence(layer.backward_recurrence):
             no_d = x.new_zeros(steps, self.batch, layer.hidden_size)
             self.backward_gates = layer.backward_recurrence.input(*layer.parents(no_d, controls), x)  # [T, B, 3A]
@@ -240,11 +242,11 @@ class LayerParticles:
         if hidden_inputs is None:
             return eps, None
         if self.fused:
-            z, _, logvar = layer.infer_latent(hidden_inputs[0], hidden_inputs[1], z_before, eps)
+            z, _, logvar = infer_latent(layer, hidden_inputs[0], hidden_inputs[1], z_before, eps)
             prior_mu, prior_logvar = layer.prior.from_hidden_inputs(with_first(z_before, z[:-1]), hidden_inputs[1])
         else:
             a, *parents = hidden_inputs
-            z, _, logvar, prior_mu, prior_logvar = layer.infer_latents_by_steps(a, tuple(parents), z_before, eps)
+            z, _, logvar, prior_mu, prior_logvar = infer_latents_by_steps(layer, a, tuple(parents), z_before, eps)
         terms = (z - prior_mu).square_().mul_(torch.exp(-prior_logvar)).add_(prior_logvar)
         return z, (eps.square() + logvar - terms).sum(-1) / 2
 
