@@ -75,6 +75,15 @@ def gaps(tmp_path: Path) -> Path:
     return path
 
 
+def fitted_without_gaps(folder: Path) -> Path:
+    """The checkpoint of a model of two features that takes no gaps."""
+    x = torch.tensor(a_table()[["temp", "wind"]].to_numpy(), dtype=torch.float32)
+    model = {"hidden_size": 4, "latent_size": 2, "likelihood": "gaussian"}
+    training = {"max_epochs": 1, "accelerator": "cpu", "output": str(folder / "plain")}
+    fit({"model": model, "training": training}, ([x], [x], [x]))
+    return folder / "plain" / "best.ckpt"
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -257,6 +266,13 @@ def test_mistakes_are_one_line(
     assert "the model has controls, u: expected" in error("forecast", films, "--output", out)
     assert "--data: the run was trained on data from Python" in error("impute", series, "--output", out)
     assert "there is none; check the path" in error("latents", series, "--data", tmp_path / "no.csv", "--output", out)
+    plain = fitted_without_gaps(tmp_path)
+    for command in (["forecast"], ["impute"], ["latents"], ["evaluate"]):
+        more = ("--output", out) if command != ["evaluate"] else ()
+        text = error(*command, plain, "--data", gaps, *more)
+        assert "numbers of x are missing, and the model takes none" in text
+        assert "(vssn fit --set model.masked=true)" in text
+        assert "masked=True" not in text
     gaps.write_text("date,temp\n2024-01-01,1\n2024-01-02,2\n")
     assert "expected x of 2 features as the run has, got 1" in error("impute", series, *of_table, out)
     assert not out.exists()

@@ -33,7 +33,7 @@ LAYERS = (
     ("vssn.inference",),
     ("vssn.export", "vssn.output"),
     ("vssn.training", "vssn.configs"),
-    ("vssn.demo",),
+    ("vssn.demo", "vssn.estimator"),
     ("vssn.experiments",),
     ("vssn.cli", "vssn.__main__"),
     ("vssn",),

@@ -16,6 +16,7 @@ from vssn.nn.rssm_layer import RSSMLayer, RSSMState
 from vssn_kernels.version import __version__
 
 if TYPE_CHECKING:
+    from vssn.estimator import Forecaster
     from vssn.inference.importance import sequence_bounds
     from vssn.inference.scoring import evaluate
     from vssn.models.pretrained import from_pretrained
@@ -27,6 +28,7 @@ __all__ = [
     "VRNN",
     "VSSN",
     "Forecast",
+    "Forecaster",
     "Generation",
     "Imputation",
     "Latents",
@@ -46,6 +48,7 @@ __all__ = [
 ]
 # Imported when they are asked for: importing vssn needs torch and numpy alone, and is quick.
 _LATE = {
+    "Forecaster": "estimator",
     "evaluate": "inference.scoring",
     "fit": "training.fit",
     "from_pretrained": "models.pretrained",

@@ -45,6 +45,10 @@ class PackageError(UserError, ImportError):
     """A package is not installed that a part of vssn needs."""
 
 
+class NotFittedError(UserError, AttributeError):
+    """An estimator was asked before it was fitted; of the kinds that scikit-learn's own has."""
+
+
 class RunningError(UserError):
     """Another process makes the run."""
 

@@ -43,6 +43,12 @@ def test_the_last_parts_of_each_series_validate_and_test() -> None:
     assert values(train) == [*range(16), *range(20, 28)]
     assert values(valid) == [16, 17, 28]
     assert values(test) == [18, 19, 29]
+    assert train.before is None
+    assert values(valid.before) == [*range(16), *range(20, 28)]
+    assert values(test.before) == [*range(18), *range(20, 29)]
+    assert values(test.select([1]).before) == list(range(20, 29))
+    dataset = FileDataset(test)
+    assert [x[:, 0].tolist() for x, _ in dataset.before] == [list(range(18)), list(range(20, 29))]
     for part in (train, valid, test):
         assert part.u is not None
         assert part.times is not None
@@ -50,6 +56,11 @@ def test_the_last_parts_of_each_series_validate_and_test() -> None:
             assert x.equal(-u)
             assert times.tolist() == x[:, 0].tolist()
     assert [len(part.x) for part in split_source(source([3]), "time", [0.98, 0.01, 0.01], 0)] == [1, 1, 1]
+
+
+def test_what_comes_long_before_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vssn.data.files.BEFORE", 4)
+    assert values(split_source(source([20]), "time", RATIOS, 0)[2].before) == [14, 15, 16, 17]
 
 
 def test_whole_sequences_are_drawn_by_the_seed() -> None:
@@ -259,7 +270,8 @@ def test_a_proposal_says_how_the_data_was_read(tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text("when,a\n2024-01-01,1.5\n2024-01-02,\n2024-01-04,3\n")
     proposal = propose(read(tmp_path / "own.csv", time_column="when"), str(tmp_path / "own.csv"), "run", ("gaussian",))
     data = proposal.settings["data"]
-    assert (data["time_column"], data["value_columns"], data["freq"]) == ("when", ["a"], "D")
+    assert (data["time_column"], data["value_columns"], data["step"]) == ("when", ["a"], "D")
+    assert "freq" not in data
     assert "1 sequence of 4 frames, 1 feature (table, a step of D)" in proposal.head[0]
     text = proposal.to_yaml()
     assert "  # 50.0% of the values are missing: the networks see which\n  masked: true\n" in text

@@ -83,6 +83,11 @@ def test_numbers_as_times(tmp_path: Path) -> None:
     assert source.times[0].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
 
 
+def test_the_commonest_step_is_exact(tmp_path: Path) -> None:
+    """One that is nearly right leaves the grid after many rows."""
+    assert read(table(tmp_path / "n.csv", t=[0, 1, 3], y=[1, 2, 3])).step == 1.0
+
+
 def test_rows_are_put_on_the_grid_that_is_asked_for(tmp_path: Path) -> None:
     path = table(
         tmp_path / "i.csv", time=["2024-01-01 00:10", "2024-01-01 00:50", "2024-01-01 03:20"], a=[1.0, 3.0, 7.0]
@@ -422,6 +427,40 @@ def test_broken_films(tmp_path: Path) -> None:
     np.save(tmp_path / "big.npy", np.zeros((1, 1, 300, 300), dtype=np.uint8))
     with pytest.raises(DataError, match=r"big\.npy: expected frames of at most 65,536 numbers, .* give resize"):
         read(tmp_path / "big.npy")
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (
+            [0.0, 1.0, 1.5, 2.5, 4.0],
+            r"row 4: expected times a step of 1 apart, got 1\.5, .* \(2 of 5 rows are\); give freq",
+        ),
+        ([0.0, 1.0, 1.0, 3.0], r"row 4: expected a time of its own, got 1\.0 again; .* give freq to take the mean"),
+    ],
+)
+def test_the_step_that_was_found_is_no_leave_to_average(times: list[float], message: str, tmp_path: Path) -> None:
+    """Other data of a run lies on the run's grid, a row a step, or says how many rows do not."""
+    options = read(table(tmp_path / "own.csv", t=[0.0, 1.0, 3.0], a=[1, 2, 3])).options
+    assert (options["step"], options["freq"]) == (1.0, None)
+    other = table(tmp_path / "other.csv", t=times, a=list(range(len(times))))
+    with pytest.raises(DataError, match=message):
+        read(other, **options)
+    asked = read(other, **{**options, "step": None, "freq": 1.0})
+    assert (asked.options["freq"], asked.options["step"]) == (1.0, None)
+    whole = {5: "rows are put on the grid of 1.0, 2 of 5 rows", 4: "rows are put on the grid of 1.0, 2 of 4 rows"}
+    assert asked.remarks == (f"{whole[len(times)]} as the mean of those of their step",)
+    assert read(tmp_path / "own.csv", freq=1.0).remarks == ("rows are put on the grid of 1.0",)
+
+
+def test_a_grid_is_asked_for_in_one_way(tmp_path: Path) -> None:
+    path = table(tmp_path / "own.csv", t=[0, 1], a=[1, 2])
+    with pytest.raises(DataError, match=r"step: expected none with freq 1, the grid that rows are put on, got 1"):
+        read(path, freq=1, step=1)
+    with pytest.raises(DataError, match=r"step: expected a number above 0 as the times are numbers, got 'h'"):
+        read(path, step="h")
+    with pytest.raises(DataError, match=r"step: expected a time column with it"):
+        read(table(tmp_path / "plain.csv", a=[1, 2]), step=1)
 
 
 # Whole folders, and other data of a run

@@ -48,6 +48,22 @@ def test_windows_stand_end_to_end_behind_what_they_may_see() -> None:
         windows_of(x, u, 10)
 
 
+def test_what_comes_before_is_seen_and_not_scored() -> None:
+    x = [torch.arange(10.0)[:, None], torch.arange(5.0)[:, None]]
+    found = windows_of(x, None, 2, 3, first=[7, 3])
+    assert [window.truth[:, 0].tolist() for window in found] == [[8, 9], [3, 4]]
+    assert [len(window.past) for window in found] == [8, 3]
+    with pytest.raises(DataError, match="expected at most the frames of the longest sequence, 3, got 4"):
+        windows_of(x, None, 4, first=[7, 3])
+    hidden = hide(x, None, 0.9, first=[7, 3])
+    assert [bool(one.truth[:before].isnan().all()) for one, before in zip(hidden, (7, 3), strict=True)] == [True] * 2
+    assert [int((~one.truth.isnan()).sum()) for one in hidden] != [0, 0]
+    model = a_model(masked=True)
+    pair = [torch.randn(12, 2), torch.randn(9, 2)]
+    assert score_forecasts(model, pair, None, steps=2, samples=3, first=[8, 6]).entries == 8
+    assert score_imputations(model, pair, None, share=0.99, samples=3, first=[8, 6]).entries <= 14
+
+
 @pytest.mark.parametrize("length", [1, 4])
 def test_that_share_is_hidden_in_gaps_of_that_length(length: int) -> None:
     x = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))

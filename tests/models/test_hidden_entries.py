@@ -13,7 +13,9 @@ from vssn import VSSN, fit, sequence_bounds
 from vssn.errors import ConfigError
 from vssn.inference.filtering import one_step_predictions
 from vssn.likelihoods import LIKELIHOODS
+from vssn.nn.interface import Hiding
 from vssn.training.config import check_config
+from vssn.utils.scaling import Scaling
 from vssn_kernels.testing import assert_all_close, assert_close, assert_equal
 
 LENGTHS = torch.tensor([5, 0, 3, 1])
@@ -132,6 +134,27 @@ def test_missing_entries_are_neither_shown_nor_counted() -> None:
     assert hidden.any()
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_entries_that_are_drawn_already_are_hidden(batch_first: bool) -> None:
+    """As several processes share one draw."""
+    model = make(masked=True)
+    batch = given(model)
+    torch.manual_seed(5)
+    drawn = Hiding.draw(0.4, batch["x"])
+    want = hidden_of(model, 5, 0.4, **batch)
+    assert_equal("hidden", drawn.entries, want)
+    torch.manual_seed(5)
+    loss = model(**batch, coordinated_dropout=0.4).loss
+    if batch_first:
+        model.set_batch_first(True)
+        swapped = {name: batch[name].transpose(0, 1) for name in ("x", "u")}
+        noise = tuple(part.transpose(0, 1) if part.dim() == 3 else part for part in batch["noise"])
+        batch = batch | swapped | {"noise": noise}
+    assert_close("loss", model(**batch, coordinated_dropout=drawn).loss, loss, 1e-12)
+    with pytest.raises(ValueError, match=r"^coordinated_dropout must be below 1, got 1"):
+        model(**batch, coordinated_dropout=drawn._replace(share=1))
+
+
 @pytest.mark.parametrize(("rate", "message"), [(1.0, "must be below 1, got 1.0"), (-0.1, "must be a finite number of")])
 def test_a_rate_that_is_none_is_named(rate: float, message: str) -> None:
     model = make()
@@ -155,6 +178,17 @@ def test_a_run_takes_it_where_a_part_of_a_frame_has_a_density(likelihood: str) -
         ConfigError, match=rf"coordinated_dropout: expected 0 with model.likelihood '{likelihood}', whi"
     ):
         check_config(config(likelihood, 0.3), "here")
+
+
+def test_a_model_from_python_must_know_parts_of_a_frame(tmp_path: Path) -> None:
+    x, training = torch.randn(3, 4, X), {"coordinated_dropout": 0.3, "output": str(tmp_path / "run")}
+    for scaling in (None, Scaling.of(x)):
+        model = VSSN(X, D, Z, likelihood="ar_gaussian", scaling=scaling, decoder=torch.nn.Linear(Z + D, 10 * X))
+        with pytest.raises(
+            ConfigError, match=r"expected 0 with likelihood='ar_gaussian', which knows no part of a fra"
+        ):
+            fit(model, (x, x, x), training=training)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_with_it_trains_on_other_numbers_and_validates_on_all(tmp_path: Path) -> None:

@@ -210,3 +210,10 @@ def test_messages_name_the_likelihood_that_was_asked_for() -> None:
     scaled, plain = pair("ar_gaussian")
     assert isinstance(scaled.likelihood, Scaled)
     assert scaled.likelihood.title == plain.likelihood.title == "likelihood='ar_gaussian'"
+
+
+def test_what_takes_whole_frames_alone_says_so_in_other_units_too() -> None:
+    """As training.coordinated_dropout asks."""
+    for name, whole in (("gaussian", False), ("ar_gaussian", True)):
+        scaled, plain = pair(name)
+        assert scaled.likelihood.whole_frames is plain.likelihood.whole_frames is whole

@@ -365,6 +365,17 @@ def test_values_that_the_likelihood_does_not_take_are_named(tmp_path: Path) -> N
     assert fit(settings, [[LONE.bool()], [LONE.byte()], [LONE.long()]]).test.frames == 4
 
 
+def test_an_infinite_number_is_named_though_it_is_to_be_standardised(tmp_path: Path) -> None:
+    """Mean and std of it are nothing that a model could be made with."""
+    settings = settings_of(tmp_path / "run")
+    settings["data"]["standardise"] = True
+    parts = frames()
+    parts[0][2][1, 0] = torch.inf
+    with pytest.raises(DataError, match=r"^splits\.train\[2\] must be finite, got inf"):
+        fit(settings, parts)
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_else_is_wrong_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^data\.set: 'given' is data that came from Python; give it again"):
         fit(config_of(tmp_path / "run"))

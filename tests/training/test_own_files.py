@@ -64,7 +64,8 @@ def test_from_a_table_to_scores_in_data_units(tmp_path: Path) -> None:
     again = evaluate(model, sequence_loader(data.test, 2))
     assert again.micro == result.test.micro
     assert load_config(tmp_path / "run" / "config.yaml") == config
-    assert (config.data.freq, config.data.id_column, config.data.time_column) == ("h", "station", "time")
+    assert (config.data.step, config.data.id_column, config.data.time_column) == ("h", "station", "time")
+    assert config.data.freq is None
 
 
 def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path) -> None:
 
 def test_what_the_model_does_not_take_is_named_by_its_sequence(tmp_path: Path) -> None:
     path = series(tmp_path / "load.csv")
-    with pytest.raises(DataError, match=r"^x of north must be finite, got nan; .* masked=True \(model\.masked: true\)"):
+    with pytest.raises(DataError, match=r"^x of north must be finite, got nan; set model\.masked: true \(--set"):
         fit(check_config(settings_of(path, tmp_path / "run", model={"masked": False}), ""))
     unit = settings_of(path, tmp_path / "run", model={"likelihood": "bernoulli"}, data={"standardise": False})
     with pytest.raises(DataError, match=r"^x of north must lie in \[0, 1\] with likelihood='bernoulli'"):
@@ -165,6 +166,24 @@ def test_fit_on_a_table_without_a_configuration(tmp_path: Path, capsys: pytest.C
     assert "files, test" in capsys.readouterr().out
 
 
+def test_a_run_without_a_test_part_prints_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    np.savez(tmp_path / "own.npz", x_train=draw.normal(size=(6, 5, 2)), x_valid=draw.normal(size=(3, 5, 2)))
+    tiny = ["--set", "model.hidden_size=4", "--set", "training.accelerator=cpu", "--set", "training.max_epochs=1"]
+    arguments = ["fit", "--data", str(tmp_path / "own.npz"), "--output", str(tmp_path / "run"), *tiny]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "\nvalidation\nELBO" in printed
+    assert "\ntest\n" not in printed
+    assert "6 training, 3 validation sequences" in printed
+    result = fit(load_config(tmp_path / "run" / "config.yaml", [f"training.output={tmp_path / 'again'}"]))
+    assert result.test is result.valid
+    assert main(["evaluate", str(tmp_path / "run" / "best.ckpt"), "--split", "test"]) == 0
+    assert f"{result.valid.micro:.4f}" in capsys.readouterr().out
+
+
 def test_init_prints_a_configuration_that_fit_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = series(tmp_path / "load.csv")
     assert main(["init", str(path), "--set", "data.value_columns=[wind]", "--output", str(tmp_path / "run")]) == 0
@@ -189,14 +208,26 @@ def test_init_prints_a_configuration_that_fit_takes(tmp_path: Path, capsys: pyte
         (["init", "{data}", "--set", "model.hiden_size=3"], "model.hiden_size: unknown key; did you mean hidden_size"),
         (["init", "{data}", "--set", "data.time_column=day"], "time_column: expected one of the columns 'station'"),
         (["init", "{data}", "--set", "data.per_beat=4"], "per_beat: expected an option of the form table"),
+        (
+            ["init", "{one}"],
+            "expected sequences of 3 frames at least to learn from, got 1 sequence of 1 frame; a row",
+        ),
+        (["fit", "--data", "{one}"], "one.csv: expected sequences of 3 frames at least to learn from"),
+        (
+            ["init", "{alone}"],
+            "expected sequences of 2 frames at least to learn from, got 12 sequences of 1",
+        ),
         (["fit", "--resume", "--output", "nothing"], "config.yaml: expected a YAML file, but there is no such file"),
     ],
 )
 def test_mistakes_at_the_command_line(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = str(series(tmp_path / "load.csv"))
-    assert main([argument.replace("{data}", data) for argument in arguments]) == 2
+    places = {"{data}": str(series(tmp_path / "load.csv"))}
+    for name, rows in (("one", ["2024-01-01,a,1"]), ("alone", [f"2024-01-01,{letter},1" for letter in "abcdefghijkl"])):
+        (tmp_path / f"{name}.csv").write_text("\n".join(("time,id,x", *rows)) + "\n")
+        places[f"{{{name}}}"] = str(tmp_path / f"{name}.csv")
+    assert main([places.get(argument, argument) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

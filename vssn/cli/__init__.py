@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vssn.cli import forecast, generate, impute, latents, series
-from vssn.cli.common import add_threads, dataset_of, use_threads, with_data
+from vssn.cli.common import add_threads, check_missing, dataset_of, use_threads, with_data
 from vssn.experiments.tasks import NAMES
 from vssn.training.heartbeat import Heartbeat
 from vssn.utils.command import INTERRUPTED, check_target, positive, run_command, seed, writing
@@ -195,13 +195,15 @@ def _fit(options: argparse.Namespace) -> int:
     if world is not None and not world.writes:
         return 0
     print(f"\nbest epoch {result.best_epoch}: {result.best_path}  ({result.seconds / 60:.1f} minutes)")
-    for split, scores in (("validation", result.valid), ("test", result.test)):
+    parts = [("validation", result.valid), ("test", result.test)]
+    for split, scores in parts if result.test is not result.valid else parts[:1]:
         print(f"\n{split}\n{scores.table()}")
     return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
     from vssn.data.batching import sequence_loader
+    from vssn.data.splits import in_memory
     from vssn.inference.scoring import BoundScores, Scores, evaluate, evaluate_bound
     from vssn.training.checkpoints import load_model
 
@@ -213,6 +215,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     scores: Scores | BoundScores
     with Heartbeat("reading the data", lambda line: print(line, file=sys.stderr)) as pulse:
         config, dataset = dataset_of(config, options.data, options.split)
+        check_missing(model, (x for x, _ in in_memory(dataset)))
         pulse.doing = f"scoring {len(dataset)} sequences"
         batch_size = options.batch_size or config.data.batch_size
         loader = sequence_loader(dataset, batch_size, num_workers=config.data.workers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from vssn.data.batching import SequenceDataset
     from vssn.data.formats import Source
+    from vssn.nn.interface import SequenceModel
     from vssn.output.results import Look
     from vssn.training.config import Config
 
@@ -167,6 +168,19 @@ def dataset_of(config: Config, path: str | None, split: str) -> tuple[Config, Se
             raise DataError(f"{path}: expected a part {split}, got {parts}; name another --split")
         source = source.select(index for index, part in enumerate(source.parts) if part == split)
     return config, SequenceDataset(source.x, source.u)
+
+
+def check_missing(model: SequenceModel, sequences: Iterable[Tensor]) -> None:
+    """Raises DataError where x has gaps and the model takes none."""
+    from vssn.errors import DataError
+
+    gaps = [part.isnan() for part in sequences]
+    missing = sum(int(part.sum()) for part in gaps)
+    if missing and not getattr(model, "masked", False):
+        raise DataError(
+            f"--data: {missing} of {sum(part.numel() for part in gaps)} numbers of x are missing, and the model takes "
+            "none that are; fill them in, or train one with model.masked: true (vssn fit --set model.masked=true)"
+        )
 
 
 class Batch(NamedTuple):

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vssn.cli.common import Progress, add_inference, batches, data_of, say_written, use_threads
+from vssn.cli.common import Progress, add_inference, batches, check_missing, data_of, say_written, use_threads
 from vssn.utils.command import writing
 
 
@@ -34,6 +34,7 @@ def run(options: argparse.Namespace) -> int:
     model, config = load_model(options.checkpoint)
     applied = data_of(config, options.data, options.split, options.first)
     source = applied.source
+    check_missing(model, source.x)
     target = choose("--output", options.output, source.kind, len(source.x))
     missing = sum(int(x.isnan().sum()) for x in source.x)
     mean, samples = [], []

@@ -9,7 +9,7 @@ from vssn.cli.common import Progress
 from vssn.utils.command import positive, several
 
 if TYPE_CHECKING:
-    from vssn.data.batching import SequenceDataset
+    from vssn.data.batching import Item, SequenceDataset
     from vssn.experiments.series_scores import SeriesScores
     from vssn.nn.interface import SequenceModel
     from vssn.training.config import Config
@@ -60,9 +60,12 @@ def scores(
     items = [dataset[index] for index in range(len(dataset))] if usual or options.steps or options.gaps else []
     if not items:
         return {}
+    shortest = min(len(sequence) for sequence, _ in items)
+    first = None if dataset.before is None else dataset.before.lengths
+    if dataset.before is not None:  # seen and not scored
+        items = [_joined(dataset.before[index], item) for index, item in enumerate(items)]
     x = [sequence.float() for sequence, _ in items]
     u = [control for _, control in items if control is not None] if model.control_size else None
-    shortest = min(len(sequence) for sequence in x)
     steps = options.steps or (min(max(shortest // 4, 1), LONGEST) if usual and shortest > 1 else None)
     gaps = options.gaps or (GAPS if usual else None)
     size = options.batch_size or config.data.batch_size
@@ -79,6 +82,7 @@ def scores(
                 samples=options.samples,
                 seed=options.seed,
                 batch_size=size,
+                first=first,
                 advance=progress.advance,
             )
     if gaps is not None:
@@ -92,9 +96,17 @@ def scores(
                 samples=options.samples,
                 seed=options.seed,
                 batch_size=size,
+                first=first,
                 advance=progress.advance,
             )
     return found
+
+
+def _joined(before: Item, item: Item) -> Item:
+    import torch
+
+    (x, u), (more, control) = before, item
+    return torch.cat((x, more)), None if u is None or control is None else torch.cat((u, control))
 
 
 def _are_series(config: Config) -> bool:

@@ -30,6 +30,7 @@ class SequenceBatch(NamedTuple):
     x: Tensor  # [T, B, X] float32
     lengths: Tensor  # [B] int64
     u: Tensor | None = None  # [T, B, U] float32, controls from outside
+    before: SequenceBatch | None = None  # the frames before, which a model sees and no score counts
 
 
 class SequenceDataset(Dataset[Item]):
@@ -41,6 +42,7 @@ class SequenceDataset(Dataset[Item]):
         lengths: where taking a sequence is dear (one that is rendered when it is asked for).
         transform: `transform(x, generator)` changes a sequence each time it is drawn; its generator is seeded from
             (seed, epoch, index).
+        before: for every sequence the frames before it, which a model sees and no score counts.
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
@@ -54,6 +56,7 @@ class SequenceDataset(Dataset[Item]):
         lengths: Sequence[int] | None = None,
         transform: Transform | None = None,
         seed: int = 0,
+        before: SequenceDataset | None = None,
     ) -> None:
         self.sequences: Sequence[Any] = _listed("sequences", sequences)
         self.controls: Sequence[Any] | None = None if controls is None else _listed("controls", controls, "U")
@@ -69,6 +72,10 @@ class SequenceDataset(Dataset[Item]):
         if lengths is None:
             lengths = [len(sequence) for sequence in self.sequences]
         self.lengths = [_length(f"lengths[{index}]", length) for index, length in enumerate(lengths)]
+        if before is not None and (not isinstance(before, SequenceDataset) or len(before) != len(self.sequences)):
+            came = f"{len(before)} sequences" if isinstance(before, SequenceDataset) else type(before).__name__
+            raise ValueError(f"before must be a SequenceDataset of {len(self.sequences)} sequences, got {came}")
+        self.before = before
         self.transform = transform
         self.seed = seed
         # In shared memory, so that loader workers which outlive an epoch see the next one.
@@ -85,6 +92,12 @@ class SequenceDataset(Dataset[Item]):
         if self.transform is not None:
             x = self.transform(x, generator(self.seed, int(self._epoch), index))
         return x, None if self.controls is None else as_sequence(f"controls[{index}]", self.controls[index], "U")
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, ...]]:
+        """What a loader takes for a batch: the items, each with that of the frames before it where there are any."""
+        if self.before is None:
+            return [self[index] for index in indices]
+        return [(*self[index], self.before[index]) for index in indices]
 
 
 def _length(name: str, length: Any) -> int:
@@ -140,14 +153,17 @@ def as_sequence(name: str, sequence: object, features: str = "X", dims: int = 2)
     return sequence
 
 
-def collate_sequences(items: Sequence[Item]) -> SequenceBatch:
-    """Pad (x [T, X], u [T, U] or None) of different T to one batch.
+def collate_sequences(items: Sequence[tuple[Any, ...]]) -> SequenceBatch:
+    """Pad (x [T, X], u [T, U] or None) of different T to one batch; a third part, such a pair, holds the frames before.
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     if not isinstance(items, list | tuple) or not items:
         raise TypeError(f"items must be a list of pairs (x, u), one at least, got {_name(items)}")
+    before = [item[2] for item in items if isinstance(item, tuple) and len(item) == 3]
+    if before and len(before) == len(items):
+        return collate_sequences([item[:2] for item in items])._replace(before=collate_sequences(before))
     for number, item in enumerate(items):
         require_parts(f"items[{number}]", item, "(x, u)", lists=True)
     items = [

@@ -1,7 +1,7 @@
 """Data of one's own from a file or a folder: `data.set: files` with `data.path`. `vssn.data.formats` says what is read.
 
 split    ratio  whole sequences, drawn by data.seed, as `ratios` says
-         time   the last parts of each sequence validate and test
+         time   the last parts of each sequence validate and test; the model sees the frames before them, BEFORE at most
          given  by the folders train, valid and test, by the names of arrays, or by a column
          auto   given where the data says it; else ratio of ten sequences or more, time of fewer
 
@@ -28,6 +28,7 @@ from vssn.errors import DataError
 from vssn.utils.numbers import Count, Share, Size
 from vssn.utils.random import generator
 
+BEFORE = 1000  # frames: a state further back has no part in what comes
 MANY = 10  # sequences, from which on `auto` splits by whole ones
 
 
@@ -36,11 +37,13 @@ class FileDataset(SequenceDataset):
 
     def __init__(self, source: Source, *, transpose: int = 0, seed: int = 0) -> None:
         self.source = source
-        super().__init__(source.x, source.u, transform=Transpose(transpose) if transpose else None, seed=seed)
+        before = None if source.before is None else SequenceDataset(source.before.x, source.before.u)
+        transform = Transpose(transpose) if transpose else None
+        super().__init__(source.x, source.u, transform=transform, seed=seed, before=before)
 
 
 def split_source(source: Source, how: str, ratios: Iterable[float], seed: int) -> tuple[Source, Source, Source]:
-    """Training, validation and test.
+    """Training, validation and test: the validation part itself where the data has no test part.
 
     Raises:
         DataError: there are too few sequences, or too short ones; the data does not say what is given.
@@ -67,8 +70,24 @@ def _as_given(source: Source, shares: list[float], seed: int) -> tuple[Source, S
         raise DataError(f"data.split: expected parts train and valid as the data says its parts, got no {missing}")
     if not found["valid"]:
         found["train"], found["valid"] = _cut(found["train"], shares[1] / (shares[0] + shares[1]), seed)
-    train, valid, test = (source.select(found[part] or found["valid"]) for part in PARTS)
-    return train, valid, test
+    train, valid = source.select(found["train"]), source.select(found["valid"])
+    return train, valid, source.select(found["test"]) if found["test"] else valid
+
+
+def hold_out(source: Source, share: float, seed: int) -> tuple[Source, Source]:
+    """Training, and that share for validation: of whole sequences, of fewer than MANY the last part of each. Raises
+    DataError."""
+    if len(source.x) >= MANY:
+        rest, held = _cut(list(range(len(source.x))), share, seed)
+        return source.select(rest), source.select(held)
+    spans: tuple[list[slice], ...] = ([], [])
+    for name, length in zip(source.names, source.lengths, strict=True):
+        if length < 2:
+            raise DataError(f"{name} must have two frames at least, to train on and to validate on, got {length}")
+        first = length - min(max(1, round(share * length)), length - 1)
+        spans[0].append(slice(first))
+        spans[1].append(slice(first, None))
+    return _frames(source, spans[0]), _behind(source, spans[1])
 
 
 def _cut(indices: list[int], share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -109,8 +128,13 @@ def _by_time(source: Source, shares: list[float]) -> tuple[Source, Source, Sourc
             spans, (slice(first), slice(first, length - test), slice(length - test, None)), strict=True
         ):
             part.append(span)
-    train, valid_part, test_part = (_frames(source, part) for part in spans)
-    return train, valid_part, test_part
+    return _frames(source, spans[0]), _behind(source, spans[1]), _behind(source, spans[2])
+
+
+def _behind(source: Source, spans: list[slice]) -> Source:
+    """These frames, which begin behind others, with those."""
+    before = [slice(max(0, span.start - BEFORE), span.start) for span in spans]
+    return replace(_frames(source, spans), before=_frames(source, before))
 
 
 def _frames(source: Source, spans: list[slice]) -> Source:
@@ -165,7 +189,7 @@ def _check(settings: Mapping[str, Any]) -> None:
 
 _READING = (
     *("time_column", "id_column", "channel_column", "channels", "value_columns", "control_columns", "split_column"),
-    *("freq", "key", "per_beat", "frame_size", "sample_rate", "resize", "grey"),
+    *("freq", "step", "key", "per_beat", "frame_size", "sample_rate", "resize", "grey"),
 )
 
 
@@ -188,6 +212,7 @@ def load_splits(
     control_columns: list[str] | None = None,
     split_column: str | None = None,
     freq: str | float | None = None,
+    step: str | float | None = None,
     key: str | None = None,
     per_beat: Count | None = None,
     frame_size: Count | None = None,
@@ -224,4 +249,6 @@ def load_splits(
     train, valid, test = split_source(source, split, ratios, seed)
     if window is not None:
         train = windows(train, window)
-    return Splits(FileDataset(train, transpose=transpose, seed=seed), FileDataset(valid), FileDataset(test))
+    held = FileDataset(valid)
+    tested = held if test is valid else FileDataset(test)
+    return Splits(FileDataset(train, transpose=transpose, seed=seed), held, tested)

@@ -170,8 +170,7 @@ def spike_scores(model: Any, dataset: SequenceDataset, *, samples: int = SCORE_S
 def _rates(model: Any, given: Any) -> Tensor:
     """One draw, [T, B, X]."""
     x = given.x
-    shapes = [(*x.shape[:2], size) for size in model.noise_sizes]
-    shapes += [(x.shape[1], model.initial_size)] if model.initial_size else []
+    shapes = model.noise_shapes(*x.shape[:2])
     d, z, _ = model.infer(given, tuple(torch.randn(shape, dtype=x.dtype, device=x.device) for shape in shapes))
     rates: Tensor = model.likelihood.mean(model.decode(z, d))
     return rates

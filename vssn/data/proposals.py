@@ -15,9 +15,11 @@ from torch import Tensor
 
 from vssn.data.files import MANY, settings_of
 from vssn.data.formats import Source
+from vssn.errors import DataError
 
 UPDATES = 4000  # of a whole training, about
 _WINDOW = 100  # frames
+STANDARDISED_FLOOR = -6.0  # of the log-variance of standardised values: std 0.05
 _LONG = 400  # frames, from which on gradients are cut
 _DEFAULTS = {"format"}  # keys of reading that a proposal leaves to be found again
 
@@ -76,6 +78,9 @@ def propose(source: Source, path: str, output: str, likelihoods: Collection[str]
         path: from which the source was read.
         output: folder of the run.
         likelihoods: names that may be proposed, those of the registry.
+
+    Raises:
+        DataError: there is too little of it to train on and to score.
     """
     values = Values.of(source.x)
     reasons: dict[str, str] = {}
@@ -90,7 +95,7 @@ def propose(source: Source, path: str, output: str, likelihoods: Collection[str]
         reasons["data.standardise"] = (
             "the model keeps mean and std of the training data; what goes in and comes out is in the unit of the data"
         )
-        model["min_logvar_x"] = -6.0
+        model["min_logvar_x"] = STANDARDISED_FLOOR
         reasons["model.min_logvar_x"] = "floor of the log-variance of standardised values: std 0.05"
     if values.missing:
         model["masked"] = True
@@ -99,6 +104,7 @@ def propose(source: Source, path: str, output: str, likelihoods: Collection[str]
         model["control"] = "both"
         reasons["model.control"] = f"u_t is the frame before and the controls {', '.join(source.controls[:6])}"
     _split(source, data, reasons)
+    _require_enough(source, data["split"], path)
     length = _lengths(source, data, training, reasons)
     _sizes(source, model, reasons)
     _schedule(source, length, data, training, reasons)
@@ -150,6 +156,18 @@ def _split(source: Source, data: dict[str, Any], reasons: dict[str, str]) -> Non
     else:
         data["split"] = "time"
         reasons["data.split"] = "few sequences: the last tenth of each tests, the tenth before validates"
+
+
+def _require_enough(source: Source, split: str, path: str) -> None:
+    """Raises DataError where no sequence has a frame for each part, or one to follow another."""
+    least, longest = 3 if split == "time" else 2, max(source.lengths)
+    if longest < least:
+        one = "1 sequence" if len(source.x) == 1 else f"{len(source.x)} sequences"
+        frames = "1 frame" if longest == 1 else f"at most {longest} frames"
+        then = "; a row is a frame: check the columns of times and ids" if source.kind == "table" else ""
+        raise DataError(
+            f"{path}: expected sequences of {least} frames at least to learn from, got {one} of {frames}{then}"
+        )
 
 
 def _training_lengths(source: Source, data: Mapping[str, Any]) -> list[int]:

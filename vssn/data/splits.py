@@ -13,9 +13,13 @@ from vssn.data.batching import Item, SequenceDataset, as_sequence
 from vssn.errors import DataError
 from vssn.utils.values import REAL, Support, require_finite, require_values
 
+_TOO_LARGE = "leave out what is too large for float32"
 _NO_MASK = (
     "training takes no mask: make the model with masked=True (model.masked: true), which takes NaN as missing, or fill "
-    "it in; leave out what is too large for float32"
+    f"it in; {_TOO_LARGE}"
+)
+MASK_IN_YAML = (
+    f"set model.masked: true (--set model.masked=true), which takes it as missing, or fill it in; {_TOO_LARGE}"
 )
 _NO_NAN_IN_U = "training takes no mask of controls: fill in what is missing or too large for float32"
 
@@ -87,18 +91,25 @@ def as_splits(splits: object, missing: bool = False) -> Splits:
 
 
 def check_values(
-    name: str, x: Tensor | None, u: Tensor | None, support: Support, likelihood: str, missing: bool = False
+    name: str,
+    x: Tensor | None,
+    u: Tensor | None,
+    support: Support,
+    likelihood: str,
+    missing: bool = False,
+    advice: str = _NO_MASK,
 ) -> None:
     """Raises DataError unless x lies in the support, as the float32 that it becomes, and u is finite.
 
     Args:
         missing: NaN in x stands for what is missing.
+        advice: what to do where it is not finite.
     """
     if x is not None:
         numbers = x.float()
         if missing and x.is_floating_point():
             numbers = torch.where(x.isnan(), 0.0, numbers)  # 0 has a density in every support
-        require_values(name, numbers, support, _NO_MASK, likelihood)
+        require_values(name, numbers, support, advice, likelihood)
     require_finite(f"u of {name}", None if u is None else u.float(), _NO_NAN_IN_U)
 
 

@@ -61,19 +61,29 @@ class Window(NamedTuple):
     u: Tensor | None  # [T + steps, U]
 
 
-def windows_of(x: Sequence[Tensor], u: Sequence[Tensor] | None, steps: int, count: int = 1) -> list[Window]:
-    """The last windows of every sequence, as far as it has them with a frame before. Raises DataError: none has."""
+def windows_of(
+    x: Sequence[Tensor], u: Sequence[Tensor] | None, steps: int, count: int = 1, first: Sequence[int] | None = None
+) -> list[Window]:
+    """The last windows of every sequence, as far as it has them with a frame before.
+
+    Args:
+        first: frames of each sequence that come before what is scored.
+
+    Raises:
+        DataError: none has.
+    """
     found = []
     for index, sequence in enumerate(x):
         for number in range(count):
             end = len(sequence) - number * steps
             start = end - steps
-            if start >= 1:
+            if start >= max(1, 0 if first is None else first[index]):
                 control = None if u is None else u[index][:end]
                 found.append(Window(sequence[:start], sequence[start:end], control))
     if not found:
-        longest = max(len(sequence) for sequence in x)
-        raise DataError(f"--steps: expected fewer than the frames of the longest sequence, {longest}, got {steps}")
+        longest = max(len(sequence) - (0 if first is None else first[index]) for index, sequence in enumerate(x))
+        most = "fewer than" if first is None else "at most"
+        raise DataError(f"--steps: expected {most} the frames of the longest sequence, {longest}, got {steps}")
     return found
 
 
@@ -142,10 +152,12 @@ def score_forecasts(
     samples: int = SAMPLES,
     seed: int = 0,
     batch_size: int = 32,
+    first: Sequence[int] | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> SeriesScores:
-    """The model beside the seasonal naive, on the last windows of sequences [T_i, X]. Raises DataError."""
-    chosen = windows_of(x, u, steps, windows)
+    """The model beside the seasonal naive, on the last windows of sequences [T_i, X], behind the `first` frames of
+    each. Raises DataError."""
+    chosen = windows_of(x, u, steps, windows, first)
     drawn = sample_forecasts(model, chosen, samples=samples, seed=seed, batch_size=batch_size, advance=advance)
     naive = "last value" if season == 1 else f"seasonal naive, {season}"
     rows = {
@@ -165,13 +177,20 @@ class Hidden(NamedTuple):
 
 
 def hide(
-    x: Sequence[Tensor], u: Sequence[Tensor] | None, share: float, *, length: int = 1, seed: int = 0
+    x: Sequence[Tensor],
+    u: Sequence[Tensor] | None,
+    share: float,
+    *,
+    length: int = 1,
+    seed: int = 0,
+    first: Sequence[int] | None = None,
 ) -> list[Hidden]:
     """Hides that share of the observed entries of every sequence.
 
     Args:
         length: frames of a gap: 1 hides entries one by one, more hides pieces of a feature.
         seed: of the choice.
+        first: frames of each sequence in which nothing is hidden.
 
     Raises:
         DataError: nothing was hidden.
@@ -183,6 +202,7 @@ def hide(
         for shift in range(1, length):
             gone[shift:] |= starts[:-shift] if shift < len(starts) else False
         gone &= ~sequence.isnan()
+        gone[: 0 if first is None else first[index]] = False
         truth = torch.where(gone, sequence, torch.nan)
         found.append(Hidden(torch.where(gone, torch.nan, sequence), truth, None if u is None else u[index]))
     if not any((~hidden.truth.isnan()).any() for hidden in found):
@@ -247,10 +267,12 @@ def score_imputations(
     samples: int = SAMPLES,
     seed: int = 0,
     batch_size: int = 32,
+    first: Sequence[int] | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> SeriesScores:
-    """The model beside linear interpolation, on sequences [T_i, X] of which a share is hidden. Raises DataError."""
-    hidden = hide(x, u, share, length=length, seed=seed)
+    """The model beside linear interpolation, on sequences [T_i, X] of which a share is hidden, behind the `first`
+    frames of each. Raises DataError."""
+    hidden = hide(x, u, share, length=length, seed=seed, first=first)
     drawn = sample_imputations(model, hidden, samples=samples, seed=seed, batch_size=batch_size, advance=advance)
     rows = {
         "model": imputation_scores(list(drawn), hidden),

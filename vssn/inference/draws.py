@@ -55,9 +55,7 @@ class Draws:
         return tuple(part.zero_() for part in self._empty(self.given))
 
     def _empty(self, rows: EncodedBatch) -> Noise:
-        shapes = [(*rows.x.shape[:2], size) for size in self.model.noise_sizes]
-        shapes += [(rows.x.shape[1], self.model.initial_size)] if self.model.initial_size else []
-        return tuple(rows.x.new_empty(shape) for shape in shapes)
+        return tuple(rows.x.new_empty(shape) for shape in self.model.noise_shapes(*rows.x.shape[:2]))
 
 
 @contextlib.contextmanager

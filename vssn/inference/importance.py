@@ -37,6 +37,7 @@ from torch import Tensor
 from vssn.errors import MemoryLimitError
 from vssn.inference.particles import PART, Particles, Plan
 from vssn.nn.interface import DEFAULT_MEMORY, SequenceModel, require_model
+from vssn.nn.layer import AnyState
 from vssn.utils.checks import require_choice, require_number, require_seed, require_size
 from vssn.utils.evaluation_mode import evaluating, time_major
 from vssn.utils.sequences import check_lengths, check_mask, check_sequences, swap
@@ -69,6 +70,7 @@ def sequence_bounds(
     memory: int = DEFAULT_MEMORY,
     resampling: str = "systematic",
     ess_threshold: float = 0.5,
+    state: AnyState | tuple[Tensor, ...] | None = None,
 ) -> SequenceBounds:
     """A bound for each sequence of a batch, one draw of its particles.
 
@@ -83,6 +85,8 @@ def sequence_bounds(
             `encoder` and `decoder` of a model allocate inside not counted.
         resampling: of fivo: "systematic" or "multinomial".
         ess_threshold: of fivo: resample below this share of K; 0 never does, and gives iwae.
+        state: of each sequence, as in `VSSN.forward`, from which all its particles start: the bound then is on
+            log p(x_{1:T} | u_{1:T}, state). None: a start anew.
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
@@ -103,6 +107,7 @@ def sequence_bounds(
     results: list[tuple[Tensor, ...]] = []
     done = 0
     with evaluating(model), time_major(model):
+        start = None if state is None else model.prepare(x[:0], u if u is None else u[:0], None, state).start
         while done < batch:
             rest = order[done:]
             longest = int(lengths[rest[0]])
@@ -112,7 +117,8 @@ def sequence_bounds(
                 part if part is None else part[:longest].index_select(1, columns) for part in (x, u, mask)
             )
             assert here is not None
-            given = model.prepare(here, u_here, lengths[columns], None, mask_here)
+            rows = None if start is None else type(start)(*(part[columns] for part in start))
+            given = model.prepare(here, u_here, lengths[columns], rows, mask_here)
             keys = [(seed, first_index + column) for column in columns.tolist()]
             group = Particles(model, given, lengths[columns], keys, plan)
             if bound == "fivo":

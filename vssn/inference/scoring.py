@@ -10,6 +10,9 @@ Annealing, free bits and the `paper` objective play no role here.
 
 The importance-weighted bounds of `vssn.inference.importance` are averaged the same way. They are bounds for a whole
 sequence; without the first frame stands the bound on log p(x_{1:T}) less that on log p(x_1), an estimate and no bound.
+
+Of a sequence with frames before it, a piece of a longer one, the model starts from a draw of its state behind those: in
+expectation the scores bound log p(x_{1:T}) given that state from below.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from torch import Tensor
 from vssn.data.batching import SequenceBatch
 from vssn.inference.importance import DEFAULT_MEMORY, check_bound, sequence_bounds
 from vssn.nn.interface import SequenceModel, SequenceOutput, require_model
+from vssn.nn.layer import AnyState
 from vssn.utils.checks import require_seed, require_shape, require_size, require_tensor
 from vssn.utils.evaluation_mode import evaluating, time_major
 
@@ -140,17 +144,24 @@ def evaluate(model: SequenceModel, loader: Iterable[SequenceBatch], *, samples: 
     generator = torch.Generator(like.device).manual_seed(seed)
     rows = []
     with evaluating(model), time_major(model):
-        for x, lengths, u in _batches(loader, model, like):
-            draws = [
-                sequence_sums(model(x, u, lengths, noise=draw_noise(model, x, generator)), lengths)
-                for _ in range(samples)
-            ]
+        for x, lengths, u, before in _batches(loader, model, like):
+            draws = []
+            for _ in range(samples):
+                state = None if before is None else state_behind(model, before, draw_noise(model, before.x, generator))
+                output = model(x, u, lengths, state=state, noise=draw_noise(model, x, generator))
+                draws.append(sequence_sums(output, lengths))
             rows.append(torch.stack(draws).mean(0).cpu())
     return summarize(torch.cat(rows))
 
 
-def _batches(loader: object, model: SequenceModel, like: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """x, lengths and u of every batch, on the device and in the dtype of `like`."""
+def state_behind(model: SequenceModel, before: SequenceBatch, noise: tuple[Tensor, ...]) -> AnyState:
+    """That of one draw, of a time-major model, behind the frames before the ones that are scored."""
+    state: AnyState = model(before.x, before.u, before.lengths, noise=noise).state
+    return state
+
+
+def _batches(loader: object, model: SequenceModel, like: Tensor) -> Iterator[SequenceBatch]:
+    """Every batch on the device and in the dtype of `like`; without controls that the model does not take."""
     if not isinstance(loader, Iterable):
         raise TypeError(f"loader must be an iterable of SequenceBatches, got {type(loader).__name__}")
     empty = True
@@ -158,10 +169,15 @@ def _batches(loader: object, model: SequenceModel, like: Tensor) -> Iterator[tup
         if not isinstance(batch, SequenceBatch):
             raise TypeError(f"loader must give SequenceBatches, got {type(batch).__name__}")
         empty = False
-        u = batch.u.to(like) if batch.u is not None and model.control_size else None
-        yield batch.x.to(like), batch.lengths.to(like.device), u
+        yield _like(batch, like, model.control_size > 0)
     if empty:
         raise ValueError("loader must give one batch at least, got none")
+
+
+def _like(batch: SequenceBatch, like: Tensor, controls: bool) -> SequenceBatch:
+    u = batch.u.to(like) if batch.u is not None and controls else None
+    before = None if batch.before is None else _like(batch.before, like, controls)
+    return SequenceBatch(batch.x.to(like), batch.lengths.to(like.device), u, before)
 
 
 def evaluate_bound(
@@ -190,10 +206,21 @@ def evaluate_bound(
     check_bound(model, bound, particles, seed, memory)
     like = next(model.parameters())
     parts, count = [], 0
-    with time_major(model):
-        for x, lengths, u in _batches(loader, model, like):
+    generator = torch.Generator(like.device).manual_seed(seed)
+    with torch.no_grad(), evaluating(model), time_major(model):
+        for x, lengths, u, before in _batches(loader, model, like):
+            state = None if before is None else state_behind(model, before, draw_noise(model, before.x, generator))
             result = sequence_bounds(
-                model, x, u, lengths, bound=bound, particles=particles, seed=seed, first_index=count, memory=memory
+                model,
+                x,
+                u,
+                lengths,
+                bound=bound,
+                particles=particles,
+                seed=seed,
+                first_index=count,
+                memory=memory,
+                state=state,
             )
             parts.append(torch.stack((lengths.double(), *(part.double() for part in result)), -1).cpu())
             count += len(lengths)
@@ -220,6 +247,5 @@ def draw_noise(model: SequenceModel, x: Tensor, generator: torch.Generator) -> t
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     if generator.device.type != x.device.type:
         raise ValueError(f"generator must be on {x.device.type} as x is, got {generator.device.type}")
-    shapes = [(*x.shape[:2], size) for size in model.noise_sizes]
-    shapes += [(x.shape[1], model.initial_size)] if model.initial_size else []
+    shapes = model.noise_shapes(*x.shape[:2])
     return tuple(torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device) for shape in shapes)

@@ -46,7 +46,7 @@ class Likelihood(nn.Module):
     """
 
     support: Support = REAL
-    whole_frames: ClassVar[bool] = False  # a frame is observed in whole or not at all
+    whole_frames: bool = False  # a frame is observed in whole or not at all
     # What a model that makes it by name passes on: the argument here, and the model's keyword for it.
     options: ClassVar[tuple[tuple[str, str], ...]] = ()
     name: ClassVar[str]  # of the registry

@@ -36,7 +36,7 @@ class Scaled(Likelihood):
             )
         super().__init__(inner.x_size, inner.parameter_size)
         self.inner: Any = inner
-        self.title = inner.title
+        self.title, self.whole_frames = inner.title, inner.whole_frames
         self.register_buffer("mean_x", mean.detach().clone())
         self.register_buffer("std_x", std.detach().clone())
 

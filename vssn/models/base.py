@@ -17,7 +17,7 @@ from vssn.likelihoods.base import Likelihood
 from vssn.likelihoods.registry import make_likelihood
 from vssn.likelihoods.scaled import Scaled
 from vssn.nn.blocks import MLP, Embedding, reset_children
-from vssn.nn.interface import EncodedBatch, Generation, SequenceModel, SequenceOutput
+from vssn.nn.interface import EncodedBatch, Generation, Hiding, SequenceModel, SequenceOutput
 from vssn.nn.layer import AnyState, Inference, charged
 from vssn.utils.checks import require_choice, require_flag, require_number, require_shape, require_size
 from vssn.utils.scaling import Scaling, check_scaling
@@ -34,6 +34,10 @@ from vssn.utils.sequences import (
 from vssn.utils.values import MARK_MISSING, NO_NAN_IN_U, nan_as_missing, require_finite, require_values
 
 OBJECTIVES = ("elbo", "paper")
+
+
+def _share(dropout: float | Hiding) -> float:
+    return dropout.share if isinstance(dropout, Hiding) else dropout
 
 
 class FrameModel(SequenceModel):
@@ -147,7 +151,7 @@ class FrameModel(SequenceModel):
         lengths: Tensor | None = None,
         state: AnyState | tuple[Tensor, ...] | None = None,
         mask: Tensor | None = None,
-        coordinated_dropout: float = 0.0,
+        coordinated_dropout: float | Hiding = 0.0,
     ) -> EncodedBatch:
         """What inference starts from: the arguments of `forward`, checked, and the embeddings of every frame."""
         like = self.a_parameter()
@@ -172,12 +176,15 @@ class FrameModel(SequenceModel):
         controls = self.make_controls(frames[:-1], embedded[:-1], self._encode_control(u))
         return EncodedBatch(x, observed, valid, frames, embedded[1:], controls, start, hidden)
 
-    def _hide(self, x: Tensor, observed: Tensor | None, rate: float) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _hide(
+        self, x: Tensor, observed: Tensor | None, dropout: float | Hiding
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """x [T, B, X] as the networks see it, where it is observed for them, and the entries that are not shown."""
+        rate = _share(dropout)
         require_number("coordinated_dropout", rate, 0.0)
         if rate >= 1:
             raise ValueError(f"coordinated_dropout must be below 1, got {rate}")
-        dropped = torch.rand_like(x, dtype=torch.float32) < rate
+        dropped = (dropout if isinstance(dropout, Hiding) else Hiding.draw(rate, x)).entries
         nothing = self.likelihood.mean_x if self.is_scaled else x.new_zeros(())  # what the networks see as 0
         shown = torch.where(dropped, nothing, x)
         hidden = dropped if observed is None else dropped & observed
@@ -235,7 +242,7 @@ class FrameModel(SequenceModel):
         result: Inference,
         state: AnyState,
         kl_weight: float | Tensor,
-        coordinated_dropout: float,
+        coordinated_dropout: float | Hiding,
     ) -> SequenceOutput:
         """What a call returns, of a sample of the latents and the state behind it."""
         parameters = self.decode(result.z, result.d)
@@ -245,7 +252,7 @@ class FrameModel(SequenceModel):
         target = reconstruction
         if given.hidden is not None:
             hidden = self.likelihood.log_prob(parameters, given.x, given.hidden)
-            target = zero_padding(hidden, given.valid) / coordinated_dropout
+            target = zero_padding(hidden, given.valid) / _share(coordinated_dropout)
         loss = self._loss(target, result, kl_weight, given.valid)
         per_frame = [swap(part, self.batch_first) for part in (reconstruction, result.kl_z, kl_w)]
         return SequenceOutput(loss, elbo, per_frame[0], per_frame[1], per_frame[2], state)

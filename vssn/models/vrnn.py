@@ -22,7 +22,7 @@ from vssn.likelihoods.base import Likelihood
 from vssn.models.base import FrameModel
 from vssn.nn.blocks import GaussianMLP, SplitLinear, is_plain
 from vssn.nn.given import check_noise, check_state, draw_noise
-from vssn.nn.interface import EncodedBatch, Floats, SequenceOutput
+from vssn.nn.interface import EncodedBatch, Floats, Hiding, SequenceOutput
 from vssn.nn.interleaved import InterleavedChain
 from vssn.nn.layer import AnyState, Inference, State
 from vssn.nn.vrnn_particles import VRNNParticles
@@ -188,7 +188,7 @@ class VRNN(FrameModel):
         noise: tuple[Tensor, ...] | None = None,
         mask: Tensor | None = None,
         kl_weight: float | Tensor = 1.0,
-        coordinated_dropout: float = 0.0,
+        coordinated_dropout: float | Hiding = 0.0,
         resets: Tensor | None = None,
     ) -> SequenceOutput:
         """One sample of the objective and of its parts.
@@ -230,7 +230,7 @@ class VRNN(FrameModel):
         lengths: Tensor | None = None,
         state: AnyState | tuple[Tensor, ...] | None = None,
         mask: Tensor | None = None,
-        coordinated_dropout: float = 0.0,
+        coordinated_dropout: float | Hiding = 0.0,
         resets: Tensor | None = None,
     ) -> EncodedBatch:
         given = super().prepare(x, u, lengths, state, mask, coordinated_dropout)

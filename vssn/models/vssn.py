@@ -11,7 +11,7 @@ from vssn.likelihoods.base import Likelihood
 from vssn.models.base import FrameModel
 from vssn.nn.blocks import Embedding
 from vssn.nn.filter_steps import FilterSteps, make_filter_steps
-from vssn.nn.interface import EncodedBatch, Floats, PriorSteps, SequenceOutput
+from vssn.nn.interface import EncodedBatch, Floats, Hiding, PriorSteps, SequenceOutput
 from vssn.nn.layer import AnyState, Embedded, Inference, VSSNLayer, require_control
 from vssn.nn.paths import LayerParticles, floats_of_particles, infer_noise, infer_prefixes
 from vssn.nn.prepared import LayerSteps, prepare
@@ -173,7 +173,7 @@ class VSSN(FrameModel):
         noise: tuple[Tensor, ...] | None = None,
         mask: Tensor | None = None,
         kl_weight: float | Tensor = 1.0,
-        coordinated_dropout: float = 0.0,
+        coordinated_dropout: float | Hiding = 0.0,
     ) -> VSSNOutput:
         """One sample of the objective and of its parts.
 
@@ -193,7 +193,8 @@ class VSSN(FrameModel):
             coordinated_dropout: share of the entries of x, drawn anew, that is hidden from the networks, the rest
                 scaled up (with masked: marked as not observed instead). The loss then takes the reconstruction of the
                 hidden entries alone, over the share: it has the expectation of the whole one, and no entry is
-                explained by itself (Keshtkaran and Pandarinath 2019). The reported parts are those of all entries.
+                explained by itself (Keshtkaran and Pandarinath 2019). The reported parts are those of all entries. Or
+                the share and the entries, `vssn.nn.interface.Hiding`.
 
         Returns:
             VSSNOutput; reconstruction, kl_z and kl_w [T, B] are zero at padding. kl_w of the first frame holds the KL
@@ -291,7 +292,7 @@ class VSSN(FrameModel):
         return PriorSteps(LayerSteps(self.layer, self.layer.weight_noise()), decode)
 
     def particles(self, given: EncodedBatch, lengths: Tensor) -> LayerParticles:
-        return LayerParticles(self.layer, given.embedded, given.controls, lengths, given.x)
+        return LayerParticles(self.layer, given.embedded, given.controls, lengths, given.x, given.start)
 
     def floats_per_frame(self, x: Tensor) -> Floats:
         shared, states, emission, between = floats_of_particles(self.layer)

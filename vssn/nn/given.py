@@ -31,11 +31,16 @@ def check_state(
     return parts
 
 
+def noise_shapes(steps: int, batch: int, sizes: tuple[int, int], initial_size: int = 0) -> tuple[tuple[int, ...], ...]:
+    """Of eps_w [T, B, W], eps_z [T, B, Z], and with an initial size of eps_0 [B, S]."""
+    of_frames = tuple((steps, batch, size) for size in sizes)
+    return (*of_frames, (batch, initial_size)) if initial_size else of_frames
+
+
 def draw_noise(like: Tensor, sizes: tuple[int, int], initial_size: int = 0) -> tuple[Tensor, ...]:
     """(eps_w [T, B, W], eps_z [T, B, Z]) standard normal for `like` [T, B, ·], of these sizes; eps_0 [B, S] behind them
     with an initial size."""
-    shapes = [(*like.shape[:2], size) for size in sizes]
-    shapes += [(like.shape[1], initial_size)] if initial_size else []
+    shapes = noise_shapes(like.shape[0], like.shape[1], sizes, initial_size)
     return tuple(like.new_empty(shape).normal_() for shape in shapes)
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from vssn.errors import CheckpointError
 from vssn.nn import hub, model_files
+from vssn.nn.given import noise_shapes
 from vssn.nn.layer import AnyState
 
 DEFAULT_MEMORY = 2**30  # bytes, of the paths and particles that run at once
@@ -31,6 +33,18 @@ class EncodedBatch(NamedTuple):
     start: AnyState | None  # the one given; None: the model's own
     hidden: Tensor | None = None  # [T, B, X] bool: what coordinated dropout hides and the loss alone takes
     resets: Tensor | None = None  # [T, B] bool: where a sequence starts anew, of a model that takes them
+
+
+class Hiding(NamedTuple):
+    """For coordinated dropout of entries that are drawn already, in the place of the share alone."""
+
+    share: float
+    entries: Tensor  # [T, B, X] bool whatever batch_first says, True where hidden
+
+    @classmethod
+    def draw(cls, share: float, x: Tensor) -> Hiding:
+        """For x [T, B, X], as a model draws it."""
+        return cls(share, torch.rand_like(x, dtype=torch.float32) < share)
 
 
 class SequenceOutput(NamedTuple):
@@ -175,6 +189,10 @@ class SequenceModel(nn.Module, ABC):
     def noise_sizes(self) -> tuple[int, int]:
         """W and Z."""
 
+    def noise_shapes(self, steps: int, batch: int) -> tuple[tuple[int, ...], ...]:
+        """Of the noise for [T, B, ·]: of eps_w, eps_z, and of eps_0 with an `initial_size`."""
+        return noise_shapes(steps, batch, self.noise_sizes, self.initial_size)
+
     @abstractmethod
     def a_parameter(self) -> Tensor:
         """One of the parameters, for the dtype and the device that all have."""
@@ -238,7 +256,8 @@ class SequenceModel(nn.Module, ABC):
 
     @abstractmethod
     def particles(self, given: EncodedBatch, lengths: Tensor) -> ParticleHooks:
-        """What weighted particles are made of, for the sequences given."""
+        """What weighted particles are made of, for the sequences given; they start from `given.start` where there is
+        one, and then infer nothing before the first frame: log p/q of that is 0."""
 
     @abstractmethod
     def floats_per_frame(self, x: Tensor) -> Floats:

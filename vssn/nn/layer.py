@@ -21,113 +21,29 @@ A sequence without a frame has d_0 from the prior, and no KL.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from vssn.nn.blocks import GaussianMLP, LatentNetwork, Recurrence, is_plain_latent, reset_children
+from vssn.nn.blocks import GaussianMLP, LatentNetwork, Recurrence, reset_children
 from vssn.nn.given import check_noise, check_state, draw_noise
-from vssn.utils.checks import require_choice, require_number, require_size
+from vssn.nn.latent_chain import infer_latents
+from vssn.nn.layer_arguments import (
+    check_inference,
+    check_initial,
+    check_sizes,
+    check_weights,
+    initial_kind,
+    require_control,
+)
+from vssn.nn.states import AnyState, CausalState, Embedded, Inference, LayerOutput, State, charged
+from vssn.utils.checks import require_size
 from vssn.utils.sequences import check_lengths, check_sequences, last_valid, swap, valid_steps, with_first, zero_padding
 from vssn.utils.values import NO_NAN_IN_U, require_finite
-from vssn_kernels import PriorMean, gaussian_kl, gaussian_rsample_kl, posterior_sequence
-from vssn_kernels.activations import ACTIVATIONS
-
-CONTROLS = ("previous", "external", "both", "none")
-INFERENCES = ("smoothing", "causal")
-INITIAL_STATES = ("zeros", "learned", "inferred")
-UNIVERSALS = ("point", "gaussian")
-
-
-class State(NamedTuple):
-    """What carries on from one chunk of a sequence to the next, each at the last valid step."""
-
-    d: Tensor  # [B, D]
-    z: Tensor  # [B, Z]
-    x_last: Tensor  # [B, F]  the last input frame
-
-
-class CausalState(NamedTuple):
-    """State of a model with inference="causal" and a latent: what its a has seen carries on too."""
-
-    d: Tensor  # [B, D]
-    z: Tensor  # [B, Z]
-    x_last: Tensor  # [B, F]
-    a: Tensor  # [B, A]
-
-
-AnyState = State | CausalState
-
-
-class LayerOutput(NamedTuple):
-    output: Tensor  # [T, B, D+Z]
-    state: AnyState
-    kl: Tensor  # [T, B]
-
-
-class Embedded(NamedTuple):
-    """Frames that VSSN has checked and embedded, time-major and finite at padding, with what belongs to them."""
-
-    x: Tensor  # [T, B, X]
-    controls: tuple[Tensor, ...]  # those that make u_t, each [T, B, ·]
-    noise: tuple[Tensor, ...]  # eps_w [T, B, W], eps_z [T, B, Z], and eps_0 [B, S] where d_0 is inferred
-
-
-class Inference(NamedTuple):
-    """One sample of the latents given a sequence, and what it costs."""
-
-    d: Tensor  # [T, B, D]
-    z: Tensor  # [T, B, Z]
-    kl_z: Tensor  # [T, B]
-    kl_w: Tensor  # [T, B]
-    d_last: Tensor  # [B, D]
-    z_last: Tensor  # [B, Z]
-    universal_kl: Tensor | None = None  # scalar, of universal="gaussian"
-    kl_0: Tensor | None = None  # [B], of an inferred d_0
-    a_last: Tensor | None = None  # [B, A]
-    kl_z_trained: Tensor | None = None  # [T, B] in the loss, in the place of kl_z: the same with other gradients
-
-
-def charged(result: Inference) -> Tensor:
-    """kl_w [T, B] with the KL of an inferred d_0 at the first frame."""
-    if result.kl_0 is None or not result.kl_w.shape[0]:
-        return result.kl_w
-    return torch.cat((result.kl_w[:1] + result.kl_0, result.kl_w[1:]))
-
-
-class Latents(NamedTuple):
-    """z_{1:T} and the Gaussians that it was drawn from and is charged against, each [T, B, Z]."""
-
-    z: Tensor
-    mu: Tensor
-    logvar: Tensor
-    prior_mu: Tensor
-    prior_logvar: Tensor
-
+from vssn_kernels import gaussian_kl, gaussian_rsample_kl
 
 _FLAGS = ("residual_posterior", "noise_smoothing", "batch_first")  # told by repr where they are set
-
-
-def initial_kind(initial_state: object, learn_initial_state: bool) -> str:
-    """Of INITIAL_STATES. Raises ValueError for another, or where learn_initial_state says otherwise."""
-    if initial_state is None:
-        return "learned" if learn_initial_state else "zeros"
-    require_choice("initial_state", initial_state, INITIAL_STATES)
-    if learn_initial_state and initial_state != "learned":
-        raise ValueError(
-            f"initial_state must be 'learned' with learn_initial_state=True, its older name, got {initial_state!r}; "
-            "leave learn_initial_state out"
-        )
-    return str(initial_state)
-
-
-def require_control(control: object, control_size: object) -> None:
-    require_choice("control", control, CONTROLS)
-    external = control in ("external", "both")
-    require_size("control_size", control_size, 1 if external else 0)
-    if not external and control_size:
-        raise ValueError(f"control_size must be 0 with control={control!r}, got {control_size}")
 
 
 class VSSNLayer(nn.Module):
@@ -193,36 +109,12 @@ class VSSNLayer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        require_size("input_size", input_size, 1)
-        for name, size in (("hidden_size", hidden_size), ("latent_size", latent_size), ("noise_size", noise_size)):
-            require_size(name, size, 0)
-        require_choice("activation", activation, ACTIVATIONS)
-        require_choice("universal", universal, UNIVERSALS)
+        check_sizes(input_size, hidden_size, latent_size, noise_size, mlp_size, backward_size)
+        check_weights(activation, universal, prior_std, min_logvar, hidden_size)
         require_control(control, control_size)
-        if hidden_size == 0 and latent_size == 0:
-            raise ValueError("hidden_size and latent_size must not both be 0: the model would have no state")
-        if hidden_size == 0 and noise_size > 0:
-            raise ValueError(f"noise_size must be 0 with hidden_size=0 (w acts through d), got {noise_size}")
-        if hidden_size == 0 and (mlp_size is None or (backward_size is None and latent_size)):
-            raise ValueError(
-                "mlp_size and backward_size must be given with hidden_size=0: their default is hidden_size"
-            )
-        if hidden_size == 0 and universal == "gaussian":
-            raise ValueError("universal must be 'point' with hidden_size=0: there is no duration GRU")
-        require_number("min_logvar", min_logvar)
         kind = initial_kind(initial_state, learn_initial_state)
-        if hidden_size == 0 and kind == "inferred":
-            raise ValueError("initial_state must be 'zeros' or 'learned' with hidden_size=0: there is no d_0 to infer")
-        if initial_size is not None:
-            require_size("initial_size", initial_size, 1)
-            if kind != "inferred":
-                raise ValueError(f"initial_size must be None unless initial_state='inferred', got {initial_size}")
-        require_choice("inference", inference, INFERENCES)
-        if inference == "causal" and (noise_smoothing or kind == "inferred"):
-            ahead = "noise_smoothing=True" if noise_smoothing else "initial_state='inferred'"
-            raise ValueError(f"inference must be 'smoothing' with {ahead}, which looks ahead, got 'causal'")
-        if not (isinstance(prior_std, int | float) and math.isfinite(prior_std) and prior_std > 0):
-            raise ValueError(f"prior_std must be a finite number above 0, got {prior_std!r}")
+        check_initial(kind, initial_size, hidden_size)
+        check_inference(inference, noise_smoothing, kind)
         self.input_size, self.hidden_size, self.latent_size = input_size, hidden_size, latent_size
         self.noise_size, self.control, self.control_size = noise_size, control, control_size
         self.mlp_size = hidden_size if mlp_size is None else mlp_size
@@ -455,7 +347,7 @@ class VSSNLayer(nn.Module):
             parents = self.parents(d, controls)
             a0 = x.new_zeros(x.shape[1], self.backward_size) if a0 is None else a0
             a, a_last = self.backward_recurrence((*parents, x), a0, lengths=lengths, reverse=not self.carries_a)
-            z, mu, logvar, prior_mu, prior_logvar = self.infer_latents(a, parents, z0, eps_z, lengths)
+            z, mu, logvar, prior_mu, prior_logvar = infer_latents(self, a, parents, z0, eps_z, lengths)
             kl_z = zero_padding(gaussian_kl(mu, logvar, prior_mu, prior_logvar), valid)
             z_last = last_valid(z, z0, lengths)
         return Inference(d, z, kl_z, kl_w, d_last, z_last, kl_0=kl_0, a_last=a_last)
@@ -478,90 +370,6 @@ class VSSNLayer(nn.Module):
         if not self.noise_smoothing:
             return self.noise_posterior(x, *controls)
         return self.noise_posterior((self.look_ahead(x, controls, lengths) if ahead is None else ahead)[0])
-
-    def fuses_latents(self) -> bool:
-        """Whether the chain of z may read its networks' weights: `infer_latent`, else `infer_latents_by_steps`."""
-        return is_plain_latent(self.posterior) and (not self.residual_posterior or is_plain_latent(self.prior))
-
-    def infer_latents(
-        self, a: Tensor, parents: tuple[Tensor, ...], z0: Tensor, eps_z: Tensor, lengths: Tensor | None
-    ) -> Latents:
-        """Samples z given a [T, B, A] and the parents of the prior, each [T, B, ·]. The rest as in `infer_latent`."""
-        if not self.fuses_latents():
-            return self.infer_latents_by_steps(a, parents, z0, eps_z, lengths)
-        # Inside the loop the prior's mean is needed, so that its hidden inputs stand before it; else they need not.
-        hidden_inputs = self.prior.hidden_inputs(parents, a) if self.residual_posterior else None
-        z, mu, logvar = self.infer_latent(self.posterior.hidden_inputs((a,), a), hidden_inputs, z0, eps_z, lengths)
-        z_previous = with_first(z0, z)[:-1]  # in this order: a size T - 1 would bind T where the layer is exported
-        prior = (
-            self.prior(z_previous, parents)
-            if hidden_inputs is None
-            else self.prior.from_hidden_inputs(z_previous, hidden_inputs)
-        )
-        return Latents(z, mu, logvar, *prior)
-
-    def infer_latents_by_steps(
-        self,
-        a: Tensor,
-        parents: tuple[Tensor, ...],
-        z0: Tensor,
-        eps_z: Tensor,
-        lengths: Tensor | None = None,
-    ) -> Latents:
-        """`infer_latents` with a call of the posterior, and of a residual posterior's prior, at every step."""
-        valid = valid_steps(lengths, eps_z)
-        eps_z, z, steps = zero_padding(eps_z, valid), z0.to(a.dtype), []
-        for t in range(len(eps_z)):
-            here = slice(t, t + 1)
-            mu, logvar = self.posterior(z[None], (a[here],))
-            prior: tuple[Tensor, ...] = ()
-            if self.residual_posterior:
-                prior = self.prior(z[None], tuple(part[here] for part in parents))
-                mu = mu + prior[0]
-            step = (mu + torch.exp(logvar / 2) * eps_z[here], mu, logvar, *prior)
-            valid_here = None if valid is None else valid[here]
-            steps.append([zero_padding(part, valid_here).to(a.dtype) for part in step])
-            z = steps[-1][0][0]
-        if not steps:
-            return Latents(eps_z, eps_z, eps_z, eps_z, eps_z)
-        z, mu, logvar, *both = (torch.cat(part) for part in zip(*steps, strict=True))
-        return Latents(z, mu, logvar, *(both or self.prior(with_first(z0, z[:-1]), parents)))
-
-    def infer_latent(
-        self,
-        hidden_inputs: Tensor,
-        prior_hidden_inputs: Tensor | None,
-        z0: Tensor,
-        eps_z: Tensor,
-        lengths: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Samples z_t ~ q(z_t | z_{t-1}, a_t) in turn: z, and the mean and log-variance of q, each [T, B, Z].
-
-        Args:
-            hidden_inputs: [T, B, M] what a_t adds to the hidden layer of a posterior plain as `fuses_latents` says.
-            prior_hidden_inputs: [T, B, M] what d_t adds to the prior's; used with residual_posterior, None without.
-            z0: [B, Z].
-            eps_z: [T, B, Z] standard normal.
-            lengths: [B] int64 or None.
-        """
-        prior = None
-        if self.residual_posterior and prior_hidden_inputs is not None:
-            weight_mu, _ = self.prior.out.weight.chunk(2)
-            bias_mu, _ = self.prior.out.bias.chunk(2)
-            prior = PriorMean(prior_hidden_inputs, self.prior.weight_z, weight_mu, bias_mu)
-        network = self.posterior
-        return posterior_sequence(
-            hidden_inputs,
-            z0,
-            eps_z,
-            network.weight_z,
-            network.out.weight,
-            network.out.bias,
-            activation=self.activation,
-            min_logvar=self.min_logvar,
-            prior=prior,
-            lengths=lengths,
-        )
 
     def step_a(self, x: Tensor, controls: tuple[Tensor, ...], d: Tensor, a: Tensor) -> Tensor:
         """a_t [B, A] of inference="causal", from x_t [1, B, X], what makes u_t, d_t [B, D] and a_{t-1}."""

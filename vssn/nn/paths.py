@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from vssn.nn.blocks import Recurrence, is_plain, is_plain_latent, is_plain_recurrence
-from vssn.nn.layer import Inference, VSSNLayer
+from vssn.nn.latent_chain import fuses_latents, infer_latent, infer_latents_by_steps
+from vssn.nn.layer import VSSNLayer
+from vssn.nn.states import AnyState, Inference
 from vssn.utils.sequences import with_first
 
 
@@ -49,7 +51,7 @@ def _filter_latents(
     """z_t [T, B, Z] of every prefix's end, from d [T, B, D]."""
     parents = layer.parents(d, controls)
     recurrence, inputs = layer.backward_recurrence, (*parents, x)
-    fused = layer.fuses_latents()
+    fused = fuses_latents(layer)
     # What plain networks share among the prefixes is computed once.
     gates = recurrence.input(*inputs) if is_plain(recurrence, Recurrence) else None
     prior = layer.prior.hidden_inputs(parents, x) if fused and layer.residual_posterior else None
@@ -62,10 +64,10 @@ def _filter_latents(
         if fused:
             hidden_inputs = layer.posterior.hidden_inputs((a,), a)
             own_prior = None if prior is None else prior[:stop]
-            z, *_ = layer.infer_latent(hidden_inputs, own_prior, z_0, eps_z[:stop])
+            z, *_ = infer_latent(layer, hidden_inputs, own_prior, z_0, eps_z[:stop])
         else:
             before = tuple(part[:stop] for part in parents)
-            z, *_ = layer.infer_latents_by_steps(a, before, z_0, eps_z[:stop])
+            z, *_ = infer_latents_by_steps(layer, a, before, z_0, eps_z[:stop])
         zs.append(z[-1])
     return torch.stack(zs)
 
@@ -109,15 +111,23 @@ class LayerParticles:
         controls: those that make u_t, each [T, B, ·].
         lengths: [B] int64.
         like: gives the dtype and the device of the states.
+        state: of each sequence before its first frame; None: a start anew.
     """
 
     def __init__(
-        self, layer: VSSNLayer, x: Tensor, controls: tuple[Tensor, ...], lengths: Tensor, like: Tensor
+        self,
+        layer: VSSNLayer,
+        x: Tensor,
+        controls: tuple[Tensor, ...],
+        lengths: Tensor,
+        like: Tensor,
+        state: AnyState | None = None,
     ) -> None:
         self.layer, self.x, self.controls, self.lengths = layer, x, controls, lengths
         steps, self.batch = x.shape[:2]
         nothing = x.new_zeros(steps, self.batch, 0)
-        self.start = layer.initial_state(self.batch, like)  # d_0, z_0
+        self.start = layer.initial_state(self.batch, like) if state is None else state[:2]  # d_0, z_0
+        self.a_0 = layer.carried_a(state)
         self.duration_gates = self.backward_gates = None
         if layer.hidden_size and is_plain_recurrence(layer.duration):
             no_noise = x.new_zeros(steps, self.batch, layer.noise_size)
@@ -128,7 +138,7 @@ class LayerParticles:
             self.initial = layer.infer_initial(x, controls, lengths, ahead)  # of s, each [B, S]
         if layer.noise_size:
             self.mu_w, self.logvar_w = layer.infer_noise(x, controls, lengths, ahead)
-        self.fused = bool(layer.latent_size) and layer.fuses_latents() and is_plain_latent(layer.prior)
+        self.fused = bool(layer.latent_size) and fuses_latents(layer) and is_plain_latent(layer.prior)
         if layer.latent_size and is_plain_recurrence(layer.backward_recurrence):
             no_d = x.new_zeros(steps, self.batch, layer.hidden_size)
             self.backward_gates = layer.backward_recurrence.input(*layer.parents(no_d, controls), x)  # [T, B, 3A]
@@ -140,16 +150,19 @@ class LayerParticles:
         """d_0 [kinds B, D] and a_{T+1} [kinds B, A]; of an inferred d_0, from eps_0 [kinds, B, S], log p(s)/q(s)
         [kinds, B] too."""
         more: tuple[Tensor, ...] = ()
-        if eps_0 is None:
-            assert self.start[0] is not None
+        if self.start[0] is not None:
             d = self.start[0].repeat(kinds, 1)
+            more = () if eps_0 is None else (eps_0.new_zeros(eps_0.shape[:2]),)  # nothing is left to infer
         else:
+            assert eps_0 is not None
             layer, (mu, logvar) = self.layer, self.initial
             s = mu + torch.exp(logvar / 2) * eps_0
             terms = (s - layer.initial_mu).square() * torch.exp(-layer.initial_logvar) + layer.initial_logvar
             more = ((eps_0.square() + logvar - terms).sum(-1) / 2,)
             d = layer.map_initial(s.flatten(0, 1))
         a = d.new_zeros(kinds * self.batch, self.layer.backward_size)
+        if self.a_0 is not None:
+            a = self.a_0.repeat(kinds, 1)
         if self.layer.carries_a:  # both run forward, side by side
             return torch.cat((d, a), -1), a[:, :0]
         return d, a, *more
@@ -229,11 +242,11 @@ class LayerParticles:
         if hidden_inputs is None:
             return eps, None
         if self.fused:
-            z, _, logvar = layer.infer_latent(hidden_inputs[0], hidden_inputs[1], z_before, eps)
+            z, _, logvar = infer_latent(layer, hidden_inputs[0], hidden_inputs[1], z_before, eps)
             prior_mu, prior_logvar = layer.prior.from_hidden_inputs(with_first(z_before, z[:-1]), hidden_inputs[1])
         else:
             a, *parents = hidden_inputs
-            z, _, logvar, prior_mu, prior_logvar = layer.infer_latents_by_steps(a, tuple(parents), z_before, eps)
+            z, _, logvar, prior_mu, prior_logvar = infer_latents_by_steps(layer, a, tuple(parents), z_before, eps)
         terms = (z - prior_mu).square_().mul_(torch.exp(-prior_logvar)).add_(prior_logvar)
         return z, (eps.square() + logvar - terms).sum(-1) / 2
 

@@ -15,13 +15,14 @@ class VRNNParticles:
 
     Args:
         model: a vssn.VRNN.
-        given: a batch that it has prepared, of sequences that start anew.
+        given: a batch that it has prepared.
     """
 
     def __init__(self, model: Any, given: EncodedBatch) -> None:
         self.model, self.controls, self.batch = model, given.controls, given.x.shape[1]
         self.gates, self.context = model.inputs_of_chain(given)
-        self.h_0, self.z_0 = model.initial(self.batch, given.x)
+        start: tuple[Tensor, ...] = model.initial(self.batch, given.x) if given.start is None else given.start
+        self.h_0, self.z_0 = start[:2]
 
     def kinds(self, particles: int) -> int:
         return 1

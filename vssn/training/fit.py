@@ -9,18 +9,21 @@ follow from its number and the seeds, the noise and the KL weight of an update l
 from __future__ import annotations
 
 import contextlib
+import inspect
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
+from vssn.data.batching import SequenceDataset
 from vssn.data.files import FileDataset
-from vssn.data.splits import DrawnDataset, Splits, as_splits, check_values, in_memory
+from vssn.data.splits import MASK_IN_YAML, DrawnDataset, Splits, as_splits, check_values, in_memory
 from vssn.errors import ConfigError, DataError
 from vssn.inference.scoring import Scores, evaluate
 from vssn.nn.interface import SequenceModel
@@ -36,6 +39,7 @@ from vssn.utils.checks import require_flag
 from vssn.utils.command import replacing
 from vssn.utils.packages import needing
 from vssn.utils.scaling import Scaling
+from vssn.utils.values import REAL
 from vssn_kernels import keep_memory
 
 with needing("train"):
@@ -49,7 +53,7 @@ class FitResult(NamedTuple):
     best_epoch: int  # counted from 1
     best_path: Path
     valid: Scores
-    test: Scores
+    test: Scores  # `valid` itself where the data has no test part
     seconds: float
     model: SequenceModel  # of the best epoch, in evaluation mode
 
@@ -62,6 +66,7 @@ def fit(
     *,
     data: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
+    verbose: bool = True,
 ) -> FitResult:
     """Trains as configured, then scores the best epoch on the validation and the test set.
 
@@ -88,6 +93,7 @@ def fit(
         callbacks: of PyTorch Lightning, beside the trainer's own. What `state_dict` returns goes into the checkpoints,
             which hold tensors and plain types alone.
         data, training: keys of these sections with a model: they have no configuration to stand in.
+        verbose: print a line an epoch, and what takes long; on a terminal a bar too.
         resume: continue the run in `training.output` from its last.ckpt. True in the place of `splits` means this too.
 
     Raises:
@@ -98,18 +104,15 @@ def fit(
     if isinstance(splits, bool):  # fit(config, resume), as it was once
         splits, resume = None, splits or resume
     require_flag("resume", resume)
+    require_flag("verbose", verbose)
     check_callbacks(callbacks)
     own = config if isinstance(config, SequenceModel) else None
     config = _configured(config, splits is not None, resume, data, training)
     started = time.monotonic()
     keep_memory()
     world = require_started(config.training)
-    if world.size > 1 and config.training.coordinated_dropout:
-        raise ConfigError(
-            "training.coordinated_dropout: expected 0 with several processes, which do not hide the entries that one "
-            "does; leave it out, or train with training.devices and training.nodes 1"
-        )
-    with Heartbeat("reading the data", print_line if world.writes else _say_nothing) as pulse:
+    speaks = world.writes and verbose
+    with Heartbeat("reading the data", print_line if speaks else _say_nothing) as pulse:
         missing = bool(getattr(own or config.model, "masked", False))
         loaded = None if splits is None else as_splits(splits, missing)
         if loaded is not None:
@@ -138,12 +141,12 @@ def fit(
             if world.writes:
                 with replacing(folder / "config.yaml") as part:
                     part.write_text(config.to_yaml(), encoding="utf-8")
-            trainer = _make_trainer(config.training, [run, *callbacks], folder, device, world)
+            trainer = _make_trainer(config.training, [run, *callbacks], folder, device, world, speaks)
             pulse.say(_describe(config, loaded, model, device))
             pulse.doing = lambda: _doing(trainer)
             _run(trainer, module, batches, folder / "last.ckpt" if resume else None)
             wait_for_all(world)
-        pulse.doing = "scoring the validation and the test set"
+        pulse.doing = "scoring the validation" + (" set" if loaded.test is loaded.valid else " and the test set")
         best = folder / "best.ckpt"
         epoch = read_checkpoint(best)["vssn"]["epoch"]
         if own is None:
@@ -151,7 +154,8 @@ def fit(
         else:
             model.load_state_dict(read_weights(best))
         model.to(device).eval()
-        valid, test = (evaluate(model, loader) for loader in (batches.valid, batches.test))
+        valid = evaluate(model, batches.valid)
+        test = valid if loaded.test is loaded.valid else evaluate(model, batches.test)
     return FitResult(epoch, best, valid, test, time.monotonic() - started, model)
 
 
@@ -176,7 +180,7 @@ def _configured(
 
 
 def _require_fit(model: SequenceModel, config: Config) -> None:
-    """Raises DataError where the model has other sizes than the data."""
+    """Raises DataError where the model has other sizes than the data, ConfigError where it knows no hidden entries."""
     x_size, control_size = config.data.sizes
     for letter, name, size, came in (
         ("x", "x_size", model.x_size, x_size),
@@ -184,6 +188,12 @@ def _require_fit(model: SequenceModel, config: Config) -> None:
     ):
         if size != came:
             raise DataError(f"splits: expected {letter} of {size} features as the model's {name}, got {came}")
+    if config.training.coordinated_dropout:
+        where = "training.coordinated_dropout: expected 0 with"
+        if "coordinated_dropout" not in inspect.signature(model.forward).parameters:
+            raise ConfigError(f"{where} a {type(model).__name__}, which does not take it; leave it out")
+        if model.likelihood.whole_frames:
+            raise ConfigError(f"{where} {model.likelihood.title}, which knows no part of a frame; leave it out")
 
 
 def _check_values(splits: Splits, model: SequenceModel, missing: bool) -> None:
@@ -193,26 +203,35 @@ def _check_values(splits: Splits, model: SequenceModel, missing: bool) -> None:
     for name, part in splits._asdict().items():
         if isinstance(part, DrawnDataset):
             part.support, part.likelihood = support, title
-        names = part.source.names if isinstance(part, FileDataset) else None
-        for index, (x, u) in enumerate(in_memory(part)):
-            where = f"splits.{name}[{index}]" if names is None else f"x of {names[index]}"
-            check_values(where, x if part.transform is None else None, u, support, title, missing)
+        advice = {"advice": MASK_IN_YAML} if isinstance(part, FileDataset) else {}
+        for where, x, u in _named(name, part):
+            check_values(where, x if part.transform is None else None, u, support, title, missing, **advice)
+
+
+def _named(name: str, part: SequenceDataset) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """What of a part stands in memory, each as messages call it."""
+    names = part.source.names if isinstance(part, FileDataset) else None
+    for index, (x, u) in enumerate(in_memory(part)):
+        yield f"splits.{name}[{index}]" if names is None else f"x of {names[index]}", x, u
 
 
 def _scaling(config: Config, splits: Splits) -> Scaling | None:
-    """Of the training sequences, before a transform where they stand in memory."""
+    """Of the training sequences, before a transform where they stand in memory. Raises DataError: one is infinite, or a
+    control is not finite."""
     if not config.data.standardises:
         return None
     train = splits.train
+    for where, x, u in _named("train", train):  # NaN is looked at later: here it counts for nothing
+        check_values(where, x, u, REAL, "", missing=True)
     items = list(in_memory(train)) or [train[index] for index in range(len(train))]
     controls = [u for _, u in items if u is not None] if config.model.takes_controls else []
     return Scaling.of([x for x, _ in items], controls or None)
 
 
 def _describe(config: Config, splits: Splits, model: SequenceModel, device: torch.device) -> str:
-    counts = ", ".join(
-        f"{len(part)} {name}" for name, part in zip(("training", "validation", "test"), splits, strict=True)
-    )
+    parts = [(len(splits.train), "training"), (len(splits.valid), "validation")]
+    parts += [] if splits.test is splits.valid else [(len(splits.test), "test")]
+    counts = ", ".join(f"{count} {name}" for count, name in parts)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     describe = config.data.row.describe
     more = "" if describe is None else describe(splits.train)
@@ -251,10 +270,15 @@ def _count_chunks(splits: Splits, chunk_length: int | None) -> int:
 
 
 def _make_trainer(
-    training: TrainingSection, own: Sequence[pl.Callback], folder: Path, device: torch.device, world: World
+    training: TrainingSection,
+    own: Sequence[pl.Callback],
+    folder: Path,
+    device: torch.device,
+    world: World,
+    speaks: bool,
 ) -> pl.Trainer:
     callbacks = [PlainStates(), *own]
-    show_bar = sys.stdout.isatty() and world.writes
+    show_bar = sys.stdout.isatty() and speaks
     given_bar = any(isinstance(callback, pl.callbacks.ProgressBar) for callback in own)
     if show_bar and not given_bar:
         callbacks.append(ProgressBar(refresh_rate=5, leave=False))

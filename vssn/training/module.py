@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from vssn.data.batching import LengthBucketSampler, SequenceBatch, sequence_loader
 from vssn.data.splits import Splits
 from vssn.errors import TrainingError
-from vssn.inference.scoring import draw_noise, sequence_sums, summarize
-from vssn.nn.interface import SequenceModel, SequenceOutput
+from vssn.inference.scoring import draw_noise, sequence_sums, state_behind, summarize
+from vssn.nn.interface import Hiding, SequenceModel, SequenceOutput
 from vssn.nn.model_files import describe
 from vssn.training.config import Config
 from vssn.training.processes import World, gather_rows, share, share_of_noise, sum_gradients
@@ -137,11 +137,12 @@ class TrainingModule(pl.LightningModule):
                         "lower training.learning_rate or training.gradient_clip_norm"
                     )
             optimizer.zero_grad()
+            hiding = self._hide_share(chunk, own)  # before the noise, as a model alone draws it
             noise = self._draw_share(chunk, own)
             if own.lengths.numel():
-                options: dict[str, float] = {"kl_weight": kl_weight(self.global_step, training)}
+                options: dict[str, Any] = {"kl_weight": kl_weight(self.global_step, training)}
                 if training.coordinated_dropout:
-                    options["coordinated_dropout"] = training.coordinated_dropout
+                    options["coordinated_dropout"] = hiding
                 with time_major(self.model):
                     output: SequenceOutput = self.model(own.x, own.u, own.lengths, state=state, noise=noise, **options)
                 state = output.state
@@ -162,21 +163,32 @@ class TrainingModule(pl.LightningModule):
         """The noise that a single process would draw for these sequences; None where the model draws it itself."""
         if self.world.size == 1:
             return None
-        steps, batch = chunk.x.shape[:2]
-        shapes: list[tuple[int, ...]] = [(steps, batch, size) for size in self.model.noise_sizes]
-        shapes += [(batch, self.model.initial_size)] if self.model.initial_size else []
+        shapes = self.model.noise_shapes(*chunk.x.shape[:2])
         return share_of_noise(tuple(own.x.new_empty(shape).normal_() for shape in shapes), own, self.world)
+
+    def _hide_share(self, chunk: SequenceBatch, own: SequenceBatch) -> float | Hiding:
+        """The share that coordinated dropout hides; of several processes with the entries that one would draw."""
+        rate = self.config.training.coordinated_dropout
+        if self.world.size == 1 or not rate:
+            return rate
+        (entries,) = share_of_noise((Hiding.draw(rate, chunk.x).entries,), own, self.world)
+        return Hiding(rate, entries)
 
     def on_validation_epoch_start(self) -> None:
         self.valid_noise = torch.Generator(self.device).manual_seed(VALIDATION_SEED)
 
     def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
-        noise, own = draw_noise(self.model, batch.x, self.valid_noise), share(batch, self.world)
+        own, before = share(batch, self.world), batch.before
+        noise_before = None if before is None else draw_noise(self.model, before.x, self.valid_noise)
+        noise = draw_noise(self.model, batch.x, self.valid_noise)
         if not own.lengths.numel():
             return
         with time_major(self.model):
+            state = None
+            if own.before is not None and noise_before is not None:
+                state = state_behind(self.model, own.before, share_of_noise(noise_before, own.before, self.world))
             noise = share_of_noise(noise, own, self.world)
-            output = self.model(own.x, own.u, own.lengths, noise=noise)
+            output = self.model(own.x, own.u, own.lengths, state=state, noise=noise)
         self.valid_sums.append(sequence_sums(output, own.lengths))
         self.valid_losses.append(output.loss * own.lengths.sum())
 

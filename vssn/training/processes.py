@@ -160,7 +160,8 @@ def share(batch: SequenceBatch, world: World) -> SequenceBatch:
     columns, lengths = slice(world.rank, None, world.size), batch.lengths[world.rank :: world.size]
     steps = int(lengths.max()) if len(lengths) else 0
     u = None if batch.u is None else batch.u[:steps, columns]
-    return SequenceBatch(batch.x[:steps, columns], lengths, u)
+    before = None if batch.before is None else share(batch.before, world)
+    return SequenceBatch(batch.x[:steps, columns], lengths, u, before)
 
 
 def share_of_noise(noise: tuple[Tensor, ...], own: SequenceBatch, world: World) -> tuple[Tensor, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterator
 
 import numpy as np
@@ -25,3 +26,15 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Behind the block the generators of Python, NumPy and PyTorch go on as if it had not been."""
+    own, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(own)
+        np.random.set_state(of_numpy)  # noqa: NPY002

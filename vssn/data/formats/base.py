@@ -43,6 +43,7 @@ class Source:
     rate: float | None = None  # audio: samples a second; films: frames a second; midi: frames a beat
     parts: list[str] | None = None  # train, valid or test of each sequence, where the files say so
     options: Mapping[str, Any] = field(default_factory=dict)  # by which other files are read as these were
+    before: Source | None = None  # for every sequence the frames before it, which a model may see
     remarks: tuple[str, ...] = ()  # what a user should know of how it was read
 
     @property
@@ -65,7 +66,8 @@ class Source:
             return None if values is None else [values[index] for index in chosen]
 
         x, u, names, times, parts = map(of, (self.x, self.u, self.names, self.times, self.parts))
-        return replace(self, x=x, u=u, names=names, times=times, parts=parts)
+        before = None if self.before is None else self.before.select(chosen)
+        return replace(self, x=x, u=u, names=names, times=times, parts=parts, before=before)
 
 
 def joined(sources: Sequence[Source]) -> Source:

@@ -38,8 +38,9 @@ def find_step(times: Sequence[Array]) -> Step | None:
         return None
     if times[0].dtype.kind != "M":
         middle = np.median(gaps)
-        found, counts = np.unique(np.round(gaps / middle, 6), return_counts=True)
-        return float(f"{found[counts.argmax()] * middle:.9g}")
+        rounded = np.round(gaps / middle, 6)
+        found, counts = np.unique(rounded, return_counts=True)
+        return float(f"{np.median(gaps[rounded == found[counts.argmax()]]):.9g}")
     pandas = _pandas()
     found, counts = np.unique(gaps.astype("int64"), return_counts=True)
     nanoseconds = int(found[counts.argmax()])
@@ -67,15 +68,15 @@ def _has_frequency(times: Array, every: Array, name: str) -> bool:
     return bool(pandas.DatetimeIndex(every).isin(pandas.date_range(every[0], every[-1], freq=offset)).all())
 
 
-def check_step(where: str, dates: bool, freq: Step) -> Step:
-    """The step that a user asks for. Raises DataError."""
+def check_step(where: str, dates: bool, freq: Step, name: str = "freq") -> Step:
+    """The step that a user asks for by the option of that name. Raises DataError."""
     if not dates:
         try:
             step = float(freq)
         except ValueError:
             step = 0.0
         if not (np.isfinite(step) and step > 0):
-            raise DataError(f"{where}: freq: expected a number above 0 as the times are numbers, got {freq!r}")
+            raise DataError(f"{where}: {name}: expected a number above 0 as the times are numbers, got {freq!r}")
         return step
     try:
         if not isinstance(freq, str):
@@ -83,7 +84,7 @@ def check_step(where: str, dates: bool, freq: Step) -> Step:
         _pandas().tseries.frequencies.to_offset(freq)
     except (ValueError, TypeError):
         raise DataError(
-            f"{where}: freq: expected a frequency of pandas' such as '15min', 'h', 'D' or 'MS', got {freq!r}"
+            f"{where}: {name}: expected a frequency of pandas' such as '15min', 'h', 'D' or 'MS', got {freq!r}"
         ) from None
     return freq
 

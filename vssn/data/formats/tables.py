@@ -5,9 +5,9 @@ wide    a row for each time, a column for each feature, and perhaps a column tha
 long    a row for each number: a column says which feature it is of (channel_column): time, channel, value
         Where an id column stands in its place, every id is a sequence of its own.
 
-Empty cells and NaN are missing; so are rows that a regular grid asks for. The step of the grid is the commonest one,
-and every row must lie on it; with `freq` rows are put on that grid, several of one step as their mean. Without a time
-column the rows are a step apart.
+Empty cells and NaN are missing; so are rows that a regular grid asks for. The step of the grid is `step`, else the
+commonest one, and every row must lie on it; with `freq` rows are put on that grid, several of one step as their mean.
+Without a time column the rows are a step apart.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def read_table(
     control_columns: Sequence[str] | None = None,
     split_column: str | None = None,
     freq: str | float | None = None,
+    step: str | float | None = None,
 ) -> Source:
     """Raises DataError.
 
@@ -59,7 +60,9 @@ def read_table(
         channels: entries of channel_column, in the order of the features; None: all there are, in that of the alphabet.
         value_columns: of the features; None: all that are left.
         control_columns: of what is known from outside, the future included; they may not be missing.
-        freq: step of the grid: a frequency of pandas' ("h", "15min", "MS"), or a number where times are numbers.
+        freq: step of a grid that rows are put on, a mean of those of one step: a frequency of pandas' ("h", "15min",
+            "MS"), or a number where times are numbers.
+        step: likewise, of the grid that rows lie on already, each alone; None: the commonest one.
     """
     frame = load_table(path)
     frame.columns = [str(name) for name in frame.columns]
@@ -105,12 +108,12 @@ def read_table(
     elif channels is not None:
         raise DataError(f"{path}: channels: expected channel_column with it, the column where they stand; name it")
     groups = [(path.stem, frame)] if id_column is None else _groups(frame, id_column)
-    step: str | float | None = None
     if time_column is not None:
         times = [group[time_column].to_numpy() for _, group in groups]
-        step = find_step(times) if freq is None else check_step(str(path), times[0].dtype.kind == "M", freq)
-    elif freq is not None:
-        raise DataError(f"{path}: freq: expected a time column with it, got {_listed(frame)}; name time_column")
+        step = _step(path, times, freq, step)
+    elif freq is not None or step is not None:
+        option = "freq" if freq is not None else "step"
+        raise DataError(f"{path}: {option}: expected a time column with it, got {_listed(frame)}; name time_column")
     pieces: list[_Piece] = []
     for name, group in groups:
         where = str(path) if id_column is None else f"{path}: {id_column} {name}"
@@ -134,10 +137,29 @@ def read_table(
             "channels": None if channel_column is None else values,
             "value_columns": values if channel_column is None else list(value_columns or free),
             "control_columns": controls or None,
-            "freq": freq if freq is not None else step,
+            "freq": freq,
+            "step": step if freq is None else None,
         },
-        remarks=() if freq is None else (f"rows are put on the grid of {freq}",),
+        remarks=() if freq is None else (_binned(freq, [piece.rows_in for piece in pieces]),),
     )
+
+
+def _step(path: Path, times: Sequence[Any], freq: str | float | None, step: str | float | None) -> str | float | None:
+    """Of the grid. Raises DataError."""
+    if freq is not None and step is not None:
+        raise DataError(f"{path}: step: expected none with freq {freq!r}, the grid that rows are put on, got {step!r}")
+    for name, given in (("freq", freq), ("step", step)):
+        if given is not None:
+            return check_step(str(path), times[0].dtype.kind == "M", given, name)
+    return find_step(times)
+
+
+def _binned(freq: str | float, rows_in: Sequence[Any]) -> str:
+    """How many rows a mean took: for the user to know."""
+    counts = np.concatenate(list(rows_in))
+    together = int(counts[counts > 1].sum())
+    then = f", {together} of {int(counts.sum())} rows as the mean of those of their step" if together else ""
+    return f"rows are put on the grid of {freq}{then}"
 
 
 def load_table(path: Path) -> Frame:
@@ -349,6 +371,7 @@ class _Piece(NamedTuple):
     part: str
     times: Any  # [T]
     rows: Any  # [T, X + U] float64
+    rows_in: Any  # [T] rows of the file in each step
 
 
 def _pieces(
@@ -368,8 +391,9 @@ def _pieces(
     else:
         times, places = place(where, group[time].to_numpy(), step, binned, lambda index: _row(group, index))
         numbers = mean_of_rows(numbers, places, len(times))
+    rows_in = np.bincount(places, minlength=len(times))
     if split is None:
-        return [_Piece(name, "", times, numbers)]
+        return [_Piece(name, "", times, numbers, rows_in)]
     parts: list[str | None] = [None] * len(times)
     for index, (at, entry) in enumerate(zip(places.tolist(), group[split], strict=True)):
         parts[at] = part_of(str(entry))
@@ -388,6 +412,7 @@ def _pieces(
             parts[span.start] or "",
             times[span],
             numbers[span],
+            rows_in[span],
         )
         for span in spans
     ]
