@@ -15,6 +15,7 @@ import torch
 from benchmarks.cases import MIN_LOGVAR
 from benchmarks.contestant import LEARNING_RATE, Absent, Contestant, Tensors, layers
 from benchmarks.problem import ADAM, FORWARD, Problem
+from benchmarks.rssm import MIN_STD
 
 jax: Any = importlib.import_module("jax")
 jnp: Any = importlib.import_module("jax.numpy")
@@ -171,11 +172,81 @@ def train_step(p: Arrays, constants: Arrays) -> Arrays:
     return {"loss": ((jax.nn.softplus(logits) - x * logits).sum() + kl.sum()) / kl.size}
 
 
+def vrnn(p: Arrays, constants: Arrays) -> Arrays:
+    x, eps = constants["x"], constants["eps"]
+    weights = {name.removeprefix("chain."): value for name, value in p.items()}
+
+    def gaussian(out: Any) -> tuple[Any, Any]:
+        mu, raw = jnp.split(out, 2, -1)
+        return mu, floor_logvar(raw)
+
+    def relu_perceptron(name: str, *inputs: Any) -> Any:
+        hidden = jax.nn.relu(_linear(p, f"{name}.hidden", jnp.concatenate(inputs, -1)))
+        return _linear(p, f"{name}.out", hidden)
+
+    def draw(h: Any, context: Any, eps: Any) -> tuple[Any, ...]:
+        hidden = jax.nn.relu(context + h @ weights["weight_h"].T)
+        mu, logvar = gaussian(hidden @ weights["weight_out"].T + weights["bias_out"])
+        z = mu + jnp.exp(0.5 * logvar) * eps
+        return h, jax.nn.relu(p["bias_embed"] + z @ weights["weight_embed"].T), mu, logvar
+
+    def step(state: tuple[Any, Any], inputs: tuple[Any, ...]) -> tuple[tuple[Any, Any], tuple[Any, ...]]:
+        (h, e), (gates_x, context, eps) = state, inputs
+        x_r, x_u, x_n = jnp.split(gates_x + e @ weights["weight_zh"].T, 3, -1)
+        h_r, h_u, h_n = jnp.split(h @ weights["weight_hh"].T + weights["bias_hh"], 3, -1)
+        u = jax.nn.sigmoid(x_u + h_u)
+        h = (1 - u) * jnp.tanh(x_n + jax.nn.sigmoid(x_r + h_r) * h_n) + u * h
+        drawn = draw(h, context, eps)
+        return drawn[:2], drawn
+
+    phi_x = jax.nn.relu(_linear(p, "encoder.linear", x))
+    gates, context = _linear(p, "input", phi_x[:-1]), _linear(p, "context", phi_x)
+    first = draw(jnp.zeros((x.shape[1], weights["weight_hh"].shape[1]), x.dtype), context[0], eps[0])
+    rest = jax.lax.scan(step, first[:2], (gates, context[1:], eps[1:]))[1]
+    h, e, mu, logvar = (jnp.concatenate((one[None], more)) for one, more in zip(first, rest, strict=True))
+    kl = kl_divergence(mu, logvar, *gaussian(relu_perceptron("prior", h)))
+    logits = relu_perceptron("emission", e, h)
+    return {"loss": ((jax.nn.softplus(logits) - x * logits).sum() + kl.sum()) / kl.size}
+
+
+def rssm(p: Arrays, constants: Arrays) -> Arrays:
+    x, u, eps = (constants[name] for name in ("x", "u", "eps"))
+    weights = {name.removeprefix("layer.chain."): value for name, value in p.items()}
+
+    def gaussian(out: Any) -> tuple[Any, Any]:
+        mean, raw = jnp.split(out, 2, -1)
+        return mean, jax.nn.softplus(raw) + MIN_STD
+
+    def elu_perceptron(name: str, *inputs: Any) -> Any:
+        hidden = jax.nn.elu(_linear(p, f"{name}.hidden", jnp.concatenate(inputs, -1)))
+        return _linear(p, f"{name}.out", hidden)
+
+    def step(state: tuple[Any, Any], inputs: tuple[Any, ...]) -> tuple[tuple[Any, Any], tuple[Any, ...]]:
+        (h, z), (embed_context, context, eps) = state, inputs
+        e = jax.nn.elu(embed_context + z @ weights["weight_embed"].T)
+        x_r, x_u, x_n = jnp.split(p["layer.gates_bias"] + e @ weights["weight_zh"].T, 3, -1)
+        h_r, h_u, h_n = jnp.split(h @ weights["weight_hh"].T + weights["bias_hh"], 3, -1)
+        r, u = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_u + h_u)
+        h = (1 - u) * jnp.tanh(x_n + r * h_n) + u * h
+        hidden = jax.nn.elu(context + h @ weights["weight_h"].T)
+        mean, std = gaussian(hidden @ weights["weight_out"].T + weights["bias_out"])
+        z = mean + std * eps
+        return (h, z), (h, z, mean, std)
+
+    start = (jnp.zeros((x.shape[1], weights["weight_hh"].shape[1]), x.dtype), jnp.zeros_like(eps[0]))
+    inputs = (_linear(p, "layer.action", u), _linear(p, "layer.frame", x), eps)
+    h, z, mean, std = jax.lax.scan(step, start, inputs)[1]
+    prior_mean, prior_std = gaussian(elu_perceptron("layer.prior", h))
+    kl = kl_divergence(mean, 2 * jnp.log(std), prior_mean, 2 * jnp.log(prior_std))
+    logits = elu_perceptron("emission", z, h)
+    return {"loss": ((jax.nn.softplus(logits) - x * logits).sum() + kl.sum()) / kl.size}
+
+
 FUNCTIONS: dict[str, Function] = {
     function.__name__: function
     for function in (
-        *(gru, gru_sequence, posterior_sequence, gaussian_rsample_kl, gaussian_kl),
-        *(mlp, gaussian_mlp, split_linear, bernoulli_log_prob, layer, train_step),
+        *(gru, gru_sequence, posterior_sequence, interleaved_sequence, gaussian_rsample_kl, gaussian_kl),
+        *(mlp, gaussian_mlp, split_linear, bernoulli_log_prob, layer, train_step, vrnn, rssm),
     )
 }
 

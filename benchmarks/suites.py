@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
-from benchmarks import cases
+from benchmarks import cases, rssm, vrnn
 from benchmarks.measure import MS, Options, lazy, line, measure_all, measure_threads, why_not
 from benchmarks.memory import MakeProblem, first_call_seconds, in_fresh_process, peak_bytes, saved_bytes
 from benchmarks.peers import CELL, OURS, OURS_COMPILED, bind
@@ -58,9 +58,15 @@ def layer(options: Options) -> Iterator[list[Row]]:
 
 
 def train_step(options: Options) -> Iterator[list[Row]]:
-    """The whole model: loss and gradients, then with Adam."""
+    """The whole model: loss and gradients, then with Adam. With the RSSM's, TorchRL's rollout."""
     problems = [lazy(cases.train_step, SIZES[name]) for name in options.sizes]
-    yield from measure_all("train_step", problems, (BACKWARD,) if options.quick else (BACKWARD, ADAM), options, 4)
+    runs = (BACKWARD,) if options.quick else (BACKWARD, ADAM)
+    yield from measure_all("train_step", problems, runs, options, 4)
+    variational = [lazy(vrnn.vrnn, vrnn.VRNN_SIZES[name]) for name in options.sizes if name in vrnn.VRNN_SIZES]
+    yield from measure_all("train_step", variational, runs, options, 4)
+    world_models = [lazy(rssm.rssm, rssm.RSSM_SIZES[name]) for name in options.sizes if name in rssm.RSSM_SIZES]
+    peers = (*options.peers, *(() if "torchrl" in options.peers or not options.peers else ("torchrl",)))
+    yield from measure_all("train_step", world_models, runs, dataclasses.replace(options, peers=peers), 4)
 
 
 def scaling(options: Options) -> Iterator[list[Row]]:

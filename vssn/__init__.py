@@ -5,12 +5,14 @@ The fused ops live in `vssn_kernels`; training and the command line need `pip in
 
 from typing import TYPE_CHECKING, Any
 
+from vssn.models.rssm import RSSM
 from vssn.models.vrnn import VRNN
 from vssn.models.vssn import VSSN, VSSNOutput
 from vssn.nn.gru import GRU, TorchGRU
 from vssn.nn.interface import Forecast, Generation, Imputation, Latents
 from vssn.nn.layer import LayerOutput, State, VSSNLayer
 from vssn.nn.replace import replace_gru
+from vssn.nn.rssm_layer import RSSMLayer, RSSMState
 from vssn_kernels.version import __version__
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GRU",
+    "RSSM",
     "VRNN",
     "VSSN",
     "Forecast",
@@ -30,6 +33,8 @@ __all__ = [
     "Imputation",
     "Latents",
     "LayerOutput",
+    "RSSMLayer",
+    "RSSMState",
     "State",
     "TorchGRU",
     "VSSNLayer",

@@ -7,14 +7,16 @@ import functools
 import importlib.util
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import cases, counts, measure, regression, report, run, suites
+from benchmarks import cases, counts, measure, peers_torchrl, regression, report, rssm, run, suites, vrnn
 from benchmarks.agreement import disagreement
 from benchmarks.contestant import Absent, Contestant, Tensors
 from benchmarks.limits import Limits, Rate
@@ -26,6 +28,8 @@ from benchmarks.timing import SAMPLE_S, interleave, median_ratio, quantile
 from vssn_kernels.testing import ops_of
 
 ODD = Size("", T=5, B=3, X=7, D=6, Z=5, W=2)
+ODD_VRNN = vrnn.VRNNSize("", T=5, B=3, X=7, H=6, E=4, M=8, Z=2)
+ODD_RSSM = rssm.RSSMSize("", T=5, B=3, X=7, H=6, E=4, M=8, Z=2, U=3)
 TINY = {
     make.__name__: functools.partial(make, *sizes)
     for make, *sizes in (
@@ -42,6 +46,8 @@ TINY = {
         (cases.bernoulli_log_prob, 5, 3, 7),
         (cases.layer, ODD),
         (cases.train_step, ODD),
+        (vrnn.vrnn, ODD_VRNN),
+        (rssm.rssm, ODD_RSSM),
     )
 }
 NAMES = ("torch", "jax", "reference")
@@ -175,6 +181,23 @@ def test_a_peer_that_disagrees_is_reported_and_not_timed(monkeypatch: pytest.Mon
     assert [row.median is None for row in rows] == [False, True, True, True]
 
 
+@pytest.mark.parametrize("run_of", [FORWARD, BACKWARD, ADAM])
+def test_torchrl_agrees_on_an_rssm(run_of: str) -> None:
+    """Its biased softplus is met by a shift of the raw bias."""
+    pytest.importorskip("torchrl")
+    problem = rssm.rssm(ODD_RSSM._replace(E=6, M=6))
+    actual = make_contestant("torchrl", problem, run_of).results()
+    assert disagreement(actual, make_contestant(OURS, problem, run_of).results())[1] == ""
+
+
+def test_torchrl_is_absent_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchrl", None)
+    monkeypatch.setitem(sys.modules, "tensordict", None)
+    with pytest.raises(Absent, match="pip install torchrl"):
+        make_contestant("torchrl", rssm.rssm(ODD_RSSM), FORWARD)
+    assert math.isclose(math.log1p(math.exp(peers_torchrl.SHIFT)) + rssm.MIN_STD, 1)
+
+
 @pytest.mark.parametrize("name", ["cuda-graph", "flashrnn", "torchrl", "haste"])
 def test_gpu_peers_are_absent_on_the_cpu(name: str) -> None:
     with pytest.raises(Absent, match="CUDA device"):
@@ -191,6 +214,16 @@ def test_the_formula_counts_every_weight_matrix(size: Size) -> None:
         (cases.make_layer(size), counts.layer_entries(size)),
     ):
         assert entries == sum(parameter.numel() for parameter in module.parameters() if parameter.dim() == 2)
+
+
+@pytest.mark.parametrize("family", [vrnn, rssm])
+@pytest.mark.parametrize("name", ["", "S", "M", "L"])
+def test_the_formula_counts_every_weight_matrix_of_a_chain(family: Any, name: str) -> None:
+    sizes = {vrnn: {"": ODD_VRNN, **vrnn.VRNN_SIZES}, rssm: {"": ODD_RSSM, **rssm.RSSM_SIZES}}
+    size = sizes[family][name]
+    with torch.device("meta"):
+        module = family.make_model(size)
+    assert family.entries(size) == sum(part.numel() for part in module.parameters() if part.dim() == 2)
 
 
 @pytest.mark.parametrize("family", [name for name in TINY if name not in ELEMENTWISE])

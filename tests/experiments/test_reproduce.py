@@ -517,6 +517,7 @@ DATA = {
     "speech": speech_data,
     "balls": lambda _: {"set": "balls", "num_train": 3, "num_valid": 2, "num_test": 3, "num_frames": 40},
     "pendulum": lambda _: {"set": "pendulum", "num_train": 20, "num_valid": 2, "num_test": 5},
+    "world_model": lambda _: {"set": "pendulum", "num_train": 3, "num_valid": 2, "num_test": 4},
     "series": lambda _: {"set": "macro"},
     "demo": lambda _: {"set": "pendulum", "num_train": 3, "num_valid": 2, "num_test": 4},
 }
@@ -529,7 +530,7 @@ def test_a_task_measures_what_its_section_shows(name: str, tmp_path: Path) -> No
     model = MODEL | {
         "likelihood": "gaussian" if real_valued else "bernoulli",
         "masked": name == "series",
-        "control": "both" if name in ("pendulum", "demo") else "previous",
+        "control": "both" if name in ("pendulum", "world_model", "demo") else "previous",
     }
     training = {"output": str(tmp_path / "run"), "max_epochs": 1, "accelerator": "cpu"}
     config = check_config({"data": data, "model": model, "training": training}, "")
@@ -613,7 +614,8 @@ def test_a_task_is_one_file(tmp_path: Path) -> None:
         return result.stdout
 
     assert re.search(
-        "music, objectives, speech, balls, pendulum, series, demo, .*tosses; several run in turn", vssn("--help")
+        "music, objectives, speech, balls, pendulum, world_model, series, demo, .*tosses; several run in turn",
+        vssn("--help"),
     )
     out = vssn("tosses", "--budget", "quick", "--output", "runs", "--report", "R.md")
     assert re.search(r"\[1/1\] tosses: VSSN on pendulum, seed 0: heads 256.5  \(", out)

@@ -9,7 +9,7 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,45 @@ with needing("train"):
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
+
+
+class Plan(NamedTuple):
+    """A film that goes on under one plan of actions."""
+
+    label: str
+    seen: Tensor  # [S, size * size] in [0, 1]
+    truth: Tensor  # [K, size * size]
+    imagined: Tensor  # [K, size * size]
+
+
+def draw_plans(plans: Sequence[Plan], path: str | Path, *, size: int, title: str) -> None:
+    """For every plan the truth above what a model imagined, a column per frame; the frames seen are framed in blue.
+
+    Args:
+        plans: of one length each.
+        size: pixels along a side.
+        title: of the figure.
+    """
+    steps = len(plans[0].seen) + len(plans[0].truth)
+    figure = Figure(figsize=(0.62 * steps + 1.9, 1.35 * len(plans) + 0.5), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    for part, plan in zip(figure.subfigures(len(plans), 1, squeeze=False)[:, 0], plans, strict=True):
+        seen = len(plan.seen)
+        axes = part.subplots(2, steps, squeeze=False)
+        for row, frames in zip(axes, (torch.cat((plan.seen, plan.truth)), plan.imagined), strict=True):
+            blank = steps - len(frames)
+            for t, axis in enumerate(row):
+                axis.set(xticks=[], yticks=[])
+                if t < blank:
+                    axis.axis("off")
+                    continue
+                axis.imshow(frames[t - blank].view(size, size).numpy(), cmap="gray", vmin=0, vmax=1)
+                for spine in axis.spines.values():
+                    spine.set(color=BLUE if t < seen else ORANGE, linewidth=1.5)
+        axes[0][0].set_ylabel(f"{plan.label}\nsimulator", rotation=0, ha="right", va="center", fontsize=8)
+        where = axes[1][seen - 1]
+        where.text(1, 0.5, "imagined", transform=where.transAxes, ha="right", va="center", fontsize=8)
+    save(figure, path)
 
 
 def draw_film(truth: Tensor, predicted: Tensor, path: str | Path, *, seen: int, size: int, title: str) -> None:

@@ -261,7 +261,7 @@ class FrameModel(SequenceModel):
         self, reconstruction: Tensor, result: Inference, kl_weight: float | Tensor, valid: Tensor | None
     ) -> Tensor:
         """-sum of the objective / frames, plus the share of these sequences in the universal KL."""
-        kl_z, kl_w = result.kl_z, result.kl_w
+        kl_z, kl_w = result.kl_z if result.kl_z_trained is None else result.kl_z_trained, result.kl_w
         weight = kl_weight * (0.5 if self.objective == "paper" else 1.0)
         if self.free_bits:
             kl_w, kl_z = (

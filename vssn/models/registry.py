@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vssn.models.rssm import RSSM
 from vssn.models.vrnn import VRNN
 from vssn.models.vssn import VSSN
 from vssn.nn.interface import SequenceModel
@@ -9,4 +10,5 @@ from vssn.nn.interface import SequenceModel
 MODELS: dict[str, type[SequenceModel]] = {
     "vssn": VSSN,
     "vrnn": VRNN,
+    "rssm": RSSM,
 }

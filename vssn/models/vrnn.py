@@ -13,7 +13,7 @@ gate is held shut there. Whether there was a frame stands in the last number of 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -85,12 +85,12 @@ class VRNN(FrameModel):
         hidden_size: int,
         latent_size: int,
         *,
-        prior: str = "learned",
+        prior: Literal["learned", "standard"] = "learned",
         likelihood: str | Likelihood = "bernoulli",
         mixture_size: int = 20,
         nade_size: int = 128,
         num_classes: int = 2,
-        control: str = "previous",
+        control: Literal["previous", "both"] = "previous",
         control_size: int = 0,
         mlp_size: int | None = None,
         embed_size: int | None = None,
@@ -99,7 +99,7 @@ class VRNN(FrameModel):
         free_bits: float = 0.0,
         min_logvar: float = -12.0,
         min_logvar_x: float = -10.0,
-        initial_state: str = "zeros",
+        initial_state: Literal["zeros", "learned"] = "zeros",
         masked: bool = False,
         held_out: int = 0,
         encoder: nn.Module | None = None,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks_of_all
 
 from vssn_kernels import gaussian_mlp, gru_sequence, mlp, split_linear
-from vssn_kernels.activations import activate
+from vssn_kernels.activations import ACTIVATIONS, activate
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -138,7 +138,8 @@ class MLP(nn.Module):
         return self._by_children(inputs)
 
     def _is_fused(self) -> bool:
-        return is_plain(self.hidden, SplitLinear) and is_plain_linear(self.out)
+        known = self.activation in ACTIVATIONS  # to the op
+        return known and is_plain(self.hidden, SplitLinear) and is_plain_linear(self.out)
 
     def _parameters_in_order(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.hidden.weight, self.hidden.bias, self.out.weight, self.out.bias

@@ -54,6 +54,7 @@ class Inference(NamedTuple):
     universal_kl: Tensor | None = None  # scalar, of universal="gaussian"
     kl_0: Tensor | None = None  # [B], of an inferred d_0
     a_last: Tensor | None = None  # [B, A]
+    kl_z_trained: Tensor | None = None  # [T, B] in the loss, in the place of kl_z: the same with other gradients
 
 
 def charged(result: Inference) -> Tensor:

@@ -77,7 +77,7 @@ class Config(Section):
             if control is None:
                 raise ConfigError(f"model.name: {self.model.name!r} takes no controls u; leave them out of the splits")
             raise ConfigError(
-                f"model.control: expected 'external' or 'both' as the splits have controls u, got "
+                f"model.control: expected {self.model.controls_to_take(True)} as the splits have controls u, got "
                 f"{control!r}; change it or leave the controls out"
             )
         return self
@@ -98,8 +98,8 @@ class Config(Section):
             raise ConfigError("data.x_size: not known before the data is there; train with vssn.fit")
         if self.model.takes_controls and not control_size:
             raise ConfigError(
-                f"model.control: expected 'previous' or 'none' with the set {self.data.set!r}, which has no external "
-                f"control, got {self.model.control!r}; change it"
+                f"model.control: expected {self.model.controls_to_take(False)} with the set {self.data.set!r}, "
+                f"which has no external control, got {self.model.control!r}; change it"
             )
         likelihood, holds = getattr(self.model, "likelihood", None), self.data.row.values
         if likelihood is not None and holds is not None and not _inside(holds, LIKELIHOODS[likelihood].support):

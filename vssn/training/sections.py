@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from vssn.data.registry import DataSet, data_sets, names_to_list
 from vssn.data.splits import Splits
@@ -140,6 +140,11 @@ class ModelSection(Section):
     def takes_controls(self) -> bool:
         return getattr(self, "control", "none") in ("external", "both")
 
+    def controls_to_take(self, external: bool) -> str:
+        """Values of `control` with an external control or without one, for messages."""
+        values = get_args(type(self).model_fields["control"].annotation)
+        return " or ".join(repr(value) for value in values if (value in ("external", "both")) == external)
+
     def build(
         self, x_size: int, control_size: int, num_sequences: int | None, scaling: Scaling | None = None
     ) -> SequenceModel:
@@ -219,10 +224,12 @@ def model_section(settings: Mapping[str, Any]) -> type[ModelSection]:
 
 @cache
 def _of_class(cls: type[SequenceModel]) -> type[ModelSection]:
-    """Its arguments are the keys, typed as VSSN's of the same name are, or as the class says."""
+    """Its arguments are the keys, typed as the class says where that names the values, as VSSN's of the same name are,
+    or else as the class says."""
     if cls is VSSN:
         return VSSNSection
-    types = get_type_hints(cls.__init__, include_extras=True) | get_type_hints(VSSNSection, include_extras=True)
+    own, shared = (get_type_hints(of, include_extras=True) for of in (cls.__init__, VSSNSection))
+    types = own | {key: kind for key, kind in shared.items() if get_origin(own.get(key)) not in (Literal, Annotated)}
     keys: dict[str, Any] = {}
     for key, argument in inspect.signature(cls).parameters.items():
         if key in NO_KEYS or argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):

@@ -14,6 +14,7 @@ _ORDER = (
     "speech",
     "balls",
     "pendulum",
+    "world_model",
     "series",
     "demo",
 )  # on the page; other files follow, by name

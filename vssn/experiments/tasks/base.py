@@ -120,6 +120,11 @@ def peers(kind: str, sets: Mapping[str, tuple[str, ...]], models: Mapping[str, s
     )
 
 
+def with_all(sets: Mapping[str, tuple[str, ...]], *overrides: str) -> dict[str, tuple[str, ...]]:
+    """The settings of `peers` with these beside those of every set."""
+    return {name: (*shared, *overrides) for name, shared in sets.items()}
+
+
 def published_row(model: str, columns: Sequence[str], values: str, source: str, note: str = "") -> Published:
     """From values that stand in the order of the columns, with spaces between them."""
     return Published(model, dict(zip(columns, values.split(), strict=True)), source, note)

@@ -24,6 +24,7 @@ from vssn.experiments.tasks.base import (
     load_run,
     peers,
     published_row,
+    with_all,
 )
 from vssn.inference.filtering import one_step_predictions
 from vssn.inference.scoring import evaluate, evaluate_bound
@@ -98,6 +99,7 @@ _PEERS = {
     "VSSN": "vssn",
     "VSSN-NADE": "vssn-nade",
     "SRNN": "srnn",
+    "VRNN": "vrnn",
     "DKF": "dkf",
     "STORN-like": "storn",
     "RNN": "rnn",
@@ -163,6 +165,7 @@ TASK = Task(
             for name, schedule in _TUNED_NADE_SCHEDULES.items()
         ),
         *peers("music", _SCHEDULES, _PEERS),
+        *peers("music", with_all(_SCHEDULES, "model.prior=standard"), {"VRNN-I": "vrnn"}),
     ),
     score=score_music,
     draw=draw_music,

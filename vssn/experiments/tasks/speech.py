@@ -14,6 +14,7 @@ from vssn.experiments.tasks.base import (
     first_sequences,
     peers,
     published_row,
+    with_all,
 )
 from vssn.inference.scoring import evaluate, evaluate_bound
 from vssn.nn.interface import SequenceModel
@@ -36,6 +37,8 @@ def score_speech(model: SequenceModel, config: Config, effort: Effort) -> Metric
 
 
 _SETS = {"timit": "TIMIT", "blizzard": "Blizzard"}
+_SHARED: dict[str, tuple[str, ...]] = dict.fromkeys(_SETS, ())
+_PEERS = {"VSSN": "vssn", "SRNN": "srnn", "VRNN-Gauss": "vrnn", "RNN": "rnn", "RNN-AR": "ar"}
 
 TASK = Task(
     name="speech",
@@ -45,7 +48,11 @@ TASK = Task(
     "sets, in the units of their own normalisation. **Where the data is a small sample of TIMIT, or another reader in "
     "place of Blizzard's, they are not comparable with ours**; what was read is among the runs.",
     sets=_SETS,
-    entries=peers("speech", dict.fromkeys(_SETS, ()), {"VSSN": "vssn", "SRNN": "srnn", "RNN": "rnn", "RNN-AR": "ar"}),
+    entries=(
+        *peers("speech", _SHARED, _PEERS),
+        *peers("speech", with_all(_SHARED, "model.likelihood=mixture"), {"VRNN-GMM": "vrnn"}),
+        *peers("speech", with_all(_SHARED, "model.prior=standard"), {"VRNN-I-Gauss": "vrnn"}),
+    ),
     score=score_speech,
     draw=draw_curves,
     headline=("elbo_bits", "elbo_nats"),
