@@ -10,48 +10,31 @@ import contextlib
 import csv
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from vssn.data.files import FileDataset, hold_out, windows
 from vssn.data.formats.base import Source, numbered
-from vssn.data.layouts import Layout, sequences_of
+from vssn.data.layouts import sequences_of
 from vssn.data.proposals import STANDARDISED_FLOOR, propose
 from vssn.data.splits import check_values
 from vssn.errors import NotFittedError
+from vssn.inference.by_sequence import Call, Found, Padded, by_sequence, frames_and_controls, with_observed
 from vssn.likelihoods import LIKELIHOODS
 from vssn.nn.interface import Forecast, Imputation, SequenceModel
 from vssn.utils.checks import require_number, require_size
 from vssn.utils.command import replacing
-from vssn.utils.random import mixed_seed, undisturbed
+from vssn.utils.random import undisturbed
 from vssn.utils.values import REAL
 
 SETTINGS = "forecaster.json"  # beside the model's files in a saved folder
 TOGETHER = 64  # sequences in a batch, unless batch_size says
-
-
-class _Batch(NamedTuple):
-    first: int  # index of its first sequence
-    x: Tensor  # [B, T, X] of the model's dtype, NaN where missing
-    u: Tensor | None  # [B, T, U]
-    lengths: Tensor  # [B]
-    seed: int
-
-
-class _Found(NamedTuple):
-    results: list[list[Tensor] | None]  # of each a tensor a sequence, [T_i, ·] or [S, T_i, ·]
-    xs: list[Tensor]
-    layout: Layout
-
-    def shown(self, parts: list[Tensor] | None) -> Any:
-        return None if parts is None else self.layout.back(parts, 1 if parts[0].dim() == 3 else 0)
 
 
 class Forecaster:
@@ -165,7 +148,7 @@ class Forecaster:
         from vssn.training.fit import fit
 
         _refuse_controls(y, x)
-        xs, us, _ = _read(x, u)
+        xs, us, _ = frames_and_controls(x, u)
         require_number("validation", self.validation)
         if not 0 < self.validation < 1:
             raise ValueError(f"validation must be a share between 0 and 1, got {self.validation}")
@@ -250,7 +233,7 @@ class Forecaster:
                 f"u_future must have as many sequences as x, each of {steps} frames as steps says; got others"
             )
 
-        def call(model: SequenceModel, batch: _Batch) -> Forecast:
+        def call(model: SequenceModel, batch: Padded) -> Forecast:
             here = slice(batch.first, batch.first + len(batch.lengths))
             to_come = None if ahead is None else torch.stack(ahead[here]).to(batch.x)
             known: dict[str, Any] = {"u": batch.u, "u_future": to_come, "lengths": batch.lengths}
@@ -273,11 +256,11 @@ class Forecaster:
             as it came where it is observed; of a list lists, of one sequence without N.
         """
 
-        def call(model: SequenceModel, batch: _Batch) -> Imputation:
+        def call(model: SequenceModel, batch: Padded) -> Imputation:
             return model.impute(batch.x, None, samples, quantiles, u=batch.u, lengths=batch.lengths, seed=batch.seed)
 
         found = self._apply(call, x, u)
-        kept = [None if parts is None else list(map(_with_observed, found.xs, parts)) for parts in found.results]
+        kept = [None if parts is None else list(map(with_observed, found.xs, parts)) for parts in found.results]
         return Imputation(*(found.shown(parts) for parts in kept))
 
     def transform(self, x: Any, *, u: Any = None, kind: str = "smooth") -> Any:
@@ -287,7 +270,7 @@ class Forecaster:
             kind: "smooth", given the whole sequence, or "filter", each frame given those up to it.
         """
 
-        def call(model: SequenceModel, batch: _Batch) -> tuple[Tensor]:
+        def call(model: SequenceModel, batch: Padded) -> tuple[Tensor]:
             latents = model.latents(batch.x, batch.u, batch.lengths, kind=kind, seed=batch.seed)
             return (torch.cat((latents.d, latents.z), -1),)
 
@@ -316,8 +299,8 @@ class Forecaster:
         total = sum(float(part.double().sum()) for part in found.results[0])
         return total / max(sum(int((~part.isnan()).any(-1).sum()) for part in found.xs), 1)
 
-    def _scores(self, x: Any, u: Any, samples: int) -> _Found:
-        def call(model: SequenceModel, batch: _Batch) -> tuple[Tensor]:
+    def _scores(self, x: Any, u: Any, samples: int) -> Found:
+        def call(model: SequenceModel, batch: Padded) -> tuple[Tensor]:
             terms = model.score(batch.x, batch.u, batch.lengths, samples=samples, seed=batch.seed)
             return (terms[..., None],)
 
@@ -377,48 +360,9 @@ class Forecaster:
             raise NotFittedError(f"{type(self).__name__} must be fitted first; call fit(x), or load(folder)")
         return self.model_
 
-    def _apply(
-        self,
-        call: Callable[[SequenceModel, _Batch], Sequence[Tensor | None]],
-        x: Any,
-        u: Any,
-        *,
-        whole: bool = False,
-    ) -> _Found:
-        """What `call` returns of every batch, tensors [..., B, T, ·], by sequence, cut to its length unless `whole`."""
-        model = self._model()
-        xs, us, layout = _read(x, u)
-        if (came := xs[0].shape[1]) != self.n_features_in_:
-            raise ValueError(f"x must have {self.n_features_in_} features as in fit, got {came}")
-        found: list[list[Tensor] | None] = []
-        for batch in self._batches(xs, us, model.a_parameter()):
-            results = call(model, batch)
-            found = found or [None if result is None else [] for result in results]
-            for parts, result in zip(found, results, strict=True):
-                if parts is not None and result is not None:
-                    each = zip(result.unbind(-3), batch.lengths.tolist(), strict=True)
-                    parts += [part if whole else part[..., :length, :] for part, length in each]
-        return _Found(found, xs, layout)
-
-    def _batches(self, xs: list[Tensor], us: list[Tensor] | None, like: Tensor) -> Iterator[_Batch]:
-        """In their order, each with a seed of its own."""
-        size = TOGETHER if self.batch_size is None else self.batch_size
-        for first in range(0, len(xs), size):
-            here = slice(first, first + size)
-            x = pad_sequence([part.to(like) for part in xs[here]], batch_first=True)
-            u = None if us is None else pad_sequence([part.to(like) for part in us[here]], batch_first=True)
-            lengths = torch.tensor([len(part) for part in xs[here]], device=like.device)
-            yield _Batch(first, x, u, lengths, mixed_seed(self.seed_, first))
-
-
-def _read(x: Any, u: Any) -> tuple[list[Tensor], list[Tensor] | None, Layout]:
-    xs, layout = sequences_of("x", x)
-    if u is None:
-        return xs, None, layout
-    us, _ = sequences_of("u", u, "U")
-    if [len(part) for part in us] != [len(part) for part in xs]:
-        raise ValueError("u must have as many sequences as x, each as long as that of x; got others")
-    return xs, us, layout
+    def _apply(self, call: Call, x: Any, u: Any, *, whole: bool = False) -> Found:
+        model, size = self._model(), TOGETHER if self.batch_size is None else self.batch_size
+        return by_sequence(model, call, x, u, seed=self.seed_, batch_size=size, whole=whole)
 
 
 def _refuse_controls(y: Any, x: Any) -> None:
@@ -430,13 +374,6 @@ def _refuse_controls(y: Any, x: Any) -> None:
 def _depth(array: Any) -> int:
     of_list = isinstance(array, list | tuple) and len(array) > 0
     return getattr(array[0], "ndim", 0) + 1 if of_list else getattr(array, "ndim", 0)
-
-
-def _with_observed(x: Tensor, filled: Tensor) -> Tensor:
-    """x [T, X] in its own precision, `filled` [..., T, X] where it is NaN."""
-    x = x.to(filled.device)
-    dtype = x.dtype if x.is_floating_point() else filled.dtype
-    return torch.where(x.isnan(), filled.to(dtype), x.to(dtype))
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -109,7 +109,8 @@ def test_the_loss_balances_the_kl_and_leaves_free_bits(objective: str) -> None:
     out = model(given["x"], given["u"], LENGTHS, noise=given["noise"], kl_weight=0.3)
     plain = make(objective=objective)(given["x"], given["u"], LENGTHS, noise=given["noise"])
     assert_all_close({"elbo": out.elbo, "kl": out.kl_z}, {"elbo": plain.elbo, "kl": plain.kl_z}, TOLERANCE)
-    h, z, mu, logvar, prior_mu, prior_logvar = model.layer(given["x"], given["u"], given["noise"][1], lengths=LENGTHS)
+    h, z, *both = model.layer(given["x"], given["u"], given["noise"][1], lengths=LENGTHS)
+    (mu, logvar), (prior_mu, prior_logvar) = both
     normal = torch.distributions.Normal
     q, p = (mu, torch.exp(logvar / 2)), (prior_mu, torch.exp(prior_logvar / 2))
 
@@ -282,7 +283,7 @@ def test_bounds_reach_the_likelihood_by_quadrature(bound: str) -> None:
     model = RSSM(2, 3, 1, control_size=1, likelihood="gaussian", min_logvar_x=-2.0, dtype=torch.float64).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(0.7 * torch.randn(parameter.shape, dtype=torch.float64))
+            parameter.copy_(0.5 * torch.randn(parameter.shape, dtype=torch.float64))
     x, u = torch.randn(2, 1, 2, dtype=torch.float64), torch.randn(2, 1, 1, dtype=torch.float64)
     eps = torch.linspace(-7, 7, 401, dtype=torch.float64)
     log_weight = -0.5 * eps.square() - 0.5 * math.log(2 * math.pi) + math.log(float(eps[1] - eps[0]))
@@ -295,7 +296,7 @@ def test_bounds_reach_the_likelihood_by_quadrature(bound: str) -> None:
         h, z, *_ = layer.step_from_prior(h, z, u[1].expand(len(h), -1), eps.repeat(401)[:, None])
         second = model.likelihood.log_prob(model.decode(z[None], h[None]), x[1:].expand(1, len(h), 2), None)[0]
         total = torch.logsumexp(first.repeat_interleave(401) + second + log_weight.repeat(401), 0)
-    found = sequence_bounds(model, x, u, bound=bound, particles=20_000)
+    found = sequence_bounds(model, x, u, bound=bound, particles=100_000)
     assert abs(float(found.first[0] - torch.logsumexp(first, 0))) < 0.03
     assert abs(float(found.total[0] - total)) < 0.03
 
@@ -306,6 +307,23 @@ def test_a_bound_does_not_depend_on_how_memory_cuts_it() -> None:
     whole = sequence_bounds(model, given["x"], given["u"], bound="iwae", particles=20)
     cut = sequence_bounds(model, given["x"], given["u"], bound="iwae", particles=20, memory=800_000)
     assert_all_close(cut._asdict(), whole._asdict(), 1e-9)
+
+
+def test_particles_start_from_a_state() -> None:
+    """In expectation the elbo of one particle is that of a call with the state."""
+    model, count = make(), 3000
+    given = batch(model, 6, 1)
+    first = model(given["x"][:3], given["u"][:3], noise=tuple(part[:3] for part in given["noise"])).state
+    x, u = (given[name][3:].expand(-1, count, -1).contiguous() for name in ("x", "u"))
+    far = [part.detach() if name == "x_last" else 4 - 3 * part.detach() for name, part in first._asdict().items()]
+    states = type(first)(*(part.expand(count, -1).contiguous() for part in far))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        want, anew = (model(x, u, state=state).elbo for state in (states, None))
+    got = sequence_bounds(model, x, u, bound="elbo", particles=1, state=states).total
+    error = float(((want.var() + got.var()) / count).sqrt())
+    assert abs(float(got.mean() - want.mean())) < 4.5 * error
+    assert abs(float(anew.mean() - want.mean())) > 6 * error, "a start anew is told apart"
 
 
 def test_a_particle_filter_of_an_rssm() -> None:

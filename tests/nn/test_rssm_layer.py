@@ -377,4 +377,4 @@ def test_weights_are_drawn_anew_and_read_back() -> None:
     assert_all_close(got, want, 0.0)
     joint = layer.action.weight
     assert joint is not None
-    assert float(joint.abs().max()) <= (Z + U) ** -0.5
+    assert float(joint.detach().abs().max()) <= (Z + U) ** -0.5

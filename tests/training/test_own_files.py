@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 import vssn
 from vssn.cli import main
-from vssn.data.batching import sequence_loader
+from vssn.data.batching import SequenceDataset, sequence_loader
 from vssn.data.files import FileDataset
 from vssn.errors import CheckpointError, ConfigError, DataError
 from vssn.inference.scoring import evaluate
@@ -63,6 +64,11 @@ def test_from_a_table_to_scores_in_data_units(tmp_path: Path) -> None:
     assert model.forecast(data.test[0][0][:, None], steps=3).mean[..., 0].mean() > 500
     again = evaluate(model, sequence_loader(data.test, 2))
     assert again.micro == result.test.micro
+    anew = SequenceDataset(data.test.sequences)  # without the frames before
+    assert evaluate(model, sequence_loader(anew, 2)).micro != again.micro
+    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+        best = max(float(row["valid/elbo_per_frame"]) for row in csv.DictReader(file))
+    assert best == pytest.approx(result.valid.micro, rel=1e-5)
     assert load_config(tmp_path / "run" / "config.yaml") == config
     assert (config.data.step, config.data.id_column, config.data.time_column) == ("h", "station", "time")
     assert config.data.freq is None

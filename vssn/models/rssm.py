@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vssn.likelihoods.base import Likelihood
 from vssn.models.base import FrameModel
 from vssn.nn.given import check_noise, check_state, draw_noise
-from vssn.nn.interface import EncodedBatch, Floats, SequenceOutput
+from vssn.nn.interface import EncodedBatch, Floats, Hiding, SequenceOutput
 from vssn.nn.layer import AnyState, Inference, State
 from vssn.nn.rssm_layer import (
     Inferred,
@@ -35,7 +35,6 @@ from vssn.utils.numbers import Count, NotNegative, Share
 from vssn.utils.scaling import Scaling
 from vssn.utils.sequences import last_valid, swap, zero_padding
 from vssn.utils.values import nan_as_missing
-from vssn_kernels import gaussian_kl
 
 CONTROLS = ("external", "none")
 
@@ -47,8 +46,8 @@ class RSSM(FrameModel):
     here does: training, bounds, forecasts under actions to come, filters, files. A world model's own code calls
     `observe`, `imagine` and `kl_loss` on embedded frames (`encode`), time-major, as `vssn.RSSMLayer` has them.
 
-    PlaNet's cell is Dreamer's; its resets before the product are those of `is_first`. Layer normalisation and the
-    categorical latents of Dreamer v2 and v3 are not here.
+    PlaNet's cell is Dreamer's; its resets before the product are those of `is_first`. The layer normalisation of
+    Dreamer v2 and v3 is not here.
 
     Args:
         x_size: X, features of a frame.
@@ -63,6 +62,7 @@ class RSSM(FrameModel):
         scale: of prior and posterior: "softplus": std = softplus(raw) + min_std, as Dreamer has it; "logvar":
             logvar = min_logvar + softplus(raw - min_logvar), as the other models here.
         min_std, min_logvar: their floors.
+        latent, classes, unimix: "gaussian", or "categorical": groups of one-hot classes, as in `vssn.RSSMLayer`.
         initial_state: where a sequence starts h and z are "zeros", or "learned" parameters.
         objective: "elbo" or "paper" (the KL halved), for the loss alone.
         kl_balance: None: the KL as it is. A number in [0, 1]: its gradient reaches the prior by this share and the
@@ -96,6 +96,9 @@ class RSSM(FrameModel):
         scale: Literal["softplus", "logvar"] = "softplus",
         min_std: NotNegative = 0.1,
         min_logvar: float = -12.0,
+        latent: Literal["gaussian", "categorical"] = "gaussian",
+        classes: Count = 32,
+        unimix: Share = 0.01,
         initial_state: Literal["zeros", "learned"] = "zeros",
         objective: str = "elbo",
         kl_balance: Share | None = None,
@@ -140,6 +143,9 @@ class RSSM(FrameModel):
             scale=scale,
             min_std=min_std,
             min_logvar=min_logvar,
+            latent=latent,
+            classes=classes,
+            unimix=unimix,
             initial_state=initial_state,
             **factory,
         )
@@ -159,7 +165,7 @@ class RSSM(FrameModel):
         noise: tuple[Tensor, ...] | None = None,
         mask: Tensor | None = None,
         kl_weight: float | Tensor = 1.0,
-        coordinated_dropout: float = 0.0,
+        coordinated_dropout: float | Hiding = 0.0,
         is_first: Tensor | None = None,
     ) -> SequenceOutput:
         """One sample of the objective and of its parts.
@@ -197,11 +203,10 @@ class RSSM(FrameModel):
             noise = draw_noise(x, sizes)
         else:
             noise = check_noise(noise, x, sizes, valid=given.valid, batch_first=self.batch_first)
-        h, z, mu, logvar, prior_mu, prior_logvar = self._run(given, noise[1], lengths)
-        kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar)
-        trained = None
+        h, z, q, p = self._run(given, noise[1], lengths)
+        kl, trained = self.layer.latent.kl(q, p), None
         if self.kl_balance is not None:
-            trained = balanced_kl(kl, mu, logvar, prior_mu, prior_logvar, self.kl_balance)
+            trained = balanced_kl(self.layer.latent, kl, q, p, self.kl_balance)
         kl, trained = zero_padding(kl, given.valid), zero_padding(trained, given.valid)
         behind = self._state_behind(given, h, z, lengths)
         result = Inference(h, z, kl, torch.zeros_like(kl), behind.d, behind.z, kl_z_trained=trained)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vssn.nn.blocks import MLP, reset_children
 from vssn.nn.interleaved import SCALES, InterleavedChain
+from vssn.nn.rssm_latents import Classes, ClassesChain, ClassesMLP, Gaussians, Parameters
 from vssn.utils.checks import (
     require_choice,
     require_like,
@@ -31,11 +32,12 @@ from vssn.utils.checks import (
 )
 from vssn.utils.sequences import valid_steps, zero_padding
 from vssn.utils.values import require_finite
-from vssn_kernels import gaussian_kl, gaussian_mlp
+from vssn_kernels import gaussian_mlp
 from vssn_kernels.activations import MORE_ACTIVATIONS
 from vssn_kernels.reference.interleaved import log_variance
 
 STARTS = ("zeros", "learned")
+LATENTS = ("gaussian", "categorical")
 
 
 class RSSMState(NamedTuple):
@@ -64,8 +66,34 @@ class RSSMState(NamedTuple):
         return RSSMState(*(part.detach() for part in self))
 
 
+class ClassesState(NamedTuple):
+    """`RSSMState` of latents of classes."""
+
+    logits: Tensor  # [T, B, Z] log-probabilities of the classes that stoch is drawn from, group by group
+    stoch: Tensor  # [T, B, Z] z: one-hot in every group
+    deter: Tensor  # [T, B, H] h
+
+    @property
+    def features(self) -> Tensor:
+        """As `RSSMState.features`."""
+        return torch.cat((self.stoch, self.deter), -1)
+
+    def at(self, step: int) -> ClassesState:
+        """As `RSSMState.at`."""
+        return ClassesState(*(part[step] for part in self))
+
+    def flat(self) -> ClassesState:
+        """As `RSSMState.flat`."""
+        return ClassesState(*(part.flatten(0, -2) for part in self))
+
+    def detach(self) -> ClassesState:
+        """As `RSSMState.detach`."""
+        return ClassesState(*(part.detach() for part in self))
+
+
 class Observed(NamedTuple):
-    """What `observe` returns: the states given the frames so far, and what the prior said of each frame before it."""
+    """What `observe` returns: the states given the frames so far, and what the prior said of each frame before it; with
+    latent="categorical" each a ClassesState."""
 
     posterior: RSSMState
     prior: RSSMState  # stoch a draw of its own, deter the posterior's
@@ -81,10 +109,8 @@ class Inferred(NamedTuple):
 
     h: Tensor  # [T, B, H]
     z: Tensor  # [T, B, Z]
-    mu: Tensor  # [T, B, Z] of q
-    logvar: Tensor
-    prior_mu: Tensor  # of p
-    prior_logvar: Tensor
+    posterior: Parameters  # of q, each [T, B, Z]
+    prior: Parameters  # of p
 
 
 class GaussianOfScale(MLP):
@@ -171,6 +197,11 @@ class RSSMLayer(nn.Module):
         scale: of prior and posterior: "softplus": std = softplus(raw) + min_std, as Dreamer has it; "logvar":
             logvar = min_logvar + softplus(raw - min_logvar), as the other models here.
         min_std, min_logvar: their floors.
+        latent: "gaussian", or "categorical": Z / classes groups of one-hot classes, with straight-through gradients
+            (Dreamer v2, v3). These are composed of single steps, not fused: `interleaved_sequence` draws Gaussians
+            alone; `scale` has no part in them.
+        classes, unimix: of a group of latent="categorical"; the share of the uniform distribution in prior and
+            posterior (Dreamer v3: 0.01).
         initial_state: where a sequence starts h and z are "zeros", or "learned" parameters.
         device, dtype: of the parameters.
 
@@ -194,6 +225,9 @@ class RSSMLayer(nn.Module):
         scale: str = "softplus",
         min_std: float = 0.1,
         min_logvar: float = -12.0,
+        latent: str = "gaussian",
+        classes: int = 32,
+        unimix: float = 0.01,
         initial_state: str = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -207,6 +241,13 @@ class RSSMLayer(nn.Module):
         require_choice("activation", activation, MORE_ACTIVATIONS)
         require_choice("scale", scale, SCALES)
         require_choice("initial_state", initial_state, STARTS)
+        require_choice("latent", latent, LATENTS)
+        require_size("classes", classes, 2)
+        require_number("unimix", unimix, 0.0)
+        if unimix >= 1:
+            raise ValueError(f"unimix must be below 1, got {unimix}")
+        if latent == "categorical" and latent_size % classes:
+            raise ValueError(f"latent_size must be a multiple of classes={classes}, got {latent_size}")
         require_number("min_std", min_std, 0.0)
         require_number("min_logvar", min_logvar)
         self.embed_size, self.action_size = embed_size, action_size
@@ -216,25 +257,21 @@ class RSSMLayer(nn.Module):
         self.activation, self.scale = activation, scale
         self.min_std, self.min_logvar = float(min_std), float(min_logvar)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.chain = InterleavedChain(
-            hidden_size,
-            latent_size,
-            self.joint_size,
-            self.mlp_size,
-            embed_inputs=action_size,
-            context_inputs=embed_size,
-            embed_activation=activation,
-            activation=activation,
-            scale=scale,
-            min_logvar=self.min_logvar,
-            min_std=self.min_std,
-            **factory,
-        )
+        self.latent: Gaussians | Classes = Gaussians() if latent == "gaussian" else Classes(classes)
+        inputs: dict[str, Any] = {"embed_inputs": action_size, "context_inputs": embed_size}
+        inputs |= {"embed_activation": activation, "activation": activation, **factory}
+        floors: dict[str, Any] = {"scale": scale, "min_logvar": self.min_logvar, "min_std": self.min_std}
+        of_classes: dict[str, Any] = {"classes": classes, "unimix": float(unimix)}
+        m, e = self.mlp_size, self.joint_size
+        if latent == "gaussian":
+            self.chain = InterleavedChain(hidden_size, latent_size, e, m, **inputs, **floors)
+            self.prior: MLP = GaussianOfScale((hidden_size,), m, latent_size, activation, **floors, **factory)
+        else:
+            self.chain = ClassesChain(hidden_size, latent_size, e, m, **inputs, **of_classes)
+            self.prior = ClassesMLP((hidden_size,), m, latent_size, activation, **of_classes, **factory)
         self.gates_bias = nn.Parameter(torch.empty(3 * hidden_size, **factory))
         self.action = BesideLatent(action_size, self.joint_size, latent_size, **factory)
         self.frame = BesideLatent(embed_size, self.mlp_size, hidden_size, **factory)
-        options = (self.mlp_size, latent_size, activation, scale, self.min_logvar, self.min_std)
-        self.prior = GaussianOfScale((hidden_size,), *options, **factory)
         for name, size in (("h_0", hidden_size), ("z_0", latent_size)):
             learned = nn.Parameter(torch.empty(size, **factory)) if initial_state == "learned" else None
             self.register_parameter(name, learned)
@@ -262,7 +299,8 @@ class RSSMLayer(nn.Module):
         """The states [B, ·] before a first frame; std is 0."""
         require_size("batch_size", batch_size, 0)
         h, z = self.start(batch_size, self.a_parameter())
-        return RSSMState(z, torch.zeros_like(z), z, h)
+        zero = torch.zeros_like(z)
+        return RSSMState(z, zero, z, h) if isinstance(self.latent, Gaussians) else self._state((zero,), z, h)
 
     def observe(
         self,
@@ -302,11 +340,13 @@ class RSSMLayer(nn.Module):
         start = None if state is None else self._check_state(state, batch)
         noise = self._check_noise(noise, (steps, batch, self.latent_size), "[T, B, Z]", embed)
         result = self(embed, action, noise, start, is_first)
-        std, prior_std = torch.exp(result.logvar / 2), torch.exp(result.prior_logvar / 2)
-        prior_z = result.prior_mu + prior_std * torch.randn_like(prior_std)
-        return Observed(
-            RSSMState(result.mu, std, result.z, result.h), RSSMState(result.prior_mu, prior_std, prior_z, result.h)
-        )
+        prior_z = self.latent.draw(result.prior, torch.randn_like(result.z))
+        return Observed(self._state(result.posterior, result.z, result.h), self._state(result.prior, prior_z, result.h))
+
+    def _state(self, parameters: Parameters, z: Tensor, h: Tensor) -> RSSMState:
+        kind: Any = RSSMState if isinstance(self.latent, Gaussians) else ClassesState
+        state: RSSMState = kind(*self.latent.shown(parameters), z, h)
+        return state
 
     def imagine(
         self,
@@ -331,10 +371,10 @@ class RSSMLayer(nn.Module):
         Raises:
             ValueError, TypeError: naming the argument, what was expected and what came.
         """
-        stoch = state[2] if isinstance(state, tuple) and len(state) == 4 else None
+        stoch = state[-2] if isinstance(state, tuple) and len(state) > 1 else None
         batch = stoch.shape[0] if isinstance(stoch, Tensor) and stoch.dim() == 2 else 0
         h, z = self._check_state(state, batch)
-        current = RSSMState(*state)
+        current: Any = (RSSMState if isinstance(self.latent, Gaussians) else ClassesState)(*state)
         count = self._count_steps(action, steps)
         if not callable(action):  # so is no tensor
             self._check_action(action, (count, batch), "[K, B, U]")
@@ -345,12 +385,14 @@ class RSSMLayer(nn.Module):
                 here = self._check_action(action(current), (batch,), "[B, U]", "what action returns")
             else:
                 here = None if action is None else action[k]
-            h, z, mu, logvar = self.step_from_prior(h, z, here, noise[k])
-            current = RSSMState(mu, torch.exp(logvar / 2), z, h)
+            h, z, parameters = self.step_from_prior(h, z, here, noise[k])
+            current = self._state(parameters, z, h)
             states.append(current)
         if not states:
-            return RSSMState(*(part.new_empty(0, *part.shape) for part in current))
-        return RSSMState(*(torch.stack(part) for part in zip(*states, strict=True)))
+            of_none: RSSMState = type(current)(*(part.new_empty(0, *part.shape) for part in current))
+            return of_none
+        stacked: RSSMState = type(current)(*(torch.stack(part) for part in zip(*states, strict=True)))
+        return stacked
 
     def kl_loss(
         self,
@@ -393,12 +435,13 @@ class RSSMLayer(nn.Module):
 
     def _check_state(self, state: object, batch: int) -> tuple[Tensor, Tensor]:
         """h [B, H] and z [B, Z]."""
-        parts = require_parts("state", state, "(mean, std, stoch, deter)")
-        sizes = (("state's stoch", parts[2], "Z", self.latent_size), ("state's deter", parts[3], "H", self.hidden_size))
+        names = ", ".join((*self.latent.names, "stoch", "deter"))
+        *_, stoch, deter = require_parts("state", state, f"({names})")
+        sizes = (("state's stoch", stoch, "Z", self.latent_size), ("state's deter", deter, "H", self.hidden_size))
         for name, part, letter, size in sizes:
             require_shape(name, part, f"[B, {letter}]", (batch, size))
             require_like(name, part, self.a_parameter(), or_float32=True)
-        return parts[3], parts[2]
+        return deter, stoch
 
     def _check_noise(self, noise: Tensor | None, shape: tuple[int, ...], letters: str, like: Tensor) -> Tensor:
         if noise is None:
@@ -444,7 +487,7 @@ class RSSMLayer(nn.Module):
         resets: dict[str, Any] = {}
         if is_first is not None:
             resets = {"resets": is_first, "reset_h": anew[0], "reset_z": anew[1]}
-        h, z, mu, logvar = self.chain(
+        h, z, *posterior = self.chain(
             self.gates_bias.expand(steps, batch, -1),
             self.action(action, (steps, batch)),
             self.frame(embed, (steps, batch)),
@@ -455,22 +498,23 @@ class RSSMLayer(nn.Module):
             **resets,
         )
         valid = valid_steps(lengths, embed)
-        prior_mu, prior_logvar = (zero_padding(part, valid) for part in self.prior(h))
-        return Inferred(h, z, mu, logvar, prior_mu, prior_logvar)
+        prior = tuple(zero_padding(part, valid) for part in self.prior(h))
+        return Inferred(h, z, tuple(posterior), prior)
 
     def step_from_prior(
         self, h: Tensor, z: Tensor, action: Tensor | None, eps: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """h_t [B, H], z_t, its mean and its log-variance [B, Z] from h_{t-1}, z_{t-1}, action[t] [B, U] or None and eps
-        [B, Z]."""
+    ) -> tuple[Tensor, Tensor, Parameters]:
+        """h_t [B, H], z_t [B, Z] and the parameters of its distribution, from h_{t-1}, z_{t-1}, action[t] [B, U] or
+        None and eps [B, Z]."""
         h = self.chain.step(self.gates_bias, self.action(action, ()), h, z)
-        mu, logvar = self.prior(h)
-        return h, mu + torch.exp(logvar / 2) * eps, mu, logvar
+        parameters = self.prior(h)
+        return h, self.latent.draw(parameters, eps), parameters
 
     def extra_repr(self) -> str:
         return (
             f"{self.embed_size}, U={self.action_size}, H={self.hidden_size}, Z={self.latent_size}, M={self.mlp_size}, "
-            f"E={self.joint_size}, activation={self.activation!r}, scale={self.scale!r}"
+            f"E={self.joint_size}, activation={self.activation!r}, "
+            + (f"scale={self.scale!r}" if isinstance(self.latent, Gaussians) else "latent='categorical'")
             + ("" if self.h_0 is None else ", initial_state='learned'")
         )
 
@@ -501,23 +545,29 @@ def kl_loss(
     """
     check_balance(balance)
     require_number("free_bits", free_bits, 0.0)
-    q, p = (_moments(name, state) for name, state in (("posterior", posterior), ("prior", prior)))
-    require_shape("prior's mean", p[0], "of posterior's mean", tuple(q[0].shape))
-    kl = gaussian_kl(*q, *p)
-    balanced = balanced_kl(kl, *q, *p, balance)
+    latent: Gaussians | Classes = Gaussians()
+    if isinstance(posterior, ClassesState):
+        latent = Classes(posterior.logits.shape[-1])  # a KL is the sum over classes, whatever their groups
+    names = (*latent.names, "stoch", "deter")
+    shown: list[Parameters] = []
+    for name, state in (("posterior", posterior), ("prior", prior)):
+        parts = require_parts(name, state, f"({', '.join(names)})")
+        shown.append(tuple(require_tensor(f"{name}'s {names[i]}", parts[i]) for i in range(len(latent.names))))
+    require_shape(f"prior's {names[0]}", shown[1][0], f"of posterior's {names[0]}", tuple(shown[0][0].shape))
+    q, p = (latent.of_shown(parts) for parts in shown)
+    kl = latent.kl(q, p)
+    balanced = balanced_kl(latent, kl, q, p, balance)
     if average:
         balanced = balanced.mean()
     return KLLoss(balanced.clamp(min=free_bits).mean() if free_bits else balanced.mean(), kl)
 
 
-def balanced_kl(
-    kl: Tensor, mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor, balance: float | None
-) -> Tensor:
-    """kl [T, B], the KL of these, with its gradient to prior and posterior weighted as `kl_loss` says."""
+def balanced_kl(latent: Gaussians | Classes, kl: Tensor, q: Parameters, p: Parameters, balance: float | None) -> Tensor:
+    """kl [T, B], that of q and p, with its gradient to prior and posterior weighted as `kl_loss` says."""
     if balance is None:
         return kl
-    of_prior = gaussian_kl(mu.detach(), logvar.detach(), prior_mu, prior_logvar)
-    of_posterior = gaussian_kl(mu, logvar, prior_mu.detach(), prior_logvar.detach())
+    of_prior = latent.kl(tuple(part.detach() for part in q), p)
+    of_posterior = latent.kl(q, tuple(part.detach() for part in p))
     return balance * of_prior + (1 - balance) * of_posterior
 
 
@@ -528,12 +578,6 @@ def check_balance(balance: object, name: str = "balance") -> None:
     require_number(name, balance, 0.0)
     if balance > 1:  # type: ignore[operator]
         raise ValueError(f"{name} must be at most 1, got {balance}")
-
-
-def _moments(name: str, state: object) -> tuple[Tensor, Tensor]:
-    """Mean and log-variance."""
-    parts = require_parts(name, state, "(mean, std, stoch, deter)")
-    return parts[0], 2 * torch.log(require_tensor(f"{name}'s std", parts[1]))
 
 
 def check_is_first(is_first: Tensor | None, shape: tuple[int, int], letters: str, like: Tensor) -> Tensor | None:

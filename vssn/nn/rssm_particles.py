@@ -20,7 +20,7 @@ class RSSMParticles:
         action = given.controls[0] if given.controls else None
         self.context = layer.frame(given.embedded, (steps, self.batch))
         self.embed_context = layer.action(action, (steps, self.batch))
-        self.start = layer.start(self.batch, given.x)
+        self.start: tuple[Tensor, ...] = layer.start(self.batch, given.x) if given.start is None else given.start[:2]
 
     def kinds(self, particles: int) -> int:
         return 1
@@ -50,11 +50,8 @@ class RSSMParticles:
         layer, (embed_context, context) = self.layer, hidden_inputs
         h, z = z_before.split((layer.hidden_size, layer.latent_size), -1)
         gates = layer.gates_bias.expand(*eps.shape[:2], -1)
-        h, z, _, logvar = layer.chain(gates, embed_context, context, h, z, eps)
-        prior_mu, prior_logvar = layer.prior(h)
-        scaled = (z - prior_mu).square() * torch.exp(-prior_logvar)
-        ratio = (eps.square() + logvar - scaled - prior_logvar).sum(-1) / 2
-        return torch.cat((h, z), -1), ratio
+        h, z, *posterior = layer.chain(gates, embed_context, context, h, z, eps)
+        return torch.cat((h, z), -1), layer.latent.log_ratio(z, tuple(posterior), layer.prior(h))
 
 
 def floats_of_particles(layer: RSSMLayer) -> tuple[int, int, int, int]:
