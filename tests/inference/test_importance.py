@@ -18,10 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import vssn.inference.importance
-from vssn import VSSN
+from vssn import VRNN, VSSN
 from vssn.errors import MemoryLimitError
 from vssn.inference.importance import BOUNDS, SequenceBounds, sequence_bounds
 from vssn.inference.particles import INITIAL, Particles, Plan, resample
+from vssn.nn.interface import SequenceModel
 from vssn.utils.random import generator
 from vssn_kernels.testing import assert_all_close, assert_close
 
@@ -325,6 +326,13 @@ MEMORY_MODELS: dict[str, dict[str, Any]] = {
     "categorical": {"noise_size": 6, "likelihood": "categorical", "num_classes": 5},
     "student_t": {"noise_size": 6, "likelihood": "student_t"},
     "inferred": {"noise_size": 6, "initial_state": "inferred", "initial_size": 20},
+    "vrnn": {"class": VRNN, "embed_size": 24},
+    "vrnn_i": {"class": VRNN, "embed_size": 24, "prior": "standard"},
+}
+# Frames, and limits in MiB. A VRNN holds less for every frame of every particle, and weights count here too.
+LIMITS: dict[type[SequenceModel], tuple[int, dict[str, tuple[float, ...]]]] = {
+    VSSN: (60, {"iwae": (8, 5, 3.5), "fivo": (5, 2.5, 1.5)}),
+    VRNN: (300, {"iwae": (60, 30, 8), "fivo": (6, 3, 1.5)}),
 }
 
 
@@ -334,15 +342,16 @@ def test_a_memory_limit_is_kept_and_changes_nothing(name: str, bound: str, monke
     for module in (vssn.inference.importance, vssn.inference.particles):
         monkeypatch.setattr(module, "PART", 16)
     torch.manual_seed(5)
-    model = VSSN(40, 32, 12, **MEMORY_MODELS[name]).double()
-    x, lengths = (torch.rand(60, 3, 40) < 0.1).double(), torch.tensor([30, 60, 7])
+    settings = {"class": VSSN} | MEMORY_MODELS[name]
+    model: SequenceModel = settings.pop("class")(40, 32, 12, **settings).double()
+    steps, limits = LIMITS[type(model)][0], LIMITS[type(model)][1][bound]
+    x, lengths = (torch.rand(steps, 3, 40) < 0.1).double(), torch.tensor([steps // 2, steps, 7])
     options: dict[str, Any] = {"bound": bound, "particles": 10}
     want = sequence_bounds(model, x, None, lengths, **options)
     plans, peaks = [], []
-    limits = (8, 5, 3.5) if bound == "iwae" else (5, 2.5, 1.5)
     for mib in limits:
         plan = vssn.inference.importance.make_plan(
-            model, x, 60, torch.tensor([1, 0, 2]), 10, int(mib * 2**20), split=bound != "fivo"
+            model, x, steps, torch.tensor([1, 0, 2]), 10, int(mib * 2**20), split=bound != "fivo"
         )
         plans.append(plan)
         with PeakBytes() as used:
@@ -353,7 +362,7 @@ def test_a_memory_limit_is_kept_and_changes_nothing(name: str, bound: str, monke
     assert len(set(plans)) > 1
     assert max(peak / mib for peak, mib in zip(peaks, limits, strict=True)) > 2**20 / 10, "the limit is not wasted"
     assert plans[-1].sequences == 1
-    assert plans[-1].particles < 10 or plans[-1].steps < 60
+    assert plans[-1].particles < 10 or plans[-1].steps < steps
 
 
 def test_too_little_memory_is_one_line() -> None:
