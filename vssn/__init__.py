@@ -12,7 +12,8 @@ from vssn.nn.gru import GRU, TorchGRU
 from vssn.nn.interface import Forecast, Generation, Imputation, Latents
 from vssn.nn.layer import LayerOutput, State, VSSNLayer
 from vssn.nn.replace import replace_gru
-from vssn.nn.rssm_layer import RSSMLayer, RSSMState
+from vssn.nn.rssm_layer import RSSMLayer
+from vssn.nn.rssm_states import RSSMState
 from vssn_kernels.version import __version__
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from vssn import RSSM, State, sequence_bounds
 from vssn.cli import main
 from vssn.errors import ConfigError
 from vssn.inference.filtering import latent_states, one_step_predictions, rollouts
-from vssn.nn.rssm_layer import RSSMState
+from vssn.nn.rssm_states import RSSMState
 from vssn.training.checkpoints import load_model
 from vssn.training.config import check_config, config_of
 from vssn.training.fit import fit

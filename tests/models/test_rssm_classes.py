@@ -16,7 +16,7 @@ from torch import Tensor
 import vssn
 from vssn import RSSM, RSSMLayer, sequence_bounds
 from vssn.nn.rssm_latents import Classes
-from vssn.nn.rssm_layer import ClassesState, kl_loss
+from vssn.nn.rssm_states import ClassesState, kl_loss
 from vssn.training.fit import fit
 from vssn_kernels.testing import assert_all_close
 

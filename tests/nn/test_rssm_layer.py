@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from rssm_by_steps import B, E, H, M, StepByStep, T, U, X, Z, episodes, of_layer
 from torch import Tensor, nn
 
-from vssn.nn.rssm_layer import RSSMLayer, RSSMState, kl_loss
+from vssn.nn.rssm_layer import RSSMLayer
+from vssn.nn.rssm_states import RSSMState, kl_loss
 from vssn_kernels.testing import assert_all_close
 
 TOLERANCE = 1e-12  # float64
@@ -302,6 +303,18 @@ def test_float32_and_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = flat(layer.observe(parts["embed"], parts["action"], episodes(), noise=parts["noise"]))
     assert_all_close({key: part.float() for key, part in got.items()}, want, 0.1)
+
+
+def test_it_compiles_without_a_break() -> None:
+    layer, parts = made(), given()
+
+    def loss(embed: Tensor, action: Tensor, is_first: Tensor, noise: Tensor) -> Tensor:
+        return layer.kl_loss(*layer.observe(embed, action, is_first, noise=noise), balance=0.8, free_bits=0.5).loss
+
+    arguments = (parts["embed"], parts["action"], episodes(), parts["noise"])
+    want, got = loss(*arguments), torch.compile(loss, fullgraph=True)(*arguments)
+    assert_all_close({"loss": got}, {"loss": want}, 1e-10)
+    assert_all_close(gradients(layer, got), gradients(layer, want), 1e-9)
 
 
 _FRAMES = torch.zeros(T, B, X, dtype=torch.float64)
