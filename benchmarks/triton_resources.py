@@ -138,6 +138,29 @@ def posterior_launches(chip: Chip, precision: str, width: int, latent: int, prio
     return launches
 
 
+def interleaved_launches(
+    chip: Chip, precision: str, size: int, embed: int, width: int, latent: int, batch: int = 32
+) -> list[Launch]:
+    """Forward and backward of sequences with lengths and resets, as an RSSM has them."""
+    zeros = partial(_zeros, precision)
+    lengths, resets = torch.zeros(batch, dtype=torch.int64), torch.zeros(2, batch, dtype=torch.bool)
+    weights = (zeros(embed, latent), zeros(3 * size, embed), zeros(3 * size, size))
+    outputs = zeros(width, size), zeros(2 * latent, width)
+    states = zeros(batch, size), zeros(batch, latent)
+    options = (lengths, "elu", "elu", "softplus", -12.0, 0.1)
+    with recorded(chip, precision) as launches:
+        sequences = (zeros(2, batch, units) for units in (3 * size, embed, width))
+        eps, biases = zeros(2, batch, latent), (zeros(3 * size), zeros(2 * latent))
+        h, z, _, logvar, *kept = backend.interleaved_forward(
+            *sequences, *states, eps, *weights, biases[0], *outputs, biases[1], *states, resets, *options, True
+        )
+        needs = [True] * 6 + [False] * 7 + [True] * 2
+        backend.interleaved_backward(
+            h, z, z, z, h, z, logvar, *kept, *states, eps, *weights, *outputs, *states, resets, *options, needs
+        )
+    return launches
+
+
 def gaussian_launches(chip: Chip, precision: str, latent: int) -> list[Launch]:
     """Forward and backward of gaussian_rsample_kl with a prior."""
     full = _zeros(precision, 32, latent)
@@ -197,7 +220,7 @@ class Case(NamedTuple):
     """Sizes and precision of a recurrence, or Z of the Gaussians."""
 
     op: str
-    sizes: tuple[int, ...]  # H; M, Z, whether there is a prior's mean; Z
+    sizes: tuple[int, ...]  # H; M, Z, whether there is a prior's mean; H, E, M, Z; Z
     precision: str
 
     def __str__(self) -> str:
@@ -210,12 +233,17 @@ class Case(NamedTuple):
         if self.op == "posterior":
             width, latent, prior = self.sizes
             return posterior_launches(chip, self.precision, width, latent, bool(prior))
+        if self.op == "interleaved":
+            return interleaved_launches(chip, self.precision, *self.sizes)
         return gaussian_launches(chip, self.precision, *self.sizes)
 
     def label(self) -> str:
         if self.op == "posterior":
             width, latent, prior = self.sizes
             return f"posterior M={width} Z={latent}{' prior' if prior else ''}, {self.precision}"
+        if self.op == "interleaved":
+            size, _, _, latent = self.sizes
+            return f"interleaved H=E=M={size} Z={latent}, {self.precision}"
         return f"{self.op} {'H' if self.op == 'gru' else 'Z'}={self.sizes[0]}, {self.precision}"
 
 
@@ -226,6 +254,9 @@ CASES = [
     *(Case("posterior", (64, 16, 0), precision) for precision in ("float32", "tf32", "bfloat16")),
     *(Case("posterior", (256, 64, 1), precision) for precision in ("float32", "tf32", "bfloat16")),
     *(Case("posterior", (512, 100, 1), precision) for precision in ("float32", "tf32", "bfloat16")),
+    *(Case("interleaved", (64, 64, 64, 16), precision) for precision in ("float32", "tf32", "bfloat16")),
+    *(Case("interleaved", (256, 256, 256, 64), precision) for precision in ("float32", "tf32", "bfloat16")),
+    *(Case("interleaved", (512, 512, 512, 100), precision) for precision in ("float32", "tf32", "bfloat16", "float16")),
     *(Case("gaussian", (64,), precision) for precision in ("float32", "bfloat16")),
 ]
 

@@ -462,17 +462,23 @@ def interleaved_backward_resident(
 
 
 @triton.jit
+def _not_unrolled(size: tl.constexpr, end):
+    """`size`, as a number that the compiler does not know: unrolled loops over it would take too many registers."""
+    return tl.where(end > 0, size, 0)
+
+
+@triton.jit
 def _add_gates(
-    sum_r, sum_u, sum_n, left, weight, weight_r, weight_c, rows, units, inside,
-    SIZE: tl.constexpr, H: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr, EMULATED: tl.constexpr,
+    sum_r, sum_u, sum_n, left, left_width, weight, weight_r, weight_c, rows, units, inside, size,
+    H: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr, EMULATED: tl.constexpr,
 ):  # fmt: skip
-    """The three sums + left weight^T; left [B, SIZE] contiguous, weight [3H, SIZE]."""
+    """The three sums + left weight^T; left and size as in add_product, weight is [3H, K]."""
     mask = units < H
-    for part in range(0, SIZE, DEPTH):
+    for part in range(0, size, DEPTH):
         inner = (part + tl.arange(0, DEPTH)).to(tl.int64)
-        known = inside & (inner < SIZE)[None, :]
-        values = tl.load(left + rows * SIZE + inner[None, :], mask=known, other=0, cache_modifier=".cg")
-        within = (inner < SIZE)[:, None] & mask
+        known = inside & (inner < size)[None, :]
+        values = tl.load(left + rows * left_width + inner[None, :], mask=known, other=0, cache_modifier=".cg")
+        within = (inner < size)[:, None] & mask
         matrix = load_tile(weight, weight_r, weight_c, units, inner[:, None], within)
         sum_r = product(values, matrix, sum_r, PRECISION, EMULATED)
         matrix = load_tile(weight, weight_r, weight_c, H + units, inner[:, None], within)
@@ -572,6 +578,8 @@ def interleaved_forward_tiled(
     inside = rows < batch
     length = row_lengths(lengths, rows, inside, steps)
     state_size = tl.cast(batch, tl.int64) * H
+    all_e, all_h = _not_unrolled(E, end), _not_unrolled(H, end)
+    all_m, all_z = _not_unrolled(M, end), _not_unrolled(Z, end)
     for phase in range(begin, end):
         time = phase // 4
         part = phase % 4
@@ -586,7 +594,7 @@ def interleaved_forward_tiled(
                 x = load_tile(here, embed_context_b, embed_context_u, rows, units, valid & mask)
                 sum_ = add_product(
                     x.to(tl.float32), latent_state, Z, weight_embed, weight_embed_c, weight_embed_r, rows, units,
-                    inside, mask, Z, DEPTH, PRECISION, EMULATED,
+                    inside, mask, all_z, DEPTH, PRECISION, EMULATED,
                 )  # fmt: skip
                 result = activate(sum_, EMBED_ACTIVATION)
                 keep(embed_out, row * E + units, sum_, result, valid, inside & mask, EMBED_ACTIVATION, EMULATED)
@@ -601,12 +609,12 @@ def interleaved_forward_tiled(
                 x_r, x_u, x_n = load_three(here, tl.cast(gates_x_u, tl.int64) * H, valid & mask)
                 b_r, b_u, b_n = load_three(bias_hh + units, H, mask)
                 sum_r, sum_u, sum_n = _add_gates(
-                    x_r + b_r, x_u + b_u, x_n, embed_active, weight_zh, weight_zh_r, weight_zh_c, rows, units, inside,
-                    E, H, DEPTH, PRECISION, EMULATED,
+                    x_r + b_r, x_u + b_u, x_n, embed_active, E, weight_zh, weight_zh_r, weight_zh_c, rows, units,
+                    inside, all_e, H, DEPTH, PRECISION, EMULATED,
                 )  # fmt: skip
                 sum_r, sum_u, a = _add_gates(
-                    sum_r, sum_u, tl.zeros_like(x_n) + b_n, read, weight_hh, weight_hh_r, weight_hh_c, rows, units,
-                    inside, H, H, DEPTH, PRECISION, EMULATED,
+                    sum_r, sum_u, tl.zeros_like(x_n) + b_n, read, H, weight_hh, weight_hh_r, weight_hh_c, rows, units,
+                    inside, all_h, H, DEPTH, PRECISION, EMULATED,
                 )  # fmt: skip
                 stored = rows * H + units
                 tile = inside & mask
@@ -637,7 +645,7 @@ def interleaved_forward_tiled(
                 # h_t as it was stored: what a product takes is rounded to that dtype anyway.
                 sum_ = add_product(
                     x.to(tl.float32), h_out + step * state_size, H, weight_h, weight_h_c, weight_h_r, rows, units,
-                    inside, mask, H, DEPTH, PRECISION, EMULATED,
+                    inside, mask, all_h, DEPTH, PRECISION, EMULATED,
                 )  # fmt: skip
                 result = activate(sum_, ACTIVATION)
                 keep(hidden_out, row * M + units, sum_, result, valid, inside & mask, ACTIVATION, EMULATED)
@@ -649,13 +657,13 @@ def interleaved_forward_tiled(
                 none = tl.zeros((ROWS, LATENT), tl.float32)
                 bias = tl.load(bias_out + latents, mask=mask, other=0).to(tl.float32)
                 mu = add_product(
-                    none + bias, active, M, weight_out, weight_out_c, weight_out_r, rows, latents, inside, mask, M,
+                    none + bias, active, M, weight_out, weight_out_c, weight_out_r, rows, latents, inside, mask, all_m,
                     DEPTH, PRECISION, EMULATED,
                 )  # fmt: skip
                 bias = tl.load(bias_out + Z + latents, mask=mask, other=0).to(tl.float32)
                 below = weight_out + tl.cast(weight_out_r, tl.int64) * Z
                 raw = add_product(
-                    none + bias, active, M, below, weight_out_c, weight_out_r, rows, latents, inside, mask, M,
+                    none + bias, active, M, below, weight_out_c, weight_out_r, rows, latents, inside, mask, all_m,
                     DEPTH, PRECISION, EMULATED,
                 )  # fmt: skip
                 noise = load_tile(eps + step * eps_t, eps_b, eps_u, rows, latents, valid & mask).to(tl.float32)
@@ -765,6 +773,7 @@ def interleaved_backward_tiled(
     rows = (group.to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     inside = rows < batch
     length = row_lengths(lengths, rows, inside, steps)
+    all_h, all_m, all_z = _not_unrolled(H, end), _not_unrolled(M, end), _not_unrolled(Z, end)
     for phase in range(begin, end):
         i = phase // 4
         part = phase % 4
@@ -812,7 +821,7 @@ def interleaved_backward_tiled(
                 # Rows of weight_out are those of grad_out: mean and raw in one sum over 2Z.
                 total = add_product(
                     tl.zeros((ROWS, UNITS), tl.float32), grad_out + step * batch * (2 * Z), 2 * Z, weight_out,
-                    weight_out_r, weight_out_c, rows, units, inside, mask, 2 * Z, DEPTH, PRECISION, EMULATED,
+                    weight_out_r, weight_out_c, rows, units, inside, mask, 2 * all_z, DEPTH, PRECISION, EMULATED,
                 )  # fmt: skip
                 total = tl.where(valid, hidden_grad(hidden, at, total, valid & mask, ACTIVATION), 0.0)
                 put(grad_context, at, total, inside & mask, EMULATED)
@@ -823,7 +832,7 @@ def interleaved_backward_tiled(
                 at = row * E + units
                 total = add_product(
                     tl.zeros((ROWS, UNITS), tl.float32), grad_gates_x + step * batch * (3 * H), 3 * H, weight_zh,
-                    weight_zh_r, weight_zh_c, rows, units, inside, mask, 3 * H, DEPTH, PRECISION, EMULATED,
+                    weight_zh_r, weight_zh_c, rows, units, inside, mask, 3 * all_h, DEPTH, PRECISION, EMULATED,
                 )  # fmt: skip
                 total = tl.where(valid, hidden_grad(embed, at, total, valid & mask, EMBED_ACTIVATION), 0.0)
                 put(grad_embed, at, total, inside & mask, EMULATED)
@@ -864,7 +873,7 @@ def interleaved_backward_tiled(
                         dh += load_tile(here, grad_h_b, grad_h_u, rows, units, valid & mask).to(tl.float32)
                     dh = add_product(
                         dh, grad_context + step * batch * M, M, weight_h, weight_h_r, weight_h_c, rows, units, inside,
-                        mask, M, DEPTH, PRECISION, EMULATED,
+                        mask, all_m, DEPTH, PRECISION, EMULATED,
                     )  # fmt: skip
                     dh = tl.where(valid, dh, 0.0)
                     g_r, g_u, g_n, g_a = gate_grads(dh, r, u, n, a, h)
