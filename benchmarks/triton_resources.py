@@ -138,26 +138,25 @@ def posterior_launches(chip: Chip, precision: str, width: int, latent: int, prio
     return launches
 
 
-def interleaved_launches(
-    chip: Chip, precision: str, size: int, embed: int, width: int, latent: int, batch: int = 32
-) -> list[Launch]:
-    """Forward and backward of sequences with lengths and resets, as an RSSM has them."""
+def interleaved_launches(chip: Chip, precision: str, size: int, embed: int, width: int, latent: int) -> list[Launch]:
+    """Forward and backward of 32 sequences with lengths and resets, with Dreamer's activations and scale."""
     zeros = partial(_zeros, precision)
-    lengths, resets = torch.zeros(batch, dtype=torch.int64), torch.zeros(2, batch, dtype=torch.bool)
+    lengths, resets = torch.zeros(32, dtype=torch.int64), torch.zeros(2, 32, dtype=torch.bool)
     weights = (zeros(embed, latent), zeros(3 * size, embed), zeros(3 * size, size))
-    outputs = zeros(width, size), zeros(2 * latent, width)
-    states = zeros(batch, size), zeros(batch, latent)
-    options = (lengths, "elu", "elu", "softplus", -12.0, 0.1)
+    heads = (zeros(width, size), zeros(2 * latent, width))
+    states = (zeros(32, size), zeros(32, latent))
+    options = ("elu", "elu", "softplus", -12.0, 0.1)
     with recorded(chip, precision) as launches:
-        sequences = (zeros(2, batch, units) for units in (3 * size, embed, width))
-        eps, biases = zeros(2, batch, latent), (zeros(3 * size), zeros(2 * latent))
-        h, z, _, logvar, *kept = backend.interleaved_forward(
-            *sequences, *states, eps, *weights, biases[0], *outputs, biases[1], *states, resets, *options, True
-        )
+        gates_x, embed_context, context, eps = (zeros(2, 32, units) for units in (3 * size, embed, width, latent))
+        h, z, _, logvar, gates, kept, hidden = backend.interleaved_forward(
+            gates_x, embed_context, context, *states, eps, *weights, zeros(3 * size), *heads, zeros(2 * latent),
+            *states, resets, lengths, *options, True,
+        )  # fmt: skip
         needs = [True] * 6 + [False] * 7 + [True] * 2
         backend.interleaved_backward(
-            h, z, z, z, h, z, logvar, *kept, *states, eps, *weights, *outputs, *states, resets, *options, needs
-        )
+            h, z, z, z, h, z, logvar, gates, kept, hidden, *states, eps, *weights, *heads, *states, resets, lengths,
+            *options, needs,
+        )  # fmt: skip
     return launches
 
 
@@ -242,8 +241,9 @@ class Case(NamedTuple):
             width, latent, prior = self.sizes
             return f"posterior M={width} Z={latent}{' prior' if prior else ''}, {self.precision}"
         if self.op == "interleaved":
-            size, _, _, latent = self.sizes
-            return f"interleaved H=E=M={size} Z={latent}, {self.precision}"
+            size, embed, width, latent = self.sizes
+            sizes = f"H=E=M={size}" if size == embed == width else f"H={size} E={embed} M={width}"
+            return f"interleaved {sizes} Z={latent}, {self.precision}"
         return f"{self.op} {'H' if self.op == 'gru' else 'Z'}={self.sizes[0]}, {self.precision}"
 
 
@@ -255,6 +255,7 @@ CASES = [
     *(Case("posterior", (256, 64, 1), precision) for precision in ("float32", "tf32", "bfloat16")),
     *(Case("posterior", (512, 100, 1), precision) for precision in ("float32", "tf32", "bfloat16")),
     *(Case("interleaved", (64, 64, 64, 16), precision) for precision in ("float32", "tf32", "bfloat16")),
+    Case("interleaved", (128, 64, 64, 32), "bfloat16"),
     *(Case("interleaved", (256, 256, 256, 64), precision) for precision in ("float32", "tf32", "bfloat16")),
     *(Case("interleaved", (512, 512, 512, 100), precision) for precision in ("float32", "tf32", "bfloat16", "float16")),
     *(Case("gaussian", (64,), precision) for precision in ("float32", "bfloat16")),

@@ -62,15 +62,18 @@ def interleaved_tiles(
 ) -> Tiles:
     """For H, E, M and Z; the rest as gru_tiles. Resident: E and M have tiles of their own, `tile(E)` and `tile(M)`;
     tiled: they are cut as H is."""
-    units, embeds, hiddens = (tile(number) for number in (size, embed, width))
-    latents = max(32, tile(latent))  # 16 x 16 results have Triton's warps do the same work, each of them
-    weights = (3 * units * (embeds + units) + embeds * latents + (units + 2 * latents) * hiddens) * item_size
-    form = "alone" if max(size, embed, width) <= 128 else "shared"
+    units, embeds, hiddens, latents = (tile(number) for number in (size, embed, width, latent))
+    widest = max(units, embeds, hiddens)
+    form = "alone" if widest <= 128 else "shared"
     if not matrix_cores:
+        if widest <= 32 and latents == 16:
+            return Tiles("resident", ROWS, units, latents, 0, 8, 1)
         return Tiles(form, ROWS, 32, 32, 8, 4, 1)
-    if max(units, embeds, hiddens) <= 128 and latents <= 64 and weights + 32768 <= shared_memory:
+    latents = max(32, latents)  # where one product gives 16 x 16, Triton lets every warp compute all of every product
+    weights = (3 * units * (embeds + units) + embeds * latents + (units + 2 * latents) * hiddens) * item_size
+    if widest <= 128 and latents <= 64 and weights + 32768 <= shared_memory:
         return Tiles("resident", ROWS, units, latents, 0, 8, 1)
-    return Tiles(form, ROWS, 32, 32, 128 // item_size, 4, 3 if item_size == 2 else 2)
+    return Tiles(form, ROWS, 32, 32, 128 // item_size, 8, 3 if item_size == 2 else 2)
 
 
 def gaussian_tiles(latent: int) -> tuple[int, int]:

@@ -152,8 +152,9 @@ def interleaved_backward(
         new(steps, batch, units) for units in (3 * size, size, embed_size, width, 2 * latent)
     )
     grad_eps = new(steps, batch, latent) if needs[5] else None
-    first_h, first_z = (torch.zeros(state.shape, dtype=torch.float32, device=h.device) for state in (h0, z0))
-    anew_h, anew_z = (None, None) if resets is None else (torch.zeros_like(first_h), torch.zeros_like(first_z))
+    zeros = partial(torch.zeros, dtype=torch.float32, device=h.device)
+    first_h, first_z = zeros((batch, size)), zeros((batch, latent))
+    anew_h, anew_z = (None, None) if resets is None else (zeros((batch, size)), zeros((batch, latent)))
     if steps > 0 and batch > 0:
         inputs = (
             *strided(grad_h, 3), *strided(grad_z, 3), *strided(grad_mu, 3), *strided(grad_logvar, 3),
@@ -170,15 +171,16 @@ def interleaved_backward(
                     *inputs, first_h, first_z, anew_h, anew_z, floor, steps, batch, **constants, **options(tiles)
                 )
             else:
-                # Of two of each, one is read while the other is written.
-                carry = torch.stack((first_h, first_h))
-                sums_h, sums_z = (None if sums is None else torch.stack((sums, sums)) for sums in (anew_h, anew_z))
+                # Of each two, one is read while the other is written.
+                carry, last = zeros((2, batch, size)), (steps + 1) % 2
+                first_h = carry[last]
+                sums_h, sums_z = None, None
+                if resets is not None:
+                    sums_h, sums_z = zeros((2, batch, size)), zeros((2, batch, latent))
+                    anew_h, anew_z = sums_h[last], sums_z[last]
                 arguments = (*inputs, carry, sums_h, sums_z, first_z, floor)
                 widest, phases = max(size, embed_size, width), 4 * steps + 1
                 launch_tiled(kernels.interleaved_backward_tiled, arguments, constants, tiles, steps, h0, widest, phases)
-                last = (steps + 1) % 2
-                first_h = carry[last]
-                anew_h, anew_z = (None if sums is None else sums[last] for sums in (sums_h, sums_z))
     # Where no states were given for the resets, they go on from the first ones.
     if anew_h is not None and reset_h is None:
         first_h = first_h + anew_h
