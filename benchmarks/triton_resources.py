@@ -145,17 +145,16 @@ def interleaved_launches(chip: Chip, precision: str, size: int, embed: int, widt
     weights = (zeros(embed, latent), zeros(3 * size, embed), zeros(3 * size, size))
     heads = (zeros(width, size), zeros(2 * latent, width))
     states = (zeros(32, size), zeros(32, latent))
-    options = ("elu", "elu", "softplus", -12.0, 0.1)
     with recorded(chip, precision) as launches:
         gates_x, embed_context, context, eps = (zeros(2, 32, units) for units in (3 * size, embed, width, latent))
         h, z, _, logvar, gates, kept, hidden = backend.interleaved_forward(
             gates_x, embed_context, context, *states, eps, *weights, zeros(3 * size), *heads, zeros(2 * latent),
-            *states, resets, lengths, *options, True,
+            *states, resets, lengths, "elu", "elu", "softplus", -12.0, 0.1, True,
         )  # fmt: skip
         needs = [True] * 6 + [False] * 7 + [True] * 2
         backend.interleaved_backward(
             h, z, z, z, h, z, logvar, gates, kept, hidden, *states, eps, *weights, *heads, *states, resets, lengths,
-            *options, needs,
+            "elu", "elu", "softplus", -12.0, 0.1, needs,
         )  # fmt: skip
     return launches
 
