@@ -23,6 +23,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import triton
 
+from benchmarks import gpu_small
 from benchmarks.triton_resources import (
     BEGIN,
     CASES,
@@ -63,6 +64,7 @@ FAST = {
 }
 # The tiled forward kernels that put two or three registers into memory; the README says so.
 STATED = {
+    ("sm_90", Case("interleaved", (128, 64, 64, 32), "bfloat16")): 40,
     ("gfx942", Case("posterior", (512, 100, 1), "bfloat16")): 12,
     ("sm_120", Case("gru", (128,), "float32")): 8,
     ("sm_120", Case("gru", (512,), "float32")): 8,
@@ -137,6 +139,17 @@ def test_small_sizes_are_resident_and_large_ones_shared() -> None:
         for sizes, expected in ((small, "resident"), ((128, 128, 128, 100), "alone"), ((256, 256, 256, 64), "shared")):
             launches = interleaved_launches(CHIPS["sm_90"], precision, *sizes)
             assert [form(launch) for launch in launches] == [expected] * 2, precision
+
+
+def test_the_small_run_on_a_gpu_takes_each_form() -> None:
+    """What gpu_small.py says of its sizes holds."""
+    for expected, compute, hidden in gpu_small.TRITON_GRU:
+        assert {form(launch) for launch in gru_launches(CHIPS["sm_90"], compute, hidden)} == {expected}
+    for expected, compute, (width, latent) in gpu_small.TRITON_POSTERIOR:
+        launches = posterior_launches(CHIPS["sm_90"], compute, width, latent, False)
+        assert {form(launch) for launch in launches} == {expected}
+    for expected, compute, sizes in gpu_small.TRITON_INTERLEAVED:
+        assert {form(launch) for launch in interleaved_launches(CHIPS["sm_90"], compute, *sizes)} == {expected}
 
 
 @pytest.mark.parametrize("sizes", [(64, 64, 64, 16), (200, 200, 200, 30), (512, 512, 512, 100)], ids=str)
