@@ -37,6 +37,19 @@ def posterior_tensors(
     return tuple(t.to(dtype).requires_grad_() for t in tensors)
 
 
+def interleaved_tensors(
+    steps: int, batch: int, sizes: tuple[int, int, int, int], dtype: torch.dtype, device: str = "cuda"
+) -> tuple[Tensor, ...]:
+    """Of interleaved_sequence, in its order. sizes: H, E, M, Z"""
+    size, embed, width, latent = sizes
+    shapes: tuple[tuple[int, ...], ...] = ((steps, batch, 3 * size), (steps, batch, embed), (steps, batch, width))
+    shapes += ((batch, size), (batch, latent), (steps, batch, latent))
+    weights = ((embed, latent), (3 * size, embed), (3 * size, size), (3 * size,), (width, size), (2 * latent, width))
+    tensors = [_normal(device, *shape) for shape in shapes]
+    tensors += [_normal(device, *shape) / (2 * shape[-1] ** 0.5) for shape in (*weights, (2 * latent,))]
+    return tuple(t.to(dtype).requires_grad_() for t in tensors)
+
+
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """Inside the block float32 products, cuDNN's recurrences among them, may run in tf32, or may not.

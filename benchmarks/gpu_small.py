@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import vssn_kernels
-from benchmarks.gpu_problems import COMPUTE, NOT_HERE, gru_tensors, posterior_tensors, tf32
+from benchmarks.gpu_problems import COMPUTE, NOT_HERE, gru_tensors, interleaved_tensors, posterior_tensors, tf32
 
 STEPS, BATCH, WIDE_BATCH = 3, 3, 19
 LENGTHS = (3, 0, 2)
@@ -39,6 +39,11 @@ TRITON_POSTERIOR = (
     ("resident", "bfloat16", (18, 5)),
     ("alone", "float32", (80, 17)),
     ("shared", "bfloat16", (300, 17)),
+)
+TRITON_INTERLEAVED = (
+    ("resident", "bfloat16", (33, 17, 20, 5)),
+    ("alone", "float32", (80, 40, 65, 17)),
+    ("shared", "bfloat16", (160, 70, 130, 33)),
 )
 
 
@@ -131,6 +136,13 @@ def triton_cases(device: str) -> Iterator[Case]:
         posterior = posterior_tensors(STEPS, WIDE_BATCH, width, latent, COMPUTE[compute], device)
         call = both_passes(vssn_kernels.posterior_sequence, posterior, "triton", lengths=lengths_on(device, WIDE_BATCH))
         yield Case(f"triton posterior {compute} {form}, M={width} Z={latent}", call)
+    for form, compute, sizes in TRITON_INTERLEAVED:
+        chain = interleaved_tensors(STEPS, WIDE_BATCH, sizes, COMPUTE[compute], device)
+        resets = torch.arange(STEPS * WIDE_BATCH, device=device).view(STEPS, WIDE_BATCH) % 3 == 1
+        lengths = lengths_on(device, WIDE_BATCH)
+        call = both_passes(vssn_kernels.interleaved_sequence, chain, "triton", lengths=lengths, resets=resets)
+        size, embed, width, latent = sizes
+        yield Case(f"triton interleaved {compute} {form}, H={size} E={embed} M={width} Z={latent}", call)
     yield Case("triton gaussian bfloat16", gaussian("triton", device, torch.bfloat16))
 
 

@@ -138,6 +138,27 @@ def posterior_launches(chip: Chip, precision: str, width: int, latent: int, prio
     return launches
 
 
+def interleaved_launches(chip: Chip, precision: str, size: int, embed: int, width: int, latent: int) -> list[Launch]:
+    """Forward and backward of 32 sequences with lengths and resets, with Dreamer's activations and scale."""
+    zeros = partial(_zeros, precision)
+    lengths, resets = torch.zeros(32, dtype=torch.int64), torch.zeros(2, 32, dtype=torch.bool)
+    weights = (zeros(embed, latent), zeros(3 * size, embed), zeros(3 * size, size))
+    heads = (zeros(width, size), zeros(2 * latent, width))
+    states = (zeros(32, size), zeros(32, latent))
+    with recorded(chip, precision) as launches:
+        gates_x, embed_context, context, eps = (zeros(2, 32, units) for units in (3 * size, embed, width, latent))
+        h, z, _, logvar, gates, kept, hidden = backend.interleaved_forward(
+            gates_x, embed_context, context, *states, eps, *weights, zeros(3 * size), *heads, zeros(2 * latent),
+            *states, resets, lengths, "elu", "elu", "softplus", -12.0, 0.1, True,
+        )  # fmt: skip
+        needs = [True] * 6 + [False] * 7 + [True] * 2
+        backend.interleaved_backward(
+            h, z, z, z, h, z, logvar, gates, kept, hidden, *states, eps, *weights, *heads, *states, resets, lengths,
+            "elu", "elu", "softplus", -12.0, 0.1, needs,
+        )  # fmt: skip
+    return launches
+
+
 def gaussian_launches(chip: Chip, precision: str, latent: int) -> list[Launch]:
     """Forward and backward of gaussian_rsample_kl with a prior."""
     full = _zeros(precision, 32, latent)
@@ -197,7 +218,7 @@ class Case(NamedTuple):
     """Sizes and precision of a recurrence, or Z of the Gaussians."""
 
     op: str
-    sizes: tuple[int, ...]  # H; M, Z, whether there is a prior's mean; Z
+    sizes: tuple[int, ...]  # H; M, Z, whether there is a prior's mean; H, E, M, Z; Z
     precision: str
 
     def __str__(self) -> str:
@@ -210,12 +231,18 @@ class Case(NamedTuple):
         if self.op == "posterior":
             width, latent, prior = self.sizes
             return posterior_launches(chip, self.precision, width, latent, bool(prior))
+        if self.op == "interleaved":
+            return interleaved_launches(chip, self.precision, *self.sizes)
         return gaussian_launches(chip, self.precision, *self.sizes)
 
     def label(self) -> str:
         if self.op == "posterior":
             width, latent, prior = self.sizes
             return f"posterior M={width} Z={latent}{' prior' if prior else ''}, {self.precision}"
+        if self.op == "interleaved":
+            size, embed, width, latent = self.sizes
+            sizes = f"H=E=M={size}" if size == embed == width else f"H={size} E={embed} M={width}"
+            return f"interleaved {sizes} Z={latent}, {self.precision}"
         return f"{self.op} {'H' if self.op == 'gru' else 'Z'}={self.sizes[0]}, {self.precision}"
 
 
@@ -226,6 +253,10 @@ CASES = [
     *(Case("posterior", (64, 16, 0), precision) for precision in ("float32", "tf32", "bfloat16")),
     *(Case("posterior", (256, 64, 1), precision) for precision in ("float32", "tf32", "bfloat16")),
     *(Case("posterior", (512, 100, 1), precision) for precision in ("float32", "tf32", "bfloat16")),
+    *(Case("interleaved", (64, 64, 64, 16), precision) for precision in ("float32", "tf32", "bfloat16")),
+    Case("interleaved", (128, 64, 64, 32), "bfloat16"),
+    *(Case("interleaved", (256, 256, 256, 64), precision) for precision in ("float32", "tf32", "bfloat16")),
+    *(Case("interleaved", (512, 512, 512, 100), precision) for precision in ("float32", "tf32", "bfloat16", "float16")),
     *(Case("gaussian", (64,), precision) for precision in ("float32", "bfloat16")),
 ]
 

@@ -29,6 +29,7 @@ SELECTIONS = {
     "registration": ("tests/kernels/test_ops.py", f"triton and not ({VALUES} or {MEMORY} or bare)"),
     "gru": ("tests/kernels/test_gru.py", "triton"),
     "posterior": ("tests/kernels/test_posterior.py", "triton and not draws"),
+    "interleaved": ("tests/kernels/test_interleaved.py", "triton"),
     "gaussian": ("tests/kernels/test_gaussian.py", "triton"),
     "recurrences": ("tests/kernels/triton_interpreted.py", "agree or strides"),
     "barriers and functions": ("tests/kernels/triton_interpreted.py", "not agree and not strides"),

@@ -23,6 +23,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import triton
 
+from benchmarks import gpu_small
 from benchmarks.triton_resources import (
     BEGIN,
     CASES,
@@ -34,6 +35,7 @@ from benchmarks.triton_resources import (
     form,
     gru_launches,
     heading,
+    interleaved_launches,
     posterior_launches,
     recorded,
     resources,
@@ -41,7 +43,7 @@ from benchmarks.triton_resources import (
 )
 from vssn_kernels.backend import triton as backend
 from vssn_kernels.backend.triton import launch as launching
-from vssn_kernels.backend.triton.kernels import gaussian, gru, posterior
+from vssn_kernels.backend.triton.kernels import gaussian, gru, interleaved, posterior
 from vssn_kernels.backend.triton.kernels.compilation import Kernel
 
 README = Path(__file__).resolve().parents[2] / "vssn_kernels" / "README.md"
@@ -53,12 +55,16 @@ FAST = {
     ("sm_90", Case("gru", (512,), "bfloat16")),
     ("sm_90", Case("posterior", (64, 16, 0), "float32")),
     ("sm_90", Case("posterior", (512, 100, 1), "bfloat16")),
+    ("sm_90", Case("interleaved", (64, 64, 64, 16), "bfloat16")),
+    ("sm_90", Case("interleaved", (256, 256, 256, 64), "bfloat16")),
+    ("sm_90", Case("interleaved", (512, 512, 512, 100), "float32")),
     ("sm_90", Case("gaussian", (64,), "float32")),
     ("gfx942", Case("gru", (64,), "bfloat16")),
     ("gfx942", Case("gru", (512,), "tf32")),
 }
 # The tiled forward kernels that put two or three registers into memory; the README says so.
 STATED = {
+    ("sm_90", Case("interleaved", (128, 64, 64, 32), "bfloat16")): 40,
     ("gfx942", Case("posterior", (512, 100, 1), "bfloat16")): 12,
     ("sm_120", Case("gru", (128,), "float32")): 8,
     ("sm_120", Case("gru", (512,), "float32")): 8,
@@ -111,6 +117,13 @@ def test_tiles_hold_the_sizes(name: str, precision: str) -> None:
             assert units >= 16
             assert units & (units - 1) == 0
             assert form(launch) != "resident" or units >= hidden
+    for sizes in ((1, 1, 1, 1), (64, 17, 128, 33), (17, 128, 3, 64), (65, 5, 4, 9), (3, 257, 4, 100)):
+        for launch in interleaved_launches(CHIPS[name], precision, *sizes):
+            names = ("UNITS", "EMBED", "HIDDEN", "LATENT")
+            tiles = [launch.keywords[tile] for tile in names if tile in launch.keywords]
+            assert all(tile >= 16 and tile & (tile - 1) == 0 for tile in tiles)
+            if form(launch) == "resident":
+                assert all(tile >= size for tile, size in zip(tiles, sizes, strict=True))
     for width, latent in ((1, 1), (64, 17), (257, 64), (100, 65)):
         for launch in posterior_launches(CHIPS[name], precision, width, latent, True):
             if form(launch) == "resident":
@@ -122,6 +135,32 @@ def test_small_sizes_are_resident_and_large_ones_shared() -> None:
     for precision in ("float32", "tf32", "bfloat16"):
         forms = [form(gru_launches(CHIPS["sm_90"], precision, hidden)[0]) for hidden in (64, 1024)]
         assert forms == ["resident", "shared"], precision
+        small = (32, 32, 32, 16) if precision == "float32" else (64, 64, 64, 16)
+        for sizes, expected in ((small, "resident"), ((128, 128, 128, 100), "alone"), ((256, 256, 256, 64), "shared")):
+            launches = interleaved_launches(CHIPS["sm_90"], precision, *sizes)
+            assert [form(launch) for launch in launches] == [expected] * 2, precision
+
+
+def test_the_small_run_on_a_gpu_takes_each_form() -> None:
+    """What gpu_small.py says of its sizes holds."""
+    for expected, compute, hidden in gpu_small.TRITON_GRU:
+        assert {form(launch) for launch in gru_launches(CHIPS["sm_90"], compute, hidden)} == {expected}
+    for expected, compute, (width, latent) in gpu_small.TRITON_POSTERIOR:
+        launches = posterior_launches(CHIPS["sm_90"], compute, width, latent, False)
+        assert {form(launch) for launch in launches} == {expected}
+    for expected, compute, sizes in gpu_small.TRITON_INTERLEAVED:
+        assert {form(launch) for launch in interleaved_launches(CHIPS["sm_90"], compute, *sizes)} == {expected}
+
+
+@pytest.mark.parametrize("sizes", [(64, 64, 64, 16), (200, 200, 200, 30), (512, 512, 512, 100)], ids=str)
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16", "float16"])
+def test_the_interleaved_chain_is_one_launch_a_pass(precision: str, sizes: tuple[int, ...]) -> None:
+    launches = interleaved_launches(CHIPS["sm_90"], precision, *sizes)
+    assert len(launches) == 2
+    for launch, phases in zip(launches, (4 * 2, 4 * 2 + 1), strict=True):
+        if form(launch) == "shared":
+            assert launch.arguments[-2:] == (0, phases)
+            assert launch.keywords["launch_cooperative_grid"]
 
 
 def shared_launches(chip: Chip, batch: int, hidden: int) -> list[tuple[int, int, int]]:
@@ -171,7 +210,10 @@ def test_products_follow_the_setting_for_tf32(setting: str, precision: str) -> N
 
 
 KERNELS = [
-    value for module in (gru, posterior, gaussian) for value in vars(module).values() if isinstance(value, Kernel)
+    value
+    for module in (gru, posterior, interleaved, gaussian)
+    for value in vars(module).values()
+    if isinstance(value, Kernel)
 ]
 
 
@@ -235,6 +277,26 @@ def run_posterior(layout: str, steps: int, batch: int, width: int, latent: int) 
     )
 
 
+def run_interleaved(layout: str, steps: int, batch: int, size: int, embed: int, width: int, latent: int) -> None:
+    """Forward and backward, with resets and a state for them."""
+    sequences = [laid_out(layout, steps, batch, units) for units in (3 * size, embed, width)]
+    eps, grad_h = laid_out(layout, steps, batch, latent), laid_out(layout, steps, batch, size)
+    states = laid_out(layout, 1, batch, size)[0], laid_out(layout, 1, batch, latent)[0]
+    weights = torch.zeros(embed, latent), torch.zeros(3 * size, embed), torch.zeros(3 * size, size)
+    heads = torch.zeros(width, size), torch.zeros(2 * latent, width)
+    lengths, resets = torch.zeros(2 * batch).long()[batch:], torch.zeros(steps + 1, batch, dtype=torch.bool)[1:]
+    options = ("relu", "tanh", "logvar", -12.0, 0.1)
+    h, z, _, logvar, gates, kept, hidden = backend.interleaved_forward(
+        *sequences, *states, eps, *weights, torch.zeros(3 * size), *heads, torch.zeros(2 * latent), *states, resets,
+        lengths, *options, True,
+    )  # fmt: skip
+    needs = [True] * 6 + [False] * 7 + [True] * 2
+    backend.interleaved_backward(
+        grad_h, eps, z, eps, h, z, logvar, gates, kept, hidden, *states, eps, *weights, *heads, *states, resets,
+        lengths, *options, needs,
+    )  # fmt: skip
+
+
 def run_gaussian(layout: str, steps: int, batch: int, latent: int) -> None:
     """Forward and backward, with a prior."""
     full = laid_out(layout, steps, batch, latent)
@@ -246,6 +308,10 @@ LAYOUTS = ("contiguous", "batch first", "wider rows", "chunk")
 RUNS = [
     *((run_gru, (hidden,), 2) for hidden in (1, 16, 33, 40, 64, 200, 256)),
     *((run_posterior, sizes, 2) for sizes in ((64, 16), (33, 7), (64, 9), (50, 16), (512, 100), (300, 64))),
+    *(
+        (run_interleaved, sizes, 2)
+        for sizes in ((64, 64, 64, 16), (5, 33, 16, 7), (40, 64, 50, 9), (512, 33, 512, 100))
+    ),
     *((run_gaussian, (latent,), 2) for latent in (5, 64, 100)),
 ]
 
@@ -270,7 +336,7 @@ def test_the_count_sees_a_new_size() -> None:
 
 def test_every_tensor_with_strides_is_known_to_its_kernel() -> None:
     """The strides stand right behind the tensor, and none is left over."""
-    assert len(KERNELS) == 10
+    assert len(KERNELS) == 14
     for kernel in KERNELS:
         names = list(inspect.signature(kernel.function).parameters)
         found: list[str] = []

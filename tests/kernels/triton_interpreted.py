@@ -21,11 +21,13 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from vssn_kernels import gru_sequence
+from vssn_kernels.activations import MORE_ACTIVATIONS
 from vssn_kernels.backend import triton as backend
 from vssn_kernels.backend.triton import launch as launching
 from vssn_kernels.backend.triton.configurations import Tiles
 from vssn_kernels.backend.triton.kernels import cell
 from vssn_kernels.backend.triton.kernels import gru as gru_kernels
+from vssn_kernels.backend.triton.kernels import interleaved as interleaved_kernels
 from vssn_kernels.backend.triton.kernels import posterior as posterior_kernels
 from vssn_kernels.testing import (
     TOLERANCES,
@@ -50,10 +52,11 @@ def forced(form: str, **device: Any) -> Iterator[None]:
     if form == "resident":
         yield
         return
-    gru_tiles = Tiles(form, rows=16, units=32, latents=0, depth=32, warps=4, stages=1)
+    tiles = Tiles(form, rows=16, units=32, latents=16, depth=32, warps=4, stages=1)
     with (
-        mock.patch.object(backend.gru, "gru_tiles", return_value=gru_tiles),
-        mock.patch.object(backend.posterior, "posterior_tiles", return_value=gru_tiles._replace(latents=16)),
+        mock.patch.object(backend.gru, "gru_tiles", return_value=tiles),
+        mock.patch.object(backend.posterior, "posterior_tiles", return_value=tiles),
+        mock.patch.object(backend.interleaved, "interleaved_tiles", return_value=tiles),
         mock.patch.object(launching, "INTERPRETER", launching.INTERPRETER._replace(**device)),
     ):
         yield
@@ -100,6 +103,36 @@ def posterior_sample(steps: int, batch: int, width: int, latent: int, prior: boo
     return Sample("posterior_sequence", f"{steps}x{batch}x{width}x{latent}", tensors, options)
 
 
+def mixed_resets(steps: int, batch: int) -> Tensor:
+    """A first step, a last one and some between, padding among them."""
+    resets = torch.rand(steps, batch) < 0.4
+    resets[:1, 1::3] = True
+    resets[-1:, ::3] = True
+    return resets
+
+
+def interleaved_sample(steps: int, batch: int, *sizes: int, anew: bool = False, **options: Any) -> Sample:
+    size, embed, width, latent = sizes
+    tensors = {
+        "gates_x": draw(steps, batch, 3 * size),
+        "embed_context": draw(steps, batch, embed),
+        "context": draw(steps, batch, width),
+        "h0": draw(batch, size),
+        "z0": draw(batch, latent),
+        "eps": draw(steps, batch, latent),
+        "weight_embed": draw(embed, latent) / (2 * latent**0.5),
+        "weight_zh": draw(3 * size, embed) / (2 * embed**0.5),
+        "weight_hh": draw(3 * size, size) / (2 * size**0.5),
+        "bias_hh": draw(3 * size) / 2,
+        "weight_h": draw(width, size) / (2 * size**0.5),
+        "weight_out": draw(2 * latent, width) / (4 * width**0.5),
+        "bias_out": draw(2 * latent) / 2,
+    }
+    if anew:
+        tensors |= {"reset_h": draw(batch, size), "reset_z": draw(batch, latent)}
+    return Sample("interleaved_sequence", f"{steps}x{batch}x{size}x{embed}x{width}x{latent}", tensors, options)
+
+
 def check(sample: Sample, dtype: torch.dtype, form: str) -> None:
     """Outputs and every gradient against the plain reference in float64, on memory that starts as NaN."""
     moved = sample.to("cpu", dtype, requires_grad=True)
@@ -118,6 +151,11 @@ def check(sample: Sample, dtype: torch.dtype, form: str) -> None:
 GRU_SIZES = [(2, 1, 5), (3, 17, 33), (2, 16, 64), (0, 3, 40)]
 # (T, B, M, Z): hidden units around tiles of 32, latents around tiles of 16.
 POSTERIOR_SIZES = [(2, 1, 5, 2), (2, 17, 33, 17), (2, 3, 64, 9), (0, 3, 40, 5)]
+# (T, B, H, E, M, Z): each of H, E and M the widest once, so that the others' tiles do not go round.
+INTERLEAVED_SIZES = [
+    *[(3, 1, 5, 3, 4, 1), (3, 17, 33, 5, 17, 17), (2, 3, 7, 65, 33, 2), (2, 3, 9, 34, 64, 19)],
+    *[(0, 3, 40, 5, 7, 2), (2, 0, 5, 4, 40, 3)],
+]
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
@@ -139,12 +177,59 @@ def test_posterior_agrees(form: str, size: tuple[int, int, int, int], prior: boo
     check(posterior_sample(*size, prior, activation="silu", lengths=lengths), torch.float32, form)
 
 
+@pytest.mark.parametrize("resets", [None, "anew"])
+@pytest.mark.parametrize("size", INTERLEAVED_SIZES, ids=str)
+@each_form
+def test_interleaved_agrees(form: str, size: tuple[int, ...], resets: str | None) -> None:
+    """Plain or with resets and lengths; resets to the first states are test_interleaved.py's."""
+    steps, batch, width = size[0], size[1], size[2]
+    options = {
+        "lengths": mixed_lengths(steps, batch) if batch and resets else None,
+        "resets": None if resets is None else mixed_resets(steps, batch),
+        "scale": "softplus" if width % 2 else "logvar",
+    }
+    sample = interleaved_sample(*size, anew=resets == "anew", embed_activation="elu", activation="silu", **options)
+    check(sample, torch.float32, form)
+
+
+@pytest.mark.parametrize("name", ["h", "z", "mu", "logvar"])
+@pytest.mark.parametrize("form", ["shared"])  # resident: test_ops.py
+def test_interleaved_takes_gradients_that_are_not_there(form: str, name: str) -> None:
+    """One output alone has a gradient."""
+    sample = interleaved_sample(3, 2, 37, 5, 6, 3, resets=mixed_resets(3, 2)).to("cpu", torch.float32, True)
+    exact = sample.to("cpu", torch.float64, requires_grad=True)
+    with poisoned_empty(), forced(form):
+        output = sample.run("triton")[name]
+        got = gradients(sample, {name: output}, cotangents({name: output}))
+    want = exact.run_plain()[name]
+    assert_all_close(got, gradients(exact, {name: want}, cotangents({name: want})), 2e-5)
+
+
+@each_form
+def test_every_weight_of_padding_and_of_empty_rows_is_nothing(form: str) -> None:
+    """NaN in the states of rows without steps, in states for resets that only padding has, and at padding."""
+    lengths, resets = torch.tensor([3, 0, 2]), torch.zeros(3, 3, dtype=torch.bool)
+    resets[:, 1], resets[2:, 2] = True, True
+    for given in (None, resets):
+        anew = given is not None
+        sample = interleaved_sample(3, 3, 37, 5, 6, 3, anew=anew, resets=given, lengths=lengths)
+        for name in ("h0", "z0"):
+            sample.tensors[name][1] = torch.nan
+        for name in ("reset_h", "reset_z") if anew else ():
+            sample.tensors[name][:] = torch.nan
+        for name in ("gates_x", "embed_context", "context", "eps"):
+            sample.tensors[name][:, 1], sample.tensors[name][2:, 2] = torch.nan, torch.nan
+        check(sample, torch.float32, form)
+
+
 @each_form
 @each_dtype
 def test_every_dtype_agrees(dtype: torch.dtype, form: str) -> None:
     lengths = mixed_lengths(4, 5)
     check(gru_sample(4, 5, 37, lengths=lengths, reverse=True), dtype, form)
     check(posterior_sample(4, 5, 37, 19, True, activation="tanh", lengths=lengths), dtype, form)
+    chain = interleaved_sample(4, 5, 37, 35, 21, 19, anew=True, lengths=lengths, resets=mixed_resets(4, 5))
+    check(chain.replace(embed_activation="elu"), dtype, form)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "leaky_relu", "silu"])
@@ -156,14 +241,26 @@ def test_every_activation_agrees_when_tiled(activation: str) -> None:
     check(sample, torch.float32, "shared")
 
 
+@pytest.mark.parametrize("activation", MORE_ACTIVATIONS)
+@pytest.mark.parametrize("form", ["resident", "shared"])
+def test_every_activation_agrees_in_the_chain(form: str, activation: str) -> None:
+    sample = interleaved_sample(2, 3, 9, 37, 34, 3, activation=activation, embed_activation=activation)
+    if "relu" in activation:  # as above
+        contexts = {name: sample.tensors[name] for name in ("context", "embed_context")}
+        sample = sample.replace({name: tensor + 4 * tensor.sign() for name, tensor in contexts.items()})
+    check(sample, torch.float32, form)
+
+
 @pytest.mark.parametrize("kind", ["transposed", "sliced", "batch_first"])
 @each_form
 def test_any_strides(form: str, kind: str) -> None:
-    for sample in (gru_sample(3, 4, 37), posterior_sample(3, 4, 37, 19, True)):
+    chain = interleaved_sample(3, 4, 37, 5, 6, 19, anew=True, resets=mixed_resets(3, 4))
+    for sample in (gru_sample(3, 4, 37), posterior_sample(3, 4, 37, 19, True), chain):
         moved = sample.to("cpu", torch.float32, requires_grad=True)
         outputs, grads = expected(moved)
         viewed = moved.replace(
-            {name: strided(tensor.detach(), kind).requires_grad_() for name, tensor in moved.tensors.items()}
+            {name: strided(tensor.detach(), kind).requires_grad_() for name, tensor in moved.tensors.items()},
+            **{name: strided(option, "batch_first") for name, option in moved.options.items() if name == "resets"},
         )
         with forced(form):
             actual = viewed.run("triton")
@@ -262,18 +359,22 @@ class _AllAtOnce:
         return launch
 
 
-@pytest.mark.parametrize("op", ["gru", "posterior"])
+@pytest.mark.parametrize("op", ["gru", "posterior", "interleaved"])
 def test_programs_that_wait_for_each_other(op: str) -> None:
     """Three programs for each of two batch tiles, a launch for each tile: the barrier's counts and its memory."""
     lengths = mixed_lengths(3, 17)
-    whole = gru_sample(3, 17, 70, lengths=lengths) if op == "gru" else posterior_sample(3, 17, 70, 20, True)
-    sample = whole.to("cpu", torch.float32)
+    resets = mixed_resets(2, 17)
+    sample = {
+        "gru": lambda: gru_sample(3, 17, 70, lengths=lengths),
+        "posterior": lambda: posterior_sample(3, 17, 70, 20, True),
+        "interleaved": lambda: interleaved_sample(2, 17, 70, 40, 33, 20, lengths=lengths // 2, resets=resets),
+    }[op]().to("cpu", torch.float32)
     forward, backward = getattr(backend, f"{op}_forward"), getattr(backend, f"{op}_backward")
     arguments = sample.forward_arguments("triton", True)[:-1]
     grads = sample.backward_arguments("triton")[:-1]
     with forced("shared"):
         want = [*forward(*arguments), *backward(*grads)]
-    module = gru_kernels if op == "gru" else posterior_kernels
+    module = {"gru": gru_kernels, "posterior": posterior_kernels, "interleaved": interleaved_kernels}[op]
     kernels = {name: _AllAtOnce(kernel) for name, kernel in vars(module).items() if name.endswith("_tiled")}
     before, empty, zeros = _AllAtOnce.launches, torch.empty, torch.zeros
     with (

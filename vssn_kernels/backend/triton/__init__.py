@@ -10,6 +10,7 @@ import triton
 
 from vssn_kernels.backend.triton.gaussian import gaussian_backward, gaussian_forward
 from vssn_kernels.backend.triton.gru import gru_backward, gru_forward
+from vssn_kernels.backend.triton.interleaved import interleaved_backward, interleaved_forward
 from vssn_kernels.backend.triton.kernels.gru import gru_forward_resident
 from vssn_kernels.backend.triton.posterior import posterior_backward, posterior_forward
 from vssn_kernels.reference.gru_packed import by_padding
@@ -22,6 +23,8 @@ __all__ = [
     "gru_packed_backward",
     "gru_packed_forward",
     "info",
+    "interleaved_backward",
+    "interleaved_forward",
     "posterior_backward",
     "posterior_forward",
 ]

@@ -15,8 +15,8 @@ class Tiles(NamedTuple):
 
     form: str  # "resident"; "alone": tiled, one program a batch tile; "shared": tiled, several programs a batch tile
     rows: int
-    units: int  # of a tile over H or M; resident: all of them
-    latents: int  # of a tile over Z (posterior); resident: all of them
+    units: int  # of a tile over H, E or M; resident: all of them
+    latents: int  # of a tile over Z (posterior, interleaved); resident: all of them
     depth: int  # of one part of a product (tiled)
     warps: int
     stages: int
@@ -55,6 +55,25 @@ def posterior_tiles(
     if units <= 256 and latents <= 64 and weights + 32768 <= shared_memory:
         return Tiles("resident", ROWS, units, latents, 0, 4 if units <= 64 else 8, 1)
     return Tiles(form, ROWS, 64, 32, 128 // item_size, 8, 2)
+
+
+def interleaved_tiles(
+    size: int, embed: int, width: int, latent: int, item_size: int, matrix_cores: bool, shared_memory: int
+) -> Tiles:
+    """For H, E, M and Z; the rest as gru_tiles. Resident: E and M have tiles of their own, `tile(E)` and `tile(M)`;
+    tiled: they are cut as H is."""
+    units, embeds, hiddens, latents = (tile(number) for number in (size, embed, width, latent))
+    widest = max(units, embeds, hiddens)
+    form = "alone" if widest <= 128 else "shared"
+    if not matrix_cores:
+        if widest <= 32 and latents == 16:
+            return Tiles("resident", ROWS, units, latents, 0, 8, 1)
+        return Tiles(form, ROWS, 32, 32, 8, 4, 1)
+    latents = max(32, latents)  # where one product gives 16 x 16, Triton lets every warp compute all of every product
+    weights = (3 * units * (embeds + units) + embeds * latents + (units + 2 * latents) * hiddens) * item_size
+    if widest <= 128 and latents <= 64 and weights + 32768 <= shared_memory:
+        return Tiles("resident", ROWS, units, latents, 0, 8, 1)
+    return Tiles(form, ROWS, 32, 32, 128 // item_size, 8, 3 if item_size == 2 else 2)
 
 
 def gaussian_tiles(latent: int) -> tuple[int, int]:

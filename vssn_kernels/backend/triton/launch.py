@@ -3,7 +3,8 @@
 A recurrence is one launch where its kernel is resident or alone (configurations.py), and where several programs share
 a batch tile and the device has cooperative launches: then as many batch tiles go into one launch as the device runs at
 once. Without cooperative launches (Triton before 3.3, devices other than CUDA's and AMD's, the interpreter) shared
-programs wait for each other at the end of a launch: one for each step of the GRU, two for each of the posterior.
+programs wait for each other at the end of a launch: one for each step of the GRU, two for each of the posterior,
+four for each of the interleaved chain.
 """
 
 from __future__ import annotations

@@ -68,6 +68,10 @@ def activate(x, ACTIVATION: tl.constexpr):
         return tl.where(x < 0, 0.0, x)
     elif ACTIVATION == "leaky_relu":
         return tl.where(x < 0, x * LEAKY_SLOPE, x)
+    elif ACTIVATION == "elu":
+        return tl.where(x < 0, expm1(x), x)
+    elif ACTIVATION == "identity":
+        return x
     else:
         return x * sigmoid(x)
 
@@ -81,6 +85,10 @@ def activation_slope(kept, ACTIVATION: tl.constexpr):
         return tl.where(kept > 0, 1.0, 0.0)
     elif ACTIVATION == "leaky_relu":
         return tl.where(kept > 0, 1.0, LEAKY_SLOPE)
+    elif ACTIVATION == "elu":
+        return tl.where(kept > 0, 1.0, kept + 1)
+    elif ACTIVATION == "identity":
+        return tl.full(kept.shape, 1.0, tl.float32)
     else:
         part = sigmoid(kept)
         return part + kept * part * (1 - part)
@@ -147,3 +155,11 @@ def row_lengths(lengths, rows, inside, steps):
 def has_step(time, length):
     """Whether each row has a step at `time`, which may lie outside [0, T)."""
     return tl.minimum(time, length - 1 - time) >= 0
+
+
+@triton.jit
+def is_reset(resets, time, length, batch, rows):
+    """Whether each row is reset before its step at `time`, which may lie outside [0, T); not at padding. `resets`
+    [T, B] holds bytes."""
+    offsets = tl.cast(time, tl.int64) * batch + rows
+    return tl.load(resets + offsets, mask=has_step(time, length), other=0) != 0

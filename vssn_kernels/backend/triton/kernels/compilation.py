@@ -47,7 +47,8 @@ class Kernel:
         names = list(inspect.signature(function).parameters)
         strides = {name: tuple(n for n in names if re.fullmatch(f"{name}_[tburc]", n)) for name in names}
         self.views = [View(name, at, strides[name]) for at, name in enumerate(names) if strides[name]]
-        self.loose = ["lengths"] if "lengths" in names else []  # read once: nothing to gain by its alignment
+        # Read a number a row: nothing to gain by their alignment.
+        self.loose = [name for name in ("lengths", "resets") if name in names]
         self._compiled_for: dict[tuple[View, ...], Any] = {}
         self.interpreted = not isinstance(self.jit(()), triton.JITFunction)
 

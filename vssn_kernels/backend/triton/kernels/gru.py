@@ -23,40 +23,7 @@ import triton.language as tl
 
 from vssn_kernels.backend.triton.kernels.cell import barrier, has_step, product, put, row_lengths, sigmoid, tanh
 from vssn_kernels.backend.triton.kernels.compilation import kernel
-
-
-@triton.jit
-def _load_weight(weight, gate, rows, columns, row_stride, column_stride, H: tl.constexpr):
-    """weight_hh[gate H + rows, columns] as a tile of the shape of rows + columns, 0 outside."""
-    address = weight + (gate * H + rows).to(tl.int64) * row_stride + columns.to(tl.int64) * column_stride
-    return tl.load(address, mask=(rows < H) & (columns < H), other=0)
-
-
-@triton.jit
-def _load_three(base, gate_step, mask):
-    """Three tiles, gate_step apart, as float32; 0 where masked out."""
-    return (
-        tl.load(base, mask=mask, other=0).to(tl.float32),
-        tl.load(base + gate_step, mask=mask, other=0).to(tl.float32),
-        tl.load(base + 2 * gate_step, mask=mask, other=0).to(tl.float32),
-    )
-
-
-@triton.jit
-def _store_four(base, offsets, gate_step, mask, r, z, n, a, EMULATED: tl.constexpr):
-    put(base, offsets, r, mask, EMULATED)
-    put(base, offsets + gate_step, z, mask, EMULATED)
-    put(base, offsets + 2 * gate_step, n, mask, EMULATED)
-    put(base, offsets + 3 * gate_step, a, mask, EMULATED)
-
-
-@triton.jit
-def _gate_grads(dh, r, z, n, a, h):
-    """Gradients of the inputs of r, z, n and of a, from the gradient dh of h'."""
-    grad_z = dh * (h - n) * (z * (1 - z))
-    grad_n = dh * (1 - z) * (1 - n * n)
-    return grad_n * a * (r * (1 - r)), grad_z, grad_n, grad_n * r
-
+from vssn_kernels.backend.triton.kernels.parts import gate_grads, load_gate_weight, load_three, store_four
 
 # ---- Resident --------------------------------------------------------------------------------------------
 
@@ -98,16 +65,16 @@ def gru_forward_resident(
     stored = rows[:, None] * H + units[None, :]
     gate_step = tl.cast(gates_x_u, tl.int64) * H
 
-    w_r = _load_weight(weight, 0, units[None, :], units[:, None], weight_r, weight_c, H)  # [K, N]
-    w_z = _load_weight(weight, 1, units[None, :], units[:, None], weight_r, weight_c, H)
-    w_n = _load_weight(weight, 2, units[None, :], units[:, None], weight_r, weight_c, H)
+    w_r = load_gate_weight(weight, 0, units[None, :], units[:, None], weight_r, weight_c, H)  # [K, N]
+    w_z = load_gate_weight(weight, 1, units[None, :], units[:, None], weight_r, weight_c, H)
+    w_n = load_gate_weight(weight, 2, units[None, :], units[:, None], weight_r, weight_c, H)
     biases = bias + units.to(tl.int64)[None, :] * bias_u
-    b_r, b_z, b_n = _load_three(biases, tl.cast(bias_u, tl.int64) * H, unit_mask)
+    b_r, b_z, b_n = load_three(biases, tl.cast(bias_u, tl.int64) * H, unit_mask)
     h = tl.load(h0 + rows[:, None] * h0_b + units.to(tl.int64)[None, :] * h0_u, mask=tile, other=0).to(tl.float32)
 
     time = tl.cast(steps - 1 if REVERSE else 0, tl.int32)
     x = gates_x + rows[:, None] * gates_x_b + units.to(tl.int64)[None, :] * gates_x_u
-    x_r, x_z, x_n = _load_three(
+    x_r, x_z, x_n = load_three(
         x + tl.cast(time, tl.int64) * gates_x_t, gate_step, unit_mask & has_step(time, length)[:, None]
     )
     for i in range(steps):
@@ -115,7 +82,7 @@ def gru_forward_resident(
         valid = (time < length)[:, None]
         # The next step's inputs are on their way while this step computes.
         later = time - 1 if REVERSE else time + 1
-        next_r, next_z, next_n = _load_three(
+        next_r, next_z, next_n = load_three(
             x + tl.cast(later, tl.int64) * gates_x_t, gate_step, unit_mask & has_step(later, length)[:, None]
         )
         r = sigmoid(product(h, w_r, x_r + b_r, PRECISION, EMULATED))
@@ -130,7 +97,7 @@ def gru_forward_resident(
         if gates is not None:
             offsets = 4 * here * H + rows[:, None] * (4 * H) + units[None, :]
             zero = tl.zeros_like(h)
-            _store_four(
+            store_four(
                 gates, offsets, H, tile,
                 tl.where(valid, r, zero), tl.where(valid, z, zero), tl.where(valid, n, zero), tl.where(valid, a, zero),
                 EMULATED,
@@ -148,7 +115,7 @@ def _load_step(
     mask = unit_mask & has_step(time, length)[:, None]
     step = tl.cast(time, tl.int64)
     kept = gates + (step * batch + rows[:, None]) * (4 * H) + units[None, :]
-    r, z, n = _load_three(kept, H, mask)
+    r, z, n = load_three(kept, H, mask)
     a = tl.load(kept + 3 * H, mask=mask, other=0).to(tl.float32)
     before = time + 1 if REVERSE else time - 1
     known = mask & has_step(before, length)[:, None]
@@ -214,9 +181,9 @@ def gru_backward_resident(
     length = row_lengths(lengths, rows, inside, steps)
     wide = units.to(tl.int64)[None, :]
 
-    w_r = _load_weight(weight, 0, units[:, None], units[None, :], weight_r, weight_c, H)  # [K, N]
-    w_z = _load_weight(weight, 1, units[:, None], units[None, :], weight_r, weight_c, H)
-    w_n = _load_weight(weight, 2, units[:, None], units[None, :], weight_r, weight_c, H)
+    w_r = load_gate_weight(weight, 0, units[:, None], units[None, :], weight_r, weight_c, H)  # [K, N]
+    w_z = load_gate_weight(weight, 1, units[:, None], units[None, :], weight_r, weight_c, H)
+    w_n = load_gate_weight(weight, 2, units[:, None], units[None, :], weight_r, weight_c, H)
     first = tl.load(h0 + rows[:, None] * h0_b + wide * h0_u, mask=tile, other=0).to(tl.float32)
     if grad_h_n is None:
         dh = tl.zeros_like(first)
@@ -239,7 +206,7 @@ def gru_backward_resident(
         starts = (time == (length - 1 if REVERSE else tl.zeros_like(length)))[:, None] & valid
         h = tl.where(starts, first, h)
         here = tl.where(valid, dh + grad, 0.0)
-        grad_r, grad_z, grad_n, grad_h = _gate_grads(here, r, z, n, a, h)
+        grad_r, grad_z, grad_n, grad_h = gate_grads(here, r, z, n, a, h)
         _store_grads(grad_gates_x, grad_a, time, rows, units, tile, batch, grad_r, grad_z, grad_n, grad_h, H, EMULATED)
         dh = tl.where(valid, here * z, dh)
         dh = product(grad_r, w_r, dh, PRECISION, EMULATED)
@@ -306,9 +273,9 @@ def gru_forward_tiled(
             unit_mask = (units < H)[None, :]
             tile = inside[:, None] & unit_mask
             x = gates_x + here * gates_x_t + rows[:, None] * gates_x_b + units.to(tl.int64)[None, :] * gates_x_u
-            x_r, x_z, x_n = _load_three(x, gate_step, unit_mask & valid)
+            x_r, x_z, x_n = load_three(x, gate_step, unit_mask & valid)
             biases = bias + units.to(tl.int64)[None, :] * bias_u
-            b_r, b_z, b_n = _load_three(biases, tl.cast(bias_u, tl.int64) * H, unit_mask)
+            b_r, b_z, b_n = load_three(biases, tl.cast(bias_u, tl.int64) * H, unit_mask)
             sum_r = x_r + b_r
             sum_z = x_z + b_z
             a = tl.zeros_like(x_n) + b_n
@@ -320,11 +287,11 @@ def gru_forward_tiled(
                     other=0,
                     cache_modifier=".cg",
                 )
-                w_r = _load_weight(weight, 0, units[None, :], inner[:, None], weight_r, weight_c, H)  # [K, N]
+                w_r = load_gate_weight(weight, 0, units[None, :], inner[:, None], weight_r, weight_c, H)  # [K, N]
                 sum_r = product(before, w_r, sum_r, PRECISION, EMULATED)
-                w_z = _load_weight(weight, 1, units[None, :], inner[:, None], weight_r, weight_c, H)
+                w_z = load_gate_weight(weight, 1, units[None, :], inner[:, None], weight_r, weight_c, H)
                 sum_z = product(before, w_z, sum_z, PRECISION, EMULATED)
-                w_n = _load_weight(weight, 2, units[None, :], inner[:, None], weight_r, weight_c, H)
+                w_n = load_gate_weight(weight, 2, units[None, :], inner[:, None], weight_r, weight_c, H)
                 a = product(before, w_n, a, PRECISION, EMULATED)
             stored = rows[:, None] * H + units[None, :]
             h = tl.load(read + stored, mask=tile, other=0, cache_modifier=".cg")
@@ -340,7 +307,7 @@ def gru_forward_tiled(
                 offsets = 4 * here * state_size + rows[:, None] * (4 * H) + units[None, :]
                 r = tl.where(valid, r, zero)
                 z = tl.where(valid, z, zero)
-                _store_four(gates, offsets, H, tile, r, z, tl.where(valid, n, zero), tl.where(valid, a, zero), EMULATED)
+                store_four(gates, offsets, H, tile, r, z, tl.where(valid, n, zero), tl.where(valid, a, zero), EMULATED)
         barrier(counters + group, (i + 1 - begin) * slices, SYNC)
 
 
@@ -408,13 +375,13 @@ def gru_backward_tiled(
                 known = inside[:, None] & (inner < H)[None, :]
                 grads = grad_gates_x + sent * (3 * H) + inner[None, :]
                 grad_r = tl.load(grads, mask=known, other=0, cache_modifier=".cg")
-                w_r = _load_weight(weight, 0, inner[:, None], units[None, :], weight_r, weight_c, H)  # [K, N]
+                w_r = load_gate_weight(weight, 0, inner[:, None], units[None, :], weight_r, weight_c, H)  # [K, N]
                 dh = product(grad_r, w_r, dh, PRECISION, EMULATED)
                 grad_z = tl.load(grads + H, mask=known, other=0, cache_modifier=".cg")
-                w_z = _load_weight(weight, 1, inner[:, None], units[None, :], weight_r, weight_c, H)
+                w_z = load_gate_weight(weight, 1, inner[:, None], units[None, :], weight_r, weight_c, H)
                 dh = product(grad_z, w_z, dh, PRECISION, EMULATED)
                 grad_h = tl.load(grad_a + sent * H + inner[None, :], mask=known, other=0, cache_modifier=".cg")
-                w_n = _load_weight(weight, 2, inner[:, None], units[None, :], weight_r, weight_c, H)
+                w_n = load_gate_weight(weight, 2, inner[:, None], units[None, :], weight_r, weight_c, H)
                 dh = product(grad_h, w_n, dh, PRECISION, EMULATED)
             if i < steps:
                 grad, r, z, n, a, h = _load_step(
@@ -426,7 +393,7 @@ def gru_backward_tiled(
                 begins = h0 + rows[:, None] * h0_b + units.to(tl.int64)[None, :] * h0_u
                 h += tl.load(begins, mask=starts & unit_mask, other=0).to(tl.float32)
                 here = tl.where(valid, dh + grad, 0.0)
-                grad_r, grad_z, grad_n, grad_h = _gate_grads(here, r, z, n, a, h)
+                grad_r, grad_z, grad_n, grad_h = gate_grads(here, r, z, n, a, h)
                 _store_grads(
                     grad_gates_x, grad_a, time, rows, units, tile, batch, grad_r, grad_z, grad_n, grad_h, H, EMULATED
                 )

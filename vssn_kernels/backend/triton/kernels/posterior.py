@@ -25,7 +25,6 @@ import triton.language as tl
 
 from vssn_kernels.backend.triton.kernels.cell import (
     activate,
-    activation_slope,
     barrier,
     expm1,
     product,
@@ -34,22 +33,15 @@ from vssn_kernels.backend.triton.kernels.cell import (
     softplus,
 )
 from vssn_kernels.backend.triton.kernels.compilation import kernel
-
-
-@triton.jit
-def _tile(base, row_stride, column_stride, rows, columns, mask):
-    """A tile at rows x columns (one of them [N, 1], the other [1, N], int64), 0 where masked out."""
-    return tl.load(base + rows * row_stride + columns * column_stride, mask=mask, other=0)
-
-
-@triton.jit
-def _keep(
-    base, offset, hidden, active, valid, mask, ACTIVATION: tl.constexpr, EMULATED: tl.constexpr
-):  # fmt: skip
-    """Stores what backward needs of a hidden layer, 0 at padding."""
-    if base is not None:
-        kept = hidden if ACTIVATION == "silu" else active
-        put(base, offset, tl.where(valid, kept, 0.0), mask, EMULATED)
+from vssn_kernels.backend.triton.kernels.parts import (
+    add_product,
+    hidden_grad,
+    keep,
+    load_sample_grads,
+    load_tile,
+    store_out_grads,
+    store_three,
+)
 
 
 @triton.jit
@@ -60,50 +52,11 @@ def _sample(mu, raw, eps, min_logvar):
 
 
 @triton.jit
-def _store_three(z_out, mu_out, logvar_out, offset, z, mu, logvar, valid, mask, EMULATED: tl.constexpr):
-    put(z_out, offset, tl.where(valid, z, 0.0), mask, EMULATED)
-    put(mu_out, offset, tl.where(valid, mu, 0.0), mask, EMULATED)
-    put(logvar_out, offset, tl.where(valid, logvar, 0.0), mask, EMULATED)
-
-
-@triton.jit
-def _load_grads(
-    grad_z, grad_z_t, grad_z_b, grad_z_u, grad_mu, grad_mu_t, grad_mu_b, grad_mu_u,
-    grad_logvar, grad_logvar_t, grad_logvar_b, grad_logvar_u, logvar, eps, eps_t, eps_b, eps_u,
-    step, batch, rows, columns, mask, Z: tl.constexpr,
-):  # fmt: skip
-    """What backward needs of one step: grad_z, grad_mu, grad_logvar, logvar, eps; 0 where masked out."""
-    log = tl.load(logvar + (step * batch + rows) * Z + columns, mask=mask, other=0).to(tl.float32)
-    noise = _tile(eps + step * eps_t, eps_b, eps_u, rows, columns, mask).to(tl.float32)
-    d_z = tl.zeros_like(log)
-    if grad_z is not None:
-        d_z = _tile(grad_z + step * grad_z_t, grad_z_b, grad_z_u, rows, columns, mask).to(tl.float32)
-    d_mu = tl.zeros_like(log)
-    if grad_mu is not None:
-        d_mu = _tile(grad_mu + step * grad_mu_t, grad_mu_b, grad_mu_u, rows, columns, mask).to(tl.float32)
-    d_log = tl.zeros_like(log)
-    if grad_logvar is not None:
-        address = grad_logvar + step * grad_logvar_t
-        d_log = _tile(address, grad_logvar_b, grad_logvar_u, rows, columns, mask).to(tl.float32)
-    return d_z, d_mu, d_log, log, noise
-
-
-@triton.jit
 def _out_grads(dz, d_mu, d_log, log, noise, valid, min_logvar):
     """Gradients of (mu, raw, eps) from the gradient dz of z_t; 0 at padding."""
     sigma = tl.exp(log * 0.5)
     d_raw = -(d_log + dz * sigma * noise * 0.5) * expm1(min_logvar - log)
     return tl.where(valid, d_mu + dz, 0.0), tl.where(valid, d_raw, 0.0), tl.where(valid, dz * sigma, 0.0)
-
-
-@triton.jit
-def _store_out_grads(
-    grad_out, grad_eps, step, batch, rows, columns, mask, g_mu, g_raw, g_eps, Z: tl.constexpr, EMULATED: tl.constexpr
-):
-    row = step * batch + rows
-    put(grad_out, row * (2 * Z) + columns, g_mu, mask, EMULATED)
-    put(grad_out, row * (2 * Z) + Z + columns, g_raw, mask, EMULATED)
-    put(grad_eps, row * Z + columns, g_eps, mask, EMULATED)
 
 
 # ---- Resident --------------------------------------------------------------------------------------------
@@ -169,55 +122,48 @@ def posterior_forward_resident(
 
     zm = (latents < Z)[:, None] & m_mask  # of tiles [K = Z, N = M]
     mz = (units < M)[:, None] & z_mask  # of tiles [K = M, N = Z]
-    w_z = _tile(weight_z, weight_z_r, weight_z_c, units[None, :], latents[:, None], zm)
-    w_mu = _tile(weight_out, weight_out_r, weight_out_c, latents[None, :], units[:, None], mz)
-    w_raw = _tile(weight_out, weight_out_r, weight_out_c, Z + latents[None, :], units[:, None], mz)
+    w_z = load_tile(weight_z, weight_z_r, weight_z_c, units[None, :], latents[:, None], zm)
+    w_mu = load_tile(weight_out, weight_out_r, weight_out_c, latents[None, :], units[:, None], mz)
+    w_raw = load_tile(weight_out, weight_out_r, weight_out_c, Z + latents[None, :], units[:, None], mz)
     b_mu = tl.load(bias_out + latents[None, :], mask=z_mask, other=0).to(tl.float32)
     b_raw = tl.load(bias_out + Z + latents[None, :], mask=z_mask, other=0).to(tl.float32)
     if prior_context is not None:
-        p_z = _tile(prior_weight_z, prior_weight_z_r, prior_weight_z_c, units[None, :], latents[:, None], zm)
-        p_mu = _tile(prior_weight_mu, prior_weight_mu_r, prior_weight_mu_c, latents[None, :], units[:, None], mz)
+        p_z = load_tile(prior_weight_z, prior_weight_z_r, prior_weight_z_c, units[None, :], latents[:, None], zm)
+        p_mu = load_tile(prior_weight_mu, prior_weight_mu_r, prior_weight_mu_c, latents[None, :], units[:, None], mz)
         b_mu += tl.load(prior_bias + latents[None, :], mask=z_mask, other=0).to(tl.float32)
-    z = _tile(z0, z0_b, z0_u, rows, latents[None, :], inside & z_mask).to(tl.float32)
+    z = load_tile(z0, z0_b, z0_u, rows, latents[None, :], inside & z_mask).to(tl.float32)
 
     # The next step's inputs are on their way while a step computes.
     valid = length > 0
-    x = _tile(context, context_b, context_u, rows, units[None, :], valid & m_mask)
-    noise = _tile(eps, eps_b, eps_u, rows, latents[None, :], valid & z_mask)
+    x = load_tile(context, context_b, context_u, rows, units[None, :], valid & m_mask)
+    noise = load_tile(eps, eps_b, eps_u, rows, latents[None, :], valid & z_mask)
     if prior_context is not None:
-        y = _tile(prior_context, prior_context_b, prior_context_u, rows, units[None, :], valid & m_mask)
+        y = load_tile(prior_context, prior_context_b, prior_context_u, rows, units[None, :], valid & m_mask)
     for time in range(steps):
         step = tl.cast(time, tl.int64)
         valid = time < length
         soon = time + 1 < length
         next_context = context + (step + 1) * context_t
-        next_x = _tile(next_context, context_b, context_u, rows, units[None, :], soon & m_mask)
-        next_noise = _tile(eps + (step + 1) * eps_t, eps_b, eps_u, rows, latents[None, :], soon & z_mask)
+        next_x = load_tile(next_context, context_b, context_u, rows, units[None, :], soon & m_mask)
+        next_noise = load_tile(eps + (step + 1) * eps_t, eps_b, eps_u, rows, latents[None, :], soon & z_mask)
         at = (step * batch + rows) * M + units[None, :]
         hidden = product(z, w_z, x.to(tl.float32), PRECISION, EMULATED)
         active = activate(hidden, ACTIVATION)
-        _keep(hidden_out, at, hidden, active, valid, inside & m_mask, ACTIVATION, EMULATED)
+        keep(hidden_out, at, hidden, active, valid, inside & m_mask, ACTIVATION, EMULATED)
         mu = product(active, w_mu, tl.zeros_like(z) + b_mu, PRECISION, EMULATED)
         raw = product(active, w_raw, tl.zeros_like(z) + b_raw, PRECISION, EMULATED)
         if prior_context is not None:
             later = prior_context + (step + 1) * prior_context_t
-            next_y = _tile(later, prior_context_b, prior_context_u, rows, units[None, :], soon & m_mask)
+            next_y = load_tile(later, prior_context_b, prior_context_u, rows, units[None, :], soon & m_mask)
             prior_hidden = product(z, p_z, y.to(tl.float32), PRECISION, EMULATED)
             prior_active = activate(prior_hidden, ACTIVATION)
-            _keep(prior_hidden_out, at, prior_hidden, prior_active, valid, inside & m_mask, ACTIVATION, EMULATED)
+            keep(prior_hidden_out, at, prior_hidden, prior_active, valid, inside & m_mask, ACTIVATION, EMULATED)
             mu = product(prior_active, p_mu, mu, PRECISION, EMULATED)
             y = next_y
         z, logvar = _sample(mu, raw, noise.to(tl.float32), min_logvar)
         at = (step * batch + rows) * Z + latents[None, :]
-        _store_three(z_out, mu_out, logvar_out, at, z, mu, logvar, valid, inside & z_mask, EMULATED)
+        store_three(z_out, mu_out, logvar_out, at, z, mu, logvar, valid, inside & z_mask, EMULATED)
         x, noise = next_x, next_noise
-
-
-@triton.jit
-def _hidden_grad(kept_base, at, gradient, mask, ACTIVATION: tl.constexpr):
-    """gradient times the slope of the activation at what forward kept."""
-    kept = tl.load(kept_base + at, mask=mask, other=0).to(tl.float32)
-    return gradient * activation_slope(kept, ACTIVATION)
 
 
 @kernel("steps", "batch")
@@ -282,35 +228,35 @@ def posterior_backward_resident(
 
     zm = (latents < Z)[:, None] & m_mask  # of tiles [K = Z, N = M]
     mz = (units < M)[:, None] & z_mask  # of tiles [K = M, N = Z]
-    w_z = _tile(weight_z, weight_z_r, weight_z_c, units[:, None], latents[None, :], mz)
-    w_mu = _tile(weight_out, weight_out_r, weight_out_c, latents[:, None], units[None, :], zm)
-    w_raw = _tile(weight_out, weight_out_r, weight_out_c, Z + latents[:, None], units[None, :], zm)
+    w_z = load_tile(weight_z, weight_z_r, weight_z_c, units[:, None], latents[None, :], mz)
+    w_mu = load_tile(weight_out, weight_out_r, weight_out_c, latents[:, None], units[None, :], zm)
+    w_raw = load_tile(weight_out, weight_out_r, weight_out_c, Z + latents[:, None], units[None, :], zm)
     if prior_hidden is not None:
-        p_z = _tile(prior_weight_z, prior_weight_z_r, prior_weight_z_c, units[:, None], latents[None, :], mz)
-        p_mu = _tile(prior_weight_mu, prior_weight_mu_r, prior_weight_mu_c, latents[:, None], units[None, :], zm)
+        p_z = load_tile(prior_weight_z, prior_weight_z_r, prior_weight_z_c, units[:, None], latents[None, :], mz)
+        p_mu = load_tile(prior_weight_mu, prior_weight_mu_r, prior_weight_mu_c, latents[:, None], units[None, :], zm)
 
     dz = tl.zeros((ROWS, LATENT), tl.float32)
     for i in range(steps):
         time = steps - 1 - i
         step = tl.cast(time, tl.int64)
         valid = time < length
-        d_z, d_mu, d_log, log, noise = _load_grads(
+        d_z, d_mu, d_log, log, noise = load_sample_grads(
             grad_z, grad_z_t, grad_z_b, grad_z_u, grad_mu, grad_mu_t, grad_mu_b, grad_mu_u,
             grad_logvar, grad_logvar_t, grad_logvar_b, grad_logvar_u, logvar, eps, eps_t, eps_b, eps_u,
             step, batch, rows, latents[None, :], valid & z_mask, Z,
         )  # fmt: skip
         g_mu, g_raw, g_eps = _out_grads(dz + d_z, d_mu, d_log, log, noise, valid, min_logvar)
-        _store_out_grads(
+        store_out_grads(
             grad_out, grad_eps, step, batch, rows, latents[None, :], inside & z_mask, g_mu, g_raw, g_eps, Z, EMULATED
         )
         at = (step * batch + rows) * M + units[None, :]
         none = tl.zeros((ROWS, HIDDEN), tl.float32)
         g_hidden = product(g_raw, w_raw, product(g_mu, w_mu, none, PRECISION, EMULATED), PRECISION, EMULATED)
-        g_hidden = _hidden_grad(hidden, at, g_hidden, valid & m_mask, ACTIVATION)
+        g_hidden = hidden_grad(hidden, at, g_hidden, valid & m_mask, ACTIVATION)
         put(grad_context, at, g_hidden, inside & m_mask, EMULATED)
         dz = product(g_hidden, w_z, tl.zeros_like(dz), PRECISION, EMULATED)
         if prior_hidden is not None:
-            g_prior = _hidden_grad(
+            g_prior = hidden_grad(
                 prior_hidden, at, product(g_mu, p_mu, none, PRECISION, EMULATED), valid & m_mask, ACTIVATION
             )
             put(grad_prior, at, g_prior, inside & m_mask, EMULATED)
@@ -319,21 +265,6 @@ def posterior_backward_resident(
 
 
 # ---- Tiled -----------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def _add_product(
-    total, left, left_width, weight, weight_k, weight_n, rows, columns, inside, column_mask, size,
-    DEPTH: tl.constexpr, PRECISION: tl.constexpr, EMULATED: tl.constexpr,
-):  # fmt: skip
-    """total + left weight; left has rows of `left_width`, of which the first `size` count, weight is [K, N]."""
-    for part in range(0, size, DEPTH):
-        inner = (part + tl.arange(0, DEPTH)).to(tl.int64)
-        known = inside & (inner < size)[None, :]
-        values = tl.load(left + rows * left_width + inner[None, :], mask=known, other=0, cache_modifier=".cg")
-        matrix = _tile(weight, weight_k, weight_n, inner[:, None], columns, (inner < size)[:, None] & column_mask)
-        total = product(values, matrix, total, PRECISION, EMULATED)
-    return total
 
 
 @kernel("steps", "batch", "first_tile", "slices", "begin", "end")
@@ -412,23 +343,23 @@ def posterior_forward_tiled(
                 units = (first + tl.arange(0, HIDDEN)).to(tl.int64)[None, :]
                 m_mask = units < M
                 kept = (step * batch + rows) * M + units
-                x = _tile(context + step * context_t, context_b, context_u, rows, units, valid & m_mask)
-                sum_ = _add_product(
+                x = load_tile(context + step * context_t, context_b, context_u, rows, units, valid & m_mask)
+                sum_ = add_product(
                     x.to(tl.float32), state, Z, weight_z, weight_z_c, weight_z_r, rows, units, inside, m_mask, Z,
                     DEPTH, PRECISION, EMULATED,
                 )  # fmt: skip
                 result = activate(sum_, ACTIVATION)
-                _keep(hidden_out, kept, sum_, result, valid, inside & m_mask, ACTIVATION, EMULATED)
+                keep(hidden_out, kept, sum_, result, valid, inside & m_mask, ACTIVATION, EMULATED)
                 put(active, rows * M + units, result, inside & m_mask, EMULATED)
                 if prior_context is not None:
                     here = prior_context + step * prior_context_t
-                    y = _tile(here, prior_context_b, prior_context_u, rows, units, valid & m_mask)
-                    sum_ = _add_product(
+                    y = load_tile(here, prior_context_b, prior_context_u, rows, units, valid & m_mask)
+                    sum_ = add_product(
                         y.to(tl.float32), state, Z, prior_weight_z, prior_weight_z_c, prior_weight_z_r, rows, units,
                         inside, m_mask, Z, DEPTH, PRECISION, EMULATED,
                     )  # fmt: skip
                     result = activate(sum_, ACTIVATION)
-                    _keep(prior_hidden_out, kept, sum_, result, valid, inside & m_mask, ACTIVATION, EMULATED)
+                    keep(prior_hidden_out, kept, sum_, result, valid, inside & m_mask, ACTIVATION, EMULATED)
                     put(prior_active, rows * M + units, result, inside & m_mask, EMULATED)
         else:
             for first in range(slice_ * LATENT, Z, slices * LATENT):
@@ -439,24 +370,24 @@ def posterior_forward_tiled(
                 if prior_context is not None:
                     mu += tl.load(prior_bias + latents, mask=z_mask, other=0).to(tl.float32)
                 none = tl.zeros((ROWS, LATENT), tl.float32)
-                mu = _add_product(
+                mu = add_product(
                     none + mu, active, M, weight_out, weight_out_c, weight_out_r, rows, latents, inside, z_mask, M,
                     DEPTH, PRECISION, EMULATED,
                 )  # fmt: skip
                 below = weight_out + tl.cast(weight_out_r, tl.int64) * Z
-                raw = _add_product(
+                raw = add_product(
                     none + raw, active, M, below, weight_out_c, weight_out_r, rows, latents, inside, z_mask, M,
                     DEPTH, PRECISION, EMULATED,
                 )  # fmt: skip
                 if prior_context is not None:
-                    mu = _add_product(
+                    mu = add_product(
                         mu, prior_active, M, prior_weight_mu, prior_weight_mu_c, prior_weight_mu_r, rows, latents,
                         inside, z_mask, M, DEPTH, PRECISION, EMULATED,
                     )  # fmt: skip
-                noise = _tile(eps + step * eps_t, eps_b, eps_u, rows, latents, valid & z_mask).to(tl.float32)
+                noise = load_tile(eps + step * eps_t, eps_b, eps_u, rows, latents, valid & z_mask).to(tl.float32)
                 z, logvar = _sample(mu, raw, noise, min_logvar)
                 at = (step * batch + rows) * Z + latents
-                _store_three(z_out, mu_out, logvar_out, at, z, mu, logvar, valid, inside & z_mask, EMULATED)
+                store_three(z_out, mu_out, logvar_out, at, z, mu, logvar, valid, inside & z_mask, EMULATED)
                 tl.store(state + rows * Z + latents, z, mask=inside & z_mask)
         barrier(counters + group, (phase + 1 - begin) * slices, SYNC)
 
@@ -539,23 +470,23 @@ def posterior_backward_tiled(
             for first in range(slice_ * LATENT, Z, slices * LATENT):
                 latents = (first + tl.arange(0, LATENT)).to(tl.int64)[None, :]
                 z_mask = latents < Z
-                dz = _add_product(
+                dz = add_product(
                     tl.zeros((ROWS, LATENT), tl.float32), grad_context + sent, M, weight_z, weight_z_r, weight_z_c,
                     rows, latents, inside, z_mask, count, DEPTH, PRECISION, EMULATED,
                 )  # fmt: skip
                 if prior_hidden is not None:
-                    dz = _add_product(
+                    dz = add_product(
                         dz, grad_prior + sent, M, prior_weight_z, prior_weight_z_r, prior_weight_z_c,
                         rows, latents, inside, z_mask, count, DEPTH, PRECISION, EMULATED,
                     )  # fmt: skip
                 if time >= 0:
-                    d_z, d_mu, d_log, log, noise = _load_grads(
+                    d_z, d_mu, d_log, log, noise = load_sample_grads(
                         grad_z, grad_z_t, grad_z_b, grad_z_u, grad_mu, grad_mu_t, grad_mu_b, grad_mu_u,
                         grad_logvar, grad_logvar_t, grad_logvar_b, grad_logvar_u, logvar, eps, eps_t, eps_b, eps_u,
                         step, batch, rows, latents, valid & z_mask, Z,
                     )  # fmt: skip
                     g_mu, g_raw, g_eps = _out_grads(dz + d_z, d_mu, d_log, log, noise, valid, min_logvar)
-                    _store_out_grads(
+                    store_out_grads(
                         grad_out, grad_eps, step, batch, rows, latents, inside & z_mask, g_mu, g_raw, g_eps, Z, EMULATED
                     )
                 else:
@@ -568,17 +499,17 @@ def posterior_backward_tiled(
                 at = (step * batch + rows) * M + units
                 none = tl.zeros((ROWS, HIDDEN), tl.float32)
                 # rows of weight_out are those of grad_out: mean and raw in one sum over 2Z
-                total = _add_product(
+                total = add_product(
                     none, out, 2 * Z, weight_out, weight_out_r, weight_out_c, rows, units, inside, m_mask, 2 * Z,
                     DEPTH, PRECISION, EMULATED,
                 )  # fmt: skip
-                total = _hidden_grad(hidden, at, total, valid & m_mask, ACTIVATION)
+                total = hidden_grad(hidden, at, total, valid & m_mask, ACTIVATION)
                 put(grad_context, at, total, inside & m_mask, EMULATED)
                 if prior_hidden is not None:
-                    total = _add_product(
+                    total = add_product(
                         none, out, 2 * Z, prior_weight_mu, prior_weight_mu_r, prior_weight_mu_c, rows, units, inside,
                         m_mask, Z, DEPTH, PRECISION, EMULATED,
                     )  # fmt: skip
-                    total = _hidden_grad(prior_hidden, at, total, valid & m_mask, ACTIVATION)
+                    total = hidden_grad(prior_hidden, at, total, valid & m_mask, ACTIVATION)
                     put(grad_prior, at, total, inside & m_mask, EMULATED)
         barrier(counters + group, (phase + 1 - begin) * slices, SYNC)
