@@ -19,7 +19,8 @@ from benchmarks.gpu_problems import COMPUTE, NOT_HERE, gru_tensors, posterior_te
 
 STEPS, BATCH, WIDE_BATCH = 3, 3, 19
 LENGTHS = (3, 0, 2)
-# gru_sequence: (form, what csrc/cuda/gru_plan.cu is asked for, H): odd sizes, a unit tile of 16 for each block or more.
+# gru_sequence: (form, what csrc/cuda/gru_plan.cu is asked for, H): odd sizes, a unit tile of 16 for each block or more;
+# the kernels in which tiles take turns are for pairs, and on tensor cores for H > 128.
 GRU_FORMS: tuple[tuple[str, dict[str, int], int], ...] = (
     ("as planned", {}, 33),
     ("block", {"exchange": 1}, 33),
@@ -29,6 +30,8 @@ GRU_FORMS: tuple[tuple[str, dict[str, int], int], ...] = (
     ("cluster of 16", {"exchange": 2, "blocks": 16}, 249),
     ("grid", {"exchange": 3}, 33),
     ("grid of 5 blocks", {"exchange": 3, "blocks": 5}, 73),
+    ("grid, 2 tiles at once", {"exchange": 3, "blocks": 5, "tiles_at_once": 2}, 146),
+    ("grid, 3 tiles at once", {"exchange": 3, "blocks": 5, "tiles_at_once": 3}, 138),
 )
 # Sizes that take each form of the Triton kernels on an H100: (form, dtype, sizes)
 TRITON_GRU = (("resident", "bfloat16", 33), ("alone", "float32", 128), ("shared", "bfloat16", 160))

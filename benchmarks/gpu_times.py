@@ -42,6 +42,7 @@ class Setup(NamedTuple):
     batches: tuple[int, ...] = (32, 1, 8, 128)  # all sizes with the first, then with the next
     hidden: tuple[int, ...] = (64, 256, 512, 1024)
     clusters: tuple[int, ...] = (4, 8, 16)
+    at_once: tuple[int, ...] = (1, 2, 4)  # batch tiles that take turns in a grid
     latent: tuple[tuple[int, int], ...] = ((64, 16), (256, 64), (512, 100), (1024, 256))  # (M, Z)
     gru_compute: tuple[str, ...] = ("bfloat16", "float32", "tf32")
     compute: tuple[str, ...] = ("bfloat16", "float32")
@@ -50,6 +51,7 @@ class Setup(NamedTuple):
 
 
 LARGEST_IN_CLUSTER = 512  # H
+SEVERAL_TILES = 32  # B from which a team may have several batch tiles
 
 
 # ---- Calls ----------------------------------------------------------------------------------------------------------
@@ -122,15 +124,16 @@ def torch_gru(setup: Setup, batch: int, hidden: int, dtype: torch.dtype) -> Entr
     return Entry(function, (x, h0, *(getattr(net, f"{name}_l0") for name in names)))
 
 
-def in_clusters(blocks: int) -> AbstractContextManager[None]:
-    """Inside the block the cuda backend lays the GRU out in clusters of that many blocks, instead of as planned."""
+def laid_out(**wish: int) -> AbstractContextManager[None]:
+    """Inside the block the cuda backend lays the GRU out as wished for, instead of as planned."""
     from vssn_kernels.backend.cuda import gru
 
-    return changed(gru, "wish", gru.Wish(exchange=2, blocks=blocks))
+    return changed(gru, "wish", gru.Wish(**wish))
 
 
-def clusters(entry: Entry, hidden: int, setup: Setup) -> dict[str, Entry | str]:
-    """The recurrence alone, without its input's projection: as planned, and in each size of cluster."""
+def layouts(entry: Entry, batch: int, hidden: int, setup: Setup) -> dict[str, Entry | str]:
+    """The recurrence alone, without its input's projection: as planned, and in each size of cluster, or where these are
+    too small for it in a grid whose batch tiles take turns and do not."""
     if "cuda" not in setup.backends or vssn_kernels.backends()["cuda"] != "available":
         return {}
     x, h0, weight_ih, weight_hh, bias_ih, bias_hh = entry.tensors
@@ -138,15 +141,22 @@ def clusters(entry: Entry, hidden: int, setup: Setup) -> dict[str, Entry | str]:
         gates_x = nn.functional.linear(x, weight_ih, bias_ih)
     tensors = (gates_x.requires_grad_(), h0, weight_hh, bias_hh)
     op = functools.partial(vssn_kernels.gru_sequence, backend="cuda")
-    sizes = setup.clusters if hidden <= LARGEST_IN_CLUSTER else ()
+    wishes: dict[str, dict[str, int]] = {}
+    if hidden <= LARGEST_IN_CLUSTER:
+        wishes = {f"clusters of {n}": {"exchange": 2, "blocks": n} for n in setup.clusters}
+    elif batch >= SEVERAL_TILES:
+        wishes = {f"{n} tiles at once": {"tiles_at_once": n} for n in setup.at_once}
     return {
         "vssn cuda": Entry(op, tensors),
-        **{f"vssn cuda, clusters of {n}": Entry(op, tensors, place=functools.partial(in_clusters, n)) for n in sizes},
+        **{
+            f"vssn cuda, {name}": Entry(op, tensors, place=functools.partial(laid_out, **wish))
+            for name, wish in wishes.items()
+        },
     }
 
 
 def gru_cases(setup: Setup, batch: int) -> Iterator[Result]:
-    """The layer on our backends and PyTorch's, then our recurrence alone by size of cluster."""
+    """The layer on our backends and PyTorch's, then our recurrence alone by layout."""
     for hidden in setup.hidden:
         for compute in setup.gru_compute:
             with tf32(compute == "tf32"):
@@ -154,7 +164,7 @@ def gru_cases(setup: Setup, batch: int) -> Iterator[Result]:
                 entries = on_backends(layer, peer.tensors, setup) | {"torch.nn.GRU": peer}
                 sizes = f"{compute} T={setup.steps} B={batch} H={hidden}"
                 yield from contests(f"gru {sizes}", entries, setup.steps, setup.device)
-                alone = clusters(peer, hidden, setup)
+                alone = layouts(peer, batch, hidden, setup)
                 yield from contests(f"gru_sequence {sizes}", alone, setup.steps, setup.device)
 
 

@@ -125,6 +125,19 @@ class Code:
         outer = {max((loop for loop in self.loops if loop >= part), key=len) for part in inner}
         return list(outer)
 
+    def reaches(self, start: int, goal: re.Pattern[str], loop: frozenset[int], past: re.Pattern[str]) -> bool:
+        """Whether a path within the loop leads from behind an instruction to one of `goal` past none of `past`."""
+        seen, left = set(), [j for j in self.successors[start] if j in loop]
+        while left:
+            i = left.pop()
+            if i in seen or past.match(self.all[i].name):
+                continue
+            if goal.match(self.all[i].name):
+                return True
+            seen.add(i)
+            left += [j for j in self.successors[i] if j in loop]
+        return False
+
     def waited_for_at_once(self, loop: frozenset[int], behind: re.Pattern[str] = EXCHANGES) -> list[Instruction]:
         """Global loads in a loop over steps that some path waits for before it has come to an exchange (`behind`).
 

@@ -128,7 +128,7 @@ bool aligned(const void* data, int64_t stride, int64_t element_bytes, int64_t by
 }
 
 template <class T>
-Rows<T> typed(const GaussianRows& rows) {
+Rows<T> typed(const TensorRows& rows) {
     return {static_cast<const T*>(rows.data), rows.stride};
 }
 
@@ -147,9 +147,9 @@ void launch(const char* name, void (*kernel)(Params), Params params, int element
 }
 
 template <class T, size_t inputs, size_t outputs>
-bool all_aligned(const GaussianRows (&in)[inputs], void* const (&out)[outputs], int64_t Z, int64_t bytes) {
+bool all_aligned(const TensorRows (&in)[inputs], void* const (&out)[outputs], int64_t Z, int64_t bytes) {
     bool result = Z * static_cast<int64_t>(sizeof(T)) % bytes == 0;
-    for (const GaussianRows& rows : in) result = result && aligned(rows.data, rows.stride, sizeof(T), bytes);
+    for (const TensorRows& rows : in) result = result && aligned(rows.data, rows.stride, sizeof(T), bytes);
     for (const void* data : out) result = result && aligned(data, Z, sizeof(T), bytes);
     return result;
 }
@@ -166,7 +166,7 @@ void forward(const GaussianForward& c) {
                                   typed<T>(c.prior_logvar),
                                   static_cast<T*>(c.z),
                                   static_cast<T*>(c.kl)};
-    const GaussianRows in[] = {c.mu, c.logvar, c.eps, c.prior_mu, c.prior_logvar};
+    const TensorRows in[] = {c.mu, c.logvar, c.eps, c.prior_mu, c.prior_logvar};
     void* const out[] = {c.z};
     constexpr int kFull = 16 / sizeof(T), kHalf = 4 / sizeof(T);
     const char* name = "gaussian_forward";
@@ -192,7 +192,7 @@ void backward(const GaussianBackward& c) {
                                    static_cast<T*>(c.grad_eps),
                                    static_cast<T*>(c.grad_prior_mu),
                                    static_cast<T*>(c.grad_prior_logvar)};
-    const GaussianRows in[] = {c.mu, c.logvar, c.eps, c.prior_mu, c.prior_logvar, c.grad_z};
+    const TensorRows in[] = {c.mu, c.logvar, c.eps, c.prior_mu, c.prior_logvar, c.grad_z};
     void* const out[] = {c.grad_mu, c.grad_logvar, c.grad_eps, c.grad_prior_mu, c.grad_prior_logvar};
     constexpr int kFull = 16 / sizeof(T), kHalf = 4 / sizeof(T);
     const char* name = "gaussian_backward";

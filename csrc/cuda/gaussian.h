@@ -11,22 +11,16 @@
 
 #include "../common/fields.h"
 #include "storage.h"
+#include "tensors.h"
 
 namespace vssn {
-
-// [N, Z] with any distance between rows; the last dimension is contiguous. No data: no tensor.
-struct GaussianRows {
-    const void* data = nullptr;
-    int64_t stride = 0;
-    VSSN_TENSOR(data, stride)
-};
 
 struct GaussianForward {
     Storage storage;
     int64_t N, Z;
-    GaussianRows mu, logvar, eps, prior_mu, prior_logvar;  // eps only with z; the prior's both or neither
-    void* z;                                               // [N, Z] contiguous, or nullptr
-    void* kl;                                              // [N]
+    TensorRows mu, logvar, eps, prior_mu, prior_logvar;  // eps only with z; the prior's both or neither
+    void* z;                                             // [N, Z] contiguous, or nullptr
+    void* kl;                                            // [N]
     void* stream;
     VSSN_FIELDS(storage, N, Z, mu, logvar, eps, prior_mu, prior_logvar, z, kl, stream)
 };
@@ -34,8 +28,8 @@ struct GaussianForward {
 struct GaussianBackward {
     Storage storage;
     int64_t N, Z;
-    GaussianRows mu, logvar, eps, prior_mu, prior_logvar, grad_z;  // grad_z may be absent, and eps with it
-    GaussianRows grad_kl;                                          // [N, 1], or absent
+    TensorRows mu, logvar, eps, prior_mu, prior_logvar, grad_z;  // grad_z may be absent, and eps with it
+    TensorRows grad_kl;                                          // [N, 1], or absent
     void *grad_mu, *grad_logvar, *grad_eps, *grad_prior_mu, *grad_prior_logvar;  // [N, Z] each, or nullptr: not wanted
     void* stream;
     VSSN_FIELDS(storage, N, Z, mu, logvar, eps, prior_mu, prior_logvar, grad_z, grad_kl, grad_mu, grad_logvar, grad_eps,

@@ -10,6 +10,7 @@
 
 #include "../common/fields.h"
 #include "storage.h"
+#include "tensors.h"
 
 namespace vssn {
 
@@ -22,8 +23,8 @@ enum class Exchange : int {
 
 // What tests, and nobody else, choose themselves; 0: the plan chooses.
 struct GruWish {
-    int exchange = 0, blocks = 0, row_tiles = 0;
-    VSSN_FIELDS(exchange, blocks, row_tiles)
+    int exchange = 0, blocks = 0, row_tiles = 0, tiles_at_once = 0;
+    VSSN_FIELDS(exchange, blocks, row_tiles, tiles_at_once)
 };
 
 struct GruProblem {
@@ -33,40 +34,34 @@ struct GruProblem {
     int64_t steps, B, H;
     bool reverse;
     const int64_t* lengths;  // [B], clamped to [0, T] by the kernels
-    const void* h0;          // [B, H]
-    int64_t h0_row;
-    const void* weight;  // [3H, H]
-    int64_t weight_row;
-    void* counters;   // of plan.counter_bytes, zeroed
-    void* workspace;  // of plan.workspace_bytes
+    TensorRows h0;           // [B, H]
+    TensorRows weight;       // [3H, H]
+    void* counters;          // of plan.counter_bytes, zeroed
+    void* workspace;         // of plan.workspace_bytes
     void* stream;
     GruWish wish;
-    VSSN_FIELDS(storage, state_storage, tf32, steps, B, H, reverse, lengths, h0, h0_row, weight, weight_row, counters,
-                workspace, stream, wish)
+    VSSN_FIELDS(storage, state_storage, tf32, steps, B, H, reverse, lengths, h0, weight, counters, workspace, stream,
+                wish)
 };
 
 struct GruForward : GruProblem {
-    const void* gates_x;  // [T, B, 3H]
-    int64_t gates_x_step, gates_x_row;
-    const void* bias;  // [3H]
-    void* output;      // [T, B, H]
-    void* h_n;         // [B, H]
-    void* gates;       // [T, B, H, 4]: r, z, n, W_hn h + b_n of each unit
-    VSSN_MORE_FIELDS(GruProblem, gates_x, gates_x_step, gates_x_row, bias, output, h_n, gates)
+    TensorSteps gates_x;  // [T, B, 3H]
+    const void* bias;     // [3H]
+    void* output;         // [T, B, H]
+    void* h_n;            // [B, H]
+    void* gates;          // [T, B, H, 4]: r, z, n, W_hn h + b_n of each unit
+    VSSN_MORE_FIELDS(GruProblem, gates_x, bias, output, h_n, gates)
 };
 
 struct GruBackward : GruProblem {
-    const void* grad_output;  // [T, B, H]
-    int64_t grad_output_step, grad_output_row;
-    const void* grad_h_n;  // [B, H]
-    int64_t grad_h_n_row;
-    const void* output;  // [T, B, H]
-    const void* gates;   // as forward wrote them
-    void* grad_gates_x;  // [T, B, 3H]
-    void* grad_a;        // [T, B, H]: of W_hn h + b_n
-    void* grad_h0;       // [B, H]
-    VSSN_MORE_FIELDS(GruProblem, grad_output, grad_output_step, grad_output_row, grad_h_n, grad_h_n_row, output, gates,
-                     grad_gates_x, grad_a, grad_h0)
+    TensorSteps grad_output;  // [T, B, H]
+    TensorRows grad_h_n;      // [B, H]
+    const void* output;       // [T, B, H]
+    const void* gates;        // as forward wrote them
+    void* grad_gates_x;       // [T, B, 3H]
+    void* grad_a;             // [T, B, H]: of W_hn h + b_n
+    void* grad_h0;            // [B, H]
+    VSSN_MORE_FIELDS(GruProblem, grad_output, grad_h_n, output, gates, grad_gates_x, grad_a, grad_h0)
 };
 
 // A batch tile is 8 row_tiles rows, a unit tile 16 hidden units. The warps of a block are groups x slices: a group has
@@ -77,6 +72,7 @@ struct GruPlan {
     int blocks;  // of a team
     int64_t teams, batch_tiles;
     int row_tiles;
+    int tiles_at_once;       // of the grid: batch tiles of a team that take turns, step by step
     int unit_tiles;          // of a block
     int unit_tiles_inverse;  // times n, shifted by 16: n / unit_tiles, for unit_tiles <= 8 and n < 8192
     int groups, slices, depth, rounds;
@@ -86,7 +82,8 @@ struct GruPlan {
     int operand;   // the product's right side: forward the states, backward the gradients of this block's gates
     int stride;    // of its rows, in elements
     int partials;  // forward: sums of the slices; backward: the sums that the sources send
-    int carry;     // backward: what stays of the state's gradient in this block, then the first state
+    int carry;     // backward: what stays of the state's gradient in this block, then the first state; forward, where
+                   // tiles take turns: this block's units of their states
     int tiles;     // weights
     int shared_bytes;
     // The workspace: what blocks of a grid exchange, then the streamed tiles.

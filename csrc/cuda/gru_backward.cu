@@ -11,7 +11,8 @@
 // A team of blocks runs a batch tile through all its steps. A block computes the gates' gradients of its own hidden
 // units, and multiplies them with the weights' rows of these units: its part of the gradient of every unit of the state
 // before. It sends each part to the block that owns the unit, which adds what came from all blocks in a fixed order. So
-// a step sends one float for each unit, row and block, and the gates' gradients never leave their block.
+// a step sends one float for each unit, row and block, and the gates' gradients never leave their block. Where batch
+// tiles take turns (gru_common.cuh), a turn ends with the wait for what the next one adds up.
 #include "../common/cell.h"
 #include "gru_common.cuh"
 
@@ -32,7 +33,7 @@ struct Inputs {
     Ahead<S, paired> grad_output;
 };
 
-// paired: H is even and every row of the sequences starts at a pair's alignment. known: the plan's exchange.
+// paired: H is even and every row of the sequences starts at a pair's alignment. known: as in gru_common.cuh.
 template <class C, int kDepth, int kRowTiles, bool paired, Exchange known>
 VSSN_BOUNDED_KERNEL(kGruThreads, 1)
 gru_backward_kernel(BackwardParams params) {
@@ -41,10 +42,12 @@ gru_backward_kernel(BackwardParams params) {
     constexpr int kItems = 2 * kRowTiles;  // of a thread, at most: the plan sees to it
     constexpr int kTileRows = kRows * kRowTiles;
     constexpr int kTiles = kBackwardTiles;
-    [[maybe_unused]] constexpr int kAtOnce =
-        kRowTiles == 1 || (paired && sizeof(S) == 2) ? 2 : 1;  // k tiles on their way: single elements take registers
+    constexpr bool kTakesTurns = known == Exchange::grid;
+    // k tiles on their way: single elements take registers, and so do turns
+    [[maybe_unused]] constexpr int kAtOnce = (paired && sizeof(S) == 2) || (kRowTiles == 1 && !kTakesTurns) ? 2 : 1;
     const GruBackward& k = params.k;
     const GruPlan& plan = params.plan;
+    const int turns = kTakesTurns ? plan.tiles_at_once : 1;
     const Exchange exchange = known == kAnyExchange ? plan.exchange : known;
     const bool float_state = k.state_storage == Storage::float32;
     const int H = static_cast<int>(k.H), T = static_cast<int>(k.steps);
@@ -54,23 +57,23 @@ gru_backward_kernel(BackwardParams params) {
     const bool grid = exchange == Exchange::grid;
 
     unsigned char* shared = dynamic_shared();
-    int* lengths = reinterpret_cast<int*>(shared + kMailboxBytes);  // [rows]
+    int* lengths = reinterpret_cast<int*>(shared + kMailboxBytes);  // [turns][rows]
     // [2][rows][stride]: r, z, a of the own units. Two, in turn: what this block waits for tells it that all blocks
     // have sent, not that all its own warps have: some of these send to other blocks alone, and may still read.
     S* grads = reinterpret_cast<S*>(shared + plan.operand);
     const int grads_size = kTileRows * plan.stride;
-    float* carry = reinterpret_cast<float*>(shared + plan.carry);  // [rows][units]
-    float* first_state = carry + kTileRows * units;                // [rows][units] of h0
+    float* carry = reinterpret_cast<float*>(shared + plan.carry);  // [turns][rows][units]
+    float* first_state = carry + turns * kTileRows * units;        // [turns][rows][units] of h0
     const int sum_stride = grid ? units : units + 4;               // 16 modulo 128 bytes between shared rows
     const int sums_size = sources * kTileRows * sum_stride;        // what a block receives in a step
-    // [2][sources][rows][sum_stride], in the grid [2][blocks][sources][rows][sum_stride]
+    // [2][sources][rows][sum_stride], in the grid [turns][2][blocks][sources][rows][sum_stride]
     float* sums = reinterpret_cast<float*>(shared + plan.partials);
     float* global_sums =
-        static_cast<float*>(k.workspace) + static_cast<int64_t>(block_y()) * 2 * plan.blocks * sums_size;
+        static_cast<float*>(k.workspace) + static_cast<int64_t>(block_y()) * turns * 2 * plan.blocks * sums_size;
 
     Team team{exchange,
               plan.blocks,
-              static_cast<unsigned*>(k.counters) + block_y(),
+              static_cast<unsigned*>(k.counters) + block_y() * turns,
               reinterpret_cast<Mailbox*>(shared),
               sources * kTileRows * units * static_cast<int>(sizeof(float)),
               0};
@@ -86,8 +89,8 @@ gru_backward_kernel(BackwardParams params) {
         const int deep = (first_depth + tile) * P::kDepth, gate = deep / units, own = first_own + deep % units;
         const int unit = row_tile(round, i) * kUnits;
         return P::load_rows(
-            static_cast<const S*>(k.weight) + (static_cast<int64_t>(gate) * H + own) * k.weight_row + unit, 1,
-            k.weight_row, H - unit, gate < 3 && tile < plan.depth ? H - own : 0);
+            static_cast<const S*>(k.weight.data) + (static_cast<int64_t>(gate) * H + own) * k.weight.stride + unit, 1,
+            k.weight.stride, H - unit, gate < 3 && tile < plan.depth ? H - own : 0);
     };
     typename P::A resident[kDepth][kTiles];
 #pragma unroll
@@ -126,50 +129,51 @@ gru_backward_kernel(BackwardParams params) {
         unit_of[i] = item % pairs * 2;
     }
 
-    for (int64_t tile = block_y(); tile < plan.batch_tiles; tile += grid_y()) {
+    for (int64_t tile = block_y() * turns; tile < plan.batch_tiles; tile += grid_y() * turns) {
         const int64_t first_row = tile * kTileRows;
-        const int longest = tile_steps(k, first_row, kTileRows, lengths);
+        const int longest = tile_steps(k, first_row, turns * kTileRows, lengths);
         const auto step_time = [&](int s) { return k.reverse ? s : longest - 1 - s; };
 
         Inputs<S, paired> ahead[kItems] = {};
         // At padding they are left as they were: nothing that is made of them there is kept. No branch between the
         // loads, so that none of them waits for the one before.
-        const auto load_ahead = [&](int t) {
+        const auto load_ahead = [&](int t, int turn) {
 #pragma unroll
             for (int i = 0; i < kItems; ++i) {
-                const int length = lengths[row_of[i]], unit = first_own + unit_of[i];
+                const int b = turn * kTileRows + row_of[i], length = lengths[b], unit = first_own + unit_of[i];
                 const int count = mine[i] && t < length ? H - unit : 0;
                 const int count_before = t == (k.reverse ? length - 1 : 0) ? 0 : count;
-                const int64_t row = first_row + row_of[i], at = (t * k.B + row) * H + unit;
+                const int64_t row = first_row + b, at = (t * k.B + row) * H + unit;
                 reload_gates<S, paired>(ahead[i].gates, k.gates, at, count);
                 ahead[i].before.reload(static_cast<const S*>(k.output) + at + (k.reverse ? k.B : -k.B) * H,
                                        count_before);
-                ahead[i].grad_output.reload(moved(static_cast<const S*>(k.grad_output),
-                                                  t * k.grad_output_step + row * k.grad_output_row + unit),
-                                            k.grad_output ? count : 0);
+                ahead[i].grad_output.reload(
+                    moved(static_cast<const S*>(k.grad_output.data),
+                          t * k.grad_output.step_stride + row * k.grad_output.row_stride + unit),
+                    k.grad_output.data ? count : 0);
             }
         };
 
         // What load_ahead reads, as a hint: a lane for each 32 bytes.
-        const auto prefetch = [&](int t) {
+        const auto prefetch = [&](int t, int turn) {
             constexpr int kSector = 32 / sizeof(S);
 #pragma unroll
             for (int i = 0; i < kItems; ++i) {
                 const int unit = first_own + unit_of[i];
-                const int64_t row = first_row + row_of[i], at = (t * k.B + row) * H + unit;
+                const int64_t row = first_row + turn * kTileRows + row_of[i], at = (t * k.B + row) * H + unit;
                 if (!mine[i] || row >= k.B || unit >= H) continue;
                 if (4 * unit_of[i] % kSector == 0) prefetch_l2(static_cast<const S*>(k.gates) + 4 * at);
                 if (unit_of[i] % kSector != 0) continue;
                 prefetch_l2(static_cast<const S*>(k.output) + at);
-                if (k.grad_output)
-                    prefetch_l2(static_cast<const S*>(k.grad_output) + t * k.grad_output_step +
-                                row * k.grad_output_row + unit);
+                if (k.grad_output.data)
+                    prefetch_l2(static_cast<const S*>(k.grad_output.data) + t * k.grad_output.step_stride +
+                                row * k.grad_output.row_stride + unit);
             }
         };
 
         // The gradient of the state, at two units of a row: what stayed here, and the sources' parts, added in a fixed
         // order. Called by all lanes of a warp.
-        const auto collect = [&](int b, int j, bool any) {
+        const auto collect = [&](int b, int j, int turn, bool any) {
             Vector<float, 2> sum = {{0, 0}};
             if (any) {
                 const int source_size = kTileRows * sum_stride, slot = part * source_size + b * sum_stride + j;
@@ -183,8 +187,7 @@ gru_backward_kernel(BackwardParams params) {
                 };
                 if (grid)
                     add([](const auto* p) { return load_l2(p); },
-                        global_sums + (static_cast<int64_t>(team.buffer()) * plan.blocks + block_x()) * sums_size +
-                            slot);
+                        global_sums + (int64_t{2 * turn + team.buffer()} * plan.blocks + block_x()) * sums_size + slot);
                 else
                     add([](const auto* p) { return *p; }, sums + team.buffer() * sums_size + slot);
                 for (int mask = 1; mask < parts; mask *= 2) {
@@ -192,19 +195,20 @@ gru_backward_kernel(BackwardParams params) {
                     sum.v[1] += shuffle_xor(sum.v[1], mask);
                 }
             }
-            const auto stayed = *reinterpret_cast<const Vector<float, 2>*>(carry + b * units + j);
+            const auto stayed = *reinterpret_cast<const Vector<float, 2>*>(carry + (turn * kTileRows + b) * units + j);
             return Vector<float, 2>{{stayed.v[0] + sum.v[0], stayed.v[1] + sum.v[1]}};
         };
 
-        const auto gate_gradients = [&](int b, int j, int t, const Inputs<S, paired>& in, Vector<float, 2> dh) {
-            const int unit = first_own + j, own_units = H - unit;
-            const int64_t row = first_row + b, at = t * k.B + row;
-            const int length = lengths[b];
+        const auto gate_gradients = [&](int b, int j, int t, int turn, const Inputs<S, paired>& in,
+                                        Vector<float, 2> dh) {
+            const int unit = first_own + j, own_units = H - unit, in_turns = turn * kTileRows + b;
+            const int64_t row = first_row + in_turns, at = t * k.B + row;
+            const int length = lengths[in_turns];
             const bool active = t < length, first = t == (k.reverse ? length - 1 : 0);
             GruGates<float> grad[2];
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                const float before = first ? first_state[b * units + j + i] : in.before[i];
+                const float before = first ? first_state[in_turns * units + j + i] : in.before[i];
                 const GruGates<float> g = {in.gates[4 * i], in.gates[4 * i + 1], in.gates[4 * i + 2],
                                            in.gates[4 * i + 3]};
                 const float sum = dh.v[i] + in.grad_output[i];
@@ -214,7 +218,7 @@ gru_backward_kernel(BackwardParams params) {
                 else
                     grad[i] = {0, 0, 0, 0};
             }
-            *reinterpret_cast<Vector<float, 2>*>(carry + b * units + j) = dh;
+            *reinterpret_cast<Vector<float, 2>*>(carry + in_turns * units + j) = dh;
             S* operand = grads + team.buffer() * grads_size + b * plan.stride + j;
             operands<P>(grad[0].r, grad[1].r).store(operand);
             operands<P>(grad[0].z, grad[1].z).store(operand + units);
@@ -231,37 +235,50 @@ gru_backward_kernel(BackwardParams params) {
             }
         };
 
-#pragma unroll
-        for (int i = 0; i < kItems; ++i) {
-            if (!mine[i]) continue;
-            const int64_t row = first_row + row_of[i];
-#pragma unroll
-            for (int j = 0; j < 2; ++j) {
-                const int at = row_of[i] * units + unit_of[i] + j, unit = first_own + unit_of[i] + j;
-                const bool inside = row < k.B && unit < H;
-                carry[at] =
-                    inside && k.grad_h_n ? load_state<S>(k.grad_h_n, float_state, row * k.grad_h_n_row + unit) : 0.0f;
-                first_state[at] = inside ? load_state<S>(k.h0, float_state, row * k.h0_row + unit) : 0.0f;
-            }
-        }
-        if (longest > 0) load_ahead(step_time(0));
+        // All blocks have sent what the turn's sums are made of.
+        [[maybe_unused]] const auto receive_turn = [&](int turn) {
+            team.await_turn(turn, team.done);
+            sync_block();
+        };
 
 #pragma unroll 1
-        for (int s = 0; s < longest; ++s) {
+        for (int turn = 0; turn < turns; ++turn) {
+#pragma unroll
+            for (int i = 0; i < kItems; ++i) {
+                if (!mine[i]) continue;
+                const int b = turn * kTileRows + row_of[i];
+                const int64_t row = first_row + b;
+#pragma unroll
+                for (int j = 0; j < 2; ++j) {
+                    const int at = b * units + unit_of[i] + j, unit = first_own + unit_of[i] + j;
+                    const bool inside = row < k.B && unit < H;
+                    carry[at] = inside && k.grad_h_n.data
+                                    ? load_state<S>(k.grad_h_n.data, float_state, row * k.grad_h_n.stride + unit)
+                                    : 0.0f;
+                    first_state[at] = inside ? load_state<S>(k.h0.data, float_state, row * k.h0.stride + unit) : 0.0f;
+                }
+            }
+        }
+        if (longest > 0) load_ahead(step_time(0), 0);
+
+        int turn = 0;
+#pragma unroll 1
+        for (int s = 0; s < longest;) {
             const int t = step_time(s);
             // What the first step sends on reaches nobody but grad_h0.
-            const bool sends = s + 1 < longest || k.grad_h0;
+            const bool sends = kTakesTurns || s + 1 < longest || k.grad_h0;
             if (sends) team.expect_next();
+            const int next_turn = kTakesTurns && turn + 1 < turns ? turn + 1 : 0, next_s = s + (next_turn == 0 ? 1 : 0);
 
             // ---- Gates -------------------------------------------------------------------------------------------
 #pragma unroll
             for (int i = 0; i < kItems; ++i)
                 if (summed[i]) {
-                    const Vector<float, 2> dh = collect(row_of[i], unit_of[i], s > 0);
-                    if (mine[i]) gate_gradients(row_of[i], unit_of[i], t, ahead[i], dh);
+                    const Vector<float, 2> dh = collect(row_of[i], unit_of[i], turn, s > 0);
+                    if (mine[i]) gate_gradients(row_of[i], unit_of[i], t, turn, ahead[i], dh);
                 }
             if (!sends) break;
-            if (s + 1 < longest) load_ahead(step_time(s + 1));
+            if (next_s < longest) load_ahead(step_time(next_s), next_turn);
             sync_block();
 
             // ---- Products, and what they send ----------------------------------------------------------------------
@@ -293,7 +310,7 @@ gru_backward_kernel(BackwardParams params) {
                     multiply(a, depth);
                 }
 #pragma unroll(kAtOnce)
-                for (; depth < plan.depth; ++depth) {
+                for (; !kTakesTurns && depth < plan.depth; ++depth) {
                     typename P::A a[kTiles];
 #pragma unroll
                     for (int i = 0; i < kTiles; ++i, from_stream += P::kTileBytes) a[i] = P::load_l2(from_stream);
@@ -318,7 +335,7 @@ gru_backward_kernel(BackwardParams params) {
                             if (grid) {
                                 float* base =
                                     global_sums +
-                                    (static_cast<int64_t>(team.next_buffer()) * plan.blocks + owner) * sums_size;
+                                    (int64_t{2 * turn + team.next_buffer()} * plan.blocks + owner) * sums_size;
                                 store_l2(reinterpret_cast<Vector<float, 4>*>(base + slot), part);
                             } else {
                                 auto* at =
@@ -331,34 +348,47 @@ gru_backward_kernel(BackwardParams params) {
                         }
                 }
             }
-            team.sent();
+            team.sent(turn);
             // In the others there is no register for it, and a step is longer.
-            if (kRowTiles == 1 && P::kTensorCores && s + 4 < longest) prefetch(step_time(s + 4));
-            team.receive();
+            if (kRowTiles == 1 && P::kTensorCores && s + 4 < longest) prefetch(step_time(s + 4), turn);
+            if constexpr (kTakesTurns) {
+                if (next_turn == 0) ++team.done;
+                if (next_s > 0) receive_turn(next_turn);
+            } else {
+                team.receive();
+            }
+            turn = next_turn;
+            s = next_s;
         }
 
-        // ---- Steps past the tile's longest row, and the gradient of the first state
+        // ---- Steps past the longest row, and the gradient of the first state
         // ----------------------------------
-#pragma unroll
-        for (int i = 0; i < kItems; ++i) {
-            const int unit = first_own + unit_of[i], own_units = H - unit;
-            const int64_t row = first_row + row_of[i];
-            if (!summed[i]) continue;
-            const Vector<float, 2> dh = collect(row_of[i], unit_of[i], longest > 0 && k.grad_h0);
-            if (!mine[i] || row >= k.B) continue;
-            const auto zero = Packed<S, 2>::zero();
+        const bool sent_on = longest > 0 && k.grad_h0;
 #pragma unroll 1
-            for (int t = longest; t < T; ++t) {
-                const int64_t at = t * k.B + row;
+        for (turn = 0; turn < turns; ++turn) {
+            if (turn > 0 && sent_on) receive_turn(turn);
 #pragma unroll
-                for (int gate = 0; gate < 3; ++gate)
-                    store_pair<paired>(static_cast<S*>(k.grad_gates_x) + (3 * at + gate) * H + unit, zero, own_units);
-                if (k.grad_a) store_pair<paired>(static_cast<S*>(k.grad_a) + at * H + unit, zero, own_units);
-            }
-            if (k.grad_h0) {
+            for (int i = 0; i < kItems; ++i) {
+                const int unit = first_own + unit_of[i], own_units = H - unit;
+                const int64_t row = first_row + turn * kTileRows + row_of[i];
+                if (!summed[i]) continue;
+                const Vector<float, 2> dh = collect(row_of[i], unit_of[i], turn, sent_on);
+                if (!mine[i] || row >= k.B) continue;
+                const auto zero = Packed<S, 2>::zero();
+#pragma unroll 1
+                for (int t = longest; t < T; ++t) {
+                    const int64_t at = t * k.B + row;
 #pragma unroll
-                for (int j = 0; j < 2; ++j)
-                    if (j < own_units) store_state<S>(k.grad_h0, float_state, row * H + unit + j, dh.v[j]);
+                    for (int gate = 0; gate < 3; ++gate)
+                        store_pair<paired>(static_cast<S*>(k.grad_gates_x) + (3 * at + gate) * H + unit, zero,
+                                           own_units);
+                    if (k.grad_a) store_pair<paired>(static_cast<S*>(k.grad_a) + at * H + unit, zero, own_units);
+                }
+                if (k.grad_h0) {
+#pragma unroll
+                    for (int j = 0; j < 2; ++j)
+                        if (j < own_units) store_state<S>(k.grad_h0, float_state, row * H + unit + j, dh.v[j]);
+                }
             }
         }
     }
@@ -368,6 +398,7 @@ gru_backward_kernel(BackwardParams params) {
 
 struct Backward {
     static constexpr RegisterDepths kDepths = kBackwardDepths;
+    static constexpr bool kWideTurns = false;  // there are no registers left for them
 
     template <class C, int depth, int row_tiles, bool paired, Exchange exchange>
     static auto of() {
@@ -390,8 +421,8 @@ void gru_backward(const GruBackward& k) {
     if (k.B == 0) return;
     require_countable("gru_backward", k);
     const GruPlan plan = gru_plan(k.storage, k.tf32, true, k.B, k.H, k.wish);
-    const bool paired = all_paired(k.H, k.storage, k.gates, {k.output, k.grad_output, k.grad_gates_x, k.grad_a},
-                                   {k.grad_output_step, k.grad_output_row});
+    const bool paired = all_paired(k.H, k.storage, k.gates, {k.output, k.grad_output.data, k.grad_gates_x, k.grad_a},
+                                   {k.grad_output.step_stride, k.grad_output.row_stride});
     const BackwardParams params{k, plan};
     const Launch shape = launch_shape(plan, k.stream);
     const char* error = launch(kernel_of<Backward>(k.storage, k.tf32, paired, plan), shape, params);

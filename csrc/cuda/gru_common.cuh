@@ -8,12 +8,13 @@
 
 namespace vssn::gpu {
 
-constexpr int kUnits = 16;                   // hidden units of a tile: the rows of a product
-constexpr int kRows = 8;                     // batch rows of a tile: its columns
-constexpr int kGruThreads = 256;             // of a block, at most: so a thread may have 255 registers
-constexpr int kBackwardTiles = 4;            // tiles of rows that a warp of the backward kernel has side by side
-constexpr int kMailboxBytes = 16;            // at the start of shared memory, then:
-constexpr int kLengthBytes = 4 * 2 * kRows;  // steps of each row of the batch tile
+constexpr int kUnits = 16;         // hidden units of a tile: the rows of a product
+constexpr int kRows = 8;           // batch rows of a tile: its columns
+constexpr int kGruThreads = 256;   // of a block, at most: so a thread may have 255 registers
+constexpr int kBackwardTiles = 4;  // tiles of rows that a warp of the backward kernel has side by side
+constexpr int kMostAtOnce = 4;     // batch tiles of a team that take turns
+constexpr int kMailboxBytes = 16;  // at the start of shared memory, then:
+constexpr int kLengthBytes = 4 * 2 * kRows * kMostAtOnce;  // steps of each row of the batch tiles
 constexpr int kHeaderBytes = kMailboxBytes + kLengthBytes;
 
 // k tiles of a warp's weights that its registers hold: on tensor cores `most`, or `few` where these are all; with
@@ -23,7 +24,8 @@ struct RegisterDepths {
 };
 constexpr RegisterDepths kForwardDepths = {8, 4, 4}, kBackwardDepths = {6, 3, 3};
 
-// Of a kernel: the exchange that it is compiled for. 0: the plan says.
+// Of a kernel: the exchange that it is compiled for. 0: the plan says. Exchange::grid: a grid whose batch tiles take
+// turns.
 constexpr Exchange kAnyExchange{0};
 
 // (r, z, n, a) of two neighbouring units, of which `count` lie within the tensor. `paired` and what reload leaves: as
@@ -72,8 +74,8 @@ VSSN_DEVICE int row_steps(const GruProblem& k, int64_t b) {
     return static_cast<int>(n < 0 ? 0 : n > k.steps ? k.steps : n);
 }
 
-// Writes the steps of the tile's rows to shared memory, and gives those of the longest: the recurrence runs over these
-// alone. Called by all threads.
+// Writes the steps of the tiles' rows to shared memory, and gives those of the longest: the recurrence runs over these
+// alone. Called by all threads, of which there are as many as rows or more.
 VSSN_DEVICE int tile_steps(const GruProblem& k, int64_t first_row, int rows, int* lengths) {
     sync_block();  // nobody still reads what belongs to the tile before
     if (thread_id() < rows) lengths[thread_id()] = row_steps(k, first_row + thread_id());
@@ -86,10 +88,15 @@ VSSN_DEVICE int tile_steps(const GruProblem& k, int64_t first_row, int rows, int
 // A block's view of the exchange in which every block of its team sends to all of them, and all receive, once a step.
 // Two buffers are written in turn, so that one exchange a step is enough: nobody can send into a buffer before every
 // block has sent what it computed from that buffer's last contents.
+//
+// In a grid that takes two microseconds, so there several batch tiles take turns: a step of each, then the next step of
+// each. What one tile's blocks have sent is on its way while the team computes the others' steps. Each turn has a
+// counter and two buffers of its own; `done` counts its exchanges, and so those of all turns, which go through all
+// steps of the longest row together.
 struct Team {
     Exchange exchange;
     int blocks;
-    unsigned* counter;   // of the grid
+    unsigned* counters;  // of the grid: one for each turn
     Mailbox* mailboxes;  // of the cluster
     int expected_bytes;  // that come to this block's mailbox in an exchange
     unsigned done;       // exchanges so far
@@ -114,16 +121,24 @@ struct Team {
     }
 
     // This block has sent. What the kernel writes between sent() and receive() delays nobody.
-    VSSN_DEVICE void sent() const {
+    VSSN_DEVICE void sent(int turn = 0) const {
         if (exchange != Exchange::cluster) sync_block();
-        if (exchange == Exchange::grid && thread_id() == 0) add_release(counter, 1);
+        if (exchange == Exchange::grid && thread_id() == 0) add_release(counters + turn, 1);
+    }
+
+    // All blocks have sent in so many exchanges of that turn: waited for by one thread, which is to meet the others at
+    // a barrier before any of them reads it. Not by the one that has just released, and still waits for its block's
+    // stores.
+    VSSN_DEVICE void await_turn(int turn, unsigned exchanges) const {
+        if (thread_id() == block_threads() - kWarp)
+            check_acquire(counters + turn, static_cast<unsigned>(blocks) * exchanges);
     }
 
     // All blocks have sent, and this thread may read it (from the grid: by load_l2).
     VSSN_DEVICE void receive() {
         if (exchange == Exchange::cluster) await(mailboxes + next_buffer(), done / 2);
         if (exchange == Exchange::grid) {
-            if (thread_id() == 0) wait_acquire(counter, static_cast<unsigned>(blocks) * (done + 1));
+            if (thread_id() == 0) wait_acquire(counters, static_cast<unsigned>(blocks) * (done + 1));
             sync_block();
         }
         ++done;
@@ -139,19 +154,21 @@ bool all_paired(int64_t H, Storage storage, const void* gates, std::initializer_
 
 Launch launch_shape(const GruPlan& plan, void* stream);
 
-// The kernel of a direction for compute type C. Direction: kDepths, and of<C, depth, row tiles, paired, exchange>().
+// The kernel of a direction for compute type C. Direction: kDepths; kWideTurns, whether tiles of 16 rows take turns;
+// of<C, depth, row tiles, paired, exchange>().
 template <class Direction, class C, bool paired, Exchange exchange>
 auto kernel_of(const GruPlan& plan) {
     constexpr RegisterDepths depths = Direction::kDepths;
     if constexpr (!Product<C>::kTensorCores) {
         return Direction::template of<C, depths.full, 1, paired, exchange>();
     } else {
+        constexpr int wide = exchange == Exchange::grid && !Direction::kWideTurns ? 1 : 2;
         const bool narrow = plan.row_tiles == 1;
         if (plan.register_depth == depths.most)
             return narrow ? Direction::template of<C, depths.most, 1, paired, exchange>()
-                          : Direction::template of<C, depths.most, 2, paired, exchange>();
+                          : Direction::template of<C, depths.most, wide, paired, exchange>();
         return narrow ? Direction::template of<C, depths.few, 1, paired, exchange>()
-                      : Direction::template of<C, depths.few, 2, paired, exchange>();
+                      : Direction::template of<C, depths.few, wide, paired, exchange>();
     }
 }
 
@@ -159,8 +176,9 @@ template <class Direction>
 auto kernel_of(Storage storage, bool tf32_products, bool paired, const GruPlan& plan) {
     return by_compute_type(storage, tf32_products, [&](auto compute) {
         using C = typename decltype(compute)::type;
-        // Of a grid, and of single elements, a step is so long that it can ask the plan.
+        // Of a grid, and of single elements, a step is so long that it can ask the plan. Single elements take no turns.
         if (!paired) return kernel_of<Direction, C, false, kAnyExchange>(plan);
+        if (plan.tiles_at_once > 1) return kernel_of<Direction, C, true, Exchange::grid>(plan);
         if (plan.exchange == Exchange::block) return kernel_of<Direction, C, true, Exchange::block>(plan);
         if (plan.exchange == Exchange::cluster) return kernel_of<Direction, C, true, Exchange::cluster>(plan);
         return kernel_of<Direction, C, true, kAnyExchange>(plan);

@@ -4,6 +4,7 @@
 // not hold either is read from the L2 cache in each step. Of the teams that keep their weights on chip the plan takes
 // the one with the fewest estimated cycles: larger ones share the products, and fewer of them run at once.
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 
 #include "gru_common.cuh"
@@ -42,7 +43,7 @@ int operand_stride(int64_t width, int bytes) { return static_cast<int>((round_up
 
 // The plan for a given team and batch tile; shared_bytes is 0 where it does not fit.
 GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, bool backward, int64_t B, int64_t H,
-                Exchange exchange, int blocks, int row_tiles) {
+                Exchange exchange, int blocks, int row_tiles, int tiles_at_once) {
     const ComputeType type(storage, tf32);
     const int bytes = element_bytes(storage), rows = kRows * row_tiles;
     const RegisterDepths depths = backward ? gpu::kBackwardDepths : gpu::kForwardDepths;
@@ -52,6 +53,7 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
     plan.exchange = exchange;
     plan.blocks = blocks;
     plan.row_tiles = row_tiles;
+    plan.tiles_at_once = tiles_at_once;
     plan.batch_tiles = ceil_div(B, rows);
     plan.unit_tiles = static_cast<int>(unit_tiles);
     plan.unit_tiles_inverse = static_cast<int>((65536 + unit_tiles - 1) / unit_tiles);
@@ -66,6 +68,7 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
         const int64_t depth = ceil_div(deep, plan.slices);
         plan.register_depth = type.tensor_cores && depth <= depths.few ? depths.few : most;
         plan.depth = static_cast<int>(std::max<int64_t>(depth, plan.register_depth));
+        if (tiles_at_once > 1 && plan.slices == 1) return plan;  // turns take the barrier of the slices' sums
         across = 3;
         tiles = int64_t{3} * plan.depth;
     } else {
@@ -99,14 +102,18 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
     plan.operand = static_cast<int>(at);
     if (!backward) {
         plan.stride = operand_stride(std::max(units, deep_width), bytes);
-        at += (through_shared ? 2 : 1) * rows * int64_t{plan.stride} * bytes;
+        // In turns one is multiplied while the next one comes.
+        at +=
+            (through_shared || (tiles_at_once > 1 && type.tensor_cores) ? 2 : 1) * rows * int64_t{plan.stride} * bytes;
+        plan.carry = static_cast<int>(at);
+        if (tiles_at_once > 1) at += int64_t{tiles_at_once} * rows * unit_tiles * kUnits * 4;
         plan.partials = static_cast<int>(at);
         if (plan.slices > 1) at += int64_t{warps} * 2 * row_tiles * 3 * gpu::kWarp * 8;
     } else {
         plan.stride = operand_stride(deep_width, bytes);
         at += 2 * rows * int64_t{plan.stride} * bytes;
         plan.carry = static_cast<int>(at);
-        at += 2 * rows * unit_tiles * kUnits * 4;
+        at += int64_t{2} * tiles_at_once * rows * unit_tiles * kUnits * 4;
         plan.partials = static_cast<int>(at);
         if (through_shared) at += 2 * int64_t{blocks} * plan.slices * rows * (unit_tiles * kUnits + 4) * 4;
     }
@@ -118,23 +125,24 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
     plan.streamed_tiles = static_cast<int>(tiles - plan.shared_tiles);
     plan.shared_bytes = static_cast<int>(at + int64_t{warps} * plan.shared_tiles * type.tile_bytes);
 
-    int64_t teams = std::min<int64_t>(plan.batch_tiles, 65535);
+    int64_t teams = std::min<int64_t>(ceil_div(plan.batch_tiles, tiles_at_once), 65535);
     if (exchange == Exchange::grid) {
         teams = std::min(teams, std::max<int64_t>(1, device.multiprocessors / blocks));
         if (plan.streamed_tiles > 0) teams = 1;  // packed once
-        plan.counter_bytes = 4 * teams;
+        plan.counter_bytes = 4 * teams * tiles_at_once;
         const int64_t sent = backward ? int64_t{blocks} * plan.slices * rows * units * 4 : rows * units * bytes;
-        plan.exchange_bytes = 2 * teams * sent;
+        plan.exchange_bytes = 2 * teams * tiles_at_once * sent;
     }
     plan.teams = teams;
     plan.workspace_bytes = plan.exchange_bytes + int64_t{blocks} * warps * plan.streamed_tiles * type.tile_bytes;
     return plan;
 }
 
-// Cycles of a step, roughly: the products at 62% of mma.sync's peak rate (or 80% of the multiply-adds'), at least a
-// chain of them; weights and operands at 128 bytes a cycle from shared memory, 32 from L2; 200 for the gates, backward
-// 100; 30 for a block's barrier; to another block of the cluster 210, 14 bytes a cycle and 4 for each block that is
-// sent to; through L2 2000, and 340 for each eight sums that a thread collects there.
+// Cycles of a step of all tiles of a team that take turns, roughly: the products at 62% of mma.sync's peak rate (or 80%
+// of the multiply-adds'), at least a chain of them; weights and operands at 128 bytes a cycle from shared memory, 32
+// from L2; 200 for the gates, backward 100; 30 for a block's barrier; to another block of the cluster 210, 14 bytes a
+// cycle and 4 for each block that is sent to; through L2 2000, then 32 bytes a cycle, and 340 for each eight sums that
+// a thread collects there. Turns hide all but 500 of the 2000: until what a block has stored is released.
 double step_cycles(const GruPlan& plan, const ComputeType& type, bool backward, int bytes) {
     const double across = backward ? gpu::kBackwardTiles : 3, warps = plan.groups * plan.slices;
     const double deep = static_cast<double>(plan.depth) * plan.rounds, units = plan.unit_tiles * kUnits;
@@ -151,8 +159,17 @@ double step_cycles(const GruPlan& plan, const ComputeType& type, bool backward, 
         cycles += 30 + 2 * warps * 2 * plan.row_tiles * 3 * gpu::kWarp * 8 / 128;
     if (plan.exchange == Exchange::block) return cycles + 30 + (backward ? sent / 128 : 0);
     if (plan.exchange == Exchange::cluster) return cycles + 210 + sent / 14 + 4 * plan.blocks;
-    return cycles + 2000 +
-           (backward ? 340 * static_cast<double>(ceil_div(ceil_div(plan.blocks * plan.slices, plan.parts), 8)) : 340);
+    const double latency = 2000, read = (backward ? sums * rows * units * 4 : sent) / 32 +
+                                        340 * (backward ? std::ceil(sums / plan.parts / 8) : 1);
+    const int turns = plan.tiles_at_once;
+    if (turns == 1) return cycles + latency + read;
+    // What a turn waits for was sent so many turns before. Forward the read is hidden too: on tensor cores by all that
+    // the turn before it does, else by what follows its products.
+    const double release = 500;
+    const double own = backward            ? cycles + read + release
+                       : type.tensor_cores ? std::max(cycles + release, read)
+                                           : cycles - 200 + std::max(200 + release, read);
+    return turns * std::max(own, (latency + own) / (backward ? turns : turns - 1));
 }
 
 bool fits(const GruPlan& plan) { return plan.shared_bytes > 0; }
@@ -169,31 +186,39 @@ std::string sizes(int64_t B, int64_t H) { return "B = " + std::to_string(B) + ",
 GruPlan gru_plan(Storage storage, bool tf32, bool backward, int64_t B, int64_t H, const GruWish& wish) {
     const gpu::DeviceLimits device = gpu::device_limits();
     const int64_t unit_tiles = ceil_div(H, kUnits);
-    const auto lay = [&](Exchange exchange, int64_t blocks, int row_tiles) {
-        return lay_out(device, storage, tf32, backward, B, H, exchange, static_cast<int>(blocks), row_tiles);
+    const auto lay = [&](Exchange exchange, int64_t blocks, int row_tiles, int tiles_at_once) {
+        return lay_out(device, storage, tf32, backward, B, H, exchange, static_cast<int>(blocks), row_tiles,
+                       tiles_at_once);
     };
-    // In full precision the multiply-adds leave no time to win by wider batch tiles.
+    // In full precision the multiply-adds leave no time to win by wider batch tiles; backward no kernel has wide turns.
     const ComputeType type(storage, tf32);
-    const int widest = type.tensor_cores ? 2 : 1;
+    const auto widest = [&](int at_once) { return type.tensor_cores && !(backward && at_once > 1) ? 2 : 1; };
     GruPlan best{};
     // The fewest cycles of a step, times the waves in which the batch tiles run; by the device's own answer how many
-    // run at once. A larger team must be worth it.
+    // run at once. A larger team must be worth it, and so must more tiles that take turns.
+    const auto cost = [](const GruPlan& p) {
+        return static_cast<double>(ceil_div(ceil_div(p.batch_tiles, p.tiles_at_once), p.at_once)) * p.step_cycles;
+    };
+    const auto consider_tiles = [&](Exchange exchange, int64_t blocks, int row_tiles, int tiles_at_once, bool streams) {
+        GruPlan plan = lay(exchange, blocks, row_tiles, tiles_at_once);
+        if (!fits(plan) || (!streams && !on_chip(plan))) return;
+        plan.at_once =
+            backward ? gpu::backward_launchable(storage, tf32, plan) : gpu::forward_launchable(storage, tf32, plan);
+        if (exchange == Exchange::grid) plan.at_once = std::min<int64_t>(plan.at_once / blocks, plan.teams);
+        if (plan.at_once == 0) return;
+        if (exchange == Exchange::grid) plan.teams = std::min<int64_t>(plan.teams, plan.at_once);
+        plan.step_cycles = step_cycles(plan, type, backward, element_bytes(storage));
+        if (!fits(best) || cost(plan) < 0.95 * cost(best)) best = plan;
+    };
+    // Tiles take turns in a grid, whose exchange is long, and only where the weights are on chip.
     const auto consider = [&](Exchange exchange, int64_t blocks, bool streams) {
-        for (int row_tiles = 1; row_tiles <= widest; ++row_tiles) {
-            if (wish.row_tiles != 0 && row_tiles != std::min(wish.row_tiles, widest)) continue;
-            GruPlan plan = lay(exchange, blocks, row_tiles);
-            if (!fits(plan) || (!streams && !on_chip(plan))) continue;
-            plan.at_once =
-                backward ? gpu::backward_launchable(storage, tf32, plan) : gpu::forward_launchable(storage, tf32, plan);
-            if (exchange == Exchange::grid) plan.at_once = std::min<int64_t>(plan.at_once / blocks, plan.teams);
-            if (plan.at_once == 0) continue;
-            if (exchange == Exchange::grid) plan.teams = std::min<int64_t>(plan.teams, plan.at_once);
-            plan.step_cycles = step_cycles(plan, type, backward, element_bytes(storage));
-            const auto cost = [](const GruPlan& p) {
-                return static_cast<double>(ceil_div(p.batch_tiles, p.at_once)) * p.step_cycles;
-            };
-            if (!fits(best) || cost(plan) < 0.95 * cost(best)) best = plan;
-        }
+        const int most_at_once = exchange == Exchange::grid ? gpu::kMostAtOnce : 1;
+        const int wished_at_once = std::min(wish.tiles_at_once, most_at_once);
+        for (int at_once = std::max(1, wished_at_once); at_once <= (wished_at_once ? wished_at_once : most_at_once);
+             ++at_once)
+            for (int row_tiles = 1; row_tiles <= widest(at_once); ++row_tiles)
+                if (wish.row_tiles == 0 || row_tiles == std::min(wish.row_tiles, widest(at_once)))
+                    consider_tiles(exchange, blocks, row_tiles, at_once, streams && at_once == 1);
     };
     // Backward, two unit tiles a block where they fit: fewer sums to collect.
     const auto consider_grid = [&] {
@@ -227,13 +252,14 @@ GruPlan gru_plan(Storage storage, bool tf32, bool backward, int64_t B, int64_t H
 std::string describe(const GruPlan& plan) {
     const auto number = [](int64_t n) { return std::to_string(n); };
     return std::string(name(plan.exchange)) + ": " + number(plan.teams) + " teams of " + number(plan.blocks) +
-           " blocks of " + number(plan.threads()) + " threads, " + number(kRows * plan.row_tiles) +
-           " rows; of a block " + number(plan.unit_tiles * kUnits) + " units in " + number(plan.groups) +
-           " groups of " + number(plan.slices) + " warps, " + number(plan.shared_bytes) +
-           " bytes of shared memory; of a warp's weights " + number(plan.register_depth) + " of " + number(plan.depth) +
-           " k tiles (" + number(plan.rounds) + " rounds) in registers, " + number(plan.shared_tiles) +
-           " tiles in shared memory, " + number(plan.streamed_tiles) + " streamed; " + number(plan.at_once) +
-           " at once; estimated " + number(static_cast<int64_t>(plan.step_cycles)) + " cycles a step";
+           " blocks of " + number(plan.threads()) + " threads, " + number(kRows * plan.row_tiles) + " rows, " +
+           number(plan.tiles_at_once) + " tiles at once; of a block " + number(plan.unit_tiles * kUnits) +
+           " units in " + number(plan.groups) + " groups of " + number(plan.slices) + " warps, " +
+           number(plan.shared_bytes) + " bytes of shared memory; of a warp's weights " + number(plan.register_depth) +
+           " of " + number(plan.depth) + " k tiles (" + number(plan.rounds) + " rounds) in registers, " +
+           number(plan.shared_tiles) + " tiles in shared memory, " + number(plan.streamed_tiles) + " streamed; " +
+           number(plan.at_once) + " at once; estimated " + number(static_cast<int64_t>(plan.step_cycles)) +
+           " cycles a step";
 }
 
 namespace gpu {

@@ -26,20 +26,9 @@
 #include "../common/cell.h"
 #include "../common/fields.h"
 #include "storage.h"
+#include "tensors.h"
 
 namespace vssn {
-
-struct PosteriorRows {  // [rows, width]
-    const void* data = nullptr;
-    int64_t stride = 0;
-    VSSN_TENSOR(data, stride)
-};
-
-struct PosteriorSteps {  // [T, B, width]
-    const void* data = nullptr;
-    int64_t step_stride = 0, row_stride = 0;
-    VSSN_TENSOR(data, step_stride, row_stride)
-};
 
 // Where the weights lie, and how many blocks share a batch tile.
 //   registers  one block, its warps hold them
@@ -81,34 +70,34 @@ struct PosteriorProblem {
     int64_t steps, B, M, Z;
     Activation activation;
     float min_logvar;
-    const int64_t* lengths;                         // [B], or nullptr
-    PosteriorSteps eps;                             // [T, B, Z]
-    PosteriorRows weight_z, weight_out;             // [M, Z], [2Z, M]
-    PosteriorRows prior_weight_z, prior_weight_mu;  // [M, Z], [Z, M]; absent: no prior mean
-    void* workspace;                                // PosteriorPlan::workspace_bytes, 16-byte aligned
+    const int64_t* lengths;                      // [B], or nullptr
+    TensorSteps eps;                             // [T, B, Z]
+    TensorRows weight_z, weight_out;             // [M, Z], [2Z, M]
+    TensorRows prior_weight_z, prior_weight_mu;  // [M, Z], [Z, M]; absent: no prior mean
+    void* workspace;                             // PosteriorPlan::workspace_bytes, 16-byte aligned
     void* stream;
     VSSN_FIELDS(storage, tf32, float_state, variant, steps, B, M, Z, activation, min_logvar, lengths, eps, weight_z,
                 weight_out, prior_weight_z, prior_weight_mu, workspace, stream)
 };
 
 struct PosteriorForward : PosteriorProblem {
-    PosteriorSteps context, prior_context;  // [T, B, M]
-    PosteriorRows z0;                       // [B, Z]
-    const void *bias_out, *prior_bias_mu;   // [2Z], [Z]
-    void *z, *mu, *logvar;                  // [T, B, Z]
-    void *hidden, *prior_hidden;            // [T, B, M], or nullptr: not kept
+    TensorSteps context, prior_context;    // [T, B, M]
+    TensorRows z0;                         // [B, Z]
+    const void *bias_out, *prior_bias_mu;  // [2Z], [Z]
+    void *z, *mu, *logvar;                 // [T, B, Z]
+    void *hidden, *prior_hidden;           // [T, B, M], or nullptr: not kept
     VSSN_MORE_FIELDS(PosteriorProblem, context, prior_context, z0, bias_out, prior_bias_mu, z, mu, logvar, hidden,
                      prior_hidden)
 };
 
 struct PosteriorBackward : PosteriorProblem {
-    PosteriorSteps grad_z, grad_mu, grad_logvar;  // [T, B, Z], or absent
-    const void* logvar;                           // [T, B, Z]
-    const void *hidden, *prior_hidden;            // [T, B, M]
-    void *grad_context, *grad_prior_context;      // [T, B, M]
-    void* grad_out;                               // [T, B, 2Z]
-    void* grad_eps;                               // [T, B, Z], or nullptr: not wanted
-    void* grad_z0;                                // [B, Z], or nullptr: not wanted
+    TensorSteps grad_z, grad_mu, grad_logvar;  // [T, B, Z], or absent
+    const void* logvar;                        // [T, B, Z]
+    const void *hidden, *prior_hidden;         // [T, B, M]
+    void *grad_context, *grad_prior_context;   // [T, B, M]
+    void* grad_out;                            // [T, B, 2Z]
+    void* grad_eps;                            // [T, B, Z], or nullptr: not wanted
+    void* grad_z0;                             // [B, Z], or nullptr: not wanted
     VSSN_MORE_FIELDS(PosteriorProblem, grad_z, grad_mu, grad_logvar, logvar, hidden, prior_hidden, grad_context,
                      grad_prior_context, grad_out, grad_eps, grad_z0)
 };

@@ -42,7 +42,7 @@ bool in_pairs(const void* contiguous) {
     return reinterpret_cast<uintptr_t>(contiguous) % (2 * sizeof(T)) == 0;
 }
 template <class T>
-bool in_pairs(const PosteriorSteps& steps) {
+bool in_pairs(const TensorSteps& steps) {
     return in_pairs<T>(steps.data) && steps.step_stride % 2 == 0 && steps.row_stride % 2 == 0;
 }
 
@@ -76,7 +76,7 @@ struct Sequence {
 
     VSSN_DEVICE Sequence(const void* data, int64_t step_stride, int64_t row_stride)
         : data(static_cast<const T*>(data)), step_stride(step_stride), row_stride(row_stride) {}
-    VSSN_DEVICE explicit Sequence(const PosteriorSteps& steps)
+    VSSN_DEVICE explicit Sequence(const TensorSteps& steps)
         : Sequence(steps.data, steps.step_stride, steps.row_stride) {}
 
     static VSSN_DEVICE Sequence contiguous(const void* data, int64_t B, int64_t width) {

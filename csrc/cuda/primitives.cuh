@@ -37,6 +37,9 @@
 //                                    sync_block, of its block)
 //            wait_acquire(flag, n)   waits until the counter is >= n; what was released is then visible to this
 //                                    thread (and, behind a sync_block, to its block through load_l2)
+//            check_acquire(flag, n)  the same for a counter that has likely come so far: one trip to L2, and no wait
+//            for
+//                                    what this thread itself has written
 // Warp       shuffle_xor(v, mask) shuffle(v, lane)    every lane of the warp must call it
 //            sum_over_lanes(v, width)    butterfly over groups of `width` lanes: every lane gets the same bits
 // Numbers    bfloat16 float16; to_float(x), from_float<T>(x) (rounds to nearest even; T float too)

@@ -257,6 +257,15 @@ VSSN_DEVICE void wait_acquire(const unsigned* flag, unsigned n, detail::Site sit
     asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 
+// Each poll acquires: a fence would wait for this thread's own stores, too.
+VSSN_DEVICE void check_acquire(const unsigned* flag, unsigned n, detail::Site site = detail::Site::here()) {
+    unsigned seen;
+    for (detail::Polls polls;; polls.count("check_acquire: a counter of batch tiles that take turns", site)) {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
+        if (static_cast<int>(seen - n) >= 0) break;
+    }
+}
+
 // ---- Warp -------------------------------------------------------------------------------------------------------
 
 template <class T>

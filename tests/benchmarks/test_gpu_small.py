@@ -1,21 +1,24 @@
-"""What `make gpu` runs of the CUDA kernels, on their build for the host: every form, and each size of cluster."""
+"""What `make gpu` runs of the CUDA kernels, on their build for the host: every form, and each layout of the GRU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 
 from benchmarks import gpu_contest, gpu_small, gpu_times
+from benchmarks.cuda_on_host import AMPERE, HOPPER
 from benchmarks.gpu_problems import COMPUTE
 
 
 def test_the_small_run_holds_every_form(cuda_host: object) -> None:
-    """On the host's build: clusters of 2 and 16 and the grid in every compute type, and all of it runs."""
+    """On the host's build: clusters of 2 and 16, the grid and tiles in turns in every compute type, and all
+    of it runs."""
     cases = list(gpu_small.cuda_cases("cpu"))
     names = [case.name for case in cases]
     for compute in COMPUTE:
-        for form in ("block", "cluster of 2", "cluster of 16", "grid"):
+        for form in ("block", "cluster of 2", "cluster of 16", "grid", "grid, 2 tiles at once"):
             assert any(name.startswith(f"cuda gru {compute} {form},") for name in names)
         for variant in ("registers", "shared", "cluster", "scatter", "streamed"):
             assert any(name.startswith(f"cuda posterior {compute} {variant},") for name in names)
@@ -24,15 +27,16 @@ def test_the_small_run_holds_every_form(cuda_host: object) -> None:
     assert gpu_small.run_all(iter(chosen), lambda: None) == []
 
 
-def test_the_recurrence_is_timed_in_each_size_of_cluster(cuda_host: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As planned and in clusters, both passes laid out alike; beyond the largest H of a cluster as planned alone."""
+def test_the_recurrence_is_timed_in_each_layout(cuda_host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As planned and in clusters, both passes laid out alike; beyond the largest H of a cluster with so many tiles at
+    once, and of few rows as planned alone."""
     from vssn_kernels.backend.cuda import gru
 
     seen: list[tuple[str, object]] = []
 
     def noting(name: str, kernel: Callable[..., object]) -> Callable[..., object]:
         def noted(**arguments: object) -> object:
-            seen.append((name, (arguments["exchange"], arguments["blocks"])))
+            seen.append((name, (arguments["exchange"], arguments["blocks"], arguments["tiles_at_once"])))
             return kernel(**arguments)
 
         return noted
@@ -44,13 +48,28 @@ def test_the_recurrence_is_timed_in_each_size_of_cluster(cuda_host: object, monk
     for name, value in (("ROUNDS", 1), ("MOST_CALLS", 1), ("LONG_S", 1e9)):
         monkeypatch.setattr(gpu_contest, name, value)
     monkeypatch.setattr(gpu_times, "LARGEST_IN_CLUSTER", 70)
-    small = gpu_times.Setup(
-        "cpu", ("cuda",), steps=2, batches=(3,), hidden=(70, 71), clusters=(2, 4), gru_compute=("float32",)
-    )
-    results = [r for r in gpu_times.gru_cases(small, 3) if r.case.startswith("gru_sequence")]
-    every = ["vssn cuda", "vssn cuda, clusters of 2", "vssn cuda, clusters of 4"]
-    assert [r.contestant for r in results] == [*every, *every, "vssn cuda", "vssn cuda"]
-    assert {r.status for r in results} == {"ok"}
-    for name in ("gru_forward", "gru_backward"):
-        assert {wish for found, wish in seen if found == name} == {(0, 0), (2, 2), (2, 4)}
+    monkeypatch.setattr(gpu_times, "SEVERAL_TILES", 9)
+
+    def contestants(batch: int, hidden: int) -> list[str]:
+        small = gpu_times.Setup(
+            "cpu", ("cuda",), steps=2, hidden=(hidden,), clusters=(2, 4), at_once=(1, 2), gru_compute=("float32",)
+        )
+        results = [r for r in gpu_times.gru_cases(small, batch) if r.case.startswith("gru_sequence")]
+        assert {r.status for r in results} == {"ok"}
+        return [r.contestant for r in results]
+
+    def layouts(name: str) -> set[object]:
+        return {wish for found, wish in seen if found == name}
+
+    planned = "vssn cuda"
+    assert contestants(3, 70) == [planned, f"{planned}, clusters of 2", f"{planned}, clusters of 4"] * 2
+    assert layouts("gru_forward") == layouts("gru_backward") == {(0, 0, 0), (2, 2, 0), (2, 4, 0)}
+    seen.clear()
+    assert contestants(3, 71) == [planned] * 2
+    cuda_host.set_device_limits(*AMPERE)  # a grid: no clusters
+    try:
+        assert contestants(20, 150) == [planned, f"{planned}, 1 tiles at once", f"{planned}, 2 tiles at once"] * 2
+    finally:
+        cuda_host.set_device_limits(*HOPPER)
+    assert layouts("gru_forward") == layouts("gru_backward") == {(0, 0, 0), (0, 0, 1), (0, 0, 2)}
     assert gru.wish == gru.Wish()

@@ -183,3 +183,121 @@ def test_a_device_that_holds_no_cluster_computes_all_the_same(cuda_host: ModuleT
     for size in (2, 4, 8, 16):
         cuda_host.set_clusters_at_once(size, 0)
     host.check(draw(2, 5, 160), torch.bfloat16)
+
+
+# ---- Batch tiles that take turns ------------------------------------------------------------------
+
+
+def turns(kernels: Any, sample: Sample, dtype: torch.dtype, at_once: int, row_tiles: int = 1) -> None:
+    """Wishes for so many tiles at once, and sees that forward's plan, or with one tile backward's too, has them."""
+    kernels.wish = kernels.Wish(GRID, 4, row_tiles, at_once)
+    _, batch, width = sample.tensors["gates_x"].shape
+    for backward in (False, True):
+        assert f", {at_once} tiles at once" in kernels.describe_plan(dtype, batch, width // 3, backward)
+
+
+# An even number of tiles, an odd one, a last one that is not full; one round of turns, and several of which the last is
+# not full; pairs, and single elements, which take no turns but have the same plan.
+@pytest.mark.parametrize(("at_once", "row_tiles"), [(2, 1), (3, 1), (4, 2)], ids=str)
+@pytest.mark.parametrize("sizes", [(3, 16, 136), (2, 67, 136), (3, 27, 131)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_tiles_that_take_turns_in_every_order(
+    cuda_host: ModuleType, kernels: Any, dtype: torch.dtype, sizes: tuple[int, int, int], at_once: int, row_tiles: int
+) -> None:
+    """As the reference, and with the bits that the same tiles have one behind the other."""
+    sample = draw(*sizes, reverse=sizes[0] == 2)
+    kernels.wish = kernels.Wish(GRID, 4, row_tiles, 1)
+    alone = host.without_products(host.run(sample.to("cpu", dtype, requires_grad=True)))
+    turns(kernels, sample, dtype, at_once, row_tiles)
+    for order in host.ORDERS:
+        cuda_host.set_order(order)
+        results = host.without_products(host.check(sample, dtype))
+        # Backward, tiles of 16 rows take no turns: there the sums have another order.
+        names = results if row_tiles == 1 else ("output", "h_n")
+        for name in names:
+            assert_equal(f"{name} ({order})", results[name], alone[name])
+
+
+@each_direction
+def test_turns_of_full_sequences_and_of_none(kernels: Any, reverse: bool) -> None:
+    for dtype in DTYPES:
+        sample = draw(3, 20, 136, reverse, lengths=False)
+        turns(kernels, sample, dtype, 3)
+        host.check(sample, dtype)
+        # A first round whose rows have no steps, behind it one whose last rows have.
+        sample = draw(3, 70, 136, reverse)
+        sample.options["lengths"][:48] = 0
+        sample.options["lengths"][66:] = torch.tensor([3, 0, 1, 2])
+        host.check(sample, dtype)
+
+
+@each_direction
+def test_tf32_in_turns(monkeypatch: pytest.MonkeyPatch, kernels: Any, reverse: bool) -> None:
+    monkeypatch.setattr(kernels, "allows_tf32", lambda: True)
+    for row_tiles in (1, 2):
+        kernels.wish = kernels.Wish(GRID, 2, row_tiles, 3)
+        host.check(draw(4, 27, 72, reverse), torch.float32, TF32_TOLERANCES)
+
+
+def test_turns_without_a_gradient_of_the_first_state(kernels: Any) -> None:
+    """Which the last step need not wait for."""
+    sample = draw(3, 40, 136)
+    turns(kernels, sample, torch.bfloat16, 2)
+    moved = sample.to("cpu", torch.bfloat16, requires_grad=True)
+    (output,) = (moved.run("cuda")["output"],)
+    gates_x, h0 = moved.tensors["gates_x"], moved.tensors["h0"]
+    with_h0 = torch.autograd.grad(output.float().sum(), (gates_x, h0))[0]
+    moved.tensors["h0"] = h0.detach()
+    (alone,) = torch.autograd.grad(moved.run("cuda")["output"].float().sum(), (gates_x,))
+    assert_equal("gates_x", alone, with_h0)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 4])
+@each_dtype
+def test_products_of_other_tiles_stand_between_a_release_and_its_wait(
+    cuda_host: ModuleType, kernels: Any, dtype: torch.dtype, at_once: int
+) -> None:
+    """Of each counter in each step: a block releases, multiplies for the others, waits. One tile alone has nothing to
+    do in between."""
+    sample = draw(5, 8 * at_once, 136, lengths=False).to("cpu", dtype, requires_grad=True)
+    turns(kernels, sample, dtype, at_once)
+    cuda_host.start_trace()
+    outputs = sample.run("cuda")
+    passes = [cuda_host.end_trace()]
+    cuda_host.start_trace()
+    torch.autograd.grad(outputs["output"].float().sum(), (sample.tensors["gates_x"], sample.tensors["h0"]))
+    passes.append(cuda_host.end_trace())
+    for backward, events in enumerate(passes):
+        products: dict[int, int] = {}  # since each counter's release
+        between: dict[int, list[int]] = {}
+        for what, counter in events:
+            if what == "release":
+                products[counter] = 0
+            elif what == "wait":
+                between.setdefault(counter, []).append(products[counter])
+            else:
+                products = {other: count + 1 for other, count in products.items()}
+        assert sorted(between) == list(range(at_once))
+        for counter, counts in between.items():
+            assert len(counts) == (5 if backward or at_once > 1 else 4), "as many exchanges as steps, or one fewer"
+            # In turns forward begins with an exchange of the first states, and backward ends with one of what they get.
+            of_steps = counts if at_once == 1 else counts[:-1] if backward else counts[1:]
+            assert all((count > 0) == (at_once > 1) for count in of_steps), (counter, counts)
+
+
+def test_the_plan_lets_tiles_take_turns_where_teams_have_several(cuda_host: ModuleType, kernels: Any) -> None:
+    """B = 128, H = 1024 on an H100: two teams of 64 blocks, four tiles of 16 rows each."""
+
+    def plan(batch: int, at_once: int = 0) -> tuple[str, int]:
+        kernels.wish = kernels.Wish(tiles_at_once=at_once)
+        text = str(kernels.describe_plan(torch.bfloat16, batch, 1024))
+        return text, int(text.rpartition("estimated ")[2].split()[0])
+
+    cuda_host.set_device_limits(*H100)
+    text, cycles = plan(128)
+    assert "2 teams of 64 blocks" in text
+    assert "16 rows, 4 tiles at once" in text
+    one_by_one, cycles_of_one = plan(128, 1)
+    assert "16 rows, 1 tiles at once" in one_by_one
+    assert cycles < 4 * cycles_of_one / 2, "four waves before, now one"
+    assert "1 tiles at once" in plan(32)[0], "a tile for each team: nothing to hide behind"

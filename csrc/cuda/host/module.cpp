@@ -36,6 +36,21 @@ PYBIND11_MODULE(_cuda, module) {
     });
     // How many clusters of a size run at once, where the multiprocessors alone do not say it.
     module.def("set_clusters_at_once", [](int size, int count) { gpu::host::clusters[size] = count; });
+    // From now on each launch keeps a trace of its first block: (what, number of the counter or None), in order.
+    module.def("start_trace", [] {
+        gpu::host::tracing = true;
+        gpu::host::trace.clear();
+    });
+    module.def("end_trace", [] {
+        gpu::host::tracing = false;
+        py::list events;
+        const unsigned* first = nullptr;
+        for (const auto& event : gpu::host::trace)
+            if (event.counter && (!first || event.counter < first)) first = event.counter;
+        for (const auto& event : gpu::host::trace)
+            events.append(py::make_tuple(event.what, event.counter ? py::cast(event.counter - first) : py::none()));
+        return events;
+    });
     module.def("exchange", [](intptr_t out, int threads, bool barrier) {
         return gpu::host::exchange(pointer<float>(out), threads, barrier);
     });

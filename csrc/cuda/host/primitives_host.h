@@ -11,6 +11,7 @@
 #include <map>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "fibers.h"
 #include "numbers.h"
@@ -116,6 +117,26 @@ inline void await_copies() {
 // Reads there, so that AddressSanitizer sees one outside the tensors.
 inline void prefetch_l2(const void* p) { static_cast<void>(*static_cast<const volatile unsigned char*>(p)); }
 
+// ---- A trace, for the tests --------------------------------------------------------------------------------------
+
+namespace host {
+
+struct Event {
+    std::string what;
+    const unsigned* counter;  // of "release" and "wait"
+};
+inline bool tracing = false;
+inline std::vector<Event> trace;
+
+// What a grid's first block does, in the order in which its fibers come to it; of products those of its last warp's
+// first lane, which waits for the turns.
+inline void note(const char* what, const unsigned* counter = nullptr) {
+    if (!tracing || current->block->x != 0 || current->block->y != 0) return;
+    if (counter != nullptr || current->id == current->block->threads - kWarp) trace.push_back({what, counter});
+}
+
+}  // namespace host
+
 // ---- Limits -----------------------------------------------------------------------------------------------------
 
 namespace host {
@@ -219,10 +240,18 @@ inline void await(Mailbox* m, unsigned round, host::Site site = host::Site::here
     if (static_cast<int>(m->ended - (round + 1)) < 0) host::wait_for_flag(&m->ended, round + 1, site);
 }
 
-inline void add_release(unsigned* flag, unsigned n) { *flag += n; }
+inline void add_release(unsigned* flag, unsigned n) {
+    host::note("release", flag);
+    *flag += n;
+}
 
 inline void wait_acquire(const unsigned* flag, unsigned n, host::Site site = host::Site::here()) {
+    host::note("wait", flag);
     if (static_cast<int>(*flag - n) < 0) host::wait_for_flag(flag, n, site);
+}
+
+inline void check_acquire(const unsigned* flag, unsigned n, host::Site site = host::Site::here()) {
+    wait_acquire(flag, n, site);
 }
 
 // ---- Warp -------------------------------------------------------------------------------------------------------
@@ -367,6 +396,7 @@ struct TensorCoreProduct {
     }
 
     static void multiply(Accumulator& c, const A& a, const B& b, Site site = Site::here()) {
+        note("product");
         struct Part {
             Accumulator* c;
             const A* a;
@@ -467,6 +497,7 @@ struct Product<float> {
     }
 
     static void multiply(Accumulator& c, const A& a, const B& b) {
+        host::note("product");
         for (int k = 0; k < 4; ++k)
             for (int i = 0; i < 4; ++i) c.v[i] = std::fma(a.row[i / 2].v[k], b.column[i % 2].v[k], c.v[i]);
     }

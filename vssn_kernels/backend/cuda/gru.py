@@ -29,6 +29,7 @@ class Wish(NamedTuple):
     exchange: int = 0  # 1: a block alone, 2: a cluster, 3: a cooperative grid
     blocks: int = 0  # of a cluster, or of a batch tile's part of a grid
     row_tiles: int = 0  # 1 or 2: batch tiles of 8 or, on tensor cores, 16 rows
+    tiles_at_once: int = 0  # 1 to 4: batch tiles that take turns in a team of a grid
 
 
 # For the tests, which set it.
@@ -46,6 +47,7 @@ def describe_plan(dtype: torch.dtype, batch: int, hidden: int, backward: bool = 
         exchange=wish.exchange,
         blocks=wish.blocks,
         row_tiles=wish.row_tiles,
+        tiles_at_once=wish.tiles_at_once,
     )
 
 
@@ -60,6 +62,7 @@ def _working_memory(like: Tensor, tf32: bool, backward: bool, batch: int, hidden
         exchange=wish.exchange,
         blocks=wish.blocks,
         row_tiles=wish.row_tiles,
+        tiles_at_once=wish.tiles_at_once,
     )
     return (
         torch.zeros(counters, dtype=torch.uint8, device=like.device) if counters else None,
@@ -85,7 +88,6 @@ def gru_forward(
     if batch == 0:
         return output, h_n, gates
     gates_x_, h0_, weight, bias = as_steps(gates_x), as_rows(h0), as_rows(weight_hh), bias_hh.contiguous()
-    gates_x_at, gates_x_step, gates_x_row = step_arguments(gates_x_)
     tf32 = gates_x.dtype is torch.float32 and allows_tf32()
     with launch_on(gates_x) as stream:
         counters, workspace = _working_memory(gates_x, tf32, False, batch, hidden)
@@ -96,21 +98,18 @@ def gru_forward(
             exchange=wish.exchange,
             blocks=wish.blocks,
             row_tiles=wish.row_tiles,
+            tiles_at_once=wish.tiles_at_once,
             steps=steps,
             B=batch,
             H=hidden,
             reverse=reverse,
             lengths=pointer(lengths),
-            h0=h0_.data_ptr(),
-            h0_row=h0_.stride(0),
-            weight=weight.data_ptr(),
-            weight_row=weight.stride(0),
+            h0=row_arguments(h0_),
+            weight=row_arguments(weight),
             counters=pointer(counters),
             workspace=pointer(workspace),
             stream=stream,
-            gates_x=gates_x_at,
-            gates_x_step=gates_x_step,
-            gates_x_row=gates_x_row,
+            gates_x=step_arguments(gates_x_),
             bias=bias.data_ptr(),
             output=output.data_ptr(),
             h_n=h_n.data_ptr(),
@@ -139,8 +138,6 @@ def gru_backward(
     if batch > 0:
         grad_output_, grad_h_n_, h0_, weight = as_steps(grad_output), as_rows(grad_h_n), as_rows(h0), as_rows(weight_hh)
         tf32 = output.dtype is torch.float32 and allows_tf32()
-        grad_output_at, grad_output_step, grad_output_row = step_arguments(grad_output_)
-        grad_h_n_at, grad_h_n_row = row_arguments(grad_h_n_)
         with launch_on(output) as stream:
             counters, workspace = _working_memory(output, tf32, True, batch, hidden)
             _cuda.gru_backward(
@@ -150,23 +147,19 @@ def gru_backward(
                 exchange=wish.exchange,
                 blocks=wish.blocks,
                 row_tiles=wish.row_tiles,
+                tiles_at_once=wish.tiles_at_once,
                 steps=steps,
                 B=batch,
                 H=hidden,
                 reverse=reverse,
                 lengths=pointer(lengths),
-                h0=h0_.data_ptr(),
-                h0_row=h0_.stride(0),
-                weight=weight.data_ptr(),
-                weight_row=weight.stride(0),
+                h0=row_arguments(h0_),
+                weight=row_arguments(weight),
                 counters=pointer(counters),
                 workspace=pointer(workspace),
                 stream=stream,
-                grad_output=grad_output_at,
-                grad_output_step=grad_output_step,
-                grad_output_row=grad_output_row,
-                grad_h_n=grad_h_n_at,
-                grad_h_n_row=grad_h_n_row,
+                grad_output=step_arguments(grad_output_),
+                grad_h_n=row_arguments(grad_h_n_),
                 output=output.data_ptr(),
                 gates=gates.data_ptr(),
                 grad_gates_x=grad_gates_x.data_ptr(),
