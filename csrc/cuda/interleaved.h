@@ -56,17 +56,18 @@ struct InterleavedMatrix {
 // How the kernel is laid out. In units of tiles of 16 units, and of the product's k-steps.
 struct InterleavedPlan {
     InterleavedVariant variant;
-    int cluster, cluster_log2;  // blocks of a batch tile: a power of two. Tile i of a layer belongs to block i % cluster
+    int cluster,
+        cluster_log2;  // blocks of a batch tile: a power of two. Tile i of a layer belongs to block i % cluster
     int warps;
-    int layer_tiles[4];                                             // of E, H, M and Z
-    int sent_bytes[4];                                              // of each layer to every block, in a step
-    InterleavedMatrix matrices[5];                                  // in the order of the step
-    int embed_stride, state_stride, hidden_stride, latent_stride;   // from one batch row to the next, in elements
-    int tiles, kept;                                                // weight tiles of a block; in shared memory
-    int embed_at, state_at[2], hidden_at, latent_at, anew_at;       // buffers of [8][units], in bytes; forward's states
-                                                                    // take turns, backward has the gates' gradients
-    int carry_at, first_at, state_anew_at, sums_at;                 // what lanes keep of this block's states
-    int latent_carry_at, latent_anew_at, latent_sums_at;            // and latents
+    int layer_tiles[4];                                            // of E, H, M and Z
+    int sent_bytes[4];                                             // of each layer to every block, in a step
+    InterleavedMatrix matrices[5];                                 // in the order of the step
+    int embed_stride, state_stride, hidden_stride, latent_stride;  // from one batch row to the next, in elements
+    int tiles, kept;                                               // weight tiles of a block; in shared memory
+    int embed_at, state_at[2], hidden_at, latent_at, anew_at;      // buffers of [8][units], in bytes; forward's states
+                                                                   // take turns, backward has the gates' gradients
+    int carry_at, first_at, state_anew_at, sums_at;                // what lanes keep of this block's states
+    int latent_carry_at, latent_anew_at, latent_sums_at;           // and latents
     int gates_bias_at, out_bias_at, mailboxes_at;
     int64_t shared_bytes;
     int64_t workspace_bytes;  // of global memory, for the weights as they are streamed
@@ -97,8 +98,8 @@ struct InterleavedProblem : InterleavedSizes {
     Activation embed_activation, activation;
     Scale scale;
     float min_logvar, min_std;
-    const int64_t* lengths;  // [B], or nullptr
-    const int32_t* resets;   // [T, B], or nullptr
+    const int64_t* lengths;                     // [B], or nullptr
+    const int32_t* resets;                      // [T, B], or nullptr
     InterleavedState h0, z0, reset_h, reset_z;  // the last two absent: the first two stand for them
     TensorSteps eps;                            // [T, B, Z]
     TensorRows weight_embed, weight_zh, weight_hh, weight_h, weight_out;

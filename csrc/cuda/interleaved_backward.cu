@@ -2,9 +2,9 @@
 //
 // The layers of interleaved_common.cuh run from the last step to the first: step s is t = last - s. The latent buffer
 // holds the gradients of (mu, raw) of t, the hidden buffer that of context, the state buffer those of (r, u, a, n), and
-// the embed buffer that of embed_context; what the last one sums to is what reaches z_{t-1}, from which the gradients of
-// (mu, raw) of t - 1 follow at once. Of the states a lane keeps dh in float32, on its way to t - 1. Reads the gradients
-// of the outputs and what forward kept once, a step ahead; writes every gradient once.
+// the embed buffer that of embed_context; what the last one sums to is what reaches z_{t-1}, from which the gradients
+// of (mu, raw) of t - 1 follow at once. Of the states a lane keeps dh in float32, on its way to t - 1. Reads the
+// gradients of the outputs and what forward kept once, a step ahead; writes every gradient once.
 #include "interleaved_common.cuh"
 
 namespace vssn {
@@ -244,8 +244,8 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
             Four sum = zeros();
 #pragma unroll
             for (int part = 0; part < 2; ++part)
-                this->template multiply<1>(&sum, kIntoHidden, slot, grad_out + column(kLatent, part), plan.latent_stride,
-                                           part);
+                this->template multiply<1>(&sum, kIntoHidden, slot, grad_out + column(kLatent, part),
+                                           plan.latent_stride, part);
             multiply_slope(k.activation, sum, kept.wide());
             this->give(kHidden, step, grad_hidden, plan.hidden_stride, tile(slot) * kUnits, sum);
             store_four<paired, T>(k.grad_context, batch, k.B, last - step, tile(slot), M, M, 0, StoredFour<T>::of(sum));
@@ -388,7 +388,7 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
 };
 
 template <class C, bool paired, Meeting meeting>
-VSSN_BOUNDED_KERNEL(kMaxThreads)
+VSSN_BOUNDED_KERNEL(kThreads)
 backward_kernel(BackwardParams params) {
     const BatchTile batch(params.call, params.plan.cluster);
     keep_weights<C, BackwardWeights>(params, meeting == Meeting::block ? 0 : block_x() % params.plan.cluster);

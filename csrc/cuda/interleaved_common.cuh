@@ -30,6 +30,8 @@ namespace vssn::interleaved {
 
 using namespace posterior;  // tiles, their products, and sequences as they are loaded and stored
 
+constexpr int kThreads = 256;  // of a block, at most: so a thread may have 255 registers
+
 enum Layer { kEmbed, kState, kHidden, kLatent, kLayers };
 
 template <class Call>
@@ -152,7 +154,8 @@ struct Block {
     }
 
     VSSN_DEVICE void expect_all(int step) const {
-        for (const Layer layer : {kEmbed, kState, kHidden, kLatent}) expect(mailbox(layer, step), plan.sent_bytes[layer]);
+        for (const Layer layer : {kEmbed, kState, kHidden, kLatent})
+            expect(mailbox(layer, step), plan.sent_bytes[layer]);
     }
 
     // Once, by all threads, behind all that is written to shared memory before the first step.
@@ -204,18 +207,22 @@ struct NextSlot {
 
 // Rows: units of a tile, in part `part` of the matrix; k-steps: its columns.
 template <class P>
-VSSN_DEVICE typename P::A rows_of(const TensorRows& weight, int64_t units, int64_t columns, int tile, int part, int step) {
+VSSN_DEVICE typename P::A rows_of(const TensorRows& weight, int64_t units, int64_t columns, int tile, int part,
+                                  int step) {
     const int unit = tile * kUnits, from = step * P::kDepth;
-    return P::load_rows(static_cast<const typename P::Stored*>(weight.data) + (part * units + unit) * weight.stride + from,
-                        weight.stride, 1, static_cast<int>(units) - unit, static_cast<int>(columns) - from);
+    return P::load_rows(
+        static_cast<const typename P::Stored*>(weight.data) + (part * units + unit) * weight.stride + from,
+        weight.stride, 1, static_cast<int>(units) - unit, static_cast<int>(columns) - from);
 }
 
 // Rows: units of a tile, which are columns of the matrix; k-steps: its rows, in part `part`.
 template <class P>
-VSSN_DEVICE typename P::A columns_of(const TensorRows& weight, int64_t units, int64_t rows, int tile, int part, int step) {
+VSSN_DEVICE typename P::A columns_of(const TensorRows& weight, int64_t units, int64_t rows, int tile, int part,
+                                     int step) {
     const int unit = tile * kUnits, from = step * P::kDepth;
-    return P::load_rows(static_cast<const typename P::Stored*>(weight.data) + (part * rows + from) * weight.stride + unit, 1,
-                        weight.stride, static_cast<int>(units) - unit, static_cast<int>(rows) - from);
+    return P::load_rows(
+        static_cast<const typename P::Stored*>(weight.data) + (part * rows + from) * weight.stride + unit, 1,
+        weight.stride, static_cast<int>(units) - unit, static_cast<int>(rows) - from);
 }
 
 // The weight tile `index` of the block of this rank. Weights: load<P>(call, matrix, tile, at), `at` counting the tiles
@@ -295,11 +302,11 @@ void launch_or_throw(const std::string& name, void (*kernel)(KernelParams<Call>)
                      const KernelParams<Call>& params) {
     const char* error = launch(kernel, shape, params);
     if (error == nullptr) return;
-    throw std::runtime_error(name + " (T=" + std::to_string(params.call.steps) + ", B=" + std::to_string(params.call.B) +
-                             ", " + sizes_text(params.call) + "; blocks=" + std::to_string(shape.grid_x) + "x" +
-                             std::to_string(shape.grid_y) + ", threads=" + std::to_string(shape.threads) +
-                             ", cluster=" + std::to_string(shape.cluster) +
-                             ", shared memory=" + std::to_string(shape.shared_bytes) + "): " + error);
+    throw std::runtime_error(
+        name + " (T=" + std::to_string(params.call.steps) + ", B=" + std::to_string(params.call.B) + ", " +
+        sizes_text(params.call) + "; blocks=" + std::to_string(shape.grid_x) + "x" + std::to_string(shape.grid_y) +
+        ", threads=" + std::to_string(shape.threads) + ", cluster=" + std::to_string(shape.cluster) +
+        ", shared memory=" + std::to_string(shape.shared_bytes) + "): " + error);
 }
 
 // A sequence's kernel, behind the one that packs the weights where they are streamed.

@@ -80,10 +80,9 @@ struct Forward : Block<C, InterleavedForward, meeting> {
             const int row = i / columns, unit = i % columns;
             const int64_t b = batch.first + row;
             const bool inside = b < k.B && unit < units;
-            to[row * stride + unit] =
-                P::rounded(!inside                        ? 0.0f
-                           : k.resets && k.resets[b] != 0 ? state_at<T>(at_reset, b, unit)
-                                                          : state_at<T>(from, b, unit));
+            to[row * stride + unit] = P::rounded(!inside                        ? 0.0f
+                                                 : k.resets && k.resets[b] != 0 ? state_at<T>(at_reset, b, unit)
+                                                                                : state_at<T>(from, b, unit));
         }
     }
 
@@ -231,7 +230,8 @@ struct Forward : Block<C, InterleavedForward, meeting> {
             if (!batch.inside(j)) continue;
             T* p = static_cast<T*>(k.gates) + 4 * ((step * k.B + batch.row + j) * H + unit);
             const GruGates<float> zero = {0, 0, 0, 0};
-            const GruGates<float> g = batch.valid(step, j) ? gates[j] : zero, o = batch.valid(step, j) ? gates[2 + j] : zero;
+            const GruGates<float> g = batch.valid(step, j) ? gates[j] : zero,
+                                  o = batch.valid(step, j) ? gates[2 + j] : zero;
             const auto one = Packed<T, 4>::round(g.r, g.z, g.n, g.a), other = Packed<T, 4>::round(o.r, o.z, o.n, o.a);
             if constexpr (paired) {
                 Packed<T, 8> both;
@@ -251,7 +251,8 @@ struct Forward : Block<C, InterleavedForward, meeting> {
         const T* from = this->buffer(plan.anew_at);
         T* to = state(step + 1);
         const int columns = plan.layer_tiles[kState] * kUnits;
-        for (int column = (warp_id() * (kWarp / 4) + lane_id() / 4) * 2; column < columns; column += warps() * (kWarp / 2))
+        for (int column = (warp_id() * (kWarp / 4) + lane_id() / 4) * 2; column < columns;
+             column += warps() * (kWarp / 2))
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
                 const int at = accumulator_column(j) * plan.state_stride + column;
@@ -329,7 +330,7 @@ struct Forward : Block<C, InterleavedForward, meeting> {
 };
 
 template <class C, bool paired, Meeting meeting>
-VSSN_BOUNDED_KERNEL(kMaxThreads)
+VSSN_BOUNDED_KERNEL(kThreads)
 forward_kernel(ForwardParams params) {
     const BatchTile batch(params.call, params.plan.cluster);
     keep_weights<C, ForwardWeights>(params, meeting == Meeting::block ? 0 : block_x() % params.plan.cluster);

@@ -12,7 +12,7 @@ namespace interleaved {
 
 namespace {
 
-constexpr int kFewestWarps = 4, kMostWarps = kMaxThreads / kWarp;
+constexpr int kFewestWarps = 4, kMostWarps = kThreads / kWarp;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -28,9 +28,7 @@ struct Sizes {
     int64_t slots(Layer layer, int cluster) const { return divide_up(tiles(layer), cluster); }
     int64_t steps_over(Layer layer) const { return divide_up(units[layer], depth); }
     // Elements between rows of a buffer: 16 modulo 128 bytes, so that load_b meets no bank conflict.
-    int64_t stride(int64_t columns) const {
-        return (divide_up(columns * stored_bytes, 128) * 128 + 16) / stored_bytes;
-    }
+    int64_t stride(int64_t columns) const { return (divide_up(columns * stored_bytes, 128) * 128 + 16) / stored_bytes; }
     // What a layer sends: forward its units, backward for each unit of H four gradients, of Z two.
     int parts(Layer layer) const { return !backward ? 1 : layer == kState ? 4 : layer == kLatent ? 2 : 1; }
 };
@@ -38,14 +36,9 @@ struct Sizes {
 template <class C>
 Sizes sizes_of(const InterleavedSizes& k, bool backward) {
     using P = Product<C>;
-    return {{k.E, k.H, k.M, k.Z},
-            backward,
-            k.with_resets,
-            P::kDepth,
-            static_cast<int>(sizeof(typename P::Stored)),
-            P::kTileBytes,
-            P::kTensorCores,
-            device_limits()};
+    return {
+        {k.E, k.H, k.M, k.Z}, backward,        k.with_resets,  P::kDepth, static_cast<int>(sizeof(typename P::Stored)),
+        P::kTileBytes,        P::kTensorCores, device_limits()};
 }
 
 struct StepProduct {
@@ -69,7 +62,8 @@ InterleavedPlan plan_of(const Sizes& s, int cluster, double weight_share) {
     for (int i = 0; i < 5; ++i) {
         const StepProduct& product = s.backward ? kBackwardProducts[i] : kForwardProducts[i];
         const int64_t depth = s.steps_over(product.over);
-        plan.matrices[i] = {product.parts, static_cast<int>(depth), static_cast<int>(std::min<int64_t>(tiles, INT32_MAX))};
+        plan.matrices[i] = {product.parts, static_cast<int>(depth),
+                            static_cast<int>(std::min<int64_t>(tiles, INT32_MAX))};
         tiles += s.slots(product.to, cluster) * product.parts * depth;
     }
     if (tiles > INT32_MAX) return plan.shared_bytes = -1, plan;
@@ -118,10 +112,10 @@ InterleavedPlan plan_of(const Sizes& s, int cluster, double weight_share) {
     plan.kept = static_cast<int>(std::min(room, static_cast<int64_t>(static_cast<double>(tiles) * weight_share)));
     // The weights come first, so that their tiles are aligned as the block's memory is.
     const int weights = plan.kept * s.tile_bytes;
-    for (int* at : {&plan.embed_at, &plan.state_at[0], &plan.state_at[1], &plan.hidden_at, &plan.latent_at, &plan.anew_at,
-                    &plan.carry_at, &plan.first_at, &plan.state_anew_at, &plan.sums_at, &plan.latent_carry_at,
-                    &plan.latent_anew_at, &plan.latent_sums_at, &plan.gates_bias_at, &plan.out_bias_at,
-                    &plan.mailboxes_at})
+    for (int* at :
+         {&plan.embed_at, &plan.state_at[0], &plan.state_at[1], &plan.hidden_at, &plan.latent_at, &plan.anew_at,
+          &plan.carry_at, &plan.first_at, &plan.state_anew_at, &plan.sums_at, &plan.latent_carry_at,
+          &plan.latent_anew_at, &plan.latent_sums_at, &plan.gates_bias_at, &plan.out_bias_at, &plan.mailboxes_at})
         *at += weights;
     plan.shared_bytes += weights;
     plan.workspace_bytes = plan.kept < plan.tiles ? static_cast<int64_t>(cluster) * tiles * s.tile_bytes : 0;
@@ -142,7 +136,8 @@ double estimate(const Sizes& s, const InterleavedPlan& plan) {
     double cycles = 0;
     for (int i = 0; i < 5; ++i) {
         const StepProduct& product = s.backward ? kBackwardProducts[i] : kForwardProducts[i];
-        const int64_t slots = s.slots(product.to, plan.cluster), of_slot = plan.matrices[i].parts * plan.matrices[i].depth;
+        const int64_t slots = s.slots(product.to, plan.cluster),
+                      of_slot = plan.matrices[i].parts * plan.matrices[i].depth;
         const double bytes = static_cast<double>(slots * of_slot) * s.tile_bytes;
         const double coming = effort * bytes * (1 - far) / 128 + std::max(effort / 128, 1.0 / 32) * bytes * far;
         cycles += std::max(coming, static_cast<double>(divide_up(slots, plan.warps) * of_slot) * of_tile);
@@ -170,7 +165,8 @@ InterleavedPlan fastest(const Sizes& s, const InterleavedSizes& k, const AtOnce&
         plan.step_cycles = estimate(s, plan);
         const int64_t waves = divide_up(std::max<int64_t>(divide_up(k.B, kRows), 1), plan.at_once);
         // A cluster asked for by name is the largest one.
-        const double cycles = k.variant == InterleavedVariant::choice ? plan.step_cycles * static_cast<double>(waves) : -cluster;
+        const double cycles =
+            k.variant == InterleavedVariant::choice ? plan.step_cycles * static_cast<double>(waves) : -cluster;
         if (best.shared_bytes == 0 || cycles < best_cycles) {
             best = plan;
             best_cycles = cycles;
@@ -192,9 +188,8 @@ InterleavedPlan interleaved_plan(const InterleavedSizes& k, bool backward) {
     using namespace interleaved;
     const Sizes s = by_compute_type(
         k.storage, k.tf32, [&](auto compute) { return sizes_of<typename decltype(compute)::type>(k, backward); });
-    const InterleavedPlan plan = fastest(s, k, [&](const InterleavedPlan& p) {
-        return backward ? backward_at_once(k, p) : forward_at_once(k, p);
-    });
+    const InterleavedPlan plan = fastest(
+        s, k, [&](const InterleavedPlan& p) { return backward ? backward_at_once(k, p) : forward_at_once(k, p); });
     if (plan.shared_bytes == 0)
         throw std::runtime_error(std::string("interleaved_sequence: no ") + name_of(k.variant) + " can hold " +
                                  sizes_text(k) + " in the " + std::to_string(s.device.shared_bytes) +
