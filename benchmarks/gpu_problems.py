@@ -11,7 +11,7 @@ from torch import Tensor
 
 COMPUTE = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What a kernel answers where a form cannot be on a device: not a failure.
-NOT_HERE = ("does not fit this device", "can hold M=")
+NOT_HERE = ("does not fit this device", "can hold M=", "can hold H=")
 
 
 def _normal(device: str, *shape: int) -> Tensor:
@@ -34,6 +34,19 @@ def posterior_tensors(
     tensors = [_normal(device, *shape) for shape in shapes]
     tensors[3] /= 2 * latent**0.5
     tensors[4] /= 2 * width**0.5
+    return tuple(t.to(dtype).requires_grad_() for t in tensors)
+
+
+def interleaved_tensors(
+    steps: int, batch: int, sizes: tuple[int, int, int, int], dtype: torch.dtype, device: str = "cuda"
+) -> tuple[Tensor, ...]:
+    """Of interleaved_sequence, in its order. sizes: H, E, M, Z"""
+    size, embed, width, latent = sizes
+    shapes: tuple[tuple[int, ...], ...] = ((steps, batch, 3 * size), (steps, batch, embed), (steps, batch, width))
+    shapes += ((batch, size), (batch, latent), (steps, batch, latent))
+    weights = ((embed, latent), (3 * size, embed), (3 * size, size), (3 * size,), (width, size), (2 * latent, width))
+    tensors = [_normal(device, *shape) for shape in shapes]
+    tensors += [_normal(device, *shape) / (2 * shape[-1] ** 0.5) for shape in (*weights, (2 * latent,))]
     return tuple(t.to(dtype).requires_grad_() for t in tensors)
 
 

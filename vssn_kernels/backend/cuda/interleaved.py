@@ -207,8 +207,13 @@ def interleaved_backward(
         h.new_empty(steps, batch, units) for units in (3 * size, size, sizes.embed, sizes.hidden, 2 * sizes.latent)
     )
     # Where no states were given for the resets, theirs are the first ones' gradients.
-    wanted = {"grad_h0": (h0, needs[3]), "grad_z0": (z0, needs[4]), "grad_eps": (eps, needs[5])}
-    wanted |= {"grad_reset_h": (reset_h, needs[13]), "grad_reset_z": (reset_z, needs[14])}
+    wanted: dict[str, tuple[Tensor | None, bool]] = {
+        "grad_h0": (h0, needs[3]),
+        "grad_z0": (z0, needs[4]),
+        "grad_eps": (eps, needs[5]),
+        "grad_reset_h": (reset_h, needs[13]),
+        "grad_reset_z": (reset_z, needs[14]),
+    }
     others = {
         name: torch.empty(like.shape, dtype=like.dtype, device=like.device) if need and like is not None else None
         for name, (like, need) in wanted.items()
