@@ -151,30 +151,29 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
 
     // ---- Inputs
 
-    VSSN_DEVICE GatesInput gates_input(int step, int slot) const {
+    VSSN_DEVICE void load_gates(GatesInput& over, int step, int slot) const {
         const int t = last - step, unit = tile(slot) * kUnits + accumulator_row(0);
-        GatesInput input = {grad_h.load(batch, t, tile(slot), H), h.load(batch, t - 1, tile(slot), H), {}};
+        grad_h.load_over(over.grad_h, batch, t, tile(slot), H);
+        h.load_over(over.before, batch, t - 1, tile(slot), H);
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
             const T* p = static_cast<const T*>(k.gates) + 4 * ((t * k.B + batch.row + j) * H + unit);
-            input.gates[j] = Packed<T, 8>::zero();
-            if (!batch.valid(t, j)) continue;
+            const int count = batch.valid(t, j) ? H - unit : 0;
             if constexpr (paired) {
-                if (unit < H) input.gates[j] = Packed<T, 8>::load(p);
+                if (count > 0) over.gates[j] = Packed<T, 8>::load(p);
             } else {
-                if (unit < H) input.gates[j].set_half(0, Packed<T, 4>::load(p));
-                if (unit + 1 < H) input.gates[j].set_half(1, Packed<T, 4>::load(p + 4));
+                if (count > 0) over.gates[j].set_half(0, Packed<T, 4>::load(p));
+                if (count > 1) over.gates[j].set_half(1, Packed<T, 4>::load(p + 4));
             }
         }
-        return input;
     }
 
-    // Of the step behind `step`, t - 1.
-    VSSN_DEVICE LatentInput latent_input(int step, int slot) const {
-        const int t = last - step - 1, of_tile = tile(slot);
-        return {grad_z.load(batch, t, of_tile, Z), grad_mu.load(batch, t, of_tile, Z),
-                grad_logvar.load(batch, t, of_tile, Z), logvar.load(batch, t, of_tile, Z),
-                eps.load(batch, t, of_tile, Z)};
+    VSSN_DEVICE void load_latent(LatentInput& over, int t, int of_tile) const {
+        grad_z.load_over(over.grad_z, batch, t, of_tile, Z);
+        grad_mu.load_over(over.grad_mu, batch, t, of_tile, Z);
+        grad_logvar.load_over(over.grad_logvar, batch, t, of_tile, Z);
+        logvar.load_over(over.logvar, batch, t, of_tile, Z);
+        eps.load_over(over.eps, batch, t, of_tile, Z);
     }
 
     VSSN_DEVICE void prefetch(int step) const {
@@ -227,37 +226,31 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
     // Of the last step, by every block: nothing is exchanged before the first layer.
     VSSN_DEVICE void start_latents() const {
         for (int of_tile = warp_id(); of_tile < plan.layer_tiles[kLatent]; of_tile += warps()) {
-            const int t = last;
-            const LatentInput input = {grad_z.load(batch, t, of_tile, Z), grad_mu.load(batch, t, of_tile, Z),
-                                       grad_logvar.load(batch, t, of_tile, Z), logvar.load(batch, t, of_tile, Z),
-                                       eps.load(batch, t, of_tile, Z)};
+            LatentInput input{};
+            load_latent(input, last, of_tile);
             const bool own = this->alone() || (of_tile & (plan.cluster - 1)) == rank;
             finish_latent(-1, of_tile, zeros(), input, false, own);
         }
     }
 
-    VSSN_DEVICE void hidden_layer(int step, Loaded& ahead) const {
+    VSSN_DEVICE void hidden_layer(int step, Loaded& kept) const {
         for (int slot = warp_id(); slot < slots(kHidden); slot += warps()) {
-            const Loaded kept = ahead;
-            const NextSlot next(slot, step, slots(kHidden));
-            ahead = hidden.load(batch, last - next.step, tile(next.slot), M);
             Four sum = zeros();
 #pragma unroll
             for (int part = 0; part < 2; ++part)
                 this->template multiply<1>(&sum, kIntoHidden, slot, grad_out + column(kLatent, part),
                                            plan.latent_stride, part);
             multiply_slope(k.activation, sum, kept.wide());
+            const NextSlot next(slot, step, slots(kHidden));
+            hidden.load_over(kept, batch, last - next.step, tile(next.slot), M);
             this->give(kHidden, step, grad_hidden, plan.hidden_stride, tile(slot) * kUnits, sum);
             store_four<paired, T>(k.grad_context, batch, k.B, last - step, tile(slot), M, M, 0, StoredFour<T>::of(sum));
         }
     }
 
-    VSSN_DEVICE void state_layer(int step, GatesInput& ahead, const Resets& resets) const {
+    VSSN_DEVICE void state_layer(int step, GatesInput& input, const Resets& resets) const {
         const int t = last - step;
         for (int slot = warp_id(); slot < slots(kState); slot += warps()) {
-            const GatesInput input = ahead;
-            const NextSlot next(slot, step, slots(kState));
-            ahead = gates_input(next.step, next.slot);
             Four dh = zeros();
             this->template multiply<1>(&dh, kIntoState, slot, grad_hidden, plan.hidden_stride);
             Quad& carry = lane_quad(plan.carry_at, slot);
@@ -284,6 +277,8 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
                 grad[3].v[i] = valid ? of.n : 0.0f;
                 stays.v[i] = valid ? total * g.z : 0.0f;
             }
+            const NextSlot next(slot, step, slots(kState));
+            load_gates(input, next.step, next.slot);
             carry = stays;
 #pragma unroll
             for (int part = 0; part < 4; ++part)
@@ -298,16 +293,15 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
         }
     }
 
-    VSSN_DEVICE void embed_layer(int step, Loaded& ahead) const {
+    VSSN_DEVICE void embed_layer(int step, Loaded& kept) const {
         for (int slot = warp_id(); slot < slots(kEmbed); slot += warps()) {
-            const Loaded kept = ahead;
-            const NextSlot next(slot, step, slots(kEmbed));
-            ahead = embed.load(batch, last - next.step, tile(next.slot), E);
             Four sum = zeros();
             for (int gate = 0; gate < 3; ++gate)
                 this->template multiply<1>(&sum, kIntoEmbed, slot, grad_gates + column(kState, gate < 2 ? gate : 3),
                                            plan.state_stride, gate);
             multiply_slope(k.embed_activation, sum, kept.wide());
+            const NextSlot next(slot, step, slots(kEmbed));
+            embed.load_over(kept, batch, last - next.step, tile(next.slot), E);
             this->give(kEmbed, step, grad_embed, plan.embed_stride, tile(slot) * kUnits, sum);
             store_four<paired, T>(k.grad_embed_context, batch, k.B, last - step, tile(slot), E, E, 0,
                                   StoredFour<T>::of(sum));
@@ -342,16 +336,15 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
         }
     }
 
-    VSSN_DEVICE void latent_layer(int step, LatentInput& ahead, const Resets& resets) const {
+    VSSN_DEVICE void latent_layer(int step, LatentInput& input, const Resets& resets) const {
         for (int slot = warp_id(); slot < slots(kLatent); slot += warps()) {
-            const LatentInput input = ahead;
-            const NextSlot next(slot, step, slots(kLatent));
-            ahead = latent_input(next.step, next.slot);
             Four dz = zeros();
             this->template multiply<1>(&dz, kIntoLatent, slot, grad_embed, plan.embed_stride);
             pass_on(last - step, dz, resets, plan.latent_sums_at, slot);
             lane_quad(plan.latent_carry_at, slot) = quad(dz);
             finish_latent(step, tile(slot), dz, input, true, step < last);
+            const NextSlot next(slot, step, slots(kLatent));
+            load_latent(input, last - next.step - 1, tile(next.slot));
         }
     }
 
@@ -360,13 +353,15 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
         prepare();
         if (batch.steps > 0) start_latents();
         Loaded of_hidden = hidden.load(batch, last, tile(own), M), of_embed = embed.load(batch, last, tile(own), E);
-        GatesInput of_gates = gates_input(0, own);
-        LatentInput of_latent = latent_input(0, own);
-        Resets ahead = Resets::load(k, batch, last);
+        GatesInput of_gates{};
+        load_gates(of_gates, 0, own);
+        LatentInput of_latent{};
+        load_latent(of_latent, last - 1, tile(own));
+        Resets ahead{};
+        ahead.load_over(k, batch, last);
         this->start();
         for (int step = 0; step < batch.steps; ++step) {
-            const Resets resets = ahead;
-            ahead = Resets::load(k, batch, last - step - 1);
+            const Resets resets = ahead.of(batch, last - step);
             hidden_layer(step, of_hidden);
             this->meet(kHidden, step);
             state_layer(step, of_gates, resets);
@@ -376,6 +371,7 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
             carry_states(step, resets);
             this->meet(kEmbed, step);
             latent_layer(step, of_latent, resets);
+            ahead.load_over(k, batch, last - step - 1);
             this->meet(kLatent, step);
             this->end_step(step);
         }

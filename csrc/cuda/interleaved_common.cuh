@@ -93,13 +93,18 @@ VSSN_DEVICE const InterleavedState& anew(const InterleavedState& given, const In
     return given.data ? given : first;
 }
 
-// Whether the lane's two batch rows are reset before a step.
+// Whether the lane's two batch rows are reset before a step: as it is loaded, for a later step, and as it is used.
 struct Resets {
-    int row[2];
+    int32_t row[2];
 
-    static VSSN_DEVICE Resets load(const InterleavedProblem& k, const BatchTile& batch, int t) {
+    // At padding what was there before stays: nothing waits for an older load of these registers.
+    VSSN_DEVICE void load_over(const InterleavedProblem& k, const BatchTile& batch, int t) {
         const int32_t* p = moved(k.resets, t * k.B + batch.row);
-        return {{k.resets && batch.valid(t, 0) ? p[0] : 0, k.resets && batch.valid(t, 1) ? p[1] : 0}};
+        if (k.resets && batch.valid(t, 0)) row[0] = p[0];
+        if (k.resets && batch.valid(t, 1)) row[1] = p[1];
+    }
+    VSSN_DEVICE Resets of(const BatchTile& batch, int t) const {
+        return {{batch.valid(t, 0) ? row[0] : 0, batch.valid(t, 1) ? row[1] : 0}};
     }
 };
 
@@ -192,7 +197,9 @@ struct Block {
     }
 };
 
-// The slot that a warp takes behind `slot`: the next, or in the step after this its first one.
+// The slot that a warp takes behind `slot`: the next, or in the step after this its first one. What that one needs is
+// loaded over what the warp has just used, mostly a whole step ahead; where there is nothing to load, at padding and
+// beyond a layer's width, what was there stays.
 struct NextSlot {
     int slot, step;
 

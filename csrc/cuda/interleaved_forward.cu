@@ -108,7 +108,8 @@ struct Forward : Block<C, InterleavedForward, meeting> {
         const InterleavedState &anew_h = anew(k.reset_h, k.h0), &anew_z = anew(k.reset_z, k.z0);
         fill(state(0), plan.state_stride, plan.layer_tiles[kState], k.h0, anew_h, H);
         fill(latent, plan.latent_stride, plan.layer_tiles[kLatent], k.z0, anew_z, Z);
-        const Resets first = Resets::load(k, batch, 0);
+        Resets first{};
+        first.load_over(k, batch, 0);
         for (int slot = warp_id(); slot < slots(kState); slot += warps()) {
             Quad start = first_quad(k.h0, tile(slot), H);
             if (k.resets) {
@@ -136,12 +137,14 @@ struct Forward : Block<C, InterleavedForward, meeting> {
 
     // ---- Inputs
 
-    VSSN_DEVICE Gates gates_input(int step, int slot) const {
-        const auto part = [&](int gate) {
-            return Steps(moved(gates_x.data, gate * H), gates_x.step_stride, gates_x.row_stride)
-                .load(batch, step, tile(slot), H);
+    VSSN_DEVICE void load_gates(Gates& over, int step, int slot) const {
+        const auto part = [&](Loaded& gate, int number) {
+            Steps(moved(gates_x.data, number * H), gates_x.step_stride, gates_x.row_stride)
+                .load_over(gate, batch, step, tile(slot), H);
         };
-        return {part(0), part(1), part(2)};
+        part(over.r, 0);
+        part(over.u, 1);
+        part(over.n, 2);
     }
 
     VSSN_DEVICE void prefetch(int step) const {
@@ -154,37 +157,43 @@ struct Forward : Block<C, InterleavedForward, meeting> {
 
     // ---- Layers
 
+    // Beyond a layer's width the next weights are 0, and 0 times what stands there must be 0.
+    VSSN_DEVICE static void zero_beyond(Four& four, int of_tile, int units) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            if (of_tile * kUnits + accumulator_row(i) >= units) four.v[i] = 0;
+    }
+
     // What a hidden layer's product and its context become: `sum`, activated; what backward needs is stored.
     VSSN_DEVICE void finish_layer(Four& sum, const Loaded& input, Activation act, void* kept, int step, int of_tile,
                                   int units) const {
         add(sum, input.wide());
+        zero_beyond(sum, of_tile, units);
         const StoredFour<T> before = StoredFour<T>::of(sum);
         apply_activation(act, sum);
         store_four<paired, T>(kept, batch, k.B, step, of_tile, units, units, 0,
                               keeps_input(act) ? before : StoredFour<T>::of(sum));
     }
 
-    VSSN_DEVICE void embed_layer(int step, Loaded& ahead) const {
+    VSSN_DEVICE void embed_layer(int step, Loaded& input) const {
         for (int slot = warp_id(); slot < slots(kEmbed); slot += warps()) {
-            const Loaded input = ahead;
-            const NextSlot next(slot, step, slots(kEmbed));
-            ahead = embed_context.load(batch, next.step, tile(next.slot), E);
             Four sum = zeros();
             this->template multiply<1>(&sum, kIntoEmbed, slot, latent, plan.latent_stride);
             finish_layer(sum, input, k.embed_activation, k.embed, step, tile(slot), E);
             this->give(kEmbed, step, embed, plan.embed_stride, tile(slot) * kUnits, sum);
+            const NextSlot next(slot, step, slots(kEmbed));
+            embed_context.load_over(input, batch, next.step, tile(next.slot), E);
         }
     }
 
-    VSSN_DEVICE void hidden_layer(int step, Loaded& ahead) const {
+    VSSN_DEVICE void hidden_layer(int step, Loaded& input) const {
         for (int slot = warp_id(); slot < slots(kHidden); slot += warps()) {
-            const Loaded input = ahead;
-            const NextSlot next(slot, step, slots(kHidden));
-            ahead = context.load(batch, next.step, tile(next.slot), M);
             Four sum = zeros();
             this->template multiply<1>(&sum, kIntoHidden, slot, state(step + 1), plan.state_stride);
             finish_layer(sum, input, k.activation, k.hidden, step, tile(slot), M);
             this->give(kHidden, step, hidden, plan.hidden_stride, tile(slot) * kUnits, sum);
+            const NextSlot next(slot, step, slots(kHidden));
+            context.load_over(input, batch, next.step, tile(next.slot), M);
         }
     }
 
@@ -210,6 +219,7 @@ struct Forward : Block<C, InterleavedForward, meeting> {
                                        x_n.v[i] + of_embed[2].v[i], of_state[2].v[i] + bias[2 * kUnits + i / 2]);
             h.v[i] = gru_next(gates[i], carry.v[i]);
         }
+        zero_beyond(h, tile(slot), H);
         this->give(kState, step, state(step + 1), plan.state_stride, tile(slot) * kUnits, h);
         store_four<paired, T>(k.h, batch, k.B, step, tile(slot), H, H, 0, StoredFour<T>::of(h));
         store_gates(step, slot, gates);
@@ -260,13 +270,12 @@ struct Forward : Block<C, InterleavedForward, meeting> {
             }
     }
 
-    VSSN_DEVICE void latent_layer(int step, Loaded& ahead, const Resets& coming) const {
+    VSSN_DEVICE void latent_layer(int step, Loaded& input, const Resets& coming) const {
         for (int slot = warp_id(); slot < slots(kLatent); slot += warps()) {
-            const Four noise = ahead.wide();
             Four sums[2] = {zeros(), zeros()}, all_mu, all_logvar, all_z;
             this->template multiply<2>(sums, kOut, slot, hidden, plan.hidden_stride);
+            const Four noise = input.wide();
             const float* bias = this->floats(plan.out_bias_at) + slot * 2 * kUnits + accumulator_row(0);
-            Four next_z;
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const float mu = sums[0].v[i] + bias[i / 2], raw = sums[1].v[i] + bias[kUnits + i / 2];
@@ -275,9 +284,9 @@ struct Forward : Block<C, InterleavedForward, meeting> {
                 all_mu.v[i] = mu;
                 all_logvar.v[i] = logvar;
                 all_z.v[i] = mu + standard_deviation<Math>(logvar) * noise.v[i];
-                // Beyond Z the weights are 0, and 0 times what stands here must be 0.
-                next_z.v[i] = tile(slot) * kUnits + accumulator_row(i) < Z ? all_z.v[i] : 0.0f;
             }
+            Four next_z = all_z;
+            zero_beyond(next_z, tile(slot), Z);
             if (k.resets) {
                 const Quad at_reset = lane_quad(plan.latent_anew_at, slot);
 #pragma unroll
@@ -286,7 +295,7 @@ struct Forward : Block<C, InterleavedForward, meeting> {
             }
             this->give(kLatent, step, latent, plan.latent_stride, tile(slot) * kUnits, next_z);
             const NextSlot next(slot, step, slots(kLatent));
-            ahead = eps.load(batch, next.step, tile(next.slot), Z);
+            eps.load_over(input, batch, next.step, tile(next.slot), Z);
             store_four<paired, T>(k.z, batch, k.B, step, tile(slot), Z, Z, 0, StoredFour<T>::of(all_z));
             store_four<paired, T>(k.mu, batch, k.B, step, tile(slot), Z, Z, 0, StoredFour<T>::of(all_mu));
             store_four<paired, T>(k.logvar, batch, k.B, step, tile(slot), Z, Z, 0, StoredFour<T>::of(all_logvar));
@@ -296,25 +305,26 @@ struct Forward : Block<C, InterleavedForward, meeting> {
     VSSN_DEVICE void run() const {
         const int own = warp_id();
         prepare();
-        // Loaded when the warp begins with what comes before it: mostly a whole step ahead.
         Loaded of_embed = embed_context.load(batch, 0, tile(own), E), of_hidden = context.load(batch, 0, tile(own), M);
         Loaded noise = eps.load(batch, 0, tile(own), Z);
-        Gates of_gates = gates_input(0, own);
-        Resets coming = Resets::load(k, batch, 1);
+        Gates of_gates{};
+        load_gates(of_gates, 0, own);
+        Resets ahead{};
+        ahead.load_over(k, batch, 1);
         this->start();
         for (int step = 0; step < batch.steps; ++step) {
+            const Resets coming = ahead.of(batch, step + 1);
             embed_layer(step, of_embed);
             Four from_state[3];
             multiply_state(step, own, from_state);  // while the embedding is on its way
             this->meet(kEmbed, step);
             for (int slot = own; slot < slots(kState); slot += warps()) {
-                const Gates input = of_gates;
-                const NextSlot next(slot, step, slots(kState));
-                of_gates = gates_input(next.step, next.slot);
                 if (slot != own) multiply_state(step, slot, from_state);
                 Four from_embed[3] = {zeros(), zeros(), zeros()};
                 this->template multiply<3>(from_embed, kIntoGates, slot, embed, plan.embed_stride);
-                finish_gates(step, slot, from_state, from_embed, input, coming);
+                finish_gates(step, slot, from_state, from_embed, of_gates, coming);
+                const NextSlot next(slot, step, slots(kState));
+                load_gates(of_gates, next.step, next.slot);
             }
             prefetch(step + kPrefetched);
             this->meet(kState, step);
@@ -322,7 +332,7 @@ struct Forward : Block<C, InterleavedForward, meeting> {
             this->meet(kHidden, step);
             if (k.resets) put_anew(step, coming);
             latent_layer(step, noise, coming);
-            coming = Resets::load(k, batch, step + 2);
+            ahead.load_over(k, batch, step + 2);
             this->meet(kLatent, step);
             this->end_step(step);
         }
