@@ -59,6 +59,8 @@ struct InterleavedPlan {
     int cluster,
         cluster_log2;  // blocks of a batch tile: a power of two. Tile i of a layer belongs to block i % cluster
     int warps;
+    // Of each layer: how many tiles the warps take at a time, and how many warps share the sum of one.
+    int groups_log2[4], splits_log2[4];
     int layer_tiles[4];                                            // of E, H, M and Z
     int sent_bytes[4];                                             // of each layer to every block, in a step
     InterleavedMatrix matrices[5];                                 // in the order of the step
@@ -68,6 +70,7 @@ struct InterleavedPlan {
                                                                    // take turns, backward has the gates' gradients
     int carry_at, first_at, state_anew_at, sums_at;                // what lanes keep of this block's states
     int latent_carry_at, latent_anew_at, latent_sums_at;           // and latents
+    int partial_at[2];                                             // sums of the warps that share a tile
     int gates_bias_at, out_bias_at, mailboxes_at;
     int64_t shared_bytes;
     int64_t workspace_bytes;  // of global memory, for the weights as they are streamed

@@ -44,6 +44,35 @@ VSSN_DEVICE float softplus_slope(float logvar, float min_std) {
     return -2 * divide(expm1(above > 0 ? -above : 0.0f), std);
 }
 
+// (r, u, n, a) of two neighbouring units of a batch row, as they were loaded for a later step. paired: as in Ahead.
+template <class T, bool paired>
+struct LoadedGates {
+    Packed<T, 8> both;
+
+    // The first `count` of the units, over what was there.
+    VSSN_DEVICE void load_over(const T* p, int count) {
+        if (count > 0) both = Packed<T, 8>::load(p);
+    }
+    VSSN_DEVICE GruGates<float> of(int unit) const {
+        const int at = 4 * unit;
+        return {both[at], both[at + 1], both[at + 2], both[at + 3]};
+    }
+};
+
+template <class T>
+struct LoadedGates<T, false> {
+    Packed<T, 4> one, other;
+
+    VSSN_DEVICE void load_over(const T* p, int count) {
+        if (count > 0) one = Packed<T, 4>::load(p);
+        if (count > 1) other = Packed<T, 4>::load(p + 4);
+    }
+    VSSN_DEVICE GruGates<float> of(int unit) const {
+        const Packed<T, 4>& g = unit == 0 ? one : other;
+        return {g[0], g[1], g[2], g[3]};
+    }
+};
+
 template <class C, bool paired, Meeting meeting>
 struct Backward : Block<C, InterleavedBackward, meeting> {
     using Base = Block<C, InterleavedBackward, meeting>;
@@ -54,7 +83,7 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
 
     struct GatesInput {
         Loaded grad_h, before;
-        Packed<T, 8> gates[2];  // of the lane's two rows: (r, u, n, a) of its two units
+        LoadedGates<T, paired> gates[2];  // of the lane's two rows
     };
     struct LatentInput {
         Loaded grad_z, grad_mu, grad_logvar, logvar, eps;
@@ -158,13 +187,7 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
             const T* p = static_cast<const T*>(k.gates) + 4 * ((t * k.B + batch.row + j) * H + unit);
-            const int count = batch.valid(t, j) ? H - unit : 0;
-            if constexpr (paired) {
-                if (count > 0) over.gates[j] = Packed<T, 8>::load(p);
-            } else {
-                if (count > 0) over.gates[j].set_half(0, Packed<T, 4>::load(p));
-                if (count > 1) over.gates[j].set_half(1, Packed<T, 4>::load(p + 4));
-            }
+            over.gates[j].load_over(p, batch.valid(t, j) ? H - unit : 0);
         }
     }
 
@@ -234,78 +257,98 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
     }
 
     VSSN_DEVICE void hidden_layer(int step, Loaded& kept) const {
-        for (int slot = warp_id(); slot < slots(kHidden); slot += warps()) {
-            Four sum = zeros();
+        int slot = this->group(kHidden);
+        do {
+            Four sum[1] = {zeros()};
+            if (this->multiplies(kHidden, slot))
 #pragma unroll
-            for (int part = 0; part < 2; ++part)
-                this->template multiply<1>(&sum, kIntoHidden, slot, grad_out + column(kLatent, part),
-                                           plan.latent_stride, part);
-            multiply_slope(k.activation, sum, kept.wide());
-            const NextSlot next(slot, step, slots(kHidden));
-            hidden.load_over(kept, batch, last - next.step, tile(next.slot), M);
-            this->give(kHidden, step, grad_hidden, plan.hidden_stride, tile(slot) * kUnits, sum);
-            store_four<paired, T>(k.grad_context, batch, k.B, last - step, tile(slot), M, M, 0, StoredFour<T>::of(sum));
-        }
+                for (int part = 0; part < 2; ++part)
+                    this->template multiply<1>(sum, kHidden, kIntoHidden, slot, grad_out + column(kLatent, part),
+                                               plan.latent_stride, part);
+            this->join(kHidden, slot, sum);
+            if (this->finishes(kHidden, slot)) {
+                multiply_slope(k.activation, sum[0], kept.wide());
+                const NextSlot next(*this, kHidden, slot, step);
+                hidden.load_over(kept, batch, last - next.step, tile(next.slot), M);
+                this->give(kHidden, step, grad_hidden, plan.hidden_stride, tile(slot) * kUnits, sum[0]);
+                store_four<paired, T>(k.grad_context, batch, k.B, last - step, tile(slot), M, M, 0,
+                                      StoredFour<T>::of(sum[0]));
+            }
+            slot += this->groups(kHidden);
+        } while (slot < slots(kHidden));
     }
 
     VSSN_DEVICE void state_layer(int step, GatesInput& input, const Resets& resets) const {
+        int slot = this->group(kState);
+        do {
+            Four dh[1] = {zeros()};
+            if (this->multiplies(kState, slot))
+                this->template multiply<1>(dh, kState, kIntoState, slot, grad_hidden, plan.hidden_stride);
+            this->join(kState, slot, dh);
+            if (this->finishes(kState, slot)) finish_state(step, slot, dh[0], input, resets);
+            slot += this->groups(kState);
+        } while (slot < slots(kState));
+    }
+
+    VSSN_DEVICE void finish_state(int step, int slot, const Four& dh, GatesInput& input, const Resets& resets) const {
         const int t = last - step;
-        for (int slot = warp_id(); slot < slots(kState); slot += warps()) {
-            Four dh = zeros();
-            this->template multiply<1>(&dh, kIntoState, slot, grad_hidden, plan.hidden_stride);
-            Quad& carry = lane_quad(plan.carry_at, slot);
-            Four before = input.before.wide();
-            const Four of_output = input.grad_h.wide();
-            const Quad first = lane_quad(plan.first_at, slot);
-            Quad at_reset = first;
-            if (k.resets) at_reset = lane_quad(plan.state_anew_at, slot);
-            Four grad[4];  // r, u, a, n
-            Quad stays;
+        Quad& carry = lane_quad(plan.carry_at, slot);
+        Four before = input.before.wide();
+        const Four of_output = input.grad_h.wide();
+        const Quad first = lane_quad(plan.first_at, slot);
+        Quad at_reset = first;
+        if (k.resets) at_reset = lane_quad(plan.state_anew_at, slot);
+        Four grad[4];  // r, u, a, n
+        Quad stays;
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const int at = 4 * (i / 2);
-                const Packed<T, 8>& gates = input.gates[i % 2];
-                if (t == 0) before.v[i] = first.v[i];
-                if (resets.row[i % 2]) before.v[i] = at_reset.v[i];
-                const GruGates<float> g = {gates[at], gates[at + 1], gates[at + 2], gates[at + 3]};
-                const float total = dh.v[i] + carry.v[i] + of_output.v[i];
-                const GruGates<float> of = gru_gate_grads(g, before.v[i], total);
-                const bool valid = batch.valid(t, i % 2);
-                grad[0].v[i] = valid ? of.r : 0.0f;
-                grad[1].v[i] = valid ? of.z : 0.0f;
-                grad[2].v[i] = valid ? of.a : 0.0f;
-                grad[3].v[i] = valid ? of.n : 0.0f;
-                stays.v[i] = valid ? total * g.z : 0.0f;
-            }
-            const NextSlot next(slot, step, slots(kState));
-            load_gates(input, next.step, next.slot);
-            carry = stays;
-#pragma unroll
-            for (int part = 0; part < 4; ++part)
-                this->give(kState, step, grad_gates, plan.state_stride, column(kState, part) + tile(slot) * kUnits,
-                           grad[part]);
-            constexpr int kOfGate[] = {0, 1, 3};
-#pragma unroll
-            for (int gate = 0; gate < 3; ++gate)
-                store_four<paired, T>(k.grad_gates_x, batch, k.B, t, tile(slot), H, 3 * k.H, gate * k.H,
-                                      StoredFour<T>::of(grad[kOfGate[gate]]));
-            store_four<paired, T>(k.grad_a, batch, k.B, t, tile(slot), H, H, 0, StoredFour<T>::of(grad[2]));
+        for (int i = 0; i < 4; ++i) {
+            if (t == 0) before.v[i] = first.v[i];
+            if (resets.row[i % 2]) before.v[i] = at_reset.v[i];
+            const GruGates<float> g = input.gates[i % 2].of(i / 2);
+            const float total = dh.v[i] + carry.v[i] + of_output.v[i];
+            const GruGates<float> of = gru_gate_grads(g, before.v[i], total);
+            const bool valid = batch.valid(t, i % 2);
+            grad[0].v[i] = valid ? of.r : 0.0f;
+            grad[1].v[i] = valid ? of.z : 0.0f;
+            grad[2].v[i] = valid ? of.a : 0.0f;
+            grad[3].v[i] = valid ? of.n : 0.0f;
+            stays.v[i] = valid ? total * g.z : 0.0f;
         }
+        const NextSlot next(*this, kState, slot, step);
+        load_gates(input, next.step, next.slot);
+        carry = stays;
+#pragma unroll
+        for (int part = 0; part < 4; ++part)
+            this->give(kState, step, grad_gates, plan.state_stride, column(kState, part) + tile(slot) * kUnits,
+                       grad[part]);
+        constexpr int kOfGate[] = {0, 1, 3};
+#pragma unroll
+        for (int gate = 0; gate < 3; ++gate)
+            store_four<paired, T>(k.grad_gates_x, batch, k.B, t, tile(slot), H, 3 * k.H, gate * k.H,
+                                  StoredFour<T>::of(grad[kOfGate[gate]]));
+        store_four<paired, T>(k.grad_a, batch, k.B, t, tile(slot), H, H, 0, StoredFour<T>::of(grad[2]));
     }
 
     VSSN_DEVICE void embed_layer(int step, Loaded& kept) const {
-        for (int slot = warp_id(); slot < slots(kEmbed); slot += warps()) {
-            Four sum = zeros();
-            for (int gate = 0; gate < 3; ++gate)
-                this->template multiply<1>(&sum, kIntoEmbed, slot, grad_gates + column(kState, gate < 2 ? gate : 3),
-                                           plan.state_stride, gate);
-            multiply_slope(k.embed_activation, sum, kept.wide());
-            const NextSlot next(slot, step, slots(kEmbed));
-            embed.load_over(kept, batch, last - next.step, tile(next.slot), E);
-            this->give(kEmbed, step, grad_embed, plan.embed_stride, tile(slot) * kUnits, sum);
-            store_four<paired, T>(k.grad_embed_context, batch, k.B, last - step, tile(slot), E, E, 0,
-                                  StoredFour<T>::of(sum));
-        }
+        int slot = this->group(kEmbed);
+        do {
+            Four sum[1] = {zeros()};
+            if (this->multiplies(kEmbed, slot))
+                for (int gate = 0; gate < 3; ++gate)
+                    this->template multiply<1>(sum, kEmbed, kIntoEmbed, slot,
+                                               grad_gates + column(kState, gate < 2 ? gate : 3), plan.state_stride,
+                                               gate);
+            this->join(kEmbed, slot, sum);
+            if (this->finishes(kEmbed, slot)) {
+                multiply_slope(k.embed_activation, sum[0], kept.wide());
+                const NextSlot next(*this, kEmbed, slot, step);
+                embed.load_over(kept, batch, last - next.step, tile(next.slot), E);
+                this->give(kEmbed, step, grad_embed, plan.embed_stride, tile(slot) * kUnits, sum[0]);
+                store_four<paired, T>(k.grad_embed_context, batch, k.B, last - step, tile(slot), E, E, 0,
+                                      StoredFour<T>::of(sum[0]));
+            }
+            slot += this->groups(kEmbed);
+        } while (slot < slots(kEmbed));
     }
 
     // What reaches h_{t-1} or z_{t-1}: nothing at padding; at a reset it is added to `sums` instead.
@@ -325,38 +368,52 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
 
     // While the gradient of the embedding is on its way.
     VSSN_DEVICE void carry_states(int step, const Resets& resets) const {
-        for (int slot = warp_id(); slot < slots(kState); slot += warps()) {
-            Quad& carry = lane_quad(plan.carry_at, slot);
-            Four sum = {{carry.v[0], carry.v[1], carry.v[2], carry.v[3]}};
-            for (int gate = 0; gate < 3; ++gate)
-                this->template multiply<1>(&sum, kRecurrent, slot, grad_gates + column(kState, gate), plan.state_stride,
-                                           gate);
-            pass_on(last - step, sum, resets, plan.sums_at, slot);
-            carry = quad(sum);
-        }
+        int slot = this->group(kState);
+        do {
+            Four sum[1] = {zeros()};
+            if (this->multiplies(kState, slot))
+                for (int gate = 0; gate < 3; ++gate)
+                    this->template multiply<1>(sum, kState, kRecurrent, slot, grad_gates + column(kState, gate),
+                                               plan.state_stride, gate);
+            this->join(kState, slot, sum, 1);  // the embedding's sums may still be read
+            if (this->finishes(kState, slot)) {
+                Quad& carry = lane_quad(plan.carry_at, slot);
+                add(sum[0], carry);
+                pass_on(last - step, sum[0], resets, plan.sums_at, slot);
+                carry = quad(sum[0]);
+            }
+            slot += this->groups(kState);
+        } while (slot < slots(kState));
     }
 
     VSSN_DEVICE void latent_layer(int step, LatentInput& input, const Resets& resets) const {
-        for (int slot = warp_id(); slot < slots(kLatent); slot += warps()) {
-            Four dz = zeros();
-            this->template multiply<1>(&dz, kIntoLatent, slot, grad_embed, plan.embed_stride);
-            pass_on(last - step, dz, resets, plan.latent_sums_at, slot);
-            lane_quad(plan.latent_carry_at, slot) = quad(dz);
-            finish_latent(step, tile(slot), dz, input, true, step < last);
-            const NextSlot next(slot, step, slots(kLatent));
-            load_latent(input, last - next.step - 1, tile(next.slot));
-        }
+        int slot = this->group(kLatent);
+        do {
+            Four dz[1] = {zeros()};
+            if (this->multiplies(kLatent, slot))
+                this->template multiply<1>(dz, kLatent, kIntoLatent, slot, grad_embed, plan.embed_stride);
+            this->join(kLatent, slot, dz);
+            if (this->finishes(kLatent, slot)) {
+                pass_on(last - step, dz[0], resets, plan.latent_sums_at, slot);
+                lane_quad(plan.latent_carry_at, slot) = quad(dz[0]);
+                finish_latent(step, tile(slot), dz[0], input, true, step < last);
+                const NextSlot next(*this, kLatent, slot, step);
+                load_latent(input, last - next.step - 1, tile(next.slot));
+            }
+            slot += this->groups(kLatent);
+        } while (slot < slots(kLatent));
     }
 
     VSSN_DEVICE void run() const {
-        const int own = warp_id();
         prepare();
         if (batch.steps > 0) start_latents();
-        Loaded of_hidden = hidden.load(batch, last, tile(own), M), of_embed = embed.load(batch, last, tile(own), E);
+        const auto first = [&](Layer layer) { return tile(this->group(layer)); };
+        Loaded of_hidden = hidden.load(batch, last, first(kHidden), M),
+               of_embed = embed.load(batch, last, first(kEmbed), E);
         GatesInput of_gates{};
-        load_gates(of_gates, 0, own);
+        load_gates(of_gates, 0, this->group(kState));
         LatentInput of_latent{};
-        load_latent(of_latent, last - 1, tile(own));
+        load_latent(of_latent, last - 1, first(kLatent));
         Resets ahead{};
         ahead.load_over(k, batch, last);
         this->start();
@@ -364,6 +421,7 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
             const Resets resets = ahead.of(batch, last - step);
             hidden_layer(step, of_hidden);
             this->meet(kHidden, step);
+            ahead.load_over(k, batch, last - step - 1);  // behind an exchange: it may wait for older loads
             state_layer(step, of_gates, resets);
             prefetch(step + kPrefetched);
             this->meet(kState, step);
@@ -371,13 +429,12 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
             carry_states(step, resets);
             this->meet(kEmbed, step);
             latent_layer(step, of_latent, resets);
-            ahead.load_over(k, batch, last - step - 1);
             this->meet(kLatent, step);
             this->end_step(step);
         }
-        for (int slot = own; slot < slots(kState); slot += warps())
+        for (int slot = warp_id(); slot < slots(kState); slot += warps())
             store_states(plan.carry_at, plan.sums_at, slot, H, k.grad_h0, k.h0.is_float, k.grad_reset_h, k.reset_h);
-        for (int slot = own; slot < slots(kLatent); slot += warps())
+        for (int slot = warp_id(); slot < slots(kLatent); slot += warps())
             store_states(plan.latent_carry_at, plan.latent_sums_at, slot, Z, k.grad_z0, k.z0.is_float, k.grad_reset_z,
                          k.reset_z);
     }

@@ -6,7 +6,8 @@
 //   latent buffer -> embed -> state -> hidden -> latent buffer             buffers [8][units] in shared memory
 //
 // backward from the latents to hidden, state and embed. Each is a product with weights as the left operand, in tiles of
-// 16 units, finished elementwise by the lanes that hold its accumulators. A warp takes tile after tile of a layer. In a
+// 16 units, finished elementwise by the lanes that hold its accumulators. A warp takes tile after tile of a layer;
+// where a block has few of them, several warps share the sum of each, and the first of them adds up and finishes. In a
 // cluster a block has every cluster-th tile of each layer, and sends what it makes of it to all blocks: so everyone has
 // whole layers to multiply with, and no sum is split.
 //
@@ -30,7 +31,7 @@ namespace vssn::interleaved {
 
 using namespace posterior;  // tiles, their products, and sequences as they are loaded and stored
 
-constexpr int kThreads = 256;  // of a block, at most: so a thread may have 255 registers
+constexpr int kWarps = 8, kThreads = kWarps * kWarp;  // of a block: a thread may have 255 registers
 
 enum Layer { kEmbed, kState, kHidden, kLatent, kLayers };
 
@@ -144,12 +145,46 @@ struct Block {
         return reinterpret_cast<Quad*>(dynamic_shared() + at)[slot * kWarp + lane_id()];
     }
 
-    // sums[i] += weights (part i of n) of a slot, times the first `depth` k-steps of b. n = 1: of the part given.
+    // ---- Which warps take which tiles: those of a group a slot, each a split of its sum
+
+    VSSN_DEVICE int groups(Layer layer) const { return 1 << plan.groups_log2[layer]; }
+    VSSN_DEVICE int group(Layer layer) const { return warp_id() & (groups(layer) - 1); }
+    VSSN_DEVICE int split(Layer layer) const { return warp_id() >> plan.groups_log2[layer]; }
+    VSSN_DEVICE bool multiplies(Layer layer, int slot) const {
+        return slot < slots(layer) && split(layer) < 1 << plan.splits_log2[layer];
+    }
+    VSSN_DEVICE bool finishes(Layer layer, int slot) const { return slot < slots(layer) && split(layer) == 0; }
+
+    // sums[i] += weights (part i of n) of a slot of the layer, times b: this split's k-steps. n = 1: of the part given.
     template <int n>
-    VSSN_DEVICE void multiply(Four* sums, int matrix, int slot, const T* b, int stride, int part = 0) const {
+    VSSN_DEVICE void multiply(Four* sums, Layer layer, int matrix, int slot, const T* b, int stride,
+                              int part = 0) const {
         const InterleavedMatrix& m = plan.matrices[matrix];
-        const int first = m.first + slot * m.parts * m.depth + part * m.depth;
-        multiply_tiles<P, n>(sums, weights, first, m.depth, b, stride);
+        const int splits_log2 = plan.splits_log2[layer], share = (m.depth + (1 << splits_log2) - 1) >> splits_log2;
+        const int from = split(layer) * share, left = m.depth - from, depth = left < share ? left : share;
+        const int first = m.first + slot * m.parts * m.depth + part * m.depth + from * n;
+        if (depth > 0) multiply_tiles<P, n>(sums, weights, first, depth, b + from * P::kDepth, stride);
+    }
+
+    // The splits' sums come to the warp that finishes the slot. Reached by all warps, once in a layer where warps share
+    // sums. region: one that no other warp may still be reading.
+    template <int n>
+    VSSN_DEVICE void join(Layer layer, int slot, Four (&sums)[n], int region = 0) const {
+        const int splits = 1 << plan.splits_log2[layer];
+        if (splits == 1) return;
+        Quad* partial = reinterpret_cast<Quad*>(dynamic_shared() + plan.partial_at[region]) + lane_id();
+        const auto at = [&](int split, int i) {
+            return (((split - 1) << plan.groups_log2[layer] | slot) * n + i) * kWarp;
+        };
+        if (split(layer) > 0 && multiplies(layer, slot))
+#pragma unroll
+            for (int i = 0; i < n; ++i) partial[at(split(layer), i)] = quad(sums[i]);
+        sync_block();
+        if (finishes(layer, slot))
+#pragma unroll 1
+            for (int other = 1; other < splits; ++other)
+#pragma unroll
+                for (int i = 0; i < n; ++i) add(sums[i], partial[at(other, i)]);
     }
 
     // ---- Exchange
@@ -203,9 +238,11 @@ struct Block {
 struct NextSlot {
     int slot, step;
 
-    VSSN_DEVICE NextSlot(int slot, int step, int slots) {
-        const bool last = slot + warps() >= slots;
-        this->slot = last ? warp_id() : slot + warps();
+    template <class Block>
+    VSSN_DEVICE NextSlot(const Block& block, Layer layer, int slot, int step) {
+        const int following = slot + block.groups(layer);
+        const bool last = following >= block.slots(layer);
+        this->slot = last ? block.group(layer) : following;
         this->step = last ? step + 1 : step;
     }
 };

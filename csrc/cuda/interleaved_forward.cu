@@ -176,37 +176,58 @@ struct Forward : Block<C, InterleavedForward, meeting> {
     }
 
     VSSN_DEVICE void embed_layer(int step, Loaded& input) const {
-        for (int slot = warp_id(); slot < slots(kEmbed); slot += warps()) {
-            Four sum = zeros();
-            this->template multiply<1>(&sum, kIntoEmbed, slot, latent, plan.latent_stride);
-            finish_layer(sum, input, k.embed_activation, k.embed, step, tile(slot), E);
-            this->give(kEmbed, step, embed, plan.embed_stride, tile(slot) * kUnits, sum);
-            const NextSlot next(slot, step, slots(kEmbed));
-            embed_context.load_over(input, batch, next.step, tile(next.slot), E);
-        }
+        int slot = this->group(kEmbed);
+        do {
+            Four sum[1] = {zeros()};
+            if (this->multiplies(kEmbed, slot))
+                this->template multiply<1>(sum, kEmbed, kIntoEmbed, slot, latent, plan.latent_stride);
+            this->join(kEmbed, slot, sum);
+            if (this->finishes(kEmbed, slot)) {
+                finish_layer(sum[0], input, k.embed_activation, k.embed, step, tile(slot), E);
+                this->give(kEmbed, step, embed, plan.embed_stride, tile(slot) * kUnits, sum[0]);
+                const NextSlot next(*this, kEmbed, slot, step);
+                embed_context.load_over(input, batch, next.step, tile(next.slot), E);
+            }
+            slot += this->groups(kEmbed);
+        } while (slot < slots(kEmbed));
     }
 
     VSSN_DEVICE void hidden_layer(int step, Loaded& input) const {
-        for (int slot = warp_id(); slot < slots(kHidden); slot += warps()) {
-            Four sum = zeros();
-            this->template multiply<1>(&sum, kIntoHidden, slot, state(step + 1), plan.state_stride);
-            finish_layer(sum, input, k.activation, k.hidden, step, tile(slot), M);
-            this->give(kHidden, step, hidden, plan.hidden_stride, tile(slot) * kUnits, sum);
-            const NextSlot next(slot, step, slots(kHidden));
-            context.load_over(input, batch, next.step, tile(next.slot), M);
-        }
+        int slot = this->group(kHidden);
+        do {
+            Four sum[1] = {zeros()};
+            if (this->multiplies(kHidden, slot))
+                this->template multiply<1>(sum, kHidden, kIntoHidden, slot, state(step + 1), plan.state_stride);
+            this->join(kHidden, slot, sum);
+            if (this->finishes(kHidden, slot)) {
+                finish_layer(sum[0], input, k.activation, k.hidden, step, tile(slot), M);
+                this->give(kHidden, step, hidden, plan.hidden_stride, tile(slot) * kUnits, sum[0]);
+                const NextSlot next(*this, kHidden, slot, step);
+                context.load_over(input, batch, next.step, tile(next.slot), M);
+            }
+            slot += this->groups(kHidden);
+        } while (slot < slots(kHidden));
     }
 
-    // of_state: W_hh h of the slot's r, u and a.
-    VSSN_DEVICE void multiply_state(int step, int slot, Four (&of_state)[3]) const {
+    // sums: of r, u, W_hn h and W_zh e's part of n. First W_hh h.
+    VSSN_DEVICE void multiply_state(int step, int slot, Four (&sums)[4]) const {
 #pragma unroll
-        for (int gate = 0; gate < 3; ++gate) of_state[gate] = zeros();
-        if (slot < slots(kState))
-            this->template multiply<3>(of_state, kRecurrent, slot, state(step), plan.state_stride);
+        for (int i = 0; i < 4; ++i) sums[i] = zeros();
+        if (this->multiplies(kState, slot))
+            this->template multiply<3>(sums, kState, kRecurrent, slot, state(step), plan.state_stride);
     }
 
-    VSSN_DEVICE void finish_gates(int step, int slot, const Four (&of_state)[3], const Four (&of_embed)[3],
-                                  const Gates& input, const Resets& coming) const {
+    VSSN_DEVICE void multiply_embed(int slot, Four (&sums)[4]) const {
+        if (!this->multiplies(kState, slot)) return;
+        Four from_embed[3] = {zeros(), zeros(), zeros()};
+        this->template multiply<3>(from_embed, kState, kIntoGates, slot, embed, plan.embed_stride);
+        add(sums[0], from_embed[0]);
+        add(sums[1], from_embed[1]);
+        add(sums[3], from_embed[2]);
+    }
+
+    VSSN_DEVICE void finish_gates(int step, int slot, const Four (&sums)[4], const Gates& input,
+                                  const Resets& coming) const {
         const float* bias = this->floats(plan.gates_bias_at) + slot * 3 * kUnits + accumulator_row(0);
         Quad& carry = lane_quad(plan.carry_at, slot);
         const Four x_r = input.r.wide(), x_u = input.u.wide(), x_n = input.n.wide();
@@ -214,9 +235,9 @@ struct Forward : Block<C, InterleavedForward, meeting> {
         GruGates<float> gates[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            gates[i] = gru_gates<Math>(x_r.v[i] + of_embed[0].v[i] + (of_state[0].v[i] + bias[i / 2]),
-                                       x_u.v[i] + of_embed[1].v[i] + (of_state[1].v[i] + bias[kUnits + i / 2]),
-                                       x_n.v[i] + of_embed[2].v[i], of_state[2].v[i] + bias[2 * kUnits + i / 2]);
+            gates[i] = gru_gates<Math>(x_r.v[i] + (sums[0].v[i] + bias[i / 2]),
+                                       x_u.v[i] + (sums[1].v[i] + bias[kUnits + i / 2]), x_n.v[i] + sums[3].v[i],
+                                       sums[2].v[i] + bias[2 * kUnits + i / 2]);
             h.v[i] = gru_next(gates[i], carry.v[i]);
         }
         zero_beyond(h, tile(slot), H);
@@ -271,68 +292,82 @@ struct Forward : Block<C, InterleavedForward, meeting> {
     }
 
     VSSN_DEVICE void latent_layer(int step, Loaded& input, const Resets& coming) const {
-        for (int slot = warp_id(); slot < slots(kLatent); slot += warps()) {
-            Four sums[2] = {zeros(), zeros()}, all_mu, all_logvar, all_z;
-            this->template multiply<2>(sums, kOut, slot, hidden, plan.hidden_stride);
-            const Four noise = input.wide();
-            const float* bias = this->floats(plan.out_bias_at) + slot * 2 * kUnits + accumulator_row(0);
+        int slot = this->group(kLatent);
+        do {
+            Four sums[2] = {zeros(), zeros()};
+            if (this->multiplies(kLatent, slot))
+                this->template multiply<2>(sums, kLatent, kOut, slot, hidden, plan.hidden_stride);
+            this->join(kLatent, slot, sums);
+            if (this->finishes(kLatent, slot)) finish_latent(step, slot, sums, input, coming);
+            slot += this->groups(kLatent);
+        } while (slot < slots(kLatent));
+    }
+
+    VSSN_DEVICE void finish_latent(int step, int slot, const Four (&sums)[2], Loaded& input,
+                                   const Resets& coming) const {
+        const Four noise = input.wide();
+        Four all_mu, all_logvar, all_z;
+        const float* bias = this->floats(plan.out_bias_at) + slot * 2 * kUnits + accumulator_row(0);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const float mu = sums[0].v[i] + bias[i / 2], raw = sums[1].v[i] + bias[kUnits + i / 2];
-                const float logvar = k.scale == Scale::softplus ? softplus_logvar<Math>(raw, k.min_std)
-                                                                : floored_logvar<Math>(raw, k.min_logvar);
-                all_mu.v[i] = mu;
-                all_logvar.v[i] = logvar;
-                all_z.v[i] = mu + standard_deviation<Math>(logvar) * noise.v[i];
-            }
-            Four next_z = all_z;
-            zero_beyond(next_z, tile(slot), Z);
-            if (k.resets) {
-                const Quad at_reset = lane_quad(plan.latent_anew_at, slot);
-#pragma unroll
-                for (int i = 0; i < 4; ++i)
-                    if (coming.row[i % 2]) next_z.v[i] = at_reset.v[i];
-            }
-            this->give(kLatent, step, latent, plan.latent_stride, tile(slot) * kUnits, next_z);
-            const NextSlot next(slot, step, slots(kLatent));
-            eps.load_over(input, batch, next.step, tile(next.slot), Z);
-            store_four<paired, T>(k.z, batch, k.B, step, tile(slot), Z, Z, 0, StoredFour<T>::of(all_z));
-            store_four<paired, T>(k.mu, batch, k.B, step, tile(slot), Z, Z, 0, StoredFour<T>::of(all_mu));
-            store_four<paired, T>(k.logvar, batch, k.B, step, tile(slot), Z, Z, 0, StoredFour<T>::of(all_logvar));
+        for (int i = 0; i < 4; ++i) {
+            const float mu = sums[0].v[i] + bias[i / 2], raw = sums[1].v[i] + bias[kUnits + i / 2];
+            const float logvar = k.scale == Scale::softplus ? softplus_logvar<Math>(raw, k.min_std)
+                                                            : floored_logvar<Math>(raw, k.min_logvar);
+            all_mu.v[i] = mu;
+            all_logvar.v[i] = logvar;
+            all_z.v[i] = mu + standard_deviation<Math>(logvar) * noise.v[i];
         }
+        Four next_z = all_z;
+        zero_beyond(next_z, tile(slot), Z);
+        if (k.resets) {
+            const Quad at_reset = lane_quad(plan.latent_anew_at, slot);
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                if (coming.row[i % 2]) next_z.v[i] = at_reset.v[i];
+        }
+        this->give(kLatent, step, latent, plan.latent_stride, tile(slot) * kUnits, next_z);
+        const NextSlot next(*this, kLatent, slot, step);
+        eps.load_over(input, batch, next.step, tile(next.slot), Z);
+        store_four<paired, T>(k.z, batch, k.B, step, tile(slot), Z, Z, 0, StoredFour<T>::of(all_z));
+        store_four<paired, T>(k.mu, batch, k.B, step, tile(slot), Z, Z, 0, StoredFour<T>::of(all_mu));
+        store_four<paired, T>(k.logvar, batch, k.B, step, tile(slot), Z, Z, 0, StoredFour<T>::of(all_logvar));
     }
 
     VSSN_DEVICE void run() const {
-        const int own = warp_id();
         prepare();
-        Loaded of_embed = embed_context.load(batch, 0, tile(own), E), of_hidden = context.load(batch, 0, tile(own), M);
-        Loaded noise = eps.load(batch, 0, tile(own), Z);
+        const auto first = [&](Layer layer) { return tile(this->group(layer)); };
+        Loaded of_embed = embed_context.load(batch, 0, first(kEmbed), E);
+        Loaded of_hidden = context.load(batch, 0, first(kHidden), M), noise = eps.load(batch, 0, first(kLatent), Z);
         Gates of_gates{};
-        load_gates(of_gates, 0, own);
+        load_gates(of_gates, 0, this->group(kState));
         Resets ahead{};
         ahead.load_over(k, batch, 1);
         this->start();
         for (int step = 0; step < batch.steps; ++step) {
             const Resets coming = ahead.of(batch, step + 1);
             embed_layer(step, of_embed);
-            Four from_state[3];
-            multiply_state(step, own, from_state);  // while the embedding is on its way
+            int slot = this->group(kState);
+            Four sums[4];
+            multiply_state(step, slot, sums);  // while the embedding is on its way
             this->meet(kEmbed, step);
-            for (int slot = own; slot < slots(kState); slot += warps()) {
-                if (slot != own) multiply_state(step, slot, from_state);
-                Four from_embed[3] = {zeros(), zeros(), zeros()};
-                this->template multiply<3>(from_embed, kIntoGates, slot, embed, plan.embed_stride);
-                finish_gates(step, slot, from_state, from_embed, of_gates, coming);
-                const NextSlot next(slot, step, slots(kState));
-                load_gates(of_gates, next.step, next.slot);
-            }
+            do {
+                multiply_embed(slot, sums);
+                this->join(kState, slot, sums);
+                if (this->finishes(kState, slot)) {
+                    finish_gates(step, slot, sums, of_gates, coming);
+                    const NextSlot next(*this, kState, slot, step);
+                    load_gates(of_gates, next.step, next.slot);
+                }
+                slot += this->groups(kState);
+                if (slot < slots(kState)) multiply_state(step, slot, sums);
+            } while (slot < slots(kState));
             prefetch(step + kPrefetched);
             this->meet(kState, step);
             hidden_layer(step, of_hidden);
             this->meet(kHidden, step);
+            ahead.load_over(k, batch, step + 2);  // behind an exchange: it may wait for older loads
             if (k.resets) put_anew(step, coming);
             latent_layer(step, noise, coming);
-            ahead.load_over(k, batch, step + 2);
             this->meet(kLatent, step);
             this->end_step(step);
         }

@@ -12,8 +12,6 @@ namespace interleaved {
 
 namespace {
 
-constexpr int kFewestWarps = 4, kMostWarps = kThreads / kWarp;
-
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // What the plan needs to know of the product and of the direction.
@@ -29,6 +27,16 @@ struct Sizes {
     int64_t steps_over(Layer layer) const { return divide_up(units[layer], depth); }
     // Elements between rows of a buffer: 16 modulo 128 bytes, so that load_b meets no bank conflict.
     int64_t stride(int64_t columns) const { return (divide_up(columns * stored_bytes, 128) * 128 + 16) / stored_bytes; }
+    // Sums of a tile that warps may share, the longest of them in k-steps, and how many of these are worth a warp.
+    int sums(Layer layer) const { return backward ? 1 : layer == kState ? 4 : layer == kLatent ? 2 : 1; }
+    int64_t longest_sum(Layer layer) const {
+        const int64_t over[2][kLayers] = {{steps_over(kLatent), std::max(steps_over(kState), steps_over(kEmbed)),
+                                           steps_over(kState), steps_over(kHidden)},
+                                          {steps_over(kState), std::max(steps_over(kState), steps_over(kHidden)),
+                                           steps_over(kLatent), steps_over(kEmbed)}};
+        return over[backward][layer];
+    }
+    int64_t shortest_share() const { return tensor_cores ? 2 : 4; }
     // What a layer sends: forward its units, backward for each unit of H four gradients, of Z two.
     int parts(Layer layer) const { return !backward ? 1 : layer == kState ? 4 : layer == kLatent ? 2 : 1; }
 };
@@ -68,12 +76,20 @@ InterleavedPlan plan_of(const Sizes& s, int cluster, double weight_share) {
     }
     if (tiles > INT32_MAX) return plan.shared_bytes = -1, plan;
     plan.tiles = static_cast<int>(tiles);
-    int64_t most_slots = 0;
+    int64_t partial_bytes = 0;
     for (const Layer layer : {kEmbed, kState, kHidden, kLatent}) {
         const int64_t bytes = s.tiles(layer) * kUnits * kRows * s.parts(layer) * s.stored_bytes;
         plan.layer_tiles[layer] = static_cast<int>(s.tiles(layer));
         plan.sent_bytes[layer] = static_cast<int>(std::min<int64_t>(bytes, INT32_MAX));
-        most_slots = std::max(most_slots, s.slots(layer, cluster));
+        int& groups_log2 = plan.groups_log2[layer];
+        while (1 << groups_log2 < std::min<int64_t>(s.slots(layer, cluster), kWarps)) ++groups_log2;
+        // More warps share a sum where it is long enough for each.
+        int& splits_log2 = plan.splits_log2[layer];
+        while (2 << (splits_log2 + groups_log2) <= kWarps && s.longest_sum(layer) >= s.shortest_share()
+                                                                                         << (splits_log2 + 1))
+            ++splits_log2;
+        const int64_t others = (int64_t{1} << splits_log2) - 1;
+        partial_bytes = std::max(partial_bytes, others * (1 << groups_log2) * s.sums(layer) * kTileOfSums);
     }
 
     // Gives the next `bytes` of shared memory.
@@ -103,6 +119,7 @@ InterleavedPlan plan_of(const Sizes& s, int cluster, double weight_share) {
     plan.latent_carry_at = of_lanes(kLatent, s.backward);
     plan.latent_anew_at = of_lanes(kLatent, !s.backward && s.with_resets);
     plan.latent_sums_at = of_lanes(kLatent, s.backward && s.with_resets);
+    for (int& at : plan.partial_at) at = take(partial_bytes);
     plan.gates_bias_at = take(s.backward ? 0 : s.slots(kState, cluster) * 3 * kUnits * sizeof(float));
     plan.out_bias_at = take(s.backward ? 0 : s.slots(kLatent, cluster) * 2 * kUnits * sizeof(float));
     plan.mailboxes_at = take(cluster > 1 ? 2 * kLayers * sizeof(Mailbox) : 0);
@@ -112,17 +129,17 @@ InterleavedPlan plan_of(const Sizes& s, int cluster, double weight_share) {
     plan.kept = static_cast<int>(std::min(room, static_cast<int64_t>(static_cast<double>(tiles) * weight_share)));
     // The weights come first, so that their tiles are aligned as the block's memory is.
     const int weights = plan.kept * s.tile_bytes;
-    for (int* at :
-         {&plan.embed_at, &plan.state_at[0], &plan.state_at[1], &plan.hidden_at, &plan.latent_at, &plan.anew_at,
-          &plan.carry_at, &plan.first_at, &plan.state_anew_at, &plan.sums_at, &plan.latent_carry_at,
-          &plan.latent_anew_at, &plan.latent_sums_at, &plan.gates_bias_at, &plan.out_bias_at, &plan.mailboxes_at})
+    for (int* at : {&plan.embed_at, &plan.state_at[0], &plan.state_at[1], &plan.hidden_at, &plan.latent_at,
+                    &plan.anew_at, &plan.carry_at, &plan.first_at, &plan.state_anew_at, &plan.sums_at,
+                    &plan.latent_carry_at, &plan.latent_anew_at, &plan.latent_sums_at, &plan.partial_at[0],
+                    &plan.partial_at[1], &plan.gates_bias_at, &plan.out_bias_at, &plan.mailboxes_at})
         *at += weights;
     plan.shared_bytes += weights;
     plan.workspace_bytes = plan.kept < plan.tiles ? static_cast<int64_t>(cluster) * tiles * s.tile_bytes : 0;
     plan.variant = plan.kept < plan.tiles ? InterleavedVariant::streamed
                    : cluster == 1         ? InterleavedVariant::block
                                           : InterleavedVariant::cluster;
-    plan.warps = static_cast<int>(std::clamp<int64_t>(most_slots, kFewestWarps, kMostWarps));
+    plan.warps = kWarps;
     return plan;
 }
 
@@ -140,7 +157,10 @@ double estimate(const Sizes& s, const InterleavedPlan& plan) {
                       of_slot = plan.matrices[i].parts * plan.matrices[i].depth;
         const double bytes = static_cast<double>(slots * of_slot) * s.tile_bytes;
         const double coming = effort * bytes * (1 - far) / 128 + std::max(effort / 128, 1.0 / 32) * bytes * far;
-        cycles += std::max(coming, static_cast<double>(divide_up(slots, plan.warps) * of_slot) * of_tile);
+        const int64_t share = divide_up(plan.matrices[i].depth, int64_t{1} << plan.splits_log2[product.to]);
+        const int64_t rounds = divide_up(slots, int64_t{1} << plan.groups_log2[product.to]);
+        cycles += std::max(coming, static_cast<double>(rounds * share * plan.matrices[i].parts) * of_tile);
+        if (plan.splits_log2[product.to] > 0) cycles += 60;
     }
     for (const Layer layer : {kEmbed, kState, kHidden, kLatent}) {
         cycles += 3.0 * kUnits * kRows * static_cast<double>(s.slots(layer, plan.cluster)) / 16;
