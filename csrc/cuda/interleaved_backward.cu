@@ -414,14 +414,13 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
         load_gates(of_gates, 0, this->group(kState));
         LatentInput of_latent{};
         load_latent(of_latent, last - 1, first(kLatent));
-        Resets ahead{};
+        LoadedResets ahead;
         ahead.load_over(k, batch, last);
         this->start();
         for (int step = 0; step < batch.steps; ++step) {
             const Resets resets = ahead.of(batch, last - step);
             hidden_layer(step, of_hidden);
             this->meet(kHidden, step);
-            ahead.load_over(k, batch, last - step - 1);  // behind an exchange: it may wait for older loads
             state_layer(step, of_gates, resets);
             prefetch(step + kPrefetched);
             this->meet(kState, step);
@@ -429,6 +428,7 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
             carry_states(step, resets);
             this->meet(kEmbed, step);
             latent_layer(step, of_latent, resets);
+            ahead.load_over(k, batch, last - step - 1);
             this->meet(kLatent, step);
             this->end_step(step);
         }

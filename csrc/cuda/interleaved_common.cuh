@@ -94,18 +94,23 @@ VSSN_DEVICE const InterleavedState& anew(const InterleavedState& given, const In
     return given.data ? given : first;
 }
 
-// Whether the lane's two batch rows are reset before a step: as it is loaded, for a later step, and as it is used.
+// Whether the lane's two batch rows are reset before a step.
 struct Resets {
-    int32_t row[2];
+    bool row[2];
+};
 
-    // At padding what was there before stays: nothing waits for an older load of these registers.
+// The flags of a batch tile as they are loaded for a later step: of one row by each lane.
+struct LoadedResets {
+    int32_t flag = 0;
+
+    // At padding what was there before stays.
     VSSN_DEVICE void load_over(const InterleavedProblem& k, const BatchTile& batch, int t) {
-        const int32_t* p = moved(k.resets, t * k.B + batch.row);
-        if (k.resets && batch.valid(t, 0)) row[0] = p[0];
-        if (k.resets && batch.valid(t, 1)) row[1] = p[1];
+        if (k.resets && t >= 0 && t < batch.lane_length) flag = k.resets[t * k.B + batch.first + lane_id() % kRows];
     }
+    // By all lanes: the shuffle also holds the compiler from asking for the flags late, when younger loads wait.
     VSSN_DEVICE Resets of(const BatchTile& batch, int t) const {
-        return {{batch.valid(t, 0) ? row[0] : 0, batch.valid(t, 1) ? row[1] : 0}};
+        const int rows[2] = {shuffle(flag, accumulator_column(0)), shuffle(flag, accumulator_column(1))};
+        return {{batch.valid(t, 0) && rows[0] != 0, batch.valid(t, 1) && rows[1] != 0}};
     }
 };
 

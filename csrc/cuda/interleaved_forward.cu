@@ -108,8 +108,9 @@ struct Forward : Block<C, InterleavedForward, meeting> {
         const InterleavedState &anew_h = anew(k.reset_h, k.h0), &anew_z = anew(k.reset_z, k.z0);
         fill(state(0), plan.state_stride, plan.layer_tiles[kState], k.h0, anew_h, H);
         fill(latent, plan.latent_stride, plan.layer_tiles[kLatent], k.z0, anew_z, Z);
-        Resets first{};
-        first.load_over(k, batch, 0);
+        LoadedResets flags;
+        flags.load_over(k, batch, 0);
+        const Resets first = flags.of(batch, 0);
         for (int slot = warp_id(); slot < slots(kState); slot += warps()) {
             Quad start = first_quad(k.h0, tile(slot), H);
             if (k.resets) {
@@ -340,7 +341,7 @@ struct Forward : Block<C, InterleavedForward, meeting> {
         Loaded of_hidden = context.load(batch, 0, first(kHidden), M), noise = eps.load(batch, 0, first(kLatent), Z);
         Gates of_gates{};
         load_gates(of_gates, 0, this->group(kState));
-        Resets ahead{};
+        LoadedResets ahead;
         ahead.load_over(k, batch, 1);
         this->start();
         for (int step = 0; step < batch.steps; ++step) {
@@ -365,9 +366,9 @@ struct Forward : Block<C, InterleavedForward, meeting> {
             this->meet(kState, step);
             hidden_layer(step, of_hidden);
             this->meet(kHidden, step);
-            ahead.load_over(k, batch, step + 2);  // behind an exchange: it may wait for older loads
             if (k.resets) put_anew(step, coming);
             latent_layer(step, noise, coming);
+            ahead.load_over(k, batch, step + 2);
             this->meet(kLatent, step);
             this->end_step(step);
         }

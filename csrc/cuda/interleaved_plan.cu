@@ -119,7 +119,8 @@ InterleavedPlan plan_of(const Sizes& s, int cluster, double weight_share) {
     plan.latent_carry_at = of_lanes(kLatent, s.backward);
     plan.latent_anew_at = of_lanes(kLatent, !s.backward && s.with_resets);
     plan.latent_sums_at = of_lanes(kLatent, s.backward && s.with_resets);
-    for (int& at : plan.partial_at) at = take(partial_bytes);
+    plan.partial_at[0] = take(partial_bytes);
+    plan.partial_at[1] = take(s.backward ? partial_bytes : 0);
     plan.gates_bias_at = take(s.backward ? 0 : s.slots(kState, cluster) * 3 * kUnits * sizeof(float));
     plan.out_bias_at = take(s.backward ? 0 : s.slots(kLatent, cluster) * 2 * kUnits * sizeof(float));
     plan.mailboxes_at = take(cluster > 1 ? 2 * kLayers * sizeof(Mailbox) : 0);
