@@ -44,8 +44,9 @@ VSSN_DEVICE float softplus_slope(float logvar, float min_std) {
     return -2 * divide(expm1(above > 0 ? -above : 0.0f), std);
 }
 
-// (r, u, n, a) of two neighbouring units of a batch row, as they were loaded for a later step. paired: as in Ahead.
-template <class T, bool paired>
+// (r, u, n, a) of two neighbouring units of a batch row, as they were loaded for a later step. together: as one access
+// of 16 bytes; else each is one, or as much as its type has.
+template <class T, bool together>
 struct LoadedGates {
     Packed<T, 8> both;
 
@@ -83,7 +84,7 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
 
     struct GatesInput {
         Loaded grad_h, before;
-        LoadedGates<T, paired> gates[2];  // of the lane's two rows
+        LoadedGates<T, paired && sizeof(T) == 2> gates[2];  // of the lane's two rows
     };
     struct LatentInput {
         Loaded grad_z, grad_mu, grad_logvar, logvar, eps;
@@ -441,7 +442,7 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
 };
 
 template <class C, bool paired, Meeting meeting>
-VSSN_BOUNDED_KERNEL(kThreads)
+VSSN_BOUNDED_KERNEL(kThreads, 1)
 backward_kernel(BackwardParams params) {
     const BatchTile batch(params.call, params.plan.cluster);
     keep_weights<C, BackwardWeights>(params, meeting == Meeting::block ? 0 : block_x() % params.plan.cluster);

@@ -376,7 +376,7 @@ struct Forward : Block<C, InterleavedForward, meeting> {
 };
 
 template <class C, bool paired, Meeting meeting>
-VSSN_BOUNDED_KERNEL(kThreads)
+VSSN_BOUNDED_KERNEL(kThreads, 1)
 forward_kernel(ForwardParams params) {
     const BatchTile batch(params.call, params.plan.cluster);
     keep_weights<C, ForwardWeights>(params, meeting == Meeting::block ? 0 : block_x() % params.plan.cluster);
