@@ -3,7 +3,7 @@
 Inside `installed()` the backend "cuda" is available and takes CPU tensors; its launches run on fibers. Outside, all is
 as this machine has it. VSSN_CUDA_HOST=sanitized chooses the build under AddressSanitizer and
 UndefinedBehaviorSanitizer, in a process with libasan and libstdc++ preloaded (make sanitize). OPS=gru (posterior,
-gaussian) builds that op alone while it is written.
+interleaved, gaussian) builds that op alone while it is written.
 """
 
 from __future__ import annotations

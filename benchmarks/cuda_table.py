@@ -6,6 +6,7 @@ How each op is laid out on an H100, from the plans that its launchers make, and 
 from __future__ import annotations
 
 import sys
+from typing import NamedTuple
 
 import torch
 
@@ -15,6 +16,7 @@ from benchmarks.cuda_resources import SOURCES, kernels
 
 HIDDEN = (64, 256, 512, 1024)
 POSTERIOR = ((64, 16), (256, 64), (512, 100), (1024, 256))  # (M, Z)
+INTERLEAVED = ((64, 64, 64, 16), (256, 256, 256, 64), (512, 512, 512, 100))  # (H, E, M, Z)
 BATCH = 32
 GRU = (*((hidden, BATCH) for hidden in HIDDEN), (1024, 128))  # (H, B): in the last batch tiles take turns
 H100 = (90, 132, 227 * 1024, 16)
@@ -23,13 +25,17 @@ CLUSTERS_AT_ONCE = {8: 15, 16: 7}
 COMPUTE = (("float32", torch.float32, False), ("tf32", torch.float32, True), ("bfloat16", torch.bfloat16, False))
 
 
+def as_text(plan: NamedTuple) -> str:
+    return ", ".join(f"{field} {value}" for field, value in plan._asdict().items())
+
+
 def plans() -> str:
     """Variants, places of the weights, shared memory and blocks, for both directions."""
     with installed() as module:
         module.set_device_limits(*H100)
         for size, count in CLUSTERS_AT_ONCE.items():
             module.set_clusters_at_once(size, count)
-        from vssn_kernels.backend.cuda import gru, posterior
+        from vssn_kernels.backend.cuda import gru, interleaved, posterior
 
         lines: list[tuple[object, ...]] = []
         for hidden, batch in GRU:
@@ -40,10 +46,17 @@ def plans() -> str:
         for width, latent in POSTERIOR:
             for name, dtype, tf32 in COMPUTE:
                 for backward in (False, True):
-                    fields = posterior.plan(dtype, width, latent, False, backward, tf32, BATCH)._asdict()
-                    text = ", ".join(f"{field} {value}" for field, value in fields.items())
+                    text = as_text(posterior.plan(dtype, width, latent, False, backward, tf32, BATCH))
                     lines.append((f"posterior M={width} Z={latent}", name, "backward" if backward else "forward", text))
-    return markdown.table(("op", "compute", "pass", f"layout on an H100 (posterior: B={BATCH})"), lines, numbers=False)
+        for sizes in INTERLEAVED:
+            for name, dtype, tf32 in COMPUTE:
+                for backward in (False, True):
+                    text = as_text(interleaved.plan(dtype, interleaved.Sizes(*sizes), backward, tf32, BATCH))
+                    what = "interleaved H={} E={} M={} Z={}".format(*sizes)
+                    lines.append((what, name, "backward" if backward else "forward", text))
+    return markdown.table(
+        ("op", "compute", "pass", f"layout on an H100 (posterior and interleaved: B={BATCH})"), lines, numbers=False
+    )
 
 
 def largest_hidden() -> str:

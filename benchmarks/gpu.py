@@ -32,7 +32,7 @@ BUDGET_S = 570.0  # for everything
 # times may take longer where a minute is left for each sanitizer.
 BUILD_S, SMALL_S, TESTS_S, TIMES_S, SANITIZER_S = 240.0, 60.0, 150.0, 170.0, 120.0
 EACH_TEST_S = 60
-TESTS = ("test_cuda_device", "test_ops", "test_gru", "test_posterior", "test_gaussian")
+TESTS = ("test_cuda_device", "test_ops", "test_gru", "test_posterior", "test_interleaved", "test_gaussian")
 PYTHON = sys.executable
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 COMPUTE = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What a kernel answers where a form cannot be on a device: not a failure.
-NOT_HERE = ("does not fit this device", "can hold M=")
+NOT_HERE = ("does not fit this device", "can hold M=", "can hold H=")
 
 
 def _normal(device: str, *shape: int) -> Tensor:

@@ -33,6 +33,9 @@ GRU_FORMS: tuple[tuple[str, dict[str, int], int], ...] = (
     ("grid, 2 tiles at once", {"exchange": 3, "blocks": 5, "tiles_at_once": 2}, 146),
     ("grid, 3 tiles at once", {"exchange": 3, "blocks": 5, "tiles_at_once": 3}, 138),
 )
+# interleaved_sequence: (H, E, M, Z), odd and even, with layers of fewer tiles than a cluster has blocks.
+INTERLEAVED = ((33, 18, 35, 5), (66, 18, 50, 20))
+INTERLEAVED_CLUSTER = (250, 17, 250, 9)  # of 16 blocks
 # Sizes that take each form of the Triton kernels on an H100: (form, dtype, sizes)
 TRITON_GRU = (("resident", "bfloat16", 33), ("alone", "float32", 128), ("shared", "bfloat16", 160))
 TRITON_POSTERIOR = (
@@ -93,7 +96,7 @@ def changed(place: Any, name: str, value: Any) -> Iterator[None]:
 
 def cuda_cases(device: str) -> Iterator[Case]:
     """Every variant in every compute type."""
-    from vssn_kernels.backend.cuda import gru, posterior  # imports the extension
+    from vssn_kernels.backend.cuda import gru, interleaved, posterior  # imports the extension
 
     def under(place: Any, name: str, value: Any, compute: str, call: Callable[[], None]) -> Callable[[], None]:
         def run() -> None:
@@ -121,6 +124,15 @@ def cuda_cases(device: str) -> Iterator[Case]:
                 )  # fmt: skip
                 name = f"cuda posterior {compute} {variant}, M={width} Z={latent}"
                 yield Case(name, under(posterior, "variant", variant, compute, call))
+        for variant in interleaved.VARIANTS:
+            for sizes in (*INTERLEAVED, *([INTERLEAVED_CLUSTER] if variant == "cluster" else [])):
+                tensors = interleaved_tensors(STEPS, BATCH, sizes, dtype, device)
+                resets = torch.arange(STEPS * BATCH, device=device).view(STEPS, BATCH) % 3 == 1
+                scale, lengths = "softplus" if sizes[0] % 2 else "logvar", lengths_on(device, BATCH)
+                op = vssn_kernels.interleaved_sequence
+                call = both_passes(op, tensors, "cuda", lengths=lengths, resets=resets, scale=scale)
+                name = f"cuda interleaved {compute} {variant}, H={sizes[0]} E={sizes[1]} M={sizes[2]} Z={sizes[3]}"
+                yield Case(name, under(interleaved, "variant", variant, compute, call))
         if compute != "tf32":
             yield Case(f"cuda gaussian {compute}", gaussian("cuda", device, dtype))
 

@@ -22,11 +22,11 @@ import vssn_kernels
 from benchmarks.cases import train_step
 from benchmarks.contestant import LEARNING_RATE
 from benchmarks.gpu_contest import Contestant, Outputs, Result, contest
-from benchmarks.gpu_problems import COMPUTE, posterior_tensors, tf32
+from benchmarks.gpu_problems import COMPUTE, interleaved_tensors, posterior_tensors, tf32
 from benchmarks.gpu_rows import Writer
 from benchmarks.gpu_small import changed
 from benchmarks.peers import bind
-from benchmarks.peers_torch import posterior_loop
+from benchmarks.peers_torch import interleaved_loop, posterior_loop
 from benchmarks.problem import ADAM, FORWARD, SIZES, Problem, Size
 
 BOTH = "forward and backward"
@@ -44,6 +44,8 @@ class Setup(NamedTuple):
     clusters: tuple[int, ...] = (4, 8, 16)
     at_once: tuple[int, ...] = (1, 2, 4)  # batch tiles that take turns in a grid
     latent: tuple[tuple[int, int], ...] = ((64, 16), (256, 64), (512, 100), (1024, 256))  # (M, Z)
+    # (H, E, M, Z) of VRNN and RSSM, S, M and L
+    interleaved: tuple[tuple[int, int, int, int], ...] = ((64, 64, 64, 16), (256, 256, 256, 64), (512, 512, 512, 100))
     gru_compute: tuple[str, ...] = ("bfloat16", "float32", "tf32")
     compute: tuple[str, ...] = ("bfloat16", "float32")
     rows: int = 1 << 18  # of the elementwise op
@@ -184,6 +186,32 @@ def posterior_cases(setup: Setup, batch: int) -> Iterator[Result]:
             yield from contests(case, entries, setup.steps, setup.device)
 
 
+INTERLEAVED = (
+    *("gates_x", "embed_context", "context", "h0", "z0", "eps", "weight_embed", "weight_zh", "weight_hh", "bias_hh"),
+    *("weight_h", "weight_out", "bias_out"),
+)
+
+
+def loop_of_cells(*tensors: Tensor) -> Outputs:
+    """interleaved_sequence as PyTorch's loop."""
+    named = dict(zip(INTERLEAVED, tensors, strict=True))
+    return interleaved_loop(named, named["eps"])
+
+
+def interleaved_cases(setup: Setup, batch: int) -> Iterator[Result]:
+    """Our backends; with the first batch also PyTorch's loop over the cell, as launched and as a graph."""
+    for sizes in setup.interleaved:
+        for compute in setup.compute:
+            tensors = interleaved_tensors(setup.steps, batch, sizes, COMPUTE[compute], setup.device)
+            entries = on_backends(vssn_kernels.interleaved_sequence, tensors, setup)
+            if batch == setup.batches[0]:
+                entries["loop over the cell, in a graph"] = Entry(loop_of_cells, tensors)
+                entries["loop over the cell"] = Entry(loop_of_cells, tensors, captured=False)
+            size, embed, width, latent = sizes
+            case = f"interleaved {compute} T={setup.steps} B={batch} H={size} E={embed} M={width} Z={latent}"
+            yield from contests(case, entries, setup.steps, setup.device)
+
+
 def compiled_loop(setup: Setup) -> Iterator[Result]:
     """The loop over z by torch.compile, which unrolls it: few steps of one size, since its compilation takes long."""
     width, latent = setup.latent[0]
@@ -253,12 +281,14 @@ def measure(setup: Setup) -> Iterator[Result]:
     first, *others = setup.batches
     yield from gru_cases(setup, first)
     yield from posterior_cases(setup, first)
+    yield from interleaved_cases(setup, first)
     yield from training_cases(setup)
     yield from gaussian_cases(setup)
     yield from compiled_loop(setup)
     for batch in others:
         yield from gru_cases(setup, batch)
         yield from posterior_cases(setup, batch)
+        yield from interleaved_cases(setup, batch)
 
 
 def main(setup: Setup, seconds: float) -> int:

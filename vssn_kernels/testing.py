@@ -479,7 +479,6 @@ ROWS = {
         *(("h", "z", "mu", "logvar"), interleaved.interleaved_sequence, interleaved_samples),
         *("resets_anew", "tanh", "no_steps"),
         states=("h0", "z0", "reset_h", "reset_z"),
-        lacking=("cuda",),
     ),
     "gaussian_rsample_kl": Row(
         *(("z", "kl"), gaussian.gaussian_rsample_kl, gaussian_rsample_kl_samples, "prior", "standard", "no_rows")

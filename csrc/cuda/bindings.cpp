@@ -1,5 +1,6 @@
 // vssn_kernels._cuda: the CUDA kernels for Python; use them through vssn_kernels.backend.cuda. Compiled by the C++
-// compiler: device code is in the .cu files, behind the launchers that gru.h, posterior.h and gaussian.h declare.
+// compiler: device code is in the .cu files, behind the launchers that gru.h, posterior.h, interleaved.h and gaussian.h
+// declare.
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
 
@@ -13,6 +14,7 @@ namespace vssn {
 
 void bind_gru(py::module_& module);
 void bind_posterior(py::module_& module);
+void bind_interleaved(py::module_& module);
 void bind_gaussian(py::module_& module);
 
 namespace {
@@ -43,6 +45,7 @@ PYBIND11_MODULE(_cuda, module) {
     module.doc() = "The CUDA kernels of vssn_kernels; use them through vssn_kernels.backend.cuda.";
     bind_gru(module);
     bind_posterior(module);
+    bind_interleaved(module);
     bind_gaussian(module);
     module.def("capabilities", capabilities);
     module.def("set_device", [](int device) { require(cudaSetDevice(device), "cudaSetDevice"); });

@@ -13,7 +13,8 @@ struct BatchTile {
     int steps;        // the longest length of the tile
     int lane_length;  // the length of row lane_id() % kRows
 
-    VSSN_DEVICE BatchTile(const PosteriorProblem& k, int cluster)
+    template <class Problem>
+    VSSN_DEVICE BatchTile(const Problem& k, int cluster)
         : first(static_cast<int64_t>(block_x() / cluster) * kRows), row(first + accumulator_column(0)) {
         const int64_t mine = first + lane_id() % kRows;
         int taken = -1;
@@ -131,8 +132,8 @@ VSSN_DEVICE void store_four(void* sequence, const BatchTile& batch, int64_t B, i
 }
 
 // Zeros in the tile's rows of a contiguous [T, B, width] behind its longest length; blocks of a cluster take turns.
-template <class T>
-VSSN_DEVICE void zero_steps(const PosteriorProblem& k, const BatchTile& batch, void* sequence, int64_t width, int rank,
+template <class T, class Problem>
+VSSN_DEVICE void zero_steps(const Problem& k, const BatchTile& batch, void* sequence, int64_t width, int rank,
                             int cluster) {
     if (sequence == nullptr) return;
     const int64_t rows = k.B - batch.first < kRows ? k.B - batch.first : kRows;

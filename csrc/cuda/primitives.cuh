@@ -44,7 +44,7 @@
 //            sum_over_lanes(v, width)    butterfly over groups of `width` lanes: every lane gets the same bits
 // Numbers    bfloat16 float16; to_float(x), from_float<T>(x) (rounds to nearest even; T float too)
 //            bits<To>(from) the same bits as another type; pack<T>(low, high) two of 16 bits, rounded, in a word
-//            exp(x) (fast, about 2 ulp), divide(a, b) (fast), expm1, log1p, maximum
+//            exp(x) (fast, about 2 ulp), divide(a, b) (fast), expm1, log1p, log, maximum
 // Matrices   Product<C> for C = bfloat16, float16, tf32 (tensor cores) and float (full precision, FMA): below
 // Launching  Launch, launch(kernel, shape, params), device_limits(): below; host code
 //            clusters_at_once(kernel, shape)   by the device's own answer (the multiprocessors of its GPCs leave gaps);

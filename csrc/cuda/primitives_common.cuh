@@ -133,6 +133,7 @@ struct Math {
 
     static VSSN_DEVICE float exp(float x) { return gpu::exp(x); }
     static VSSN_DEVICE float expm1(float x) { return gpu::expm1(x); }
+    static VSSN_DEVICE float log(float x) { return gpu::log(x); }
     static VSSN_DEVICE float maximum(float a, float b) { return gpu::maximum(a, b); }
     static VSSN_DEVICE float select_positive(float x, float positive, float other) { return x > 0 ? positive : other; }
 

@@ -304,6 +304,7 @@ VSSN_DEVICE float exp(float x) { return __expf(x); }
 VSSN_DEVICE float divide(float a, float b) { return __fdividef(a, b); }
 VSSN_DEVICE float expm1(float x) { return ::expm1f(x); }
 VSSN_DEVICE float log1p(float x) { return ::log1pf(x); }
+VSSN_DEVICE float log(float x) { return ::logf(x); }
 VSSN_DEVICE float maximum(float a, float b) { return a > b || a != a ? a : b; }  // NaN stays
 
 // ---- Products ---------------------------------------------------------------------------------------------------

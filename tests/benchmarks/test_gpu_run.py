@@ -407,6 +407,7 @@ TINY = gpu_times.Setup(
     hidden=(5, 8),
     clusters=(4,),
     latent=((7, 3),),
+    interleaved=((5, 4, 6, 3),),
     gru_compute=("float32", "tf32"),
     compute=("float32",),
     rows=32,
@@ -441,6 +442,8 @@ def test_the_times_hold_every_contestant_and_agree(quick: None, files: list[Path
         assert ("gru", run_of, "torch.nn.GRU") in seen
         for name in ("loop over z", "loop over z, in a graph", "loop over z, torch.compile", "vssn cpu", "vssn cuda"):
             assert ("posterior", run_of, name) in seen
+        for name in ("loop over the cell", "loop over the cell, in a graph", "vssn cpu", "vssn cuda"):
+            assert ("interleaved", run_of, name) in seen
     for name in ("vssn", "vssn, in a graph", "torch", "torch, in a graph"):
         assert ("training", "forward+backward+adam", name) in seen
     assert ("gaussian", "forward", "copy of as many bytes") in seen

@@ -22,6 +22,8 @@ def test_the_small_run_holds_every_form(cuda_host: object) -> None:
             assert any(name.startswith(f"cuda gru {compute} {form},") for name in names)
         for variant in ("registers", "shared", "cluster", "scatter", "streamed"):
             assert any(name.startswith(f"cuda posterior {compute} {variant},") for name in names)
+        for variant in ("block", "cluster", "streamed"):
+            assert any(name.startswith(f"cuda interleaved {compute} {variant},") for name in names)
     assert len(names) == len(set(names))
     chosen = [case for case in cases if "float16" not in case.name or "cluster of 2," in case.name]
     assert gpu_small.run_all(iter(chosen), lambda: None) == []

@@ -25,7 +25,12 @@ pytestmark = pytest.mark.skipif(
 )
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-OPS = [("gru_sequence", "lengths_reverse"), ("posterior_sequence", "prior_silu"), ("gaussian_rsample_kl", "prior")]
+OPS = [
+    ("gru_sequence", "lengths_reverse"),
+    ("posterior_sequence", "prior_silu"),
+    ("interleaved_sequence", "resets_anew"),
+    ("gaussian_rsample_kl", "prior"),
+]
 each_op = pytest.mark.parametrize(("op", "name"), OPS)
 
 
@@ -70,6 +75,31 @@ def posterior(steps: int, batch: int, width: int, latent: int) -> Sample:
     return Sample("posterior_sequence", f"{steps}x{batch}x{width}x{latent}", tensors)
 
 
+def interleaved(steps: int, batch: int, *sizes: int) -> Sample:
+    """sizes: H, E, M, Z; resets at every third entry"""
+    size, embed, width, latent = sizes
+    tensors = {
+        "gates_x": draw(steps, batch, 3 * size),
+        "embed_context": draw(steps, batch, embed),
+        "context": draw(steps, batch, width),
+        "h0": draw(batch, size),
+        "z0": draw(batch, latent),
+        "eps": draw(steps, batch, latent),
+        "weight_embed": draw(embed, latent) / (2 * latent**0.5),
+        "weight_zh": draw(3 * size, embed) / (2 * embed**0.5),
+        "weight_hh": draw(3 * size, size) / (2 * size**0.5),
+        "bias_hh": draw(3 * size) / 2,
+        "weight_h": draw(width, size) / (2 * size**0.5),
+        "weight_out": draw(2 * latent, width) / (6 * width**0.5),
+        "bias_out": draw(2 * latent) / 2 - 1,
+        "reset_h": draw(batch, size),
+        "reset_z": draw(batch, latent),
+    }
+    resets = torch.arange(steps * batch).view(steps, batch) % 3 == 1
+    options = {"resets": resets, "embed_activation": "elu", "scale": "softplus"}
+    return Sample("interleaved_sequence", f"{steps}x{batch}x{sizes}", tensors, options)
+
+
 @pytest.mark.parametrize("hidden", [64, 128, 256, 512, 1024, 1500])
 @pytest.mark.parametrize("batch", [1, 32, 130])
 @each_dtype
@@ -85,7 +115,20 @@ def test_posterior_sizes(size: tuple[int, int], batch: int, dtype: torch.dtype) 
     check(posterior(7, batch, *size), dtype)
 
 
-@pytest.mark.parametrize("sample", [gru(9, 32, 256), gru(9, 32, 1024), posterior(7, 32, 256, 64)], ids=str)
+INTERLEAVED = [(64, 64, 64, 16), (50, 19, 34, 49), (256, 256, 256, 64), (300, 40, 130, 30), (512, 512, 512, 100)]
+
+
+@pytest.mark.parametrize("sizes", INTERLEAVED, ids=str)
+@pytest.mark.parametrize("batch", [1, 32, 130])
+@each_dtype
+def test_interleaved_sizes(sizes: tuple[int, ...], batch: int, dtype: torch.dtype) -> None:
+    check(interleaved(7, batch, *sizes), dtype)
+
+
+TF32 = [gru(9, 32, 256), gru(9, 32, 1024), posterior(7, 32, 256, 64), interleaved(7, 32, 256, 256, 256, 64)]
+
+
+@pytest.mark.parametrize("sample", TF32, ids=str)
 def test_tf32_follows_pytorchs_setting(sample: Sample) -> None:
     """Full precision unless it is allowed; then products of ten bits, and of no fewer."""
     from benchmarks.gpu_problems import tf32
@@ -109,7 +152,10 @@ def test_the_same_bits_every_time(op: str, name: str, dtype: torch.dtype) -> Non
                 assert_equal(part, tensor, want_part[part])
 
 
-@pytest.mark.parametrize("sample", [gru(40, 64, 256), gru(40, 64, 1024), posterior(40, 64, 500, 100)], ids=str)
+RACES = [gru(40, 64, 256), gru(40, 64, 1024), posterior(40, 64, 500, 100), interleaved(40, 64, 256, 250, 130, 60)]
+
+
+@pytest.mark.parametrize("sample", RACES, ids=str)
 def test_exchanges_between_blocks_do_not_race(sample: Sample) -> None:
     """Clusters and grids, many steps: the same bits every time."""
     moved = sample.to("cuda", torch.bfloat16, requires_grad=True)
@@ -138,7 +184,10 @@ def test_the_callers_stream(op: str, name: str) -> None:
         assert_equal(part, tensor, want[part])
 
 
-@pytest.mark.parametrize("sample", [gru(6, 9, 40), gru(6, 9, 300), gru(6, 9, 700), posterior(5, 9, 64, 16)], ids=str)
+GRAPHED = [gru(6, 9, 40), gru(6, 9, 300), gru(6, 9, 700), posterior(5, 9, 64, 16), interleaved(5, 9, 256, 64, 64, 16)]
+
+
+@pytest.mark.parametrize("sample", GRAPHED, ids=str)
 def test_inside_a_cuda_graph(sample: Sample) -> None:
     """Captured once, forward and backward, and replayed on other values."""
     moved = sample.to("cuda", torch.float32, requires_grad=True)

@@ -37,6 +37,8 @@ RICH = [
     find_sample("gru_sequence", "wide"),
     find_sample("posterior_sequence", "prior_silu"),
     find_sample("posterior_sequence", "wide"),
+    find_sample("interleaved_sequence", "resets_anew"),
+    find_sample("interleaved_sequence", "wide"),
     find_sample("gaussian_rsample_kl", "prior"),
 ]
 each_rich = pytest.mark.parametrize("sample", RICH, ids=str)
@@ -98,7 +100,11 @@ def spoil(tensor: Tensor, padding: Tensor) -> Tensor:
 
 def test_what_padding_holds_changes_nothing() -> None:
     """NaN beyond the lengths of a sequence, in inputs and in the gradients of outputs."""
-    for op, name in (("gru_sequence", "lengths"), ("posterior_sequence", "prior_tanh")):
+    for op, name in (
+        ("gru_sequence", "lengths"),
+        ("posterior_sequence", "prior_tanh"),
+        ("interleaved_sequence", "resets_anew"),
+    ):
         sample = find_sample(op, name).to("cpu", torch.float32, requires_grad=True)
         lengths = sample.options["lengths"]
         outputs = sample.run("cuda")
@@ -131,7 +137,8 @@ def test_lengths_out_of_range_are_clamped() -> None:
 @pytest.mark.parametrize(("op", "state"), [(op, state) for op in RECURRENT for state in ROWS[op].states])
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_float32_state_beside_half_precision(op: str, state: str, dtype: torch.dtype) -> None:
-    name = {"gru_sequence": "lengths_reverse", "gru_packed": "reverse", "posterior_sequence": "prior_silu"}[op]
+    names = {"gru_sequence": "lengths_reverse", "gru_packed": "reverse", "posterior_sequence": "prior_silu"}
+    name = (names | {"interleaved_sequence": "resets_anew"})[op]
     half = find_sample(op, name).to("cpu", dtype)
     tensors = half.tensors | {state: half.tensors[state].float()}
     sample = half.replace({part: tensor.requires_grad_() for part, tensor in tensors.items()})

@@ -15,6 +15,7 @@ namespace vssn {
 // Weak: a build of some ops alone (make OPS=gru) has no others.
 __attribute__((weak)) void bind_gru(py::module_& module);
 __attribute__((weak)) void bind_posterior(py::module_& module);
+__attribute__((weak)) void bind_interleaved(py::module_& module);
 __attribute__((weak)) void bind_gaussian(py::module_& module);
 
 namespace {
@@ -27,7 +28,7 @@ T* pointer(intptr_t address) {
 }  // namespace
 
 PYBIND11_MODULE(_cuda, module) {
-    for (auto* bind : {bind_gru, bind_posterior, bind_gaussian})
+    for (auto* bind : {bind_gru, bind_posterior, bind_interleaved, bind_gaussian})
         if (bind) bind(module);
     module.def("set_order", gpu::host::set_order);
     module.def("set_device_limits", [](int compute_capability, int multiprocessors, int shared_bytes, int max_cluster) {

@@ -321,6 +321,7 @@ inline float divide(float a, float b) {
 
 inline float expm1(float x) { return std::expm1(x); }
 inline float log1p(float x) { return std::log1p(x); }
+inline float log(float x) { return std::log(x); }
 inline float maximum(float a, float b) { return a > b || a != a ? a : b; }
 
 // ---- Products ---------------------------------------------------------------------------------------------------

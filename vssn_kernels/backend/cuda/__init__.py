@@ -6,6 +6,7 @@ freshly allocated tensors, written in full, and works on the caller's current st
 
 from vssn_kernels.backend.cuda.gaussian import gaussian_backward, gaussian_forward
 from vssn_kernels.backend.cuda.gru import gru_backward, gru_forward
+from vssn_kernels.backend.cuda.interleaved import interleaved_backward, interleaved_forward
 from vssn_kernels.backend.cuda.posterior import posterior_backward, posterior_forward
 from vssn_kernels.reference.gru_packed import by_padding
 
@@ -16,6 +17,8 @@ __all__ = [
     "gru_forward",
     "gru_packed_backward",
     "gru_packed_forward",
+    "interleaved_backward",
+    "interleaved_forward",
     "posterior_backward",
     "posterior_forward",
 ]
