@@ -1,6 +1,6 @@
 // vssn_kernels._cpu: the kernels for Python.
 //
-// Each function takes whether the tensors are float64, and the fields of its struct in kernels.h, by name
+// Each function takes the type that tensors are stored in, and the fields of its struct in kernels.h, by name
 // (../common/arguments.h). vssn_kernels/backend/cpu, the only caller, has checked and allocated everything. The GIL is
 // released while a kernel runs.
 #include <pybind11/pybind11.h>
@@ -37,9 +37,10 @@ struct Evaluate {
 };
 
 // Which version of a function is meant: its first argument.
+VSSN_ENUM(Storage, float32, float64, bfloat16)
 struct Version {
-    bool float64;
-    VSSN_FIELDS(float64)
+    Storage storage;
+    VSSN_FIELDS(storage)
 };
 
 // The function that runs `run` with the kernels of a type and a Problem of that type.
@@ -48,9 +49,15 @@ void define(py::module_& module, const char* name, Run run) {
     Signature signature = signature_of(module, name);
     signature.add<Version>();
     signature.add<Problem<float>>();
-    define(module, name, std::move(signature), [run](Arguments& in) {
-        return in.read<Version>().float64 ? result_of(run, kernels().f64, in.read<Problem<double>>())
-                                          : result_of(run, kernels().f32, in.read<Problem<float>>());
+    define(module, name, std::move(signature), [run](Arguments& in) -> py::object {
+        switch (in.read<Version>().storage) {
+            case Storage::float32:
+                return result_of(run, *kernels().f32, in.read<Problem<float>>());
+            case Storage::float64:
+                return result_of(run, *kernels().f64, in.read<Problem<double>>());
+            default:
+                return result_of(run, *kernels().bf16, in.read<Problem<BFloat16>>());
+        }
     });
 }
 

@@ -52,7 +52,19 @@ constexpr Kernels<T> entries() {
 
 }  // namespace
 
-extern const KernelTable table;
-const KernelTable table = {VSSN_TEXT(VSSN_ISA), entries<float>(), entries<double>()};
+#if defined(VSSN_BFLOAT16_ALONE)
+#if defined(VSSN_EMULATED)
+#define VSSN_BASE generic
+#else
+#define VSSN_BASE avx512
+#endif
+const Kernels<BFloat16> bf16 = entries<BFloat16>();
+const KernelTable table = {VSSN_TEXT(VSSN_ISA), &VSSN_BASE::f32, &VSSN_BASE::f64, &bf16};
+#else
+const Kernels<float> f32 = entries<float>();
+const Kernels<double> f64 = entries<double>();
+const Kernels<BFloat16> bf16 = entries<BFloat16>();
+const KernelTable table = {VSSN_TEXT(VSSN_ISA), &f32, &f64, &bf16};
+#endif
 
 }  // namespace vssn::VSSN_ISA

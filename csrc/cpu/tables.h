@@ -1,41 +1,36 @@
-// The entry points of one instruction set, overloaded for float and double; table.cpp collects them.
+// The entry points of one instruction set, overloaded for the types of storage; table.cpp collects them.
 #pragma once
 
 #include "kernels.h"
 
+// A kernel file says with VSSN_FOR_STORAGES(what it has for one type) that it has it for all. The instruction sets that
+// differ in their products of BFloat16 alone have it for that.
+#if defined(VSSN_BFLOAT16_ALONE)
+#define VSSN_FOR_STORAGES(has) has(BFloat16)
+#else
+#define VSSN_FOR_STORAGES(has) has(float) has(double) has(BFloat16)
+#endif
+
 namespace vssn::VSSN_ISA {
 
-void gaussian_forward(const GaussianForward<float>&);
-void gaussian_forward(const GaussianForward<double>&);
-void gaussian_backward(const GaussianBackward<float>&);
-void gaussian_backward(const GaussianBackward<double>&);
-void gru_forward(const GruForward<float>&, void* workspace);
-int64_t gru_forward_workspace(const GruForward<float>&);
-void gru_forward(const GruForward<double>&, void* workspace);
-int64_t gru_forward_workspace(const GruForward<double>&);
-void gru_backward(const GruBackward<float>&, void* workspace);
-int64_t gru_backward_workspace(const GruBackward<float>&);
-void gru_backward(const GruBackward<double>&, void* workspace);
-int64_t gru_backward_workspace(const GruBackward<double>&);
-void posterior_forward(const PosteriorForward<float>&, void* workspace);
-int64_t posterior_forward_workspace(const PosteriorForward<float>&);
-void posterior_forward(const PosteriorForward<double>&, void* workspace);
-int64_t posterior_forward_workspace(const PosteriorForward<double>&);
-void posterior_backward(const PosteriorBackward<float>&, void* workspace);
-int64_t posterior_backward_workspace(const PosteriorBackward<float>&);
-void posterior_backward(const PosteriorBackward<double>&, void* workspace);
-int64_t posterior_backward_workspace(const PosteriorBackward<double>&);
-void mlp_forward(const MlpForward<float>&, void* workspace);
-int64_t mlp_forward_workspace(const MlpForward<float>&);
-void mlp_forward(const MlpForward<double>&, void* workspace);
-int64_t mlp_forward_workspace(const MlpForward<double>&);
-void mlp_backward(const MlpBackward<float>&, void* workspace);
-int64_t mlp_backward_workspace(const MlpBackward<float>&);
-void mlp_backward(const MlpBackward<double>&, void* workspace);
-int64_t mlp_backward_workspace(const MlpBackward<double>&);
-void bernoulli_forward(const BernoulliForward<float>&);
-void bernoulli_forward(const BernoulliForward<double>&);
-void bernoulli_backward(const BernoulliBackward<float>&);
-void bernoulli_backward(const BernoulliBackward<double>&);
+#define VSSN_ENTRIES(T)                                                    \
+    void gaussian_forward(const GaussianForward<T>&);                      \
+    void gaussian_backward(const GaussianBackward<T>&);                    \
+    void gru_forward(const GruForward<T>&, void* workspace);               \
+    int64_t gru_forward_workspace(const GruForward<T>&);                   \
+    void gru_backward(const GruBackward<T>&, void* workspace);             \
+    int64_t gru_backward_workspace(const GruBackward<T>&);                 \
+    void posterior_forward(const PosteriorForward<T>&, void* workspace);   \
+    int64_t posterior_forward_workspace(const PosteriorForward<T>&);       \
+    void posterior_backward(const PosteriorBackward<T>&, void* workspace); \
+    int64_t posterior_backward_workspace(const PosteriorBackward<T>&);     \
+    void mlp_forward(const MlpForward<T>&, void* workspace);               \
+    int64_t mlp_forward_workspace(const MlpForward<T>&);                   \
+    void mlp_backward(const MlpBackward<T>&, void* workspace);             \
+    int64_t mlp_backward_workspace(const MlpBackward<T>&);                 \
+    void bernoulli_forward(const BernoulliForward<T>&);                    \
+    void bernoulli_backward(const BernoulliBackward<T>&);
+VSSN_FOR_STORAGES(VSSN_ENTRIES)
+#undef VSSN_ENTRIES
 
 }  // namespace vssn::VSSN_ISA

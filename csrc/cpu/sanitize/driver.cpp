@@ -1,5 +1,7 @@
 // Runs every kernel at odd sizes, with lengths, both directions and several threads, for a sanitizer to watch, and
-// compares: values with plain loops in double, gradients with differences of these loops.
+// compares: values with plain loops in double, gradients with differences of these loops. Those for BFloat16 are
+// compared with the ones for double on rounded inputs and, closer, with the generic ones, which round at the same
+// points.
 //
 // Buffers have exactly the size that a kernel may touch; gaps between rows, padding and fresh memory hold NaN.
 #include <math.h>
@@ -12,6 +14,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../kernels.h"
@@ -85,12 +88,31 @@ struct Sequence {
     Steps<const T> view() const { return {data.data(), B * stride, stride}; }
 };
 
+const KernelTable* table = nullptr;
+
 template <class T>
 const Kernels<T>& entries() {
-    if constexpr (sizeof(T) == 4)
-        return kernels().f32;
+    if constexpr (sizeof(T) == 2)
+        return *table->bf16;
+    else if constexpr (sizeof(T) == 4)
+        return *table->f32;
     else
-        return kernels().f64;
+        return *table->f64;
+}
+
+Array rounded(const Array& values) {
+    Array all;
+    for (double value : values) all.push_back(float(BFloat16(float(value))));
+    return all;
+}
+
+// run(tolerance of outputs): the gradients; of a problem whose values are as rounded() gives them.
+void check_bfloat16(const std::string& name, const std::function<Array(double)>& run, const Array& grads) {
+    const Array found = run(1e-2);
+    check_close(name + " bfloat16 backward", found, grads, 3e-2);
+    const KernelTable* own = std::exchange(table, &generic::table);
+    check_close(name + " bfloat16 as generic", found, run(1e-2), 1e-3);
+    table = own;
 }
 
 // On memory that starts as NaN.
@@ -137,8 +159,10 @@ Array run(const Gru& p, bool pack, int threads, const Array& cotangent, const st
                     : Sequence<T>(values, p.steps, p.B, width, lengths, gap);
     };
     const Sequence<T> x = sequence(p.gates_x, 3 * p.H, 3);
-    const std::vector<T> h0 = cast<T>(p.h0), weight = cast<T>(p.weight), bias = cast<T>(p.bias);
-    std::vector<T> output = fresh<T>(rows * p.H), h_n = fresh<T>(p.B * p.H), gates = fresh<T>(rows * 4 * p.H);
+    const std::vector<T> weight = cast<T>(p.weight), bias = cast<T>(p.bias), stored_h0 = cast<T>(p.h0);
+    const std::vector<Compute<T>> h0 = cast<Compute<T>>(p.h0);
+    std::vector<Compute<T>> h_n = fresh<Compute<T>>(p.B * p.H);
+    std::vector<T> output = fresh<T>(rows * p.H), gates = fresh<T>(rows * 4 * p.H);
     const GruForward<T> forward{threads,
                                 p.steps,
                                 p.B,
@@ -154,14 +178,16 @@ Array run(const Gru& p, bool pack, int threads, const Array& cotangent, const st
                                 h_n.data(),
                                 gates.data()};
     call(entries<T>().gru_forward, entries<T>().gru_forward_workspace, forward);
-    std::vector<T> outputs = pack ? padded(output, valid, p.H, all) : output;
+    const std::vector<T> sequence_out = pack ? padded(output, valid, p.H, all) : output;
+    Array outputs(sequence_out.begin(), sequence_out.end());
     outputs.insert(outputs.end(), h_n.begin(), h_n.end());
     check_close(name + " forward", outputs, plain(p), tolerance);
 
     const Sequence<T> grad_output = sequence(Array(cotangent.begin(), cotangent.begin() + all * p.H), p.H, 1);
-    const std::vector<T> grad_h_n(cotangent.begin() + all * p.H, cotangent.end());
-    std::vector<T> grad_x = fresh<T>(rows * 3 * p.H), grad_a = fresh<T>(rows * p.H), grad_h0 = fresh<T>(p.B * p.H);
-    std::vector<T> grad_weight = fresh<T>(3 * p.H * p.H), grad_bias = fresh<T>(3 * p.H);
+    const std::vector<Compute<T>> grad_h_n(cotangent.begin() + all * p.H, cotangent.end());
+    std::vector<T> grad_x = fresh<T>(rows * 3 * p.H), grad_a = fresh<T>(rows * p.H);
+    std::vector<Compute<T>> grad_h0 = fresh<Compute<T>>(p.B * p.H), grad_weight = fresh<Compute<T>>(3 * p.H * p.H);
+    std::vector<Compute<T>> grad_bias = fresh<Compute<T>>(3 * p.H);
     const GruBackward<T> backward{threads,
                                   p.steps,
                                   p.B,
@@ -173,7 +199,7 @@ Array run(const Gru& p, bool pack, int threads, const Array& cotangent, const st
                                   {grad_h_n.data(), p.H},
                                   output.data(),
                                   gates.data(),
-                                  {h0.data(), p.H},
+                                  {stored_h0.data(), p.H},
                                   {weight.data(), p.H},
                                   grad_x.data(),
                                   grad_a.data(),
@@ -182,9 +208,8 @@ Array run(const Gru& p, bool pack, int threads, const Array& cotangent, const st
                                   grad_bias.data()};
     call(entries<T>().gru_backward, entries<T>().gru_backward_workspace, backward);
     if (pack) grad_x = padded(grad_x, valid, 3 * p.H, all);
-    Array grads;
-    for (const auto* part : {&grad_x, &grad_h0, &grad_weight, &grad_bias})
-        grads.insert(grads.end(), part->begin(), part->end());
+    Array grads(grad_x.begin(), grad_x.end());
+    for (const auto* part : {&grad_h0, &grad_weight, &grad_bias}) grads.insert(grads.end(), part->begin(), part->end());
     return grads;
 }
 
@@ -211,6 +236,13 @@ void test_gru(int64_t steps, int64_t B, int64_t H, bool reverse, std::vector<int
     const Array cotangent = normal((steps * B + B) * H);
     const Array grads = run<double>(p, pack, threads, cotangent, name, 1e-12);
     check_close(name + " float backward", run<float>(p, pack, threads, cotangent, name, 1e-5), grads, 1e-4);
+    const Gru half{steps,          B, H, reverse, lengths, rounded(p.gates_x), rounded(p.h0), rounded(p.weight),
+                   rounded(p.bias)};
+    const Array slopes = rounded(cotangent);
+    check_bfloat16(
+        name,
+        [&](double tolerance) { return run<BFloat16>(half, pack, threads, slopes, name + " bfloat16", tolerance); },
+        run<double>(half, pack, threads, slopes, name, 1e-12));
     const Array x_way = normal(p.gates_x.size()), h_way = normal(p.h0.size());
     const Array weight_way = normal(p.weight.size()), bias_way = normal(p.bias.size());
     Array way;
@@ -238,7 +270,8 @@ Array run(const Posterior& p, int threads, const Array& cotangent, const std::st
     const int64_t* lengths = p.lengths_pointer();
     const Sequence<T> context(p.context, p.steps, p.B, p.M, lengths, 1), eps(p.eps, p.steps, p.B, p.Z, lengths, 2);
     const Sequence<T> prior_context(p.prior_context, p.prior ? p.steps : 0, p.B, p.M, lengths, 3);
-    const std::vector<T> z0 = cast<T>(p.z0), weight_z = cast<T>(p.weight_z), weight_out = cast<T>(p.weight_out);
+    const std::vector<Compute<T>> z0 = cast<Compute<T>>(p.z0);
+    const std::vector<T> stored_z0 = cast<T>(p.z0), weight_z = cast<T>(p.weight_z), weight_out = cast<T>(p.weight_out);
     const std::vector<T> bias_out = cast<T>(p.bias_out), prior_weight_z = cast<T>(p.prior_weight_z);
     const std::vector<T> prior_weight_mu = cast<T>(p.prior_weight_mu), prior_bias_mu = cast<T>(p.prior_bias_mu);
     std::vector<T> z = fresh<T>(size), mu = fresh<T>(size), logvar = fresh<T>(size);
@@ -250,7 +283,7 @@ Array run(const Posterior& p, int threads, const Array& cotangent, const std::st
                p.M,
                p.Z,
                p.activation,
-               T(kMinLogvar),
+               Compute<T>(kMinLogvar),
                lengths,
                context.view(),
                eps.view(),
@@ -279,22 +312,23 @@ Array run(const Posterior& p, int threads, const Array& cotangent, const std::st
         grad_outputs.emplace_back(part, p.steps, p.B, p.Z, lengths, i);
     }
     std::vector<T> grad_context = fresh<T>(hidden_size), grad_prior_context = fresh<T>(prior_size);
-    std::vector<T> grad_out = fresh<T>(2 * size), grad_eps = fresh<T>(size), grad_z0 = fresh<T>(p.B * p.Z);
+    std::vector<T> grad_out = fresh<T>(2 * size), grad_eps = fresh<T>(size);
+    std::vector<Compute<T>> grad_z0 = fresh<Compute<T>>(p.B * p.Z);
     const int64_t sizes[] = {p.M * p.Z, 2 * p.Z * p.M, 2 * p.Z, p.M * p.Z, p.Z * p.M, p.Z};
-    std::vector<std::vector<T>> grad_weights;
-    for (int i = 0; i < (p.prior ? 6 : 3); ++i) grad_weights.push_back(fresh<T>(sizes[i]));
+    std::vector<std::vector<Compute<T>>> grad_weights;
+    for (int i = 0; i < (p.prior ? 6 : 3); ++i) grad_weights.push_back(fresh<Compute<T>>(sizes[i]));
     grad_weights.resize(6);
     std::vector<T> active[2] = {hidden, prior_hidden};
     for (std::vector<T>& values : active)
         for (T& value : values)
-            if (keeps_input(p.activation)) value = T(act(p.activation, double(value)));
+            if (keeps_input(p.activation)) value = T(act(p.activation, double(Compute<T>(value))));
     const PosteriorBackward<T> backward{threads,
                                         p.steps,
                                         p.B,
                                         p.M,
                                         p.Z,
                                         p.activation,
-                                        T(kMinLogvar),
+                                        Compute<T>(kMinLogvar),
                                         lengths,
                                         grad_outputs[0].view(),
                                         grad_outputs[1].view(),
@@ -308,7 +342,7 @@ Array run(const Posterior& p, int threads, const Array& cotangent, const std::st
                                         {p.prior ? prior_weight_z.data() : nullptr, p.Z},
                                         {p.prior ? prior_weight_mu.data() : nullptr, p.M},
                                         z.data(),
-                                        {z0.data(), p.Z},
+                                        {stored_z0.data(), p.Z},
                                         active[0].data(),
                                         p.prior ? active[1].data() : nullptr,
                                         grad_context.data(),
@@ -324,8 +358,9 @@ Array run(const Posterior& p, int threads, const Array& cotangent, const std::st
                                         p.prior ? grad_weights[5].data() : nullptr};
     call(entries<T>().posterior_backward, entries<T>().posterior_backward_workspace, backward);
     Array grads;
-    for (const auto* part : {&grad_context, &grad_prior_context, &grad_eps, &grad_z0})
+    for (const auto* part : {&grad_context, &grad_prior_context, &grad_eps})
         grads.insert(grads.end(), part->begin(), part->end());
+    grads.insert(grads.end(), grad_z0.begin(), grad_z0.end());
     for (const auto& part : grad_weights) grads.insert(grads.end(), part.begin(), part.end());
     return grads;
 }
@@ -366,6 +401,16 @@ void test_posterior(int64_t steps, int64_t B, int64_t M, int64_t Z, Activation a
     const Array cotangent = normal(3 * steps * B * Z);
     const Array grads = run<double>(p, threads, cotangent, name, 1e-12);
     check_close(name + " float backward", run<float>(p, threads, cotangent, name, 1e-5), grads, 1e-4);
+    Posterior half(p);
+    for (Array Posterior::* const part :
+         {&Posterior::context, &Posterior::eps, &Posterior::z0, &Posterior::weight_z, &Posterior::weight_out,
+          &Posterior::bias_out, &Posterior::prior_context, &Posterior::prior_weight_z, &Posterior::prior_weight_mu,
+          &Posterior::prior_bias_mu})
+        half.*part = rounded(p.*part);
+    const Array slopes = rounded(cotangent);
+    check_bfloat16(
+        name, [&](double tolerance) { return run<BFloat16>(half, threads, slopes, name + " bfloat16", tolerance); },
+        run<double>(half, threads, slopes, name, 1e-12));
     const Array context_way = normal(p.context.size()), prior_way = normal(p.prior_context.size());
     const Array eps_way = normal(p.eps.size()), z0_way = normal(p.z0.size());
     Array way;
@@ -441,6 +486,12 @@ void test_gaussian(int64_t N, int64_t Z, int threads) {
     const Array cotangent = normal(N * Z + N);
     const Array grads = run<double>(p, threads, cotangent, name, 1e-12);
     check_close(name + " float backward", run<float>(p, threads, cotangent, name, 1e-5), grads, 1e-4);
+    Gaussian half(p);
+    for (Array& values : half.values) values = rounded(values);
+    const Array slopes = rounded(cotangent);
+    check_bfloat16(
+        name, [&](double tolerance) { return run<BFloat16>(half, threads, slopes, name + " bfloat16", tolerance); },
+        run<double>(half, threads, slopes, name, 1e-12));
     const double difference = slope([&](double step) {
         Gaussian moved(p);
         for (int i = 0; i < 5; ++i) moved.values[i] = plus(p.values[i], ways[i], step);
@@ -456,16 +507,17 @@ template <class T>
 Array run(const Mlp& p, int threads, const Array& cotangent, const std::string& name, double tolerance) {
     const int64_t outputs = p.N * (p.two ? p.O : p.M), floors = p.floored ? p.N * p.O : 0;
     std::vector<Sequence<T>> x;
-    std::vector<std::vector<T>> w, grad_x, grad_w;
+    std::vector<std::vector<T>> w, grad_x;
+    std::vector<std::vector<Compute<T>>> grad_w;
     MlpList<int64_t> K{};
     MlpList<Rows<const T>> x_rows{}, w_rows{};
     MlpList<T*> grad_x_pointers{};
-    MlpList<Rows<T>> grad_w_rows{};
+    MlpList<Rows<Compute<T>>> grad_w_rows{};
     for (size_t i = 0; i < p.x.size(); ++i) {
         x.emplace_back(p.x[i], p.N, 1, p.widths[i], nullptr, int64_t(i));
         w.push_back(cast<T>(p.w[i]));
         grad_x.push_back(fresh<T>(p.x[i].size()));
-        grad_w.push_back(fresh<T>(p.w[i].size()));
+        grad_w.push_back(fresh<Compute<T>>(p.w[i].size()));
     }
     for (size_t i = 0; i < p.x.size(); ++i) {
         const int64_t width = p.widths[i];
@@ -478,24 +530,24 @@ Array run(const Mlp& p, int threads, const Array& cotangent, const std::string& 
     const std::vector<T> bias = cast<T>(p.bias), weight_out = cast<T>(p.weight_out), bias_out = cast<T>(p.bias_out);
     const Rows<const T> second{p.two ? weight_out.data() : nullptr, p.M};
     std::vector<T> out = fresh<T>(outputs), logvar = fresh<T>(floors), hidden = fresh<T>(p.two ? p.N * p.M : 0);
-    MlpForward<T> forward{threads,         p.N,        p.M,           p.O,          p.activation, p.floored,
-                          T(kMinLogvar),   K,          x_rows,        w_rows,       bias.data(),  second,
-                          bias_out.data(), out.data(), logvar.data(), hidden.data()};
+    MlpForward<T> forward{
+        threads, p.N,    p.M,         p.O,    p.activation,    p.floored,  Compute<T>(kMinLogvar), K,
+        x_rows,  w_rows, bias.data(), second, bias_out.data(), out.data(), logvar.data(),          hidden.data()};
     call(entries<T>().mlp_forward, entries<T>().mlp_forward_workspace, forward);
     std::vector<T> results(out);
     results.insert(results.end(), logvar.begin(), logvar.end());
     check_close(name + " forward", results, plain(p), tolerance);
 
     const std::vector<T> grad = cast<T>(cotangent);
-    std::vector<T> grad_bias = fresh<T>(p.M), grad_weight_out = fresh<T>(weight_out.size());
-    std::vector<T> grad_bias_out = fresh<T>(bias_out.size());
+    std::vector<Compute<T>> grad_bias = fresh<Compute<T>>(p.M), grad_bias_out = fresh<Compute<T>>(bias_out.size());
+    std::vector<Compute<T>> grad_weight_out = fresh<Compute<T>>(weight_out.size());
     MlpBackward<T> backward{threads,
                             p.N,
                             p.M,
                             p.O,
                             p.activation,
                             p.floored,
-                            T(kMinLogvar),
+                            Compute<T>(kMinLogvar),
                             K,
                             x_rows,
                             w_rows,
@@ -511,8 +563,8 @@ Array run(const Mlp& p, int threads, const Array& cotangent, const std::string& 
                             p.two ? grad_bias_out.data() : nullptr};
     call(entries<T>().mlp_backward, entries<T>().mlp_backward_workspace, backward);
     Array grads;
-    for (const auto* parts : {&grad_x, &grad_w})
-        for (const auto& part : *parts) grads.insert(grads.end(), part.begin(), part.end());
+    for (const auto& part : grad_x) grads.insert(grads.end(), part.begin(), part.end());
+    for (const auto& part : grad_w) grads.insert(grads.end(), part.begin(), part.end());
     for (const auto* part : {&grad_bias, &grad_weight_out, &grad_bias_out})
         grads.insert(grads.end(), part->begin(), part->end());
     return grads;
@@ -537,6 +589,14 @@ void test_mlp(int64_t N, std::vector<int64_t> widths, int64_t M, int64_t O, Acti
     const Array cotangent = normal(N * (two ? rows : M));
     const Array grads = run<double>(p, threads, cotangent, name, 1e-12);
     check_close(name + " float backward", run<float>(p, threads, cotangent, name, 1e-5), grads, 1e-4);
+    Mlp half(p);
+    for (auto* parts : {&half.x, &half.w})
+        for (Array& part : *parts) part = rounded(part);
+    for (Array* part : {&half.bias, &half.weight_out, &half.bias_out}) *part = rounded(*part);
+    const Array slopes = rounded(cotangent);
+    check_bfloat16(
+        name, [&](double tolerance) { return run<BFloat16>(half, threads, slopes, name + " bfloat16", tolerance); },
+        run<double>(half, threads, slopes, name, 1e-12));
     Mlp way(p);
     Array flat;
     const auto draw = [&](Array& part) {
@@ -558,6 +618,30 @@ void test_mlp(int64_t N, std::vector<int64_t> widths, int64_t M, int64_t O, Acti
         return dot(plain(moved), cotangent);
     });
     check_close(name + " backward", dot(grads, flat), difference, 1e-6);
+}
+
+// Products of small whole numbers are exact whatever the order: a wrong place in a tile or a panel shows as a number.
+void test_exact_products(int64_t N, std::vector<int64_t> widths, int64_t M, int threads) {
+    const std::string name = "exact products " + std::to_string(N) + "x" + std::to_string(widths[0]) + "x" +
+                             std::to_string(M) + " on " + std::to_string(threads);
+    const auto whole = [](int64_t count) {
+        std::uniform_int_distribution<int> distribution(-3, 3);
+        Array values(count);
+        for (double& value : values) value = distribution(generator);
+        return values;
+    };
+    Mlp p{N, M, 0, widths, Activation::tanh, false, false, {}, {}, Array(M, 0.0), {}, {}};
+    for (int64_t K : widths) {
+        p.x.push_back(whole(N * K));
+        p.w.push_back(whole(M * K));
+    }
+    const Array cotangent = whole(N * M);
+    const Array grads = run<BFloat16>(p, threads, cotangent, name, 3e-3),
+                exact = run<double>(p, threads, cotangent, name, 0);
+    size_t rounds = 0;  // gradients of inputs are stored rounded
+    for (int64_t K : widths) rounds += N * K;
+    for (size_t i = 0; i < exact.size(); ++i)
+        check_close(name, grads[i], i < rounds ? rounded({exact[i]})[0] : exact[i], 0);
 }
 
 // ---- Bernoulli -------------------------------------------------------------------------------------------
@@ -585,6 +669,11 @@ void test_bernoulli(int64_t N, int64_t X, int threads) {
     const Array cotangent = normal(N), logits_way = normal(N * X), x_way = normal(N * X);
     const Array grads = run<double>(p, threads, cotangent, name, 1e-12);
     check_close(name + " float backward", run<float>(p, threads, cotangent, name, 1e-5), grads, 1e-4);
+    const BernoulliCase half{N, X, rounded(p.logits), rounded(p.x)};
+    const Array slopes = rounded(cotangent);
+    check_bfloat16(
+        name, [&](double tolerance) { return run<BFloat16>(half, threads, slopes, name + " bfloat16", tolerance); },
+        run<double>(half, threads, slopes, name, 1e-12));
     Array way(logits_way);
     way.insert(way.end(), x_way.begin(), x_way.end());
     const double difference = slope([&](double step) {
@@ -628,6 +717,9 @@ void test_all() {
                 test_mlp(N, widths, M, O, Activation(next++ % 4), false, threads);
                 test_mlp(N, widths, M, O, Activation(next++ % 4), true, threads);
             }
+        test_exact_products(1, {1}, 1, threads);
+        test_exact_products(37, {33, 5}, 50, threads);
+        test_exact_products(210, {700}, 97, threads);
         test_bernoulli(3, 1, threads);
         test_bernoulli(300, 88, threads);
         test_bernoulli(0, 4, threads);
@@ -638,7 +730,8 @@ void test_all() {
 
 int main() {
     try {
-        printf("%s: ", kernels().isa);
+        table = &kernels();
+        printf("%s: ", table->isa);
     } catch (const std::runtime_error& error) {
         printf("skipped: %s\n", error.what());
         return 0;

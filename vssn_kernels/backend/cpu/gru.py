@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vssn_kernels import _cpu
 from vssn_kernels.backend.common import Grads, as_rows, as_steps, pointer, row_arguments, step_arguments
-from vssn_kernels.backend.cpu.call import empty_like, is_float64
+from vssn_kernels.backend.cpu.call import empty_sums, storage, stored, widened
 from vssn_kernels.reference import gru_packed
 from vssn_kernels.reference.gru import states
 
@@ -57,12 +57,11 @@ def _forward(
     need_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, hidden = h0.shape
-    output, h_n = h0.new_empty(*shape, hidden), h0.new_empty(batch, hidden)
-    gates = h0.new_empty(*shape, 4 * hidden) if need_backward else h0.new_empty(0)
-    h0_, weight, bias = as_rows(h0), as_rows(weight_hh), bias_hh.contiguous()
-    float64 = is_float64(h0)
+    h0_, weight, bias = as_rows(widened(h0)), as_rows(weight_hh), bias_hh.contiguous()
+    output, h_n = bias.new_empty(*shape, hidden), h0_.new_empty(batch, hidden)
+    gates = bias.new_empty(*shape, 4 * hidden) if need_backward else bias.new_empty(0)
     _cpu.gru_forward(
-        float64=float64,
+        storage=storage(bias),
         threads=torch.get_num_threads(),
         steps=steps,
         B=batch,
@@ -78,7 +77,7 @@ def _forward(
         h_n=h_n.data_ptr(),
         gates=gates.data_ptr() if need_backward else 0,
     )
-    return output, h_n, gates
+    return output, stored(h_n, h0.dtype), gates
 
 
 def gru_backward(
@@ -131,12 +130,13 @@ def _backward(
     shape, (batch, hidden) = output.shape[:-1], h0.shape
     need_gates_x, need_h0, need_weight, need_bias = needs
     grad_gates_x, grad_a = output.new_empty(*shape, 3 * hidden), output.new_empty(*shape, hidden)
-    grad_h0, grad_weight = empty_like(h0, need_h0), empty_like(weight_hh, need_weight)
-    grad_bias = output.new_empty(3 * hidden) if need_bias else None
-    grad_h_n_, h0_, weight = as_rows(grad_h_n), as_rows(h0), as_rows(weight_hh)
-    float64 = is_float64(output)
+    dtype = output.dtype
+    grad_h0, grad_weight = empty_sums(h0.shape, dtype, need_h0), empty_sums(weight_hh.shape, dtype, need_weight)
+    grad_bias = empty_sums((3 * hidden,), dtype, need_bias)
+    # The states before the other steps are there as stored.
+    grad_h_n_, h0_, weight = as_rows(widened(grad_h_n)), as_rows(stored(h0, dtype)), as_rows(weight_hh)
     _cpu.gru_backward(
-        float64=float64,
+        storage=storage(output),
         threads=torch.get_num_threads(),
         steps=steps,
         B=batch,
@@ -156,7 +156,12 @@ def _backward(
         grad_weight=pointer(grad_weight),
         grad_bias=pointer(grad_bias),
     )
-    return grad_gates_x if need_gates_x else None, grad_h0, grad_weight, grad_bias
+    return (
+        grad_gates_x if need_gates_x else None,
+        stored(grad_h0, h0.dtype),
+        stored(grad_weight, dtype),
+        stored(grad_bias, dtype),
+    )
 
 
 def _packed_arguments(rows: Tensor | None) -> tuple[int, int, int]:
@@ -165,22 +170,22 @@ def _packed_arguments(rows: Tensor | None) -> tuple[int, int, int]:
     return at, 0, stride
 
 
-_VECTOR_BYTES = {"avx512": 64, "avx2": 32, "generic": 16}  # csrc/cpu/simd.h
+_VECTOR_BYTES = {"amx": 64, "avx512_bf16": 64, "avx512": 64, "avx2": 32, "generic": 16}  # csrc/cpu/simd.h
 
 
 def gru_output(gates: Tensor, h0: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
     """Forward's output [T, B, H] once more, from the gates that it kept."""
-    return states(*_kept(gates), h0, lengths, reverse)
+    return stored(states(*_kept(gates), h0, lengths, reverse), gates.dtype)
 
 
 def gru_packed_output(gates: Tensor, h0: Tensor, batch_sizes: Tensor, reverse: bool) -> Tensor:
     """Forward's output [N, H] once more, from the gates that it kept."""
-    return gru_packed.states(*_kept(gates), h0, batch_sizes, reverse)
+    return stored(gru_packed.states(*_kept(gates), h0, batch_sizes, reverse), gates.dtype)
 
 
 def _kept(gates: Tensor) -> tuple[Tensor, Tensor]:
-    """z and n [..., H], from the gates [..., 4H] in the kernels' order."""
-    hidden = gates.shape[-1] // 4
+    """z and n [..., H], from the gates [..., 4H] in the kernels' order; float32 where they are bfloat16."""
+    gates, hidden = widened(gates), gates.shape[-1] // 4
     lanes = _VECTOR_BYTES[_cpu.isa()] // gates.element_size()
     whole = hidden // lanes * lanes  # the units of whole vectors: for each vector r, z, n, a; then the rest alike
     vectors = gates[..., : 4 * whole].unflatten(-1, (whole // lanes, 4, lanes))
