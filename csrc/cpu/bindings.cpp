@@ -176,6 +176,11 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("waiting_cpu_seconds", waiting_cpu_seconds, py::call_guard<py::gil_scoped_release>());
     module.def("isa", [] { return kernels().isa; });
     module.attr("compiler") = "g++ " __VERSION__;
+#if defined(VSSN_HAS_BFLOAT16)  // whether there are kernels of the processors' instructions for products of bfloat16
+    module.attr("bfloat16_products") = true;
+#else
+    module.attr("bfloat16_products") = false;
+#endif
 }
 
 }  // namespace vssn

@@ -27,7 +27,7 @@ struct Entry {
     bool runs_here;
 };
 
-#if defined(__x86_64__) && !defined(VSSN_EMULATED)
+#if defined(__x86_64__) && !defined(VSSN_EMULATED_SETS)
 
 // The processor's answer for leaf 7: whether the bit is set.
 enum Register { eax, ebx, ecx, edx };
@@ -55,7 +55,7 @@ bool may_use_tiles() {
 // From the best on. VSSN_HAS_BFLOAT16: the compiler knew the instructions, and so there are kernels made of them.
 std::vector<Entry> entries() {
     std::vector<Entry> found;
-#if defined(VSSN_EMULATED)
+#if defined(VSSN_EMULATED_SETS)
     found = {{&amx::table, true}, {&avx512_bf16::table, true}};
 #elif defined(__x86_64__)
     __builtin_cpu_init();

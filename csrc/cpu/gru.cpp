@@ -95,12 +95,12 @@ State<S> state_of(const ForwardBuffers<S>& w, int turn, int64_t first) {
 
 template <class S>
 void pack_forward(const GruForward<S>& k, const ForwardBuffers<S>& w, Range blocks) {
-    constexpr int64_t L = kLanes<S>;
+    constexpr int64_t L = kLanes<S>, vector = Products<Operand<S>>::kTogether * L;  // of a panel
     for (int64_t block = blocks.begin; block < blocks.end; ++block)
         for (int64_t gate = 0; gate < 3; ++gate) {
             const int64_t first = gate * k.H + block * L, units = k.H - block * L;
             if (w.packed)
-                pack_transposed(w.panels + block * w.K * 3 * L + gate * L, k.H, L, 3 * L, k.weight, first, units);
+                pack_transposed(w.panels + block * w.K * 3 * L + gate * vector, k.H, L, 3 * L, k.weight, first, units);
             for (int64_t j = 0; j < L; ++j)
                 w.bias[(block * 3 + gate) * L + j] = j < units ? k.bias[first + j] : Compute<S>(0);
         }

@@ -165,8 +165,9 @@ inline void multiply_tiles() {
         call(7)
 
 VSSN_INLINE void configure_tiles(const TileShapes& shapes) {
-    VSSN_MEMORY_IS_READ;
-    _tile_loadconfig(&shapes);
+    const void* whole = &shapes;  // of which the intrinsic would read the first 8 bytes alone
+    __asm__ volatile("" : "+r"(whole) : : "memory");
+    _tile_loadconfig(whole);
 }
 
 VSSN_INLINE void release_tiles() { _tile_release(); }

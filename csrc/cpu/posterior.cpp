@@ -97,7 +97,7 @@ struct ForwardBuffers {
 template <class S>
 void pack_forward(const PosteriorForward<S>& k, const ForwardBuffers<S>& w, Team team) {
     using T = Compute<S>;
-    constexpr int64_t L = kLanes<T>, width = kWide<T>;
+    constexpr int64_t L = kLanes<T>, width = kWide<T>, vector = Products<Operand<S>>::kTogether * L;  // of a panel
     const bool prior = k.prior_context.data != nullptr;
     const Range hidden = share(w.hidden_blocks, team.rank, team.size);
     for (int64_t block = hidden.begin; block < hidden.end; ++block) {
@@ -110,7 +110,7 @@ void pack_forward(const PosteriorForward<S>& k, const ForwardBuffers<S>& w, Team
         const int64_t first = block * L, units = k.Z - first;
         Operand<S>* panel = w.out + block * w.out_rows * width;
         pack_transposed(panel, k.M, L, width, k.weight_out, first, units);
-        pack_transposed(panel + L, k.M, L, width, k.weight_out, k.Z + first, units);
+        pack_transposed(panel + vector, k.M, L, width, k.weight_out, k.Z + first, units);
         if (prior) pack_transposed(w.prior_out + block * w.out_rows * L, k.M, L, L, k.prior_weight_mu, first, units);
         T* bias = w.bias + block * width;
         for (int64_t j = 0; j < L; ++j) {
