@@ -322,16 +322,16 @@ VSSN_INLINE void fold_all(Vec<T>* sums) {
 template <class E, class S, int units, int rows>
 __attribute__((noinline)) void dot_tile(const E* a, int64_t a_stride, const S* const* w, int64_t K, Vec<E>* sums,
                                         int stride) {
-    using Own = Products<E>;
+    using Own = Dots<E, S>;
     constexpr int L = Own::kTogether * kLanes<E>;
     Vec<E> sum[rows][units] = {};
     const auto add = [&](int64_t k, int64_t lanes) VSSN_INLINED {
-        decltype(Own::part(a, lanes)) x[rows];
+        decltype(Own::left(a, lanes)) x[rows];
 #pragma GCC unroll 16
-        for (int i = 0; i < rows; ++i) x[i] = Own::part(a + i * a_stride + k, lanes);
+        for (int i = 0; i < rows; ++i) x[i] = Own::left(a + i * a_stride + k, lanes);
 #pragma GCC unroll 16
         for (int j = 0; j < units; ++j) {
-            const auto y = Own::part(w[j] + k, lanes);
+            const auto y = Own::right(w[j] + k, lanes);
 #pragma GCC unroll 16
             for (int i = 0; i < rows; ++i) Own::add(sum[i][j], x[i], y);
         }

@@ -64,7 +64,7 @@ struct ForwardBuffers {
           blocks((k.H + kLanes<T> - 1) / kLanes<T>),
           K(depth<E>(k.H)),
           stride(row_stride<T>(k.H)),
-          operand_stride(row_stride<E>(k.H)) {
+          operand_stride(row_stride<E>(round_up(k.H, 2 * kLanes<T>))) {
         Arena arena(memory);
         panels = arena.take<E>(packed ? blocks * K * 3 * kLanes<T> : 0);
         bias = arena.take<T>(blocks * 3 * kLanes<T>);
@@ -132,7 +132,9 @@ void forward_step(const GruForward<S>& k, const Layout& layout, const ForwardBuf
                                                        load(x + 2 * k.H, count), product[i][2] + load(bias + 2 * L));
             const Vec<T> h = gru_next(g, load(now.values + slot));
             store(next.values + slot, h);
-            if (kRounds<S>) store_operand<S>(next.operands + (first + i) * w.operand_stride + unit, h);
+            E* operands = next.operands + (first + i) * w.operand_stride;
+            if (kRounds<S> && w.packed) store_operand<S>(operands + unit, h);
+            if (kRounds<S> && !w.packed) Dots<E, S>::store_part(operands, unit, h);
             store(k.output + at * k.H + unit, h, count);
             if (k.gates) {
                 S* gates = k.gates + 4 * (at * k.H + unit);
@@ -192,7 +194,8 @@ void forward(const GruForward<S>& k, void* workspace) {
                 for (const State<S>& state : states) {
                     const T h = unit < k.H ? k.h0.row(list.rows[i])[unit] : T(0);
                     state.values[i * w.stride + unit] = h;
-                    if (kRounds<S>) state.operands[i * w.operand_stride + unit] = operand<S>(h);
+                    const int64_t place = w.packed ? unit : Dots<Operand<S>, S>::place(unit);
+                    if (kRounds<S>) state.operands[i * w.operand_stride + place] = operand<S>(h);
                 }
         team.wait();
         for (int64_t s = 0; s < k.steps; ++s) {

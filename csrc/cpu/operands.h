@@ -86,6 +86,49 @@ VSSN_INLINE Operand<S> operand(Compute<S> x) {
     return Operand<S>(S(x));
 }
 
+// The parts of rows that a dot product of an operand E with a row of S takes at a time, and where the operand's row has
+// its entries for that: as they come.
+template <class E, class S>
+struct Dots : Products<E> {
+    static VSSN_INLINE auto left(const E* row, int64_t count) { return Products<E>::part(row, count); }
+    static VSSN_INLINE auto right(const S* row, int64_t count) { return Products<E>::part(row, count); }
+    static VSSN_INLINE int64_t place(int64_t unit) { return unit; }
+    static VSSN_INLINE void store_part(E* row, int64_t unit, Vec<S> v) { store_operand<S>(row + unit, v); }
+};
+
+// Pairs of BFloat16 are two vectors of floats by a shift and a mask, less work than widening. So of each two vectors of
+// the operand the first one has the even entries, the second the odd ones.
+template <>
+struct Dots<float, BFloat16> {
+    static constexpr int kTogether = 2;
+    static constexpr int64_t L = kLanes<float>;
+    struct Parts {
+        FloatVector even, odd;
+    };
+    static VSSN_INLINE Parts left(const float* row, int64_t) { return {load(row), load(row + L)}; }
+    static VSSN_INLINE Parts right(const BFloat16* row, int64_t count) {
+        const Uint32Vector pairs = (Uint32Vector)load_pairs(row, count);
+        return {(FloatVector)(pairs << 16), (FloatVector)(pairs & 0xffff0000)};
+    }
+    static VSSN_INLINE void add(FloatVector& sum, const Parts& x, const Parts& w) {
+        sum += x.even * w.even;
+        sum += x.odd * w.odd;
+    }
+    static VSSN_INLINE int64_t place(int64_t unit) {
+        return unit / (2 * L) * (2 * L) + unit % 2 * L + unit % (2 * L) / 2;
+    }
+    // unit: the first of L, a multiple of it.
+    static VSSN_INLINE void store_part(float* row, int64_t unit, FloatVector v) {
+        Int32Vector order{};
+#pragma GCC unroll 16
+        for (int lane = 0; lane < L; ++lane) order[lane] = lane < L / 2 ? 2 * lane : 2 * lane - static_cast<int>(L) + 1;
+        const FloatVector parted = __builtin_shuffle(rounded(v), order);
+        constexpr size_t half = sizeof(FloatVector) / 2;
+        __builtin_memcpy(row + place(unit), &parted, half);
+        __builtin_memcpy(row + place(unit + 1), reinterpret_cast<const char*>(&parted) + half, half);
+    }
+};
+
 // For all entries at once: what is not written after it is padding.
 template <class E>
 VSSN_INLINE void fill_zeros(E* p, int64_t count) {

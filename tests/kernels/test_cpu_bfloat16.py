@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -240,3 +241,17 @@ def namespaces_of(instruction: str) -> set[str]:
 def test_products_are_compiled_to_the_instructions_and_for_their_processors_alone() -> None:
     assert namespaces_of("tdpbf16ps") == namespaces_of("ldtilecfg") == namespaces_of("tilerelease") == {"amx"}
     assert namespaces_of("vdpbf16ps") == {"amx", "avx512_bf16"}
+
+
+@pytest.mark.slow
+def test_the_kernels_of_the_instructions_agree_with_these_in_plain_cpp(tmp_path: Path) -> None:
+    """Their source, at odd sizes, against loops in double, and against the kernels that widen; whole numbers exactly.
+
+    `make sanitize` runs the same under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    folder = Path(__file__).resolve().parents[2] / "csrc/cpu/sanitize"
+    command = ["make", "-s", "-C", str(folder), "-j2", f"BUILD={tmp_path}", "plain"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    found = re.findall(r"^(\w+): (\d+) checks, (\d+) failed$", done.stdout, re.MULTILINE)
+    assert [(name, failed) for name, _, failed in found] == [("amx", "0"), ("avx512_bf16", "0")]
+    assert all(int(checks) > 1000 for _, checks, _ in found)

@@ -190,7 +190,7 @@ def autocast_is_on(device: torch.device) -> bool:
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype:
-    """The dtype that autocast gives a matrix op's inputs; float32 for float16 on the CPU, which has no kernels for it."""
+    """The dtype that autocast gives a matrix op's inputs: float32 for float16 on the CPU, where no kernel takes it."""
     dtype = torch.get_autocast_dtype(device.type)
     return torch.float32 if device.type == "cpu" and dtype == torch.float16 else dtype
 

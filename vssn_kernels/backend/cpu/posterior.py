@@ -111,11 +111,11 @@ def posterior_backward(
     grad_z_, grad_mu_, grad_logvar_, eps_ = as_steps(grad_z), as_steps(grad_mu), as_steps(grad_logvar), as_steps(eps)
     weight_z_, weight_out_ = as_rows(weight_z), as_rows(weight_out)
     prior_weight_z_, prior_weight_mu_ = as_rows(prior_weight_z), as_rows(prior_weight_mu)
-    z0_, active, prior_active = as_rows(stored(z0, z.dtype)), activated(hidden, activation), activated(prior_hidden, activation)
+    z0_ = as_rows(stored(z0, z.dtype))
+    active, prior_active = activated(hidden, activation), activated(prior_hidden, activation)
     shapes = ((width, latent), (2 * latent, width), (2 * latent,), (width, latent), (latent, width), (latent,))
     grad_weight_z, grad_weight_out, grad_bias_out, grad_prior_weight_z, grad_prior_weight_mu, grad_prior_bias_mu = (
-        empty_sums(shape, z.dtype, need)
-        for shape, need in zip(shapes, (*needs[3:6], *needs[7:]), strict=True)
+        empty_sums(shape, z.dtype, need) for shape, need in zip(shapes, (*needs[3:6], *needs[7:]), strict=True)
     )
     _cpu.posterior_backward(
         storage=storage(z),
