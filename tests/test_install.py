@@ -194,6 +194,19 @@ def test_each_kernel_file_is_compiled_once_for_each_instruction_set(project: Pro
     assert (project.folder / "a $temp: 'x'" / "vssn_kernels._cpu" / "rows.o").exists()
 
 
+@pytest.mark.skipif(not X86, reason="of processors that are not here")
+def test_a_compiler_that_does_not_know_an_instruction_set_leaves_it_out(project: Project, tmp_path: Path) -> None:
+    old = tmp_path / "old-g++"
+    old.write_text('#!/bin/sh\ncase "$*" in *-mamx*|*-mavx512bf16*) exit 1 ;; esac\nexec g++ "$@"\n')
+    old.chmod(0o755)
+    done = project.build(CXX=str(old))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "vssn_kernels._cpu has no kernels for amx and avx512_bf16: " in done.stdout
+    assert "-DVSSN_ISA=avx512 " in done.stdout
+    assert "BFLOAT16" not in done.stdout
+    assert project.build().stdout.count("-DVSSN_BFLOAT16_ALONE ") == (2 * len(KERNELS) if BFLOAT16 else 0)
+
+
 def test_only_what_changed_is_compiled_again(project: Project) -> None:
     assert project.compiled() == [*everything(), "link"]
     assert project.compiled() == []
