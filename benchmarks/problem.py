@@ -86,9 +86,11 @@ class Problem:
         return self._in(torch.float32, self.case, bfloat16=False)
 
     def _in(self, dtype: torch.dtype, case: str, bfloat16: bool) -> Problem:
-        parts = {
-            name: {key: value.to(dtype) for key, value in getattr(self, name).items()}
-            for name in ("tensors", "constants", "cotangents")
-        }
-        whole = "size" in self.settings
-        return dataclasses.replace(self, case=case, bfloat16=bfloat16, **({} if whole else parts))
+        changed = dataclasses.replace(self, case=case, bfloat16=bfloat16)
+        if "size" in self.settings:
+            return changed
+        tensors, constants, cotangents = (
+            {key: value.to(dtype) for key, value in part.items()}
+            for part in (self.tensors, self.constants, self.cotangents)
+        )
+        return dataclasses.replace(changed, tensors=tensors, constants=constants, cotangents=cotangents)
