@@ -9,7 +9,7 @@ FORMATTED := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cu
 # The tests that run the CUDA kernels on the host.
 HOST_TESTS := $(filter-out %_compile.py %_device.py,$(wildcard tests/kernels/test_cuda_*.py))
 
-.PHONY: demo test test-slow lint sanitize cuda-compile gpu bench bench-quick bench-grid bench-report bench-store bench-compare format clean
+.PHONY: demo docs test test-slow test-pages lint sanitize cuda-compile gpu bench bench-quick bench-grid bench-report bench-store bench-compare format clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/python -m vssn.demo --output demo_output
@@ -21,11 +21,19 @@ test: $(VENV)/test-installed
 test-slow: $(VENV)/test-installed
 	$(PYTEST) -m slow
 
+# Every page of the documentation is a program: as it stands there, with smaller numbers.
+test-pages: $(VENV)/test-installed
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/docs
+
 lint: $(VENV)/dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+
+# The site of the documentation, into build/site; a warning is an error.
+docs: $(VENV)/dev-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Python itself is not built with the sanitizers: their runtime, and what it must find beside it, are loaded before.
 sanitize: $(VENV)/test-installed

@@ -1,8 +1,8 @@
 """Builds the extension modules; everything else about the package stands in pyproject.toml.
 
-vssn_kernels._cpu: csrc/cpu/{gru,posterior,gaussian,mlp,bernoulli,table}.cpp compiled once per instruction set (x86-64:
-avx512, avx2 and generic and, for bfloat16 where the compiler knows them, amx and avx512_bf16; elsewhere generic), and
-the files that choose and bind them, once. Needs g++, ninja and pybind11, no PyTorch.
+vssn_kernels._cpu: the KERNELS of csrc/cpu compiled once per instruction set (x86-64: avx512, avx2 and generic and, for
+bfloat16 where the compiler knows them, amx and avx512_bf16; elsewhere generic), and the files that choose and bind
+them, once. Needs g++, ninja and pybind11, no PyTorch.
 
 vssn_kernels._cuda: csrc/cuda/*.cu and *.cpp by nvcc, which leaves the latter to g++, where nvcc is found and something
 speaks for a use of it: a CUDA build of PyTorch in this Python or, where there is no PyTorch yet, a GPU. The CUDA
@@ -36,7 +36,7 @@ from setuptools.command.build_ext import build_ext
 
 CPU = Path("csrc/cpu")
 SHARED = Path("csrc/common")
-KERNELS = ("gru", "posterior", "gaussian", "mlp", "bernoulli", "table")
+KERNELS = ("gru", "gru_step", "posterior", "interleaved", "gaussian", "mlp", "bernoulli", "program", "table")
 FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",
          "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi", "-g0"]  # fmt: skip
 AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"]

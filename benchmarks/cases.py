@@ -13,6 +13,7 @@ from benchmarks.counts import (
     bernoulli_bytes,
     gaussian_bytes,
     gru_entries,
+    interleaved_entries,
     layer_entries,
     posterior_entries,
     train_step_entries,
@@ -45,6 +46,7 @@ LETTERS = {
     "gru_sequence": "T B H",
     "gru_packed": "T B H",
     "posterior_sequence": "T B M Z",
+    "interleaved_sequence": "T B H E M Z",
     "gaussian_rsample_kl": "T B Z",
     "gaussian_kl": "T B Z",
     "mlp": "T B Z D X",
@@ -160,6 +162,37 @@ def posterior_sequence(steps: int, batch: int, hidden: int, latent: int) -> Prob
         {"eps": _normal(steps, batch, latent)},
         {name: _normal(steps, batch, latent) for name in ("z", "mu", "logvar")},
         posterior_entries(hidden, latent),
+    )
+
+
+def interleaved_sequence(steps: int, batch: int, state: int, embed: int, hidden: int, latent: int) -> Problem:
+    """The recurrence of a VRNN alone: what depends on x is given."""
+    _seed()
+    return Problem(
+        "interleaved_sequence",
+        case_name("interleaved_sequence", steps, batch, state, embed, hidden, latent),
+        steps,
+        steps * batch,
+        {
+            "gates_x": _normal(steps, batch, 3 * state),
+            "embed_context": _normal(steps, batch, embed),
+            "context": _normal(steps, batch, hidden),
+            "h0": _normal(batch, state),
+            "z0": _normal(batch, latent),
+            "weight_embed": _uniform(latent, embed, latent),
+            "weight_zh": _uniform(state, 3 * state, embed),
+            "weight_hh": _uniform(state, 3 * state, state),
+            "bias_hh": _uniform(state, 3 * state),
+            "weight_h": _uniform(state, hidden, state),
+            "weight_out": _uniform(hidden, 2 * latent, hidden),
+            "bias_out": _uniform(hidden, 2 * latent),
+        },
+        {"eps": _normal(steps, batch, latent)},
+        {
+            "h": _normal(steps, batch, state),
+            **{name: _normal(steps, batch, latent) for name in ("z", "mu", "logvar")},
+        },
+        interleaved_entries(state, embed, hidden, latent),
     )
 
 

@@ -15,6 +15,11 @@ def posterior_entries(hidden: int, latent: int) -> int:
     return 3 * hidden * latent
 
 
+def interleaved_entries(state: int, embed: int, hidden: int, latent: int) -> int:
+    """Entries of weight_hh [3H, H], weight_zh [3H, E], weight_embed [E, Z], weight_h [M, H] and weight_out [2Z, M]."""
+    return gru_entries(state, embed) + embed * latent + hidden * state + 2 * latent * hidden
+
+
 def layer_entries(size: Size) -> int:
     """Entries of every weight matrix of the layer of this size."""
     _, _, _, x, d, z, w = size

@@ -50,6 +50,12 @@ def bind(problem: Problem, backend: str | None = None) -> Bound:
         )
         return {"z": z, "mu": mu, "logvar": logvar}
 
+    def interleaved_sequence() -> Tensors:
+        tensors = list(p.values())
+        tensors.insert(5, constants["eps"])
+        h, z, mu, logvar = vssn_kernels.interleaved_sequence(*tensors, min_logvar=MIN_LOGVAR, backend=backend)
+        return {"h": h, "z": z, "mu": mu, "logvar": logvar}
+
     def gaussian_rsample_kl() -> Tensors:
         z, kl = vssn_kernels.gaussian_rsample_kl(*p.values(), backend=backend)
         return {"z": z, "kl": kl}
@@ -77,6 +83,7 @@ def bind(problem: Problem, backend: str | None = None) -> Bound:
         gru_sequence,
         gru_packed,
         posterior_sequence,
+        interleaved_sequence,
         gaussian_rsample_kl,
         gaussian_kl,
         *linear,

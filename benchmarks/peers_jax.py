@@ -77,6 +77,25 @@ def posterior_sequence(p: Arrays, constants: Arrays) -> Arrays:
     return {"z": z, "mu": mu, "logvar": logvar}
 
 
+def interleaved_sequence(p: Arrays, constants: Arrays) -> Arrays:
+    def step(state: tuple[Any, Any], inputs: tuple[Any, ...]) -> tuple[tuple[Any, Any], tuple[Any, ...]]:
+        (h, z), (gates_x, embed_context, context, eps) = state, inputs
+        e = jax.nn.relu(embed_context + z @ p["weight_embed"].T)
+        x_r, x_u, x_n = jnp.split(gates_x + e @ p["weight_zh"].T, 3, -1)
+        h_r, h_u, h_n = jnp.split(h @ p["weight_hh"].T + p["bias_hh"], 3, -1)
+        u = jax.nn.sigmoid(x_u + h_u)
+        h = (1 - u) * jnp.tanh(x_n + jax.nn.sigmoid(x_r + h_r) * h_n) + u * h
+        hidden = jnp.tanh(context + h @ p["weight_h"].T)
+        mu, raw = jnp.split(hidden @ p["weight_out"].T + p["bias_out"], 2, -1)
+        logvar = floor_logvar(raw)
+        z = mu + jnp.exp(0.5 * logvar) * eps
+        return (h, z), (h, z, mu, logvar)
+
+    inputs = (p["gates_x"], p["embed_context"], p["context"], constants["eps"])
+    outputs = jax.lax.scan(step, (p["h0"], p["z0"]), inputs)[1]
+    return dict(zip(("h", "z", "mu", "logvar"), outputs, strict=True))
+
+
 def gaussian_rsample_kl(p: Arrays, _: Arrays) -> Arrays:
     z = p["mu"] + jnp.exp(0.5 * p["logvar"]) * p["eps"]
     return {"z": z, "kl": kl_divergence(p["mu"], p["logvar"])}

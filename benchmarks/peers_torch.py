@@ -44,6 +44,27 @@ def posterior_loop(
     return torch.stack(zs), torch.stack(mus), torch.stack(logvars)
 
 
+def interleaved_loop(p: Tensors, eps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The cell of a VRNN step by step: h [T, B, H], z, mu, logvar [T, B, Z]."""
+    h, z = p["h0"], p["z0"]
+    results: tuple[list[Tensor], ...] = ([], [], [], [])
+    sequences = (p["gates_x"], p["embed_context"], p["context"], eps)
+    for gates_x, embed_context, context, eps_t in zip(*(sequence.unbind() for sequence in sequences), strict=True):
+        e = torch.relu(torch.addmm(embed_context, z, p["weight_embed"].T))
+        x_r, x_u, x_n = torch.addmm(gates_x, e, p["weight_zh"].T).chunk(3, -1)
+        h_r, h_u, h_n = torch.addmm(p["bias_hh"], h, p["weight_hh"].T).chunk(3, -1)
+        n = torch.tanh(x_n + torch.sigmoid(x_r + h_r) * h_n)
+        h = torch.lerp(n, h, torch.sigmoid(x_u + h_u))
+        hidden = torch.tanh(torch.addmm(context, h, p["weight_h"].T))
+        mu, raw = torch.addmm(p["bias_out"], hidden, p["weight_out"].T).chunk(2, -1)
+        logvar = floor_logvar(raw)
+        z = torch.addcmul(mu, torch.exp(0.5 * logvar), eps_t)
+        for steps, step in zip(results, (h, z, mu, logvar), strict=True):
+            steps.append(step)
+    h, z, mu, logvar = (torch.stack(steps) for steps in results)
+    return h, z, mu, logvar
+
+
 def bind(problem: Problem) -> Bound:
     """The PyTorch implementation of the problem. Raises Absent."""
     family, constants = problem.family, problem.constants
@@ -69,6 +90,9 @@ def bind(problem: Problem) -> Bound:
         z, mu, logvar = posterior_loop(p["context"], p["z0"], constants["eps"], *weights)
         return {"z": z, "mu": mu, "logvar": logvar}
 
+    def interleaved_sequence() -> Tensors:
+        return dict(zip(("h", "z", "mu", "logvar"), interleaved_loop(p, constants["eps"]), strict=True))
+
     def gaussian_rsample_kl() -> Tensors:
         mu, logvar, eps = p.values()
         return {"z": torch.addcmul(mu, torch.exp(0.5 * logvar), eps), "kl": kl_divergence(mu, logvar)}
@@ -92,7 +116,8 @@ def bind(problem: Problem) -> Bound:
         return {"log_prob": -entries.sum(-1)}
 
     linear = (mlp, gaussian_mlp, split_linear)
-    calls = (gru, gru_step, posterior_sequence, gaussian_rsample_kl, gaussian_kl, *linear, bernoulli_log_prob)
+    chains = (posterior_sequence, interleaved_sequence)
+    calls = (gru, gru_step, *chains, gaussian_rsample_kl, gaussian_kl, *linear, bernoulli_log_prob)
     return Bound(p, {call.__name__: call for call in calls}[family])
 
 

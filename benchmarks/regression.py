@@ -23,6 +23,8 @@ PROBLEMS: dict[str, functools.partial[Problem]] = {
     "gru_packed-H64": functools.partial(cases.gru_packed, 64, 32, 64),
     "posterior_sequence-S": functools.partial(cases.posterior_sequence, 100, 16, 64, 16),
     "posterior_sequence-L": functools.partial(cases.posterior_sequence, 100, 32, 512, 100),
+    "interleaved_sequence-S": functools.partial(cases.interleaved_sequence, 100, 16, 64, 64, 64, 16),
+    "interleaved_sequence-L": functools.partial(cases.interleaved_sequence, 100, 32, 512, 512, 512, 100),
     "gaussian_rsample_kl-L": functools.partial(cases.gaussian_rsample_kl, 100, 32, 100),
     "gaussian_kl-L": functools.partial(cases.gaussian_kl, 100, 32, 100),
     "mlp-L": functools.partial(cases.mlp, 100, 32, 100, 512, 200),

@@ -32,6 +32,8 @@ def ops(options: Options) -> Iterator[list[Row]]:
     sizes = [SIZES[name] for name in options.sizes]
     chains = [lazy(cases.posterior_sequence, size.T, size.B, size.D, size.Z) for size in sizes]
     yield from measure_all("ops", chains, options.passes, options)
+    interleaved = [lazy(cases.interleaved_sequence, s.T, s.B, s.D, s.D, s.D, s.Z) for s in sizes]
+    yield from measure_all("ops", interleaved, options.passes, options)
     gaussians = [
         lazy(make, size.T, size.B, size.Z) for make in (cases.gaussian_rsample_kl, cases.gaussian_kl) for size in sizes
     ]

@@ -19,6 +19,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         given = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
         row = ROWS.get(str(getattr(given.get("sample"), "op", given.get("op"))))
         backends = {getattr(given.get("target"), "backend", None), *map(given.get, ("backend", "forward", "backward"))}
+        if "cuda_host" in getattr(item, "fixturenames", ()):
+            backends.add("cuda")
         return row is not None and not backends.isdisjoint(row.lacking)
 
     left_out = [item for item in items if lacking(item)]

@@ -17,6 +17,7 @@ class Foreign(SequenceModel):
     def __init__(self, hidden: VSSN) -> None:
         super().__init__()
         self.hidden, self.batch_first, self.likelihood = hidden, hidden.batch_first, hidden.likelihood
+        self.initial_size = hidden.initial_size
         self.x_size, self.frame_size, self.control_size = hidden.x_size, hidden.frame_size, hidden.control_size
 
     def set_batch_first(self, batch_first: bool) -> None:
@@ -58,8 +59,12 @@ class Foreign(SequenceModel):
     def generate(self, *given: Any, **more: Any) -> Generation:
         return self.hidden.generate(*given, **more)
 
-    def forecast(self, *given: Any, **more: Any) -> Generation:
-        return self.hidden.forecast(*given, **more)
+    @property
+    def causal(self) -> bool:
+        return self.hidden.causal
+
+    def infer_noise(self, *given: Any) -> Tensor:
+        return self.hidden.infer_noise(*given)
 
     def particles(self, *given: Any) -> ParticleHooks:
         return self.hidden.particles(*given)

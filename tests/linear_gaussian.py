@@ -8,6 +8,7 @@ The error of that is about SMALL^2.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,9 +67,13 @@ def set_recurrence(gru: Recurrence, of_input: Tensor, of_state: Tensor | None) -
 
 
 class LinearModel:
-    """d = F d + G [x_{t-1}, w], z = A z + C d + c + noise, x = P z + R d + r + noise, with any inference network."""
+    """d = F d + G [x_{t-1}, w], z = A z + C d + c + noise, x = P z + R d + r + noise, with any inference network.
 
-    def __init__(self, seed: int = 0) -> None:
+
+    inferred: d_0 = S s + e with s ~ N(m, diag exp v), else 0.
+    """
+
+    def __init__(self, seed: int = 0, inferred: bool = False, **options: Any) -> None:
         source = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
@@ -80,9 +85,10 @@ class LinearModel:
         self.A, self.C, self.c = 0.4 * normal(z, z), 0.5 * normal(z, d), 0.3 * normal(z)
         self.P, self.R, self.r = 0.6 * normal(x, z), 0.6 * normal(x, d), 0.2 * normal(x)
         self.logvar_z, self.logvar_x = -0.5, 0.8
-        model = VSSN(
-            x, d, z, w, likelihood="gaussian", mlp_size=7, backward_size=3, activation="relu", residual_posterior=True
-        ).double()
+        sizes: dict[str, Any] = {"mlp_size": 7, "backward_size": 3, "activation": "relu", "residual_posterior": True}
+        if inferred:
+            sizes |= {"initial_state": "inferred", "initial_size": 3}
+        model = VSSN(x, d, z, w, likelihood="gaussian", **sizes | options).double()
         floor_z, floor_x = model.layer.min_logvar, -10.0
         with torch.no_grad():
             layer = model.layer
@@ -91,13 +97,26 @@ class LinearModel:
             emission = torch.cat((self.P, self.R / SMALL), 1)
             set_mlp(model.emission, emission, self.r, raw_logvar(self.logvar_x, floor_x))
             # Inference: anything will do. The backward state sees d, so that a proposal knows the w to come.
-            set_mlp(layer.noise_posterior, 0.15 * normal(w, x + x), 0.1 * normal(w), raw_logvar(-0.2, floor_z))
+            if not layer.noise_smoothing:
+                set_mlp(layer.noise_posterior, 0.15 * normal(w, x + x), 0.1 * normal(w), raw_logvar(-0.2, floor_z))
             for parameter in layer.backward_recurrence.parameters():
                 parameter.copy_(0.4 * normal(*parameter.shape))
             layer.backward_recurrence.input.weight[:, :d] /= 2 * SMALL
             set_latent(
                 layer.posterior, 0.1 * normal(z, z), 0.3 * normal(z, 3), 0.1 * normal(z), raw_logvar(-0.6, floor_z)
             )
+            self.mean_0, self.covariance_0 = torch.zeros(d).double(), torch.zeros(d, d).double()
+            if inferred:
+                own, m, v, e = 0.5 * normal(d, 3), 0.5 * normal(3), -0.4 - 0.3 * normal(3).abs(), 0.5 * normal(d)
+                layer.initial_mu.copy_(m)
+                layer.initial_logvar.copy_(v)
+                layer.initial_map.weight.copy_(SMALL * own)
+                layer.initial_map.bias.copy_(SMALL * e)
+                for parameter in layer.initial_backward.parameters():
+                    parameter.copy_(0.4 * normal(*parameter.shape))
+                wider = raw_logvar(0.0, floor_z)  # than p, so that no weight is without a bound
+                set_mlp(layer.initial_posterior, 0.3 * normal(3, 3), m + 0.1 * normal(3), wider)
+                self.mean_0, self.covariance_0 = own @ m + e, own @ torch.diag(v.exp()) @ own.T
         self.model = model.eval()
 
     def sample(self, steps: int, seed: int = 0) -> Tensor:
@@ -107,6 +126,10 @@ class LinearModel:
 
     def log_p(self, x: Tensor) -> Tensor:
         """Of x [T, X], exactly: scalar."""
+        return self.filter(x)[0]
+
+    def filter(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of x [T, X]: log p(x), and means [T, ·] of d_t / SMALL and z_t given x_{1:t} and of x_t given x_{<t}."""
         d, z = len(self.F), len(self.A)
         zero = torch.zeros
         of_x, of_w = self.G.split((x.shape[1], self.G.shape[1] - x.shape[1]), 1)
@@ -116,15 +139,18 @@ class LinearModel:
         noise[d:, d:] += math.exp(self.logvar_z) * torch.eye(z)
         read = torch.cat((self.R, self.P), 1)
         mean, covariance = zero(d + z).double(), zero(d + z, d + z).double()
-        before, total = torch.zeros_like(x[0]), zero(()).double()
+        mean[:d], covariance[:d, :d] = self.mean_0, self.covariance_0
+        before, total, means, predicted = torch.zeros_like(x[0]), zero(()).double(), [], []
         for frame in x:
             push = of_x @ before
             mean = step @ mean + torch.cat((push, self.C @ push + self.c))
             covariance = step @ covariance @ step.T + noise
+            predicted.append(read @ mean + self.r)
             spread = read @ covariance @ read.T + math.exp(self.logvar_x) * torch.eye(len(frame))
             total = total + MultivariateNormal(read @ mean + self.r, spread).log_prob(frame)
             gain = covariance @ read.T @ torch.linalg.inv(spread)
             mean = mean + gain @ (frame - read @ mean - self.r)
             covariance = covariance - gain @ read @ covariance
+            means.append(mean)
             before = frame
-        return total
+        return total, *torch.stack(means).split((d, z), 1), torch.stack(predicted)

@@ -35,9 +35,24 @@ MODELS: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
     "sizes": ((D, Z, W), {"mlp_size": 8, "backward_size": 7, "residual_posterior": True, "activation": "relu"}),
     "initial_state": ((D, Z, W), {"learn_initial_state": True, "activation": "leaky_relu"}),
     "smoothing": ((D, Z, W), {"noise_smoothing": True, "control": "both", "control_size": U, "backward_size": 7}),
+    "causal": ((D, Z, W), {"inference": "causal", "backward_size": 7}),
+    "causal_both_residual": (
+        (D, Z, W),
+        {"inference": "causal", "control": "both", "control_size": U, "embed_size": 6, "residual_posterior": True},
+    ),
+    "causal_dkf": (
+        (0, Z, 0),
+        {"inference": "causal", "mlp_size": 6, "backward_size": 7, "control": "external", "control_size": U},
+    ),
+    "causal_masked": ((D, Z, W), {"inference": "causal", "masked": True, "likelihood": "gaussian"}),
+    "causal_storn": ((D, 0, W), {"inference": "causal"}),
     "gaussian": ((D, Z, W), {"likelihood": "gaussian", "min_logvar_x": -2.0}),
     "mixture": ((D, Z, W), {"likelihood": "mixture", "mixture_size": 3}),
     "nade": ((D, Z, W), {"likelihood": "nade", "nade_size": 6}),
+    "poisson": ((D, Z, W), {"likelihood": "poisson"}),
+    "negative_binomial": ((D, Z, W), {"likelihood": "negative_binomial"}),
+    "categorical": ((D, Z, W), {"likelihood": "categorical", "num_classes": 3}),
+    "student_t": ((D, Z, W), {"likelihood": "student_t", "min_logvar_x": -2.0}),
     "masked": ((D, Z, W), {"masked": True}),
     "masked_mixture_embedded": (
         (D, Z, W),
@@ -47,10 +62,22 @@ MODELS: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
     "floor": ((D, Z, W), {"min_logvar": -1.0}),
 }
 
+# Whose d_0 is inferred: their noise has a third part, [B, S].
+INFERRED: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
+    "inferred": ((D, Z, W), {}),
+    "inferred_smoothing": ((D, Z, W), {"noise_smoothing": True, "initial_size": 2, "backward_size": 7}),
+    "inferred_storn": ((D, 0, W), {"control": "both", "control_size": U, "initial_size": 6}),
+    "inferred_rnn": ((D, 0, 0), {"noise_smoothing": True, "control": "none"}),
+    "inferred_srnn": ((D, Z, 0), {"residual_posterior": True, "likelihood": "gaussian", "embed_size": 6}),
+    "inferred_masked": ((D, Z, W), {"masked": True, "control": "external", "control_size": U}),
+    "inferred_universal": ((D, Z, W), {"universal": "gaussian", "num_sequences": 10}),
+}
+INFERRED = {name: (sizes, {**options, "initial_state": "inferred"}) for name, (sizes, options) in INFERRED.items()}
+
 
 def make(name: str = "vssn", dtype: torch.dtype = torch.float64, **more: Any) -> VSSN:
     """The model with random weights everywhere, biases and initial states included."""
-    sizes, options = MODELS[name]
+    sizes, options = (MODELS | INFERRED)[name]
     model = VSSN(X, *sizes, **options | more).to(dtype)
     source = torch.Generator().manual_seed(11)
     with torch.no_grad():
@@ -68,9 +95,13 @@ def batch(model: VSSN, steps: int = T, rows: int = B) -> dict[str, Any]:
         return torch.randn(shape, generator=source, dtype=torch.float64).to(dtype)
 
     x = normal(steps, rows, X)
-    x = (x > 0).to(dtype) if type(model.likelihood).__name__ in ("Bernoulli", "NADE") else x
+    high = model.likelihood.support.high
+    if model.likelihood.support.low == 0:
+        x = (x > 0).to(dtype) if high == 1 else (2 * x).abs().round().clamp(max=high)
     u = normal(steps, rows, model.control_size) if model.control_size else None
     noise = (normal(steps, rows, model.layer.noise_size), normal(steps, rows, model.layer.latent_size))
+    if model.initial_size:
+        noise = (*noise, normal(rows, model.initial_size))
     return {"x": x, "u": u, "noise": noise}
 
 

@@ -8,7 +8,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Independent,
+    MixtureSameFamily,
+    NegativeBinomial,
+    Normal,
+    Poisson,
+    StudentT,
+    kl_divergence,
+)
 
 from vssn import VSSN, VSSNLayer
 
@@ -27,7 +37,8 @@ class Steps(NamedTuple):
     z: list[Tensor]
     kl_z: list[Tensor]
     kl_w: list[Tensor]
-    log_weight: list[Tensor]  # log p(w) p(z | .) - log q(w | .) q(z | .) at the sample
+    a: list[Tensor]  # empty without a latent
+    log_weight: list[Tensor]  # log p(w) p(z | .) - log q(w | .) q(z | .) at the sample; with d_0's at the first step
 
 
 def diagonal(mu: Tensor, logvar: Tensor) -> Independent:
@@ -36,6 +47,11 @@ def diagonal(mu: Tensor, logvar: Tensor) -> Independent:
 
 def floored(raw: Tensor, minimum: float) -> Tensor:
     return minimum + torch.log1p(torch.exp(raw - minimum))
+
+
+def between(raw: Tensor, most: float) -> Tensor:
+    """Bent to stay within -most and most."""
+    return -floored(-floored(raw, -most), -most)
 
 
 class PlainLayer:
@@ -83,13 +99,49 @@ class PlainLayer:
             return [d]
         return controls if self.layer.control in ("external", "both") else []
 
+    def initial_prior(self, rows: int) -> Independent:
+        w = self.weights
+        return diagonal(w["initial_mu"].expand(rows, -1), w["initial_logvar"].expand(rows, -1))
+
+    def initial_map(self, s: Tensor) -> Tensor:
+        w = self.weights
+        return s @ w["initial_map.weight"].T + w["initial_map.bias"] if "initial_map.weight" in w else s
+
+    def infer_initial(self, x: Tensor, controls: list[list[Tensor]], eps_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """d_0 [N, D], the KL [N] of what it is made of, and log p - log q [N] at the sample."""
+        prior, w = self.initial_prior(x.shape[1]), self.weights
+        if not len(x):
+            return self.initial_map(prior.mean + prior.stddev * eps_0), x.new_zeros(len(eps_0)), x.new_zeros(len(eps_0))
+        shared = self.layer.noise_smoothing and self.layer.noise_size
+        b = x.new_zeros(x.shape[1], self.layer.backward_size)
+        for t in reversed(range(len(x))):
+            b = self.gru_step("noise_backward" if shared else "initial_backward", [x[t], *controls[t]], b)
+        hidden = self.act(b @ w["initial_posterior.hidden.weight"].T + w["initial_posterior.hidden.bias"])
+        mu, logvar = self.gaussian(hidden @ w["initial_posterior.out.weight"].T + w["initial_posterior.out.bias"])
+        q = diagonal(mu, logvar)
+        s = mu + torch.exp(logvar / 2) * eps_0
+        return self.initial_map(s), kl_divergence(q, prior), prior.log_prob(s) - q.log_prob(s)
+
     def infer(
-        self, x: Tensor, controls: list[list[Tensor]], d: Tensor, z: Tensor, eps_w: Tensor, eps_z: Tensor
+        self,
+        x: Tensor,
+        controls: list[list[Tensor]],
+        d: Tensor | None,
+        z: Tensor,
+        eps_w: Tensor,
+        eps_z: Tensor,
+        a: Tensor | None = None,
+        eps_0: Tensor | None = None,
     ) -> Steps:
-        """x [T, N, X], for every t the tensors of u_t, first states [N, ·], noise [T, N, ·]."""
+        """x [T, N, X], for every t the tensors of u_t, first states [N, ·], noise [T, N, ·] and [N, S]; a of a causal
+        layer. d None: it is inferred, with its KL in the first kl_w."""
         layer, steps, rows = self.layer, len(x), x.shape[1]
-        ds, zs = [], []
+        ds, zs, states = [], [], {}
         kl_z, kl_w, log_weight = ([x.new_zeros(rows) for _ in range(steps)] for _ in range(3))
+        kl_0 = None
+        if d is None:
+            assert eps_0 is not None
+            d, kl_0, log_weight_0 = self.infer_initial(x, controls, eps_0)
         noise_inputs = [[x[t], *controls[t]] for t in range(steps)]
         if layer.noise_size and layer.noise_smoothing:
             b = x.new_zeros(rows, layer.backward_size)
@@ -108,13 +160,14 @@ class PlainLayer:
                 d = self.gru_step("duration", [*controls[t], w], d)
             ds.append(d)
         if layer.latent_size:
-            a, backward_states = x.new_zeros(rows, layer.backward_size), []
-            for t in reversed(range(steps)):
+            a = x.new_zeros(rows, layer.backward_size) if a is None else a
+            causal = layer.inference == "causal"
+            for t in range(steps) if causal else reversed(range(steps)):
                 a = self.gru_step("backward_recurrence", [*self.parents(ds[t], controls[t]), x[t]], a)
-                backward_states.insert(0, a)
+                states[t] = a
             for t in range(steps):
                 mu_p, logvar_p = self.latent("prior", z, self.parents(ds[t], controls[t]))
-                mu, logvar = self.latent("posterior", z, [backward_states[t]])
+                mu, logvar = self.latent("posterior", z, [states[t]])
                 if layer.residual_posterior:
                     mu = mu + mu_p
                 q, p = diagonal(mu, logvar), diagonal(mu_p, logvar_p)
@@ -124,7 +177,9 @@ class PlainLayer:
                 log_weight[t] = log_weight[t] + p.log_prob(z) - q.log_prob(z)
         else:
             zs = [z] * steps
-        return Steps(ds, zs, kl_z, kl_w, log_weight)
+        if kl_0 is not None and steps:
+            kl_w[0], log_weight[0] = kl_w[0] + kl_0, log_weight[0] + log_weight_0
+        return Steps(ds, zs, kl_z, kl_w, [states[t] for t in sorted(states)], log_weight)
 
     def imagine(
         self, controls: list[Tensor], d: Tensor, z: Tensor, eps_w: Tensor, eps_z: Tensor
@@ -168,6 +223,19 @@ class PlainModel:
             return (Normal(parameters[..., :size], torch.exp(logvar / 2)).log_prob(x) * observed).sum(-1)
         if kind == "NADE":
             return self.nade_log_prob(parameters, x) * observed.all(-1)
+        if kind == "Poisson":
+            return (Poisson(torch.exp(between(parameters, 15.0))).log_prob(x) * observed).sum(-1)
+        if kind == "NegativeBinomial":
+            log_mean, log_shape = between(parameters[..., :size], 15.0), between(parameters[..., size:], 7.0)
+            density = NegativeBinomial(torch.exp(log_shape), logits=log_mean - log_shape)
+            return (density.log_prob(x) * observed).sum(-1)
+        if kind == "Categorical":
+            logits = parameters.view(*x.shape, likelihood.num_classes)
+            return (Categorical(logits=logits).log_prob(x) * observed).sum(-1)
+        if kind == "StudentT":
+            scale = torch.exp(floored(parameters[..., size:], likelihood.min_logvar) / 2)
+            df = 2.1 + torch.log1p(torch.exp(self.weights["likelihood.raw_df"]))
+            return (StudentT(df, parameters[..., :size], scale).log_prob(x) * observed).sum(-1)
         count = likelihood.mixture_size
         logits, rest = parameters[..., :count], parameters[..., count:]
         mu = rest[..., : count * size].unflatten(-1, (count, size))
@@ -196,42 +264,52 @@ class PlainModel:
             self.model.layer.control
         ]
 
-    def first_state(self, rows: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def first_state(self, rows: int, like: Tensor) -> tuple[Tensor | None, ...]:
+        """d None: it is to be inferred."""
         w = self.layer.weights
-        return w["d_0"].expand(rows, -1), w["z_0"].expand(rows, -1), like.new_zeros(rows, self.model.frame_size)
+        d = None if "initial_mu" in w else w["d_0"].expand(rows, -1)
+        start = d, w["z_0"].expand(rows, -1), like.new_zeros(rows, self.model.frame_size)
+        layer = self.model.layer
+        if layer.inference == "causal" and layer.latent_size:
+            return *start, like.new_zeros(rows, layer.backward_size)
+        return start
 
     def sequence(
         self,
         x: Tensor,  # [T, N, X]
         u: Tensor | None,
         observed: Tensor,  # [T, N, X] bool
-        state: tuple[Tensor, Tensor, Tensor] | None,
+        state: tuple[Tensor, ...] | None,
         eps_w: Tensor,
         eps_z: Tensor,
-    ) -> tuple[Steps, list[Tensor], tuple[Tensor, Tensor, Tensor]]:
+        eps_0: Tensor | None = None,
+    ) -> tuple[Steps, list[Tensor], tuple[Tensor | None, ...]]:
         """Steps, log p(x_t | z_t, d_t) for every t, and the state after the last step."""
-        d, z, x_last = self.first_state(x.shape[1], x) if state is None else state
+        d, z, x_last, *a = self.first_state(x.shape[1], x) if state is None else state
         x = torch.where(observed, x, torch.zeros_like(x))
         frames = torch.cat((x, observed.to(x.dtype)), -1) if self.model.masked else x
         before = torch.cat((x_last[None], frames))[: len(x)]
         controls = [self.controls(self.embed(before[t]), None if u is None else u[t]) for t in range(len(x))]
-        steps = self.layer.infer(self.embed(frames), controls, d, z, eps_w, eps_z)
+        steps = self.layer.infer(self.embed(frames), controls, d, z, eps_w, eps_z, *a, eps_0=eps_0)
         reconstruction = [self.log_prob(self.decode(steps.z[t], steps.d[t]), x[t], observed[t]) for t in range(len(x))]
         if len(x):
-            d, z, x_last = steps.d[-1], steps.z[-1], frames[-1]
-        return steps, reconstruction, (d, z, x_last)
+            d, z, x_last, a = steps.d[-1], steps.z[-1], frames[-1], steps.a[-1:] if a else []
+        elif d is None:
+            d = self.layer.infer_initial(x, [], eps_0)[0]
+        return steps, reconstruction, (d, z, x_last, *a)
 
     def run(
         self,
         x: Tensor,
         u: Tensor | None,
         lengths: Tensor,
-        noise: tuple[Tensor, Tensor],
+        noise: tuple[Tensor, ...],
         mask: Tensor | None = None,
-        state: tuple[Tensor, Tensor, Tensor] | None = None,
+        state: tuple[Tensor, ...] | None = None,
     ) -> dict[str, Tensor]:
         """Everything of VSSNOutput but the loss, time-major, sequence by sequence."""
-        parts: dict[str, list[Tensor]] = {n: [] for n in ("reconstruction", "kl_z", "kl_w", "d", "z", "x_last")}
+        names = ["d", "z", "x_last", "a"][: len(self.first_state(0, x))]
+        parts: dict[str, list[Tensor]] = {n: [] for n in ("reconstruction", "kl_z", "kl_w", *names)}
         observed = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.reshape(*x.shape[:2], -1).expand_as(x)
         for row, length in enumerate(lengths.tolist()):
             here, one = slice(0, length), slice(row, row + 1)
@@ -242,11 +320,12 @@ class PlainModel:
                 None if state is None else tuple(part[one] for part in state),
                 noise[0][here, one],
                 noise[1][here, one],
+                *(eps_0[one] for eps_0 in noise[2:]),
             )
             for name, values in (("reconstruction", reconstruction), ("kl_z", steps.kl_z), ("kl_w", steps.kl_w)):
                 padded = [*values, *[x.new_zeros(1)] * (len(x) - length)]
                 parts[name].append(torch.stack(padded))
-            for name, value in zip(("d", "z", "x_last"), after, strict=True):
+            for name, value in zip(names, after, strict=True):
                 parts[name].append(value)
         out = {
             name: torch.cat(values, 1 if name in ("reconstruction", "kl_z", "kl_w") else 0)

@@ -100,7 +100,7 @@ def test_cuda_as_asked_for(
 
 # ---- What is compiled, and when again --------------------------------------------------------------------------------
 
-KERNELS = ("bernoulli", "gaussian", "gru", "mlp", "posterior", "table")
+KERNELS = ("bernoulli", "gaussian", "gru", "gru_step", "interleaved", "mlp", "posterior", "program", "table")
 COMMON = ("bindings", "rows")
 X86 = platform.machine() in ("x86_64", "amd64")
 BFLOAT16 = ("amx", "avx512_bf16") if _cpu.bfloat16_products else ()  # as the compiler knows them

@@ -219,7 +219,8 @@ def test_a_second_backward_is_right_or_says_what_to_do(op: str, target: Target) 
 @each_target
 def test_a_dual_gradient_is_right_or_says_what_to_do(op: str, target: Target) -> None:
     """Forward outside of the dual level, backward inside."""
-    name = {"gru_sequence": "lengths", "gru_packed": "ended", "posterior_sequence": "prior_tanh"}[op]
+    names = {"gru_sequence": "lengths", "gru_packed": "ended", "posterior_sequence": "prior_tanh"}
+    name = names.get(op, ROWS[op].rich)
     ours, plain, tensors = functions(op, target, name)
 
     def tangents(function: Function) -> list[Tensor]:

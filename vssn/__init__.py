@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vssn.models.vssn import VSSN, Generation, VSSNOutput
 from vssn.nn.gru import GRU, TorchGRU
+from vssn.nn.interface import Forecast, Imputation, Latents
 from vssn.nn.layer import LayerOutput, State, VSSNLayer
 from vssn.nn.replace import replace_gru
 from vssn_kernels.version import __version__
@@ -14,12 +15,16 @@ from vssn_kernels.version import __version__
 if TYPE_CHECKING:
     from vssn.inference.importance import sequence_bounds
     from vssn.inference.scoring import evaluate
+    from vssn.models.pretrained import from_pretrained
     from vssn.training.fit import fit
 
 __all__ = [
     "GRU",
     "VSSN",
+    "Forecast",
     "Generation",
+    "Imputation",
+    "Latents",
     "LayerOutput",
     "State",
     "TorchGRU",
@@ -28,11 +33,17 @@ __all__ = [
     "__version__",
     "evaluate",
     "fit",
+    "from_pretrained",
     "replace_gru",
     "sequence_bounds",
 ]
 # Imported when they are asked for: importing vssn needs torch and numpy alone, and is quick.
-_LATE = {"evaluate": "inference.scoring", "fit": "training.fit", "sequence_bounds": "inference.importance"}
+_LATE = {
+    "evaluate": "inference.scoring",
+    "fit": "training.fit",
+    "from_pretrained": "models.pretrained",
+    "sequence_bounds": "inference.importance",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ACTIVATIONS = ("tanh", "relu", "leaky_relu", "silu")
+MORE_ACTIVATIONS = (*ACTIVATIONS, "elu", "identity")  # of interleaved_sequence
 LEAKY_SLOPE = 1 / 3
 
 
@@ -18,6 +19,10 @@ def activate(x: Tensor, activation: str, *, overwrite: bool = False) -> Tensor:
         return F.relu(x, inplace=overwrite)
     if activation == "leaky_relu":
         return F.leaky_relu(x, LEAKY_SLOPE, inplace=overwrite)
+    if activation == "elu":
+        return F.elu(x, inplace=overwrite)
+    if activation == "identity":
+        return x
     return F.silu(x)
 
 
@@ -29,5 +34,9 @@ def activation_slope(x: Tensor, activation: str) -> Tensor:
         return (x > 0).to(x.dtype)
     if activation == "leaky_relu":
         return torch.where(x > 0, torch.ones_like(x), torch.full_like(x, LEAKY_SLOPE))
+    if activation == "elu":
+        return torch.exp(x.clamp(max=0))
+    if activation == "identity":
+        return torch.ones_like(x)
     sigmoid = torch.sigmoid(x)
     return sigmoid * (1 + x * (1 - sigmoid))

@@ -54,8 +54,12 @@ def require_flag(op: str, name: str, value: object) -> None:
 
 
 def require_activation(op: str, value: object) -> None:
-    if not isinstance(value, str) or value not in ACTIVATIONS:
-        raise ValueError(f"{op}: activation must be one of {', '.join(ACTIVATIONS)}, got {value!r}")
+    require_choice(op, "activation", value, ACTIVATIONS)
+
+
+def require_choice(op: str, name: str, value: object, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def require_finite(op: str, name: str, value: object) -> None:

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vssn_kernels
-from vssn_kernels.activations import ACTIVATIONS
+from vssn_kernels.activations import ACTIVATIONS, MORE_ACTIVATIONS
 from vssn_kernels.backend.table import BACKENDS, ops
-from vssn_kernels.reference import bernoulli, gaussian, gru, gru_packed, mlp, posterior
+from vssn_kernels.reference import bernoulli, gaussian, gru, gru_packed, interleaved, mlp, posterior
 
 HALF = (torch.float16, torch.bfloat16)
 FULL = (torch.float32, torch.float64)
@@ -83,7 +83,7 @@ class Sample:
     """One call of a public op: its differentiable tensors by name, in the op's order, and its other arguments.
 
     A tensor of the prior's mean is named prior.context, prior.weight_z, prior.weight_mu or prior.bias_mu; those of a
-    list inputs[0], inputs[1], ... and weights[0], ...
+    list inputs[0], inputs[1], ... and weights[0], ...; reset_h and reset_z are given by name.
     """
 
     op: str
@@ -120,7 +120,8 @@ class Sample:
         if any("[" in name for name in self.tensors):
             return function(*self._lists(), **self.options, **more)
         prior = [tensor for name, tensor in self.tensors.items() if name.startswith("prior.")]
-        own = [tensor for name, tensor in self.tensors.items() if not name.startswith("prior.")]
+        more |= {name: tensor for name, tensor in self.tensors.items() if name.startswith("reset_")}
+        own = [tensor for name, tensor in self.tensors.items() if not name.startswith(("prior.", "reset_"))]
         if prior:
             more["prior"] = vssn_kernels.PriorMean(*prior)
         return function(*own, **self.options, **more)
@@ -262,6 +263,54 @@ def posterior_samples(generator: torch.Generator | None = None) -> list[Sample]:
     ]
 
 
+def interleaved_samples(generator: torch.Generator | None = None) -> list[Sample]:
+    """Samples of interleaved_sequence in float64: every activation and scale, resets to h0 and elsewhere, odd sizes."""
+    normal = _normal(generator)
+
+    # As for posterior_sequence, no chain grows.
+    def sample(name: str, steps: int, batch: int, *sizes: int, anew: bool = False, **options: Any) -> Sample:
+        size, embed, hidden, latent = sizes
+        tensors = {
+            "gates_x": normal(steps, batch, 3 * size),
+            "embed_context": normal(steps, batch, embed),
+            "context": normal(steps, batch, hidden),
+            "h0": normal(batch, size),
+            "z0": normal(batch, latent),
+            "eps": normal(steps, batch, latent),
+            "weight_embed": normal(embed, latent) / (2 * latent**0.5),
+            "weight_zh": normal(3 * size, embed) / (2 * embed**0.5),
+            "weight_hh": normal(3 * size, size) / (2 * size**0.5),
+            "bias_hh": normal(3 * size) / 2,
+            "weight_h": normal(hidden, size) / (2 * size**0.5),
+            "weight_out": normal(2 * latent, hidden) / (2 * hidden**0.5),
+            "bias_out": normal(2 * latent) / 2,
+        }
+        if anew:
+            tensors |= {"reset_h": normal(batch, size), "reset_z": normal(batch, latent)}
+        return Sample("interleaved_sequence", name, tensors, options)
+
+    def resets(steps: int, batch: int) -> Tensor:
+        return torch.arange(steps * batch).view(steps, batch) % 3 == 1
+
+    lengths, some = torch.tensor([4, 0, 5, 1]), resets(5, 4)
+    ragged = torch.tensor([4, 1, 3, 2, 0, *[4] * 11, 2])
+    return [
+        *(sample(act, 5, 3, 7, 4, 6, 3, activation=act, embed_activation=act) for act in MORE_ACTIVATIONS),
+        sample("softplus", 5, 3, 7, 4, 6, 3, scale="softplus", embed_activation="elu", activation="elu"),
+        sample("resets", 5, 4, 5, 3, 4, 2, resets=some),
+        sample("resets_anew", 5, 4, 5, 3, 4, 2, anew=True, lengths=lengths, resets=some, scale="softplus", min_std=0.3),
+        sample("lengths_floor", 5, 4, 5, 3, 4, 3, lengths=lengths, min_logvar=-1.0),
+        sample("one", 1, 1, 1, 1, 1, 1),
+        sample("wide", 4, 17, 50, 19, 34, 49, lengths=ragged, resets=resets(4, 17), activation="silu"),
+        sample("tall", 9, 2, 65, 33, 17, 31, anew=True, lengths=torch.tensor([9, 7]), resets=resets(9, 2)),
+        sample("no_steps", 0, 3, 5, 2, 4, 2),
+        sample("no_steps_resets", 0, 3, 5, 2, 4, 2, anew=True, resets=resets(0, 3)),
+        sample("no_batch", 4, 0, 5, 2, 4, 2),
+        sample("no_batch_resets", 4, 0, 5, 2, 4, 2, anew=True, resets=resets(4, 0), lengths=lengths[:0]),
+        sample("all_padding", 3, 2, 4, 3, 4, 3, lengths=torch.zeros(2, dtype=torch.int64), resets=resets(3, 2)),
+    ]
+
+
 def gaussian_rsample_kl_samples(generator: torch.Generator | None = None) -> list[Sample]:
     """Samples of gaussian_rsample_kl in float64: one to four dimensions, with and without a prior, empty ones."""
     normal = _normal(generator)
@@ -389,23 +438,29 @@ class Row(NamedTuple):
     bare: str  # one with little
     empty: str
     registered: str = ""  # the op behind it, where that has another name
-    state: str = ""  # of a recurrence: the tensor with the first one
+    states: tuple[str, ...] = ()  # of a recurrence: the tensors that may stay float32 beside half precision
     padded: bool = True  # a recurrence takes lengths
     lacking: tuple[str, ...] = ()  # backends that do not run it yet: their tests of it are left out
 
 
 ROWS = {
     "gru_sequence": Row(
-        *(("output", "h_n"), gru.gru_sequence, gru_samples, "lengths_reverse", "plain", "no_steps"), state="h0"
+        *(("output", "h_n"), gru.gru_sequence, gru_samples, "lengths_reverse", "plain", "no_steps"), states=("h0",)
     ),
     "gru_packed": Row(
         *(("output", "h_n"), gru_packed.gru_packed, gru_packed_samples, "ended", "plain", "no_steps"),
-        state="h0",
+        states=("h0",),
         padded=False,
     ),
     "posterior_sequence": Row(
         *(("z", "mu", "logvar"), posterior.posterior_sequence, posterior_samples, "prior_silu", "tanh", "no_steps"),
-        state="z0",
+        states=("z0",),
+    ),
+    "interleaved_sequence": Row(
+        *(("h", "z", "mu", "logvar"), interleaved.interleaved_sequence, interleaved_samples),
+        *("resets_anew", "tanh", "no_steps"),
+        states=("h0", "z0", "reset_h", "reset_z"),
+        lacking=("cuda", "triton"),
     ),
     "gaussian_rsample_kl": Row(
         *(("z", "kl"), gaussian.gaussian_rsample_kl, gaussian_rsample_kl_samples, "prior", "standard", "no_rows")
@@ -427,7 +482,7 @@ ROWS = {
     ),
 }
 OPS = ops()
-RECURRENT = tuple(op for op in OPS if ROWS[op].state)
+RECURRENT = tuple(op for op in OPS if ROWS[op].states)
 PADDED = tuple(op for op in RECURRENT if ROWS[op].padded)  # those that take lengths
 
 

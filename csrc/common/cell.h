@@ -43,9 +43,10 @@ VSSN_CELL GruGates<V> gru_gate_grads(const GruGates<V>& g, V h, V dh) {
     return {grad_r, grad_z, grad_n, grad_n * g.r};
 }
 
-// ---- Activations of the posterior's hidden layer ---------------------------------------------------------
+// ---- Activations of hidden layers ------------------------------------------------------------------------
 
-VSSN_ENUM(Activation, tanh, relu, leaky_relu, silu)
+// The first four are everyone's, the others interleaved_sequence's.
+VSSN_ENUM(Activation, tanh, relu, leaky_relu, silu, elu, identity)
 
 constexpr double kLeakySlope = 1.0 / 3.0;
 
@@ -59,6 +60,8 @@ VSSN_CELL V activate(V x) {
     if constexpr (act == Activation::leaky_relu)
         return Math::select_positive(x, x, x * static_cast<typename Math::Scalar>(kLeakySlope));
     if constexpr (act == Activation::silu) return x * Math::sigmoid(x);
+    if constexpr (act == Activation::elu) return Math::select_positive(x, x, Math::expm1(x));
+    if constexpr (act == Activation::identity) return x;
 }
 
 // d act(x) / d x from what activate's caller kept. The slope of relu and leaky_relu at 0 is the left one.
@@ -73,6 +76,8 @@ VSSN_CELL V activation_slope(V kept) {
         const V s = Math::sigmoid(kept);
         return s + kept * s * (one - s);
     }
+    if constexpr (act == Activation::elu) return Math::select_positive(kept, one, kept + one);
+    if constexpr (act == Activation::identity) return one;
 }
 
 // ---- Gaussians with a log-variance -----------------------------------------------------------------------
@@ -86,6 +91,24 @@ VSSN_CELL V floored_logvar(V raw, V min_logvar) {
 template <class Math, class V>
 VSSN_CELL V floored_logvar_slope(V logvar, V min_logvar) {
     return -Math::expm1(min_logvar - logvar);
+}
+
+// What the output layer's second half stands for: the log-variance with its floor above, or as Dreamer has it
+// logvar = 2 log(softplus(raw) + min_std), and d logvar / d raw from logvar alone.
+VSSN_ENUM(Scale, logvar, softplus)
+
+template <class Math, class V>
+VSSN_CELL V softplus_logvar(V raw, V min_std) {
+    const V logarithm = Math::log(Math::softplus(raw) + min_std);
+    return logarithm + logarithm;
+}
+
+template <class Math, class V>
+VSSN_CELL V softplus_logvar_slope(V logvar, V min_std) {
+    const V std = Math::exp(logvar * static_cast<typename Math::Scalar>(0.5)), above = std - min_std;
+    const V slope =
+        Math::expm1(Math::select_positive(above, -above, V{})) / std;  // rounded, std may be below its floor
+    return -(slope + slope);
 }
 
 template <class Math, class V>

@@ -16,6 +16,10 @@ VSSN_INLINE Vec<T> activate_by(Activation act, Vec<T> x) {
             return activate<Activation::relu, Math>(x);
         case Activation::leaky_relu:
             return activate<Activation::leaky_relu, Math>(x);
+        case Activation::elu:
+            return activate<Activation::elu, Math>(x);
+        case Activation::identity:
+            return activate<Activation::identity, Math>(x);
         default:
             return activate<Activation::silu, Math>(x);
     }
@@ -31,6 +35,10 @@ VSSN_INLINE Vec<T> slope_by(Activation act, Vec<T> kept) {
             return activation_slope<Activation::relu, Math>(kept);
         case Activation::leaky_relu:
             return activation_slope<Activation::leaky_relu, Math>(kept);
+        case Activation::elu:
+            return activation_slope<Activation::elu, Math>(kept);
+        case Activation::identity:
+            return activation_slope<Activation::identity, Math>(kept);
         default:
             return activation_slope<Activation::silu, Math>(kept);
     }

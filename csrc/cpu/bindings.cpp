@@ -43,28 +43,37 @@ struct Version {
     VSSN_FIELDS(storage)
 };
 
+// Thrown where the table has no kernel for a type.
+struct Absent {};
+
 // The function that runs `run` with the kernels of a type and a Problem of that type.
 template <template <class> class Problem, class Run>
 void define(py::module_& module, const char* name, Run run) {
     Signature signature = signature_of(module, name);
     signature.add<Version>();
     signature.add<Problem<float>>();
-    define(module, name, std::move(signature), [run](Arguments& in) -> py::object {
+    define(module, name, std::move(signature), [run, name](Arguments& in) -> py::object {
         switch (in.read<Version>().storage) {
             case Storage::float32:
                 return result_of(run, *kernels().f32, in.read<Problem<float>>());
             case Storage::float64:
                 return result_of(run, *kernels().f64, in.read<Problem<double>>());
             default:
-                return result_of(run, *kernels().bf16, in.read<Problem<BFloat16>>());
+                try {
+                    return result_of(run, *kernels().bf16, in.read<Problem<BFloat16>>());
+                } catch (const Absent&) {
+                    throw py::type_error(std::string("vssn_kernels._cpu.") + name +
+                                         ": storage must be float32 or float64, got bfloat16");
+                }
         }
     });
 }
 
 template <class Kernel, class Problem>
-void without_gil(Kernel kernel, const Problem& problem) {
+auto without_gil(Kernel* kernel, const Problem& problem) {
+    if (!kernel) throw Absent();
     py::gil_scoped_release release;
-    kernel(problem);
+    return kernel(problem);
 }
 
 // Memory for one call, as the kernels' buffers are aligned. For the tests: whether it starts as NaN.
@@ -86,7 +95,8 @@ class Workspace {
 };
 
 template <class Kernel, class Bytes, class Problem>
-void without_gil(Kernel kernel, Bytes bytes, const Problem& problem) {
+void without_gil(Kernel* kernel, Bytes* bytes, const Problem& problem) {
+    if (!kernel) throw Absent();
     py::gil_scoped_release release;
     const Workspace workspace(bytes(problem));
     kernel(problem, workspace.data());
@@ -151,14 +161,32 @@ PYBIND11_MODULE(_cpu, module) {
     define<GruBackward>(module, "gru_backward", [](const auto& table, const auto& k) {
         without_gil(table.gru_backward, table.gru_backward_workspace, k);
     });
+    define<GruPack>(module, "gru_pack",
+                    [](const auto& table, const auto& k) { return without_gil(table.gru_pack, k); });
+    define<GruStep>(module, "gru_step", [](const auto& table, const auto& k) { without_gil(table.gru_step, k); });
+    define<GruLayerStep>(module, "gru_layer_step",
+                         [](const auto& table, const auto& k) { without_gil(table.gru_layer_step, k); });
+    define<GruCellBackward>(module, "gru_cell_backward",
+                            [](const auto& table, const auto& k) { without_gil(table.gru_cell_backward, k); });
+    define<GruCell>(module, "gru_cell", [](const auto& table, const auto& k) { without_gil(table.gru_cell, k); });
     define<PosteriorForward>(module, "posterior_forward", [](const auto& table, const auto& k) {
         without_gil(table.posterior_forward, table.posterior_forward_workspace, k);
     });
     define<PosteriorBackward>(module, "posterior_backward", [](const auto& table, const auto& k) {
         without_gil(table.posterior_backward, table.posterior_backward_workspace, k);
     });
+    define<InterleavedForward>(module, "interleaved_forward", [](const auto& table, const auto& k) {
+        without_gil(table.interleaved_forward, table.interleaved_forward_workspace, k);
+    });
+    define<InterleavedBackward>(module, "interleaved_backward", [](const auto& table, const auto& k) {
+        without_gil(table.interleaved_backward, table.interleaved_backward_workspace, k);
+    });
     define<MlpForward>(module, "mlp_forward", [](const auto& table, const auto& k) {
         without_gil(table.mlp_forward, table.mlp_forward_workspace, checked(k));
+    });
+    define<MlpPack>(module, "mlp_pack", [](const auto& table, const auto& k) {
+        require(k.weight.count == k.inputs(), "vssn_kernels._cpu.mlp_pack: K and weight must be of one length");
+        return without_gil(table.mlp_pack, k);
     });
     define<MlpBackward>(module, "mlp_backward", [](const auto& table, const auto& k) {
         without_gil(table.mlp_backward, table.mlp_backward_workspace, checked(k));
@@ -167,6 +195,8 @@ PYBIND11_MODULE(_cpu, module) {
                              [](const auto& table, const auto& k) { without_gil(table.bernoulli_forward, k); });
     define<BernoulliBackward>(module, "bernoulli_backward",
                               [](const auto& table, const auto& k) { without_gil(table.bernoulli_backward, k); });
+    define<Program>(module, "run_program",
+                    [](const auto& table, const auto& k) { return without_gil(table.run_program, k); });
     define<Evaluate>(module, "evaluate",
                      [](const auto& table, const auto& k) { table.evaluate(k.function, k.x, k.y, k.count); });
     module.def("shorten_waits", shorten_waits, py::call_guard<py::gil_scoped_release>());

@@ -97,6 +97,60 @@ struct GruBackward {
                 grad_gates_x, grad_a, grad_h0, grad_weight, grad_bias)
 };
 
+// ---- gru_step.cpp ----------------------------------------------------------------------------------------
+
+template <class T>
+struct GruPack {
+    int64_t H;
+    Rows<const T> weight;  // [3H, H]
+    T* panels;             // null: nothing is packed
+    VSSN_FIELDS(H, weight, panels)
+};
+
+template <class T>
+struct GruStep {
+    int threads;
+    int64_t B, H;
+    Rows<const T> gates_x, h;  // [B, 3H], [B, H]
+    const T* panels;           // as gru_pack wrote them
+    const T* bias;             // [3H]
+    T* out;                    // [B, H]
+    VSSN_FIELDS(threads, B, H, gates_x, h, panels, bias, out)
+};
+
+template <class T>
+struct GruLayerStep {
+    int threads;
+    int64_t B, X, H;
+    Rows<const T> x, h;                  // [B, X], [B, H]
+    Rows<const T> weight_ih, weight_hh;  // [3H, X], [3H, H]
+    const T *bias_ih, *bias_hh;          // [3H]; null: zeros
+    T *output, *h_n;                     // [B, H], the same in both
+    VSSN_FIELDS(threads, B, X, H, x, h, weight_ih, weight_hh, bias_ih, bias_hh, output, h_n)
+};
+
+template <class T>
+struct GruCell {
+    int threads;
+    int64_t B, H;
+    Rows<const T> gates_x, product, h;  // [B, 3H], W_hh h [B, 3H], [B, H]
+    const T* bias;                      // [3H]
+    T *output, *h_n;                    // [B, H], the same in both
+    T* gates;                           // [B, 4H] as GruForward's; null: not kept
+    VSSN_FIELDS(threads, B, H, gates_x, product, h, bias, output, h_n, gates)
+};
+
+template <class T>
+struct GruCellBackward {
+    int threads;
+    int64_t B, H;
+    Rows<const T> grad_output, grad_h_n, h;  // [B, H]
+    const T* gates;                          // as forward kept them
+    T *grad_gates_x, *grad_product;          // [B, 3H]
+    T* grad_h;                               // [B, H]: what goes past the product; null: not asked for
+    VSSN_FIELDS(threads, B, H, grad_output, grad_h_n, h, gates, grad_gates_x, grad_product, grad_h)
+};
+
 // ---- posterior.cpp ---------------------------------------------------------------------------------------
 
 template <class T>
@@ -148,6 +202,62 @@ struct PosteriorBackward {
                 grad_bias_out, grad_prior_weight_z, grad_prior_weight_mu, grad_prior_bias_mu)
 };
 
+// ---- interleaved.cpp -------------------------------------------------------------------------------------
+
+template <class T>
+struct InterleavedForward {
+    int threads;
+    int64_t steps, B, H, E, M, Z;
+    Activation embed_activation, activation;
+    Scale scale;
+    Compute<T> min_logvar, min_std;
+    const int64_t* lengths;                         // [B]
+    const bool* resets;                             // [T, B]
+    Steps<const T> gates_x, embed_context;          // [T, B, 3H], [T, B, E]
+    Steps<const T> context, eps;                    // [T, B, M], [T, B, Z]
+    Rows<const T> h0, z0, reset_h, reset_z;         // [B, H], [B, Z]; the last two with resets
+    Rows<const T> weight_embed, weight_zh;          // [E, Z], [3H, E]
+    Rows<const T> weight_hh, weight_h, weight_out;  // [3H, H], [M, H], [2Z, M]
+    const T *bias_hh, *bias_out;                    // [3H], [2Z]
+    T *h, *z, *mu, *logvar;                         // [T, B, H], [T, B, Z]
+    T* gates;                                       // [T, B, 4H] as GruForward has them; null: not kept
+    T *embed, *hidden;                              // [T, B, E], [T, B, M] as cell.h's keeps_input says; null: not kept
+    VSSN_FIELDS(threads, steps, B, H, E, M, Z, embed_activation, activation, scale, min_logvar, min_std, lengths,
+                resets, gates_x, embed_context, context, eps, h0, z0, reset_h, reset_z, weight_embed, weight_zh,
+                weight_hh, weight_h, weight_out, bias_hh, bias_out, h, z, mu, logvar, gates, embed, hidden)
+};
+
+template <class T>
+struct InterleavedBackward {
+    int threads;
+    int64_t steps, B, H, E, M, Z;
+    Activation embed_activation, activation;
+    Scale scale;
+    Compute<T> min_logvar, min_std;
+    const int64_t* lengths;
+    const bool* resets;
+    Steps<const T> grad_h, grad_z, grad_mu, grad_logvar;  // [T, B, H], [T, B, Z]
+    Rows<const T> before_h, before_z;    // [T B, H], [T B, Z]: what each step started from, zeros at padding
+    const T *h, *logvar, *gates;         // as forward wrote them
+    const T *embed, *hidden;             // likewise
+    Rows<const T> embed_active, active;  // [T B, E], [T B, M]: after the activations
+    Steps<const T> eps;                  // [T, B, Z]
+    Rows<const T> weight_embed, weight_zh, weight_hh, weight_h, weight_out;
+    T *grad_gates_x, *grad_a;              // [T, B, 3H]; [T, B, H]: of W_hn h + b_hn
+    T *grad_embed_context, *grad_context;  // [T, B, E], [T, B, M]
+    T *grad_out, *grad_eps;                // [T, B, 2Z]: of the output layer (mu, raw); [T, B, Z]
+    T *grad_h0, *grad_z0;                  // [B, H], [B, Z]
+    T *grad_reset_h, *grad_reset_z;        // [B, H], [B, Z], with resets
+    T *grad_weight_embed, *grad_weight_zh, *grad_weight_hh, *grad_bias_hh;  // [E, Z], [3H, E], [3H, H], [3H]
+    T *grad_weight_h, *grad_weight_out, *grad_bias_out;                     // [M, H], [2Z, M], [2Z]
+    VSSN_FIELDS(threads, steps, B, H, E, M, Z, embed_activation, activation, scale, min_logvar, min_std, lengths,
+                resets, grad_h, grad_z, grad_mu, grad_logvar, before_h, before_z, h, logvar, gates, embed, hidden,
+                embed_active, active, eps, weight_embed, weight_zh, weight_hh, weight_h, weight_out, grad_gates_x,
+                grad_a, grad_embed_context, grad_context, grad_out, grad_eps, grad_h0, grad_z0, grad_reset_h,
+                grad_reset_z, grad_weight_embed, grad_weight_zh, grad_weight_hh, grad_bias_hh, grad_weight_h,
+                grad_weight_out, grad_bias_out)
+};
+
 // ---- mlp.cpp ---------------------------------------------------------------------------------------------
 
 constexpr int kMlpInputs = 16;  // at most
@@ -168,11 +278,24 @@ struct MlpForward {
     const T* bias;                  // [M]
     Rows<const T> weight_out;       // [O, M], floored [2 O, M]; null: one layer, out is the hidden layer's input [N, M]
     const T* bias_out;              // [O], [2 O]
+    const T* panels;                // as mlp_pack wrote them, and no weight is read; null: packed within
     T* out;                         // [N, O]
     T* logvar;                      // [N, O], where floored
     T* hidden;                      // [N, M] as cell.h's keeps_input says; null: not kept
-    VSSN_FIELDS(threads, N, M, O, activation, floored, min_logvar, K, x, weight, bias, weight_out, bias_out, out,
-                logvar, hidden)
+    VSSN_FIELDS(threads, N, M, O, activation, floored, min_logvar, K, x, weight, bias, weight_out, bias_out, panels,
+                out, logvar, hidden)
+    int inputs() const { return K.count; }
+};
+
+template <class T>
+struct MlpPack {
+    int64_t M, O;
+    bool floored;
+    MlpList<int64_t> K;
+    MlpList<Rows<const T>> weight;
+    Rows<const T> weight_out;
+    T* panels;  // null: nothing is packed
+    VSSN_FIELDS(M, O, floored, K, weight, weight_out, panels)
     int inputs() const { return K.count; }
 };
 
@@ -220,11 +343,40 @@ struct BernoulliBackward {
     VSSN_FIELDS(threads, N, X, logits, x, grad, grad_logits, grad_x)
 };
 
+// ---- program.cpp -----------------------------------------------------------------------------------------
+
+constexpr int kPanelBytes = 256;  // of a row of a panel of a linear's weights
+
+// code [n, 8]: the instruction, then what it takes; places are offsets, -1 where there is none.
+enum class Instruction : int64_t {
+    linear,    // out, in, K, N, weight, bias, from
+    activate,  // out, N, Activation
+    gru,       // out, gates_x, gates_h, h, H
+    copy,      // out, in, N
+    add,       // out, in, N
+};
+
+template <class T>
+struct Program {
+    int64_t B;
+    int64_t first, last;       // instructions to run
+    Rows<const T> x, u;        // [B, X], [B, U]
+    int64_t X, x_at, U, u_at;  // and their places
+    Compute<T> low, high;      // of x
+    bool whole;                // x is
+    Rows<T> memory;            // [B, size]
+    const int64_t* code;       // [n, 8]
+    const T* weights;
+    VSSN_FIELDS(B, first, last, x, u, X, x_at, U, u_at, low, high, whole, memory, code, weights)
+};
+
 // ---- The table -------------------------------------------------------------------------------------------
 
-VSSN_ENUM(Function, exp, expm1, sigmoid, tanh, softplus)
+VSSN_ENUM(Function, exp, expm1, log, sigmoid, tanh, softplus)
 
 // workspace: memory for the call alone, of as many bytes as the function behind it tells from sizes and what is null.
+// Null is what there is not for a type: for BFloat16 the steps with weights prepared or as they are,
+// interleaved_sequence and programs (tables.h), which are computed in float.
 template <class T>
 struct Kernels {
     void (*gaussian_forward)(const GaussianForward<T>&);
@@ -233,16 +385,27 @@ struct Kernels {
     int64_t (*gru_forward_workspace)(const GruForward<T>&);
     void (*gru_backward)(const GruBackward<T>&, void* workspace);
     int64_t (*gru_backward_workspace)(const GruBackward<T>&);
+    int64_t (*gru_pack)(const GruPack<T>&);  // as mlp_pack: packs, and tells how many numbers the panels take
+    void (*gru_step)(const GruStep<T>&);
+    void (*gru_layer_step)(const GruLayerStep<T>&);
+    void (*gru_cell)(const GruCell<T>&);
+    void (*gru_cell_backward)(const GruCellBackward<T>&);
     void (*posterior_forward)(const PosteriorForward<T>&, void* workspace);
     int64_t (*posterior_forward_workspace)(const PosteriorForward<T>&);
     void (*posterior_backward)(const PosteriorBackward<T>&, void* workspace);
     int64_t (*posterior_backward_workspace)(const PosteriorBackward<T>&);
+    void (*interleaved_forward)(const InterleavedForward<T>&, void* workspace);
+    int64_t (*interleaved_forward_workspace)(const InterleavedForward<T>&);
+    void (*interleaved_backward)(const InterleavedBackward<T>&, void* workspace);
+    int64_t (*interleaved_backward_workspace)(const InterleavedBackward<T>&);
     void (*mlp_forward)(const MlpForward<T>&, void* workspace);
     int64_t (*mlp_forward_workspace)(const MlpForward<T>&);
+    int64_t (*mlp_pack)(const MlpPack<T>&);
     void (*mlp_backward)(const MlpBackward<T>&, void* workspace);
     int64_t (*mlp_backward_workspace)(const MlpBackward<T>&);
     void (*bernoulli_forward)(const BernoulliForward<T>&);
     void (*bernoulli_backward)(const BernoulliBackward<T>&);
+    bool (*run_program)(const Program<T>&);
     void (*evaluate)(Function function, const T* x, T* y, int64_t count);  // for the tests of math.h
 };
 

@@ -1,10 +1,10 @@
-// exp, expm1, tanh, sigmoid, log1p and softplus on vectors.
+// exp, expm1, log, tanh, sigmoid, log1p and softplus on vectors.
 //
 // Largest errors, in units in the last place, against the exact value over the whole range where the result is a
 // normal number (tests/kernels/test_cpu_math.py checks them):
-//             exp   expm1   tanh   sigmoid   softplus
-//   float     2     3       3      3         3
-//   double    2     3       3      3         3
+//             exp   expm1   log   tanh   sigmoid   softplus
+//   float     2     3       3     3      3         3
+//   double    2     3       3     3      3         3
 // Outside: exp goes to 0 and to inf, so that sigmoid reaches 0 and 1: a gate times an infinite state is NaN here where
 // it is NaN in PyTorch. NaN gives NaN.
 //
@@ -31,6 +31,7 @@ struct Constants<float> {
     static constexpr float tanh_max = 10.0f;  // tanh is 1 to the last bit from here on
     static constexpr int mantissa_bits = 23;
     static constexpr int exponent_bias = 127;
+    static constexpr int32_t root_half = 0x3f3504f3;  // the bits of sqrt(1/2)
     static constexpr float q[] = {0.50000000134658092f,    0.166666666816232314f,   0.0416664649252859054f,
                                   0.00833331092548090083f, 0.00139336499963092504f, 0.000198909908246736538f};
     static constexpr float w[] = {0.333333336602637062f, 0.199998531659648587f, 0.142961789971514189f,
@@ -47,6 +48,7 @@ struct Constants<double> {
     static constexpr double tanh_max = 20.0;
     static constexpr int mantissa_bits = 52;
     static constexpr int exponent_bias = 1023;
+    static constexpr int64_t root_half = 0x3fe6a09e667f3bcd;
     static constexpr double q[] = {0.5,
                                    0.166666666666666667,
                                    0.0416666666666666768,
@@ -138,10 +140,29 @@ struct VectorMath {
         return x < V{} ? -magnitude : magnitude;
     }
 
-    // For u in [0, 1].
+    // For u in [sqrt(1/2) - 1, 1].
     static VSSN_INLINE V log1p(V u) {
         const V s = u / (broadcast(T(2)) + u), square = s * s;
         return (s + s) + (s + s) * square * polynomial(C::w, square);
+    }
+
+    // x = 2^n m with m between sqrt(1/2) and sqrt(2), so that nothing cancels near 1. Of 0: -inf; of less: NaN.
+    static VSSN_INLINE V log(V x) {
+        using Bits = typename VectorOf<T>::Bits;
+        using Limits = std::numeric_limits<T>;
+        const V least = broadcast(Limits::min()), infinity = broadcast(Limits::infinity());
+        const V normal = x < least ? x * broadcast(1 / Limits::epsilon()) : x;  // 1 / epsilon = 2^mantissa_bits
+        Bits bits;
+        __builtin_memcpy(&bits, &normal, sizeof bits);
+        const Bits exponent = (bits - C::root_half) >> C::mantissa_bits;
+        bits -= exponent << C::mantissa_bits;
+        V m;
+        __builtin_memcpy(&m, &bits, sizeof m);
+        V n = __builtin_convertvector(exponent, V);
+        n = x < least ? n - broadcast(T(C::mantissa_bits)) : n;
+        const V result = n * broadcast(C::ln2_high) + (log1p(m - broadcast(T(1))) + n * broadcast(C::ln2_low));
+        const V outside = x == V{} ? -infinity : x < V{} ? broadcast(Limits::quiet_NaN()) : x;
+        return x > V{} ? (x < infinity ? result : outside) : outside;
     }
 
     static VSSN_INLINE V softplus(V x) { return select_positive(x, x, V{}) + log1p(bounded_exp(-absolute(x))); }

@@ -78,8 +78,9 @@ struct ForwardBuffers {
     PanelPlan<E> in_plan, out_plan;  // columns: units of the hidden layer; of one output
     int64_t K, in_stride, stride;    // rows of all inputs' panels; distance between rows of inputs and of hidden
     int heads;                       // outputs of the second layer
-    E* in;                           // W_i, one after another
-    E* out[2];                       // W_out of each output
+    const E* in;                     // W_i, one after another
+    const E* out[2];                 // W_out of each output
+    E* panels;                       // the memory of both, where they are packed within; else null
     E* inputs;                       // [threads][kChunk][in_stride]: x_i, where they are not taken as they are
     E* hidden;                       // [threads][kChunk][stride]
     int64_t bytes;
@@ -94,13 +95,31 @@ struct ForwardBuffers {
                 : k.floored        ? 2
                                    : 1) {
         Arena arena(memory);
-        in = arena.take<E>(in_plan.size(K));
-        for (int head = 0; head < heads; ++head) out[head] = arena.take<E>(out_plan.size(depth<E>(k.M)));
+        panels = k.panels ? nullptr : arena.take<E>(panels_size());
+        in = panels;
+        if constexpr (!kRounds<S>) in = k.panels ? k.panels : panels;
+        for (int head = 0; head < heads; ++head) out[head] = in + in_plan.size(K) + head * out_plan.size(depth<E>(k.M));
         inputs = arena.take<E>(kRounds<S> ? k.threads * kChunk * in_stride : 0);
         hidden = arena.take<E>(heads ? k.threads * kChunk * stride : 0);
         bytes = arena.bytes();
     }
+
+    int64_t panels_size() const { return in_plan.size(K) + heads * out_plan.size(depth<E>(in_plan.columns)); }
 };
+
+// This thread's part of the panels, for a Problem with the weights.
+template <class S, class Problem>
+void pack_forward(const Problem& k, const ForwardBuffers<S>& w, Operand<S>* panels, Team team) {
+    using E = Operand<S>;
+    const Range in = share(w.in_plan.count(), team.rank, team.size);
+    const Range out = share(w.out_plan.count(), team.rank, team.size);
+    int64_t from = 0;
+    for (int i = 0; i < k.inputs(); from += depth<E>(k.K[i++]))
+        pack_panels_transposed(panels, w.in_plan, in, w.K, from, k.weight[i], 0, k.K[i]);
+    panels += w.in_plan.size(w.K);
+    for (int head = 0; head < w.heads; ++head, panels += w.out_plan.size(depth<E>(k.M)))
+        pack_panels_transposed(panels, w.out_plan, out, depth<E>(k.M), 0, k.weight_out, head * k.O, k.M);
+}
 
 template <class S>
 void forward_rows(const MlpForward<S>& k, const ForwardBuffers<S>& w, int64_t row, int64_t n, int rank) {
@@ -162,19 +181,28 @@ void forward(const MlpForward<S>& k, void* workspace) {
     const ForwardBuffers<S> w(workspace, k);
     if (kDepth<E> > 1 && w.heads) fill_zeros(w.hidden, k.threads * kChunk * w.stride);
     auto body = [&](Team team) {
-        const Range panels = share(w.in_plan.count(), team.rank, team.size);
-        int64_t from = 0;
-        for (int i = 0; i < k.inputs(); from += depth<E>(k.K[i++]))
-            pack_panels_transposed(w.in, w.in_plan, panels, w.K, from, k.weight[i], 0, k.K[i]);
-        for (int head = 0; head < w.heads; ++head)
-            pack_panels_transposed(w.out[head], w.out_plan, share(w.out_plan.count(), team.rank, team.size),
-                                   depth<E>(k.M), 0, k.weight_out, head * k.O, k.M);
-        team.wait();
+        if (w.panels) {
+            pack_forward(k, w, w.panels, team);
+            team.wait();
+        }
         const Range rows = share(k.N, team.rank, team.size, kTileRows<E, 1>);
         for (int64_t row = rows.begin; row < rows.end; row += kChunk)
             forward_rows(k, w, row, rows.end - row < kChunk ? rows.end - row : kChunk, team.rank);
     };
     parallel(useful_threads(k, w.heads * k.O), body);
+}
+
+template <class T>
+int64_t pack(const MlpPack<T>& k) {
+    MlpForward<T> of{};
+    of.M = k.M;
+    of.O = k.O;
+    of.floored = k.floored;
+    of.K = k.K;
+    of.weight_out = k.weight_out;
+    const ForwardBuffers<T> w(nullptr, of);
+    if (k.panels) pack_forward(k, w, k.panels, Team{0, 1, nullptr});
+    return w.panels_size();
 }
 
 // ---- Backward --------------------------------------------------------------------------------------------
@@ -346,5 +374,10 @@ void backward(const MlpBackward<S>& k, void* workspace) {
     int64_t mlp_forward_workspace(const MlpForward<T>& k) { return ForwardBuffers<T>(nullptr, k).bytes; } \
     int64_t mlp_backward_workspace(const MlpBackward<T>& k) { return BackwardBuffers<T>(nullptr, k).bytes; }
 VSSN_FOR_STORAGES(VSSN_ENTRIES)
+#undef VSSN_ENTRIES
+
+#define VSSN_ENTRIES(T) \
+    int64_t mlp_pack(const MlpPack<T>& k) { return pack(k); }
+VSSN_FOR_FLOATS(VSSN_ENTRIES)
 
 }  // namespace vssn::VSSN_ISA

@@ -19,6 +19,7 @@
 // Threads take rows of the batch, or blocks of M and of Z with a barrier after each product (rows.h).
 #include "../common/cell.h"
 #include "activation.h"
+#include "blocks.h"
 #include "gemm.h"
 #include "kernels.h"
 #include "math.h"
@@ -32,24 +33,10 @@ namespace vssn::VSSN_ISA {
 
 namespace {
 
-template <class T>
-constexpr int64_t kWide = 2 * kLanes<T>;  // units in a block of two vectors
-
-VSSN_INLINE int64_t count_blocks(int64_t units, int64_t width) { return (units + width - 1) / width; }
-VSSN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 Partition plan_threads(int threads, int64_t steps, int64_t B, int64_t M, int64_t Z, bool prior, int64_t blocks,
                        size_t scalar_bytes) {
     const int64_t weights = (prior ? 5 : 3) * M * Z;
     return partition(threads, steps, B, B * weights, weights * static_cast<int64_t>(scalar_bytes), blocks);
-}
-
-template <class S>
-void zero_padding(S* sequence, int64_t t, int64_t B, int64_t width, const RowList& list, int64_t from, int64_t to) {
-    for (int64_t i = list.active; i < list.count; ++i) {
-        S* row = sequence + (t * B + list.rows[i]) * width;
-        for (int64_t unit = from; unit < smaller(to, width); ++unit) row[unit] = 0;
-    }
 }
 
 // ---- Forward ---------------------------------------------------------------------------------------------
@@ -281,11 +268,6 @@ void pack_backward(const PosteriorBackward<S>& k, const BackwardBuffers<S>& w, T
     const int64_t panel = (prior ? 2 : 1) * hidden_part;
     pack_rows<E, 2>(w.into, panel, latent, w.hidden, k.weight_z, 0, k.M, k.Z);
     if (prior) pack_rows<E, 2>(w.into + hidden_part, panel, latent, w.hidden, k.prior_weight_z, 0, k.M, k.Z);
-}
-
-template <class S>
-VSSN_INLINE Vec<S> load_or_zero(const Steps<const S>& steps, int64_t t, int64_t b, int64_t unit, int64_t count) {
-    return steps.data ? load(steps.row(t, b) + unit, count) : Vec<S>{};
 }
 
 // The gradients of mu, raw and eps for latents [from, to), from dz in carry.

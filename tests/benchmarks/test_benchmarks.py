@@ -34,6 +34,7 @@ TINY = {
         (cases.gru_sequence, 5, 3, 7),
         (cases.gru_packed, 5, 3, 7),
         (cases.posterior_sequence, 5, 3, 7, 2),
+        (cases.interleaved_sequence, 5, 3, 7, 4, 6, 2),
         (cases.gaussian_rsample_kl, 5, 3, 7),
         (cases.gaussian_kl, 5, 3, 7),
         (cases.mlp, 5, 3, 2, 6, 7),

@@ -517,6 +517,7 @@ DATA = {
     "speech": speech_data,
     "balls": lambda _: {"set": "balls", "num_train": 3, "num_valid": 2, "num_test": 3, "num_frames": 40},
     "pendulum": lambda _: {"set": "pendulum", "num_train": 20, "num_valid": 2, "num_test": 5},
+    "series": lambda _: {"set": "macro"},
     "demo": lambda _: {"set": "pendulum", "num_train": 3, "num_valid": 2, "num_test": 4},
 }
 
@@ -524,9 +525,10 @@ DATA = {
 @pytest.mark.parametrize("name", DATA)
 def test_a_task_measures_what_its_section_shows(name: str, tmp_path: Path) -> None:
     data = DATA[name](tmp_path)
-    real_valued = name in ("speech", "pendulum")
+    real_valued = name in ("speech", "pendulum", "series")
     model = MODEL | {
         "likelihood": "gaussian" if real_valued else "bernoulli",
+        "masked": name == "series",
         "control": "both" if name in ("pendulum", "demo") else "previous",
     }
     training = {"output": str(tmp_path / "run"), "max_epochs": 1, "accelerator": "cpu"}
@@ -536,6 +538,9 @@ def test_a_task_measures_what_its_section_shows(name: str, tmp_path: Path) -> No
     metrics = TASKS[name].score(network, config, Effort(particles=2, sequences=2))
     task = TASKS[name]
     shown = [column.metric for column in task.columns] + [detail.metric for detail in task.details]
+    shown += [column.metric for table in task.tables for column in table.columns]
+    beside = {row.prefix: [name for name in metrics if name.startswith(f"{row.prefix}_")] for row in task.baselines}
+    assert all(beside.values()), beside
     assert set(shown) <= set(metrics)
     assert all(np.isfinite(metrics[metric]) for metric in shown)
     entry = task.entries[0]
@@ -607,7 +612,9 @@ def test_a_task_is_one_file(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
         return result.stdout
 
-    assert re.search("music, objectives, speech, balls, pendulum, demo, .*tosses; several run in turn", vssn("--help"))
+    assert re.search(
+        "music, objectives, speech, balls, pendulum, series, demo, .*tosses; several run in turn", vssn("--help")
+    )
     out = vssn("tosses", "--budget", "quick", "--output", "runs", "--report", "R.md")
     assert re.search(r"\[1/1\] tosses: VSSN on pendulum, seed 0: heads 256.5  \(", out)
     record = json.loads((tmp_path / "runs/quick/tosses/pendulum-vssn-0/score.json").read_text())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from linear_gaussian import SMALL, LinearModel, raw_logvar, set_latent, set_mlp, set_recurrence
-from small_models import MODELS, B, X, batch, make
+from small_models import INFERRED, MODELS, B, X, batch, make
 from step_by_step import PlainModel
 from torch import Tensor
 from torch.distributions import MultivariateNormal
@@ -21,16 +21,17 @@ import vssn.inference.importance
 from vssn import VSSN
 from vssn.errors import MemoryLimitError
 from vssn.inference.importance import BOUNDS, SequenceBounds, sequence_bounds
-from vssn.inference.particles import Particles, Plan, resample
+from vssn.inference.particles import INITIAL, Particles, Plan, resample
+from vssn.utils.random import generator
 from vssn_kernels.testing import assert_all_close, assert_close
 
 STEPS = 5
 
 
-@pytest.fixture(scope="module")
-def linear() -> tuple[LinearModel, Tensor, float]:
-    """A linear-Gaussian model, a sequence [T, 1, X], and its exact log p."""
-    exact = LinearModel()
+@pytest.fixture(scope="module", params=[False, True], ids=["zeros", "inferred"])
+def linear(request: pytest.FixtureRequest) -> tuple[LinearModel, Tensor, float]:
+    """A linear-Gaussian model, its d_0 inferred or not, a sequence [T, 1, X], and its exact log p."""
+    exact = LinearModel(inferred=request.param)
     x = exact.sample(STEPS)
     return exact, x, float(exact.log_p(x[:, 0]))
 
@@ -62,9 +63,10 @@ def test_the_bounds_are_ordered_and_converge_to_the_exact_likelihood(linear: tup
 
 
 @pytest.mark.parametrize("resampling", vssn.inference.importance.RESAMPLINGS)
-def test_fivo_is_unbiased_when_it_resamples_at_every_step(resampling: str) -> None:
-    exact, steps, count = LinearModel(), 3, 1500
-    x = exact.sample(steps, seed=4)
+@pytest.mark.parametrize("inferred", [False, True])
+def test_fivo_is_unbiased_when_it_resamples_at_every_step(resampling: str, inferred: bool) -> None:
+    exact, steps, count = LinearModel(inferred=inferred), 3, 1500
+    x = exact.sample(steps, seed=5 if inferred else 4)
     log_p = float(exact.log_p(x[:, 0]))
     copies = x.expand(-1, count, -1).contiguous()
     result = sequence_bounds(exact.model, copies, bound="fivo", particles=8, resampling=resampling, ess_threshold=2.0)
@@ -132,7 +134,7 @@ def test_every_bound_is_exact_where_the_posterior_of_w_is() -> None:
         assert_close(bound, sequence_bounds(model, x, bound=bound, particles=3).total, want, 1e-6)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *INFERRED])
 def test_weights_are_those_of_the_model_step_by_step(name: str) -> None:
     model = make(name)
     given, lengths, particles = batch(model), torch.tensor([5, 0, 3, 1]), 3
@@ -148,6 +150,7 @@ def test_weights_are_those_of_the_model_step_by_step(name: str) -> None:
         model, model.prepare(given["x"], given["u"]), torch.full((B,), 5), [(0, b) for b in range(B)], Plan(B, 3, 5)
     )
     eps_w, eps_z = everything._noise(range(particles), 0, 5)  # [T, K, B, ·]
+    eps_0 = initial_noise(model, particles, [(0, b) for b in range(B)])
     for row, length in enumerate(lengths.tolist()):
         here, one = slice(0, length), slice(row, row + 1)
         for particle in range(particles if length else 0):
@@ -158,6 +161,7 @@ def test_weights_are_those_of_the_model_step_by_step(name: str) -> None:
                 None,
                 eps_w[here, particle, one],
                 eps_z[here, particle, one],
+                eps_0[particle, one],
             )
             alpha = torch.stack(reconstruction) + torch.stack(steps.log_weight)
             weights[particle, row], firsts[particle, row] = alpha.sum(), alpha[0]
@@ -169,8 +173,18 @@ def test_weights_are_those_of_the_model_step_by_step(name: str) -> None:
         assert_all_close(got[bound]._asdict(), want[bound]._asdict(), 1e-10, bound)
 
 
+def initial_noise(model: VSSN, particles: int, keys: list[tuple[int, int]]) -> Tensor:
+    """eps_0 [K, B, S], of a stream for every particle."""
+    rows = [
+        torch.randn(model.initial_size, generator=generator(*key, 1 + particle, INITIAL), dtype=model.layer.dtype)
+        for particle in range(particles)
+        for key in keys
+    ]
+    return torch.stack(rows).view(particles, len(keys), -1)
+
+
 @pytest.mark.parametrize("resampling", vssn.inference.importance.RESAMPLINGS)
-@pytest.mark.parametrize("name", ["vssn", "smoothing", "both", "storn", "dkf"])
+@pytest.mark.parametrize("name", ["vssn", "smoothing", "both", "storn", "dkf", "inferred_smoothing", "inferred_srnn"])
 def test_fivo_is_a_particle_filter_that_copies_whole_paths(name: str, resampling: str) -> None:
     """A particle is its noise: eps_w of all steps, eps_z of those taken. Copied whole, it gives d, a and z anew."""
     model, particles, threshold = make(name), 4, 0.8
@@ -180,13 +194,14 @@ def test_fivo_is_a_particle_filter_that_copies_whole_paths(name: str, resampling
     lengths = torch.tensor([STEPS])
     filters = Particles(model, model.prepare(given["x"], given["u"]), lengths, [(2, 0)], Plan(1, particles, STEPS))
     eps_w, eps_z = (eps[:, :, 0].clone() for eps in filters._noise(range(particles), 0, STEPS))  # [T, K, ·]
+    eps_0 = initial_noise(model, particles, [(2, 0)])[:, 0]
     uniforms = filters._uniforms(particles if resampling == "multinomial" else 1)
     plain, observed = PlainModel(model), torch.ones_like(given["x"], dtype=torch.bool)
     weights, total, resamplings = torch.full((particles,), 1 / particles).double(), 0.0, 0
     for t in range(STEPS):
         alpha = []
         for k in range(particles):
-            noise = eps_w[:, k, None], eps_z[:, k, None]
+            noise = eps_w[:, k, None], eps_z[:, k, None], eps_0[k, None]
             steps, reconstruction, _ = plain.sequence(given["x"], given["u"], observed, None, *noise)
             alpha.append(reconstruction[t] + steps.log_weight[t])
         weights = weights * torch.cat(alpha).exp()
@@ -194,7 +209,7 @@ def test_fivo_is_a_particle_filter_that_copies_whole_paths(name: str, resampling
         weights = weights / weights.sum()
         if 1 / weights.square().sum() < threshold * particles and t + 1 < STEPS:
             ancestors = resample(weights[:, None], uniforms[t])[:, 0]
-            eps_w, eps_z[: t + 1] = eps_w[:, ancestors], eps_z[: t + 1, ancestors]
+            eps_w, eps_z[: t + 1], eps_0 = eps_w[:, ancestors], eps_z[: t + 1, ancestors], eps_0[ancestors]
             weights = torch.full_like(weights, 1 / particles)
             resamplings += 1
     assert resamplings == int(got.resamplings) > 1
@@ -202,7 +217,9 @@ def test_fivo_is_a_particle_filter_that_copies_whole_paths(name: str, resampling
 
 
 @pytest.mark.parametrize("bound", BOUNDS)
-@pytest.mark.parametrize("name", ["vssn", "srnn_residual", "storn", "dkf", "smoothing", "rnn", "both", "nade"])
+@pytest.mark.parametrize(
+    "name", ["vssn", "srnn_residual", "storn", "dkf", "smoothing", "rnn", "both", "nade", "inferred", "inferred_storn"]
+)
 def test_a_padded_sequence_is_scored_as_alone(name: str, bound: str) -> None:
     model = make(name)
     steps, lengths = 20, torch.tensor([20, 0, 7, 1])
@@ -304,6 +321,10 @@ MEMORY_MODELS: dict[str, dict[str, Any]] = {
     "srnn": {"noise_size": 0, "residual_posterior": True},
     "nade": {"noise_size": 6, "likelihood": "nade", "nade_size": 20},
     "mixture": {"noise_size": 6, "likelihood": "mixture", "mixture_size": 4},
+    "negative_binomial": {"noise_size": 6, "likelihood": "negative_binomial"},
+    "categorical": {"noise_size": 6, "likelihood": "categorical", "num_classes": 5},
+    "student_t": {"noise_size": 6, "likelihood": "student_t"},
+    "inferred": {"noise_size": 6, "initial_state": "inferred", "initial_size": 20},
 }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from linear_gaussian import LinearModel
-from small_models import MODELS, B, T, X, batch, make
+from small_models import INFERRED, MODELS, B, T, X, batch, make
 from step_by_step import PlainModel
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from vssn.inference.filtering import latent_states, one_step_predictions, predic
 from vssn.models.vssn import VSSN
 from vssn_kernels.testing import assert_all_close, assert_close, assert_equal
 
-PLAIN = [name for name in MODELS if "masked" not in name]
+PLAIN = [name for name in (*MODELS, *INFERRED) if "masked" not in name]
 NOT_SAMPLED = [name for name in PLAIN if name != "nade"]  # its mean is an estimate
 
 
@@ -27,7 +27,8 @@ def one_by_one(model: VSSN, given: dict[str, Any], stop: int, row: int) -> tuple
     """The last states (d, z) of the first `stop` frames of a sequence, at the mean of every latent, step by step."""
     here, one = slice(0, stop), slice(row, row + 1)
     x, u = given["x"][here, one], None if given["u"] is None else given["u"][here, one]
-    zeros = (torch.zeros_like(part[here, one]) for part in given["noise"])
+    zeros = [torch.zeros_like(part[here, one]) for part in given["noise"][:2]]
+    zeros += [torch.zeros_like(eps_0[one]) for eps_0 in given["noise"][2:]]
     steps, _, _ = PlainModel(model).sequence(x, u, torch.ones_like(x, dtype=torch.bool), None, *zeros)
     d, z = steps.d[-1], steps.z[-1]
     return d, z
@@ -45,7 +46,7 @@ def test_filtering_is_inference_on_every_prefix(name: str) -> None:
             assert_close(f"z {t}", got.z[t, row : row + 1], z, 1e-11)
 
 
-@pytest.mark.parametrize("name", ["vssn", "both", "dkf", "smoothing", "nade"])
+@pytest.mark.parametrize("name", ["vssn", "both", "dkf", "smoothing", "nade", "inferred", "inferred_storn"])
 def test_filtered_states_and_predictions_do_not_see_what_follows(name: str) -> None:
     model = make(name)
     given = batch(model, 7)
@@ -55,7 +56,8 @@ def test_filtered_states_and_predictions_do_not_see_what_follows(name: str) -> N
     options: dict[str, Any] = {"samples": 2, "seed": 3}
     for inference, same in (("filtering", True), ("smoothing", False)):
         first, second = (latent_states(model, y, given["u"], inference=inference, **options) for y in (x, other))
-        assert torch.equal(first.z[:cut], second.z[:cut]) == same
+        part = "z" if model.layer.latent_size else "d"
+        assert torch.equal(getattr(first, part)[:cut], getattr(second, part)[:cut]) == same
     if name == "nade":
         return
     first, second = (one_step_predictions(model, y, given["u"], **options) for y in (x, other))  # of x_2..x_T
@@ -117,7 +119,7 @@ def test_the_error_is_that_of_the_baselines() -> None:
     assert_close("squared_errors", squared_errors(x[:2], x[2:4]), (x[:2] - x[2:4]).pow(2).sum(2).mean(1), 1e-6)
 
 
-@pytest.mark.parametrize("name", ["vssn", "both", "dkf_external", "masked", "embedded"])
+@pytest.mark.parametrize("name", ["vssn", "both", "dkf_external", "masked", "embedded", "inferred_smoothing"])
 def test_a_rollout_feeds_its_mean_back(name: str) -> None:
     model = make(name)
     given = batch(model, T + 3)
@@ -137,10 +139,10 @@ def test_a_rollout_feeds_its_mean_back(name: str) -> None:
     assert_close("frames", got, want, 1e-11)
 
 
-def zero_noise(model: VSSN, steps: int) -> tuple[Tensor, Tensor]:
+def zero_noise(model: VSSN, steps: int) -> tuple[Tensor, ...]:
     sizes = model.layer.noise_size, model.layer.latent_size
-    first, second = (torch.zeros(steps, B, size).double() for size in sizes)
-    return first, second
+    pair = tuple(torch.zeros(steps, B, size).double() for size in sizes)
+    return (*pair, torch.zeros(B, model.initial_size).double()) if model.initial_size else pair
 
 
 def test_samples_are_seeded_and_leave_no_trace() -> None:

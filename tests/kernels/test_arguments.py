@@ -65,7 +65,7 @@ def test_not_a_tensor(op: str, name: str, value: object) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_none_for_a_tensor(op: str) -> None:
-    optional = ("prior_mu", "prior_logvar")
+    optional = ("prior_mu", "prior_logvar", "reset_h", "reset_z")
     for name in good(op).tensors:
         if name not in optional and not name.startswith("prior."):
             assert_raises(TypeError, good(op).replace({name: None}), f"{name} must be a torch.Tensor, got NoneType")
@@ -94,7 +94,7 @@ def test_float32_beside_half_precision_is_for_states_alone(op: str, name: str) -
     sample = good(op)
     halves = sample.replace({part: tensor.bfloat16() for part, tensor in sample.tensors.items()})
     mixed = halves.replace({name: sample.tensors[name]})
-    if name == ROWS[op].state:
+    if name in ROWS[op].states:
         mixed.run()
     else:
         assert_raises(TypeError, mixed, f"{name} must be torch.bfloat16", "got torch.float32")
@@ -114,7 +114,7 @@ def test_tensors_on_two_devices(op: str, name: str) -> None:
 def test_meta_tensors_give_shapes(op: str) -> None:
     """All on meta: the fake's shapes, and no data read."""
     sample = good(op)
-    changes = {"lengths": sample.options["lengths"].to("meta")} if "lengths" in sample.options else {}
+    changes = {name: sample.options[name].to("meta") for name in ("lengths", "resets") if name in sample.options}
     out = sample.replace({name: t.to("meta") for name, t in sample.tensors.items()}, **changes).run()
     want = sample.run()
     assert {name: (o.shape, o.dtype, o.device.type) for name, o in out.items()} == {
@@ -136,6 +136,8 @@ def test_wrong_shapes(op: str, name: str) -> None:
     for other in wrong:
         if name == "z0" and other.dim() == 2 and other.shape[0] == tensor.shape[0]:
             continue  # Z is read from z0: the next test
+        if name in ("embed_context", "context") and other.shape[:2] == tensor.shape[:2] and other.dim() == 3:
+            continue  # as E and M are: weight_embed and weight_h say that they do not fit
         if op == "gru_packed" and name == "h0" and other.dim() == 2 and other.shape[1] == tensor.shape[1]:
             continue  # B is read from h0, and may be above every batch size
         if name == "inputs[1]" and other.shape[:-1] == tensor.shape[:-1]:
@@ -214,6 +216,44 @@ def test_posterior_sizes_of_zero(hidden: int, latent: int) -> None:
     shapes |= {"weight_out": (2 * latent, hidden), "bias_out": (2 * latent,)}
     wrong = Sample("posterior_sequence", "zero", {name: torch.zeros(shape) for name, shape in shapes.items()})
     assert_raises(ValueError, wrong, "M and Z must be at least 1", f"M = {hidden} and Z = {latent}")
+
+
+def test_interleaved_sizes() -> None:
+    sample = good("interleaved_sequence")
+    for name, letters in (("gates_x", "[T, B, 3H]"), ("embed_context", "[T, B, E]"), ("context", "[T, B, M]")):
+        wrong = sample.replace({name: torch.zeros(5, 4)})
+        assert_raises(ValueError, wrong, f"{name} must have shape {letters}, got [5, 4]")
+    assert_raises(
+        ValueError, sample.replace({"gates_x": torch.zeros(5, 4, 14)}), "must have H, E, M, Z >= 1, got 3H = 14, E = 3"
+    )
+    assert_raises(ValueError, sample.replace({"context": torch.zeros(5, 4, 0)}), "got 3H = 15, E = 3, M = 0 and Z = 2")
+    assert_raises(
+        ValueError, sample.replace({"embed_context": torch.zeros(5, 4, 6)}), "weight_embed must have shape [E, Z]"
+    )
+    assert_raises(
+        ValueError, sample.replace({"context": torch.zeros(5, 4, 6)}), "weight_h must have shape [M, H] = [6, 5]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "text"),
+    [
+        ({"resets": torch.zeros(5, 4)}, TypeError, "resets must be bool, got torch.float32"),
+        (
+            {"resets": torch.zeros(4, 5, dtype=torch.bool)},
+            ValueError,
+            "resets must have shape [T, B] = [5, 4], got [4, 5]",
+        ),
+        ({"resets": [True]}, TypeError, "resets must be a torch.Tensor, got list"),
+        ({"resets": None}, ValueError, "resets must be given with reset_h"),
+        ({"embed_activation": "gelu"}, ValueError, "embed_activation must be one of tanh, relu"),
+        ({"scale": "exp"}, ValueError, "scale must be one of logvar, softplus, got 'exp'"),
+        ({"min_std": -0.1}, ValueError, "min_std must be at least 0, got -0.1"),
+        ({"min_std": float("inf")}, ValueError, "min_std must be finite, got inf"),
+    ],
+)
+def test_options_of_interleaved_sequence(changed: dict[str, Any], error: type[Exception], text: str) -> None:
+    assert_raises(error, good("interleaved_sequence").replace(**changed), text)
 
 
 @pytest.mark.parametrize("op", ["gaussian_rsample_kl", "gaussian_kl"])

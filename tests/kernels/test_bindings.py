@@ -52,6 +52,27 @@ def test_a_missing_an_unknown_and_a_wrongly_typed_argument_is_named() -> None:
     _cpu.evaluate(**sizes)  # what was refused leaves nothing behind
 
 
+def test_what_has_no_kernel_for_bfloat16_says_so() -> None:
+    """Nothing is called through a null entry of the table."""
+    absent = (
+        *("gru_pack", "gru_step", "gru_layer_step", "gru_cell", "gru_cell_backward", "interleaved_forward"),
+        *("interleaved_backward", "mlp_pack", "run_program"),
+    )
+    zeros = {"an int": 0, "a float": 0.0, "a bool": False, "an address": 0}
+    for name in absent:
+        empty: dict[str, object] = {}
+        for field, kind in _cpu.fields[name].items():
+            if kind.startswith("a tuple"):
+                empty[field] = (0,) * len(kind.split(","))
+            elif kind.startswith("one of "):
+                empty[field] = kind.removeprefix("one of ").split(", ")[0]
+            else:
+                empty[field] = zeros.get(kind, [])
+        empty["storage"] = "bfloat16"
+        message = f"vssn_kernels._cpu.{name}: storage must be float32 or float64, got bfloat16"
+        assert refused(getattr(_cpu, name), **empty) == message
+
+
 def test_any_order_will_do_and_no_call_remembers_that_of_another() -> None:
     x = torch.linspace(-2, 2, 7)
     results = []
@@ -89,7 +110,7 @@ def test_a_value_of_several_parts_is_checked_in_full() -> None:
 
     function = refused(_cpu.evaluate, storage="float32", function="sin", x=0, y=0, count=0)
     assert function == (
-        "vssn_kernels._cpu.evaluate: function must be one of exp, expm1, sigmoid, tanh, softplus, got 'sin'"
+        "vssn_kernels._cpu.evaluate: function must be one of exp, expm1, log, sigmoid, tanh, softplus, got 'sin'"
     )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from vssn_kernels import _cpu
 from vssn_kernels.backend import cpu
 from vssn_kernels.backend.cpu import gru, mlp, posterior
-from vssn_kernels.testing import assert_close
+from vssn_kernels.testing import ROWS, TOLERANCES, assert_close, cotangents, find_sample, gradients
 
 HALF_STEP = 2.0**-8  # of the power of two below a bfloat16, which has 8 bits
 EXACT = 1e-5  # relative, of what stays float32
@@ -202,6 +202,29 @@ def test_mlp_rounds_where_it_says(size: tuple[int, tuple[int, ...], int, int]) -
         assert part is not None
         assert part.dtype == torch.float32
         assert_close("grad", part, exact, 1e-4)  # an entry of grad_sum may be rounded the other way
+
+
+@pytest.mark.parametrize("name", ["wide", "tall", "resets_anew", "softplus"])
+@pytest.mark.parametrize("states", [torch.float32, torch.bfloat16], ids=str)
+def test_interleaved_is_computed_in_float32_and_rounded(name: str, states: torch.dtype) -> None:
+    """The states may be float32: theirs are the gradients that are not rounded."""
+    op = "interleaved_sequence"
+    half = find_sample(op, name).to("cpu", torch.bfloat16)
+    kept = {state: tensor.to(states) for state, tensor in half.tensors.items() if state in ROWS[op].states}
+    half = half.replace({**half.tensors, **kept})
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in half.tensors.items()}
+    widened = {name: tensor.float().requires_grad_() for name, tensor in half.tensors.items()}
+    of_half, of_float = half.replace(leaves), half.replace(widened)
+    outputs, want_outputs = of_half.run("cpu"), of_float.run("cpu")
+    grads = gradients(of_half, outputs, cotangents(outputs))
+    want_grads = gradients(of_float, want_outputs, cotangents(want_outputs))
+    for output, found in outputs.items():
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, want_outputs[output].bfloat16()), output
+    for tensor, leaf in leaves.items():
+        found = grads[f"grad of {tensor}"]
+        assert found.dtype == leaf.dtype
+        assert_close(tensor, found, want_grads[f"grad of {tensor}"], TOLERANCES["cpu", torch.bfloat16][1])
 
 
 def test_stores_round_to_the_nearest_and_loads_widen() -> None:

@@ -13,11 +13,12 @@ from vssn_kernels import _cpu
 FUNCTIONS = {
     "exp": (mpmath.exp, (-87.3, 88.3), (-708.3, 709.3)),
     "expm1": (mpmath.expm1, (-87.3, 88.3), (-708.3, 709.3)),
+    "log": (mpmath.log, (1.2e-38, 3e38), (2.3e-308, 1e308)),
     "sigmoid": (lambda x: 1 / (1 + mpmath.exp(-x)), (-87.3, 200.0), (-708.3, 2000.0)),
     "tanh": (mpmath.tanh, (-200.0, 200.0), (-2000.0, 2000.0)),
     "softplus": (lambda x: mpmath.log1p(mpmath.exp(x)), (-87.3, 1e6), (-708.3, 1e12)),
 }
-ULP = {"exp": 2, "expm1": 3, "sigmoid": 3, "tanh": 3, "softplus": 3}  # as csrc/cpu/math.h states
+ULP = {"exp": 2, "expm1": 3, "log": 3, "sigmoid": 3, "tanh": 3, "softplus": 3}  # as csrc/cpu/math.h states
 
 
 def evaluate(name: str, x: torch.Tensor) -> torch.Tensor:
@@ -34,9 +35,8 @@ def test_error_in_ulp(name: str, dtype: torch.dtype) -> None:
     low, high = single if dtype is torch.float32 else double
     random = np.random.default_rng(0)
     tiny = 10.0 ** random.uniform(-30, 0, 500)
-    points = np.concatenate(
-        (random.uniform(low, high, 500), random.uniform(-3, 3, 1000), tiny, -tiny, [low, high, 0.0, 1.0, -1.0])
-    )
+    parts = (random.uniform(low, high, 500), random.uniform(-3, 3, 1000), tiny, -tiny, 1 + tiny, 1 - tiny / 2)
+    points = np.concatenate((*parts, [low, high, 0.0, 1.0, -1.0]))
     x = torch.from_numpy(points[(points >= low) & (points <= high)]).to(dtype)
     y = evaluate(name, x).numpy()
     with mpmath.workdps(40):
@@ -53,6 +53,10 @@ def test_error_in_ulp(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_beyond_the_range(dtype: torch.dtype) -> None:
     inf = torch.inf
+    tiny = torch.finfo(dtype).tiny / 64
+    logarithms = evaluate("log", torch.tensor([0.0, inf, tiny, -1.0, -inf, torch.nan], dtype=dtype))
+    assert logarithms[:3].tolist() == [-inf, inf, pytest.approx(float(np.log(tiny)), rel=1e-6)]
+    assert logarithms[3:].isnan().all()
     x = torch.tensor([-inf, -1e30, 1e30, inf, torch.nan], dtype=dtype)
     for name, expected in {
         "exp": [0, 0, inf, inf],

@@ -61,6 +61,26 @@ def posterior_sample(steps: int, batch: int, width: int, latent: int, prior: boo
     return Sample("posterior_sequence", f"posterior {steps}x{batch}x{width}x{latent}", tensors, dict(options))
 
 
+def interleaved_sample(steps: int, batch: int, sizes: tuple[int, int, int, int], **options: object) -> Sample:
+    size, embed, width, latent = sizes
+    tensors = {
+        "gates_x": torch.randn(steps, batch, 3 * size),
+        "embed_context": torch.randn(steps, batch, embed),
+        "context": torch.randn(steps, batch, width),
+        "h0": torch.randn(batch, size),
+        "z0": torch.randn(batch, latent),
+        "eps": torch.randn(steps, batch, latent),
+        "weight_embed": torch.randn(embed, latent) / latent**0.5,
+        "weight_zh": torch.randn(3 * size, embed) / embed**0.5,
+        "weight_hh": torch.randn(3 * size, size) / size**0.5,
+        "bias_hh": torch.randn(3 * size),
+        "weight_h": torch.randn(width, size) / size**0.5,
+        "weight_out": torch.randn(2 * latent, width) / (2 * width**0.5),
+        "bias_out": torch.randn(2 * latent) - 1,
+    }
+    return Sample("interleaved_sequence", f"interleaved {steps}x{batch}x{sizes}", tensors, dict(options))
+
+
 def gaussian_sample() -> Sample:
     names = ("mu", "logvar", "eps", "prior_mu", "prior_logvar")
     return Sample("gaussian_rsample_kl", "gaussian", {name: torch.randn(37, 50, 21) for name in names})
@@ -89,6 +109,9 @@ def samples() -> list[Sample]:
         posterior_sample(5, 1, 200, 40, True, activation="silu"),
         posterior_sample(5, 7, 65, 33, True, lengths=lengths),
         posterior_sample(4, 3, 510, 180, False, activation="relu"),
+        interleaved_sample(5, 1, (200, 60, 50, 40), activation="silu"),
+        interleaved_sample(5, 7, (65, 33, 34, 9), lengths=lengths, resets=torch.rand(5, 7) < 0.4, scale="softplus"),
+        interleaved_sample(4, 3, (310, 300, 250, 150), resets=torch.rand(4, 3) < 0.3),
         gaussian_sample(),
         mlp_sample("mlp", 1001, (33, 8), 64, 20),
         mlp_sample("gaussian_mlp", 130, (50,), 100, 34),

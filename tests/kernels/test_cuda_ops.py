@@ -128,7 +128,7 @@ def test_lengths_out_of_range_are_clamped() -> None:
             assert_equal(name, one, other)
 
 
-@pytest.mark.parametrize(("op", "state"), [(op, ROWS[op].state) for op in RECURRENT])
+@pytest.mark.parametrize(("op", "state"), [(op, state) for op in RECURRENT for state in ROWS[op].states])
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_float32_state_beside_half_precision(op: str, state: str, dtype: torch.dtype) -> None:
     name = {"gru_sequence": "lengths_reverse", "gru_packed": "reverse", "posterior_sequence": "prior_silu"}[op]

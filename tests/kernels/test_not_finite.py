@@ -14,6 +14,7 @@ NAMES = {
     "gru_packed": ("plain", "reverse", "ended"),
     "gru_sequence": ("plain", "reverse", "lengths", "lengths_reverse", "all_padding"),
     "posterior_sequence": ("tanh", "silu", "relu", "prior_tanh", "prior_relu", "lengths_floor", "all_padding"),
+    "interleaved_sequence": ("tanh", "silu", "elu", "relu", "softplus", "resets", "resets_anew", "all_padding"),
     "gaussian_rsample_kl": ("prior", "standard"),
     "gaussian_kl": ("prior",),
     "mlp": ("tanh", "relu", "leaky_relu", "silu"),

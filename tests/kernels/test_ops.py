@@ -83,7 +83,7 @@ def test_half_precision(op: str, target: Target) -> None:
         assert_as_expected(find_sample(op, name).to(target.device, target.dtype, requires_grad=True), target)
 
 
-@pytest.mark.parametrize(("op", "state"), [(op, ROWS[op].state) for op in RECURRENT])
+@pytest.mark.parametrize(("op", "state"), [(op, state) for op in RECURRENT for state in ROWS[op].states])
 @each_half
 def test_float32_state_beside_half_precision(op: str, state: str, target: Target) -> None:
     half = rich(op, target)
@@ -442,9 +442,11 @@ def test_a_padded_batch_gives_each_sequence_its_own_numbers(op: str, target: Tar
         for name, tensor in sample.tensors.items():
             if tensor.dim() == 3:
                 alone[name] = tensor[:length, row : row + 1]
-            elif name in ("h0", "z0"):
+            elif name in ROWS[op].states:
                 alone[name] = tensor[row : row + 1]
-        want = sample.replace(alone, lengths=None).run(target.backend)
+        resets = sample.options.get("resets")
+        more = {} if resets is None else {"resets": resets[:length, row : row + 1]}
+        want = sample.replace(alone, lengths=None, **more).run(target.backend)
         for name, out in outputs.items():
             here = out[row : row + 1] if name == "h_n" else out[:length, row : row + 1]
             assert_close(f"{name} of sequence {row}", here, want[name], 1e-6)
@@ -470,7 +472,7 @@ def test_autocast_on_the_cpu(op: str, target: Target, dtype: torch.dtype) -> Non
         outputs = sample.replace(leaves).run(target.backend)
     grads = gradients(sample.replace(leaves), outputs, cotangents(outputs))
     taken = torch.float32 if op in DIVERGENCES or dtype == torch.float16 else torch.bfloat16
-    cast = {name: tensor.to(torch.float32 if name == ROWS[op].state else taken) for name, tensor in mixed.items()}
+    cast = {name: tensor.to(torch.float32 if name in ROWS[op].states else taken) for name, tensor in mixed.items()}
     plain = sample.replace({name: tensor.clone().requires_grad_() for name, tensor in cast.items()})
     want_outputs, want_grads = run_with_gradients(plain, target.backend)
     for name, out in outputs.items():

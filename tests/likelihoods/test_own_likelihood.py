@@ -20,7 +20,7 @@ from vssn_kernels.testing import assert_close
 X, D, Z, W, T, B = 4, 6, 3, 2, 5, 3
 
 
-class Poisson(Likelihood):
+class Counts(Likelihood):
     """Independent counts, with a rate of its own for every feature beside the decoder's."""
 
     support = Support("hold counts 0, 1, 2, ...", 0.0, float("inf"), whole=True)
@@ -48,7 +48,7 @@ class Poisson(Likelihood):
 @pytest.fixture
 def model() -> VSSN:
     torch.manual_seed(0)
-    return VSSN(X, D, Z, W, likelihood=Poisson(X).double(), dtype=torch.float64)
+    return VSSN(X, D, Z, W, likelihood=Counts(X).double(), dtype=torch.float64)
 
 
 @pytest.fixture
@@ -58,10 +58,10 @@ def x() -> Tensor:
 
 @pytest.fixture
 def of_the_registry() -> Iterator[None]:
-    own, before = register("poisson")(Poisson), dict(LIKELIHOODS)
+    own, before = register("counts")(Counts), dict(LIKELIHOODS)
     yield
-    del own.name, LIKELIHOODS["poisson"]
-    assert dict(LIKELIHOODS) == {name: cls for name, cls in before.items() if name != "poisson"}
+    del own.name, LIKELIHOODS["counts"]
+    assert dict(LIKELIHOODS) == {name: cls for name, cls in before.items() if name != "counts"}
 
 
 def test_loss_and_gradients(model: VSSN, x: Tensor) -> None:
@@ -102,13 +102,13 @@ def test_bounds_within_a_limit_of_memory(model: VSSN, x: Tensor, bound: str) -> 
 
 
 def test_the_plan_asks_the_likelihood(model: VSSN, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Poisson, "floats_per_frame", lambda self, x: 10**9)
+    monkeypatch.setattr(Counts, "floats_per_frame", lambda self, x: 10**9)
     with pytest.raises(ValueError, match=r"^memory must be at least \d{5,} MiB"):
         sequence_bounds(model, x, particles=2)
 
 
 def test_it_is_a_part_of_the_model(model: VSSN) -> None:
-    assert "(likelihood): Poisson(4)" in repr(model)
+    assert "(likelihood): Counts(4)" in repr(model)
     assert "likelihood.log_scale" in model.state_dict()
     assert model.to(torch.float32).likelihood.log_scale.dtype == torch.float32
     model.likelihood.log_scale.data.fill_(3.0)
@@ -119,7 +119,7 @@ def test_it_is_a_part_of_the_model(model: VSSN) -> None:
 
 
 def test_hooks_see_the_log_density(x: Tensor) -> None:
-    for likelihood, like in (("bernoulli", x.clamp(max=1)), ("mixture", x), (Poisson(X), x), ("nade", x.clamp(max=1))):
+    for likelihood, like in (("bernoulli", x.clamp(max=1)), ("mixture", x), (Counts(X), x), ("nade", x.clamp(max=1))):
         model, calls = VSSN(X, D, Z, likelihood=likelihood).double(), []
         model.likelihood.register_forward_hook(lambda module, given, out, calls=calls: calls.append(out))
         out = model(like)
@@ -129,7 +129,7 @@ def test_hooks_see_the_log_density(x: Tensor) -> None:
 @pytest.mark.parametrize(("value", "got"), [(-1.0, "-1"), (0.5, "0.5")])
 def test_its_support_is_checked(model: VSSN, x: Tensor, value: float, got: str) -> None:
     x[0, 0, 0] = value
-    want = rf"^x must hold counts 0, 1, 2, \.\.\. with likelihood=Poisson, got {got}; take likelihood='gaussian'"
+    want = rf"^x must hold counts 0, 1, 2, \.\.\. with likelihood=Counts, got {got}; take likelihood='gaussian'"
     with pytest.raises(DataError, match=want):
         model(x)
     with pytest.raises(DataError, match=want):
@@ -138,34 +138,34 @@ def test_its_support_is_checked(model: VSSN, x: Tensor, value: float, got: str) 
 
 @pytest.mark.usefixtures("of_the_registry")
 def test_a_registered_one_has_a_name(x: Tensor) -> None:
-    model = VSSN(X, D, Z, likelihood="poisson", dtype=torch.float64)
-    assert isinstance(model.likelihood, Poisson)
+    model = VSSN(X, D, Z, likelihood="counts", dtype=torch.float64)
+    assert isinstance(model.likelihood, Counts)
     assert model.likelihood.log_scale.dtype == torch.float64
-    with pytest.raises(DataError, match="with likelihood='poisson'"):
+    with pytest.raises(DataError, match="with likelihood='counts'"):
         model(-x - 1)
-    with pytest.raises(ValueError, match="name must be a new one, got 'poisson', which is Poisson's"):
-        register("poisson")(Bernoulli)
+    with pytest.raises(ValueError, match="name must be a new one, got 'counts', which is Counts's"):
+        register("counts")(Bernoulli)
 
-    class Other(Poisson):
+    class Other(Counts):
         """No longer what the name stands for."""
 
     assert Other(X).title == "likelihood=Other"
 
 
 def test_what_does_not_fit_is_named() -> None:
-    for wrong in (3, None, nn.Linear(2, 2), Poisson):
+    for wrong in (3, None, nn.Linear(2, 2), Counts):
         with pytest.raises(
             TypeError, match=r"^likelihood must be one of bernoulli, .* or a vssn.likelihoods.Likelihood"
         ):
             VSSN(X, D, Z, likelihood=wrong)
     with pytest.raises(ValueError, match=r"^likelihood must be one of x_size=4 features, got one of 5"):
-        VSSN(X, D, Z, likelihood=Poisson(5))
+        VSSN(X, D, Z, likelihood=Counts(5))
     with pytest.raises(TypeError, match="must be a subclass of Likelihood"):
         register("linear")(nn.Linear)
     with pytest.raises(NotImplementedError, match=r"Likelihood must have sample\(parameters\)"):
         Likelihood(3, 3).sample(torch.zeros(1, 1, 3))
 
-    class Wishful(Poisson):
+    class Wishful(Counts):
         options = (("temperature", "temperature"),)
 
     register("wishful")(Wishful)
@@ -175,13 +175,13 @@ def test_what_does_not_fit_is_named() -> None:
     finally:
         del LIKELIHOODS["wishful"]
 
-    class Forgetful(Poisson):
+    class Forgetful(Counts):
         reset_parameters = Likelihood.reset_parameters
 
     with pytest.raises(TypeError, match="Forgetful must have reset_parameters as it has parameters"):
         Forgetful(X)
 
-    class Above(Poisson):
+    class Above(Counts):
         support = Support("be above 1", 1.0, 9.0)
 
     with pytest.raises(ValueError, match=r"^support must hold 0"):
@@ -192,7 +192,7 @@ def test_what_does_not_fit_is_named() -> None:
 def test_those_of_the_registry_are_parts_of_the_model(name: str) -> None:
     model = VSSN(X, D, Z, likelihood=name)
     assert f"(likelihood): {type(model.likelihood).__name__}({X}" in repr(model)
-    own = {"nade": ["weight_in", "weight_out"], "ar_gaussian": ["weight"]}.get(name, [])
+    own = {"nade": ["weight_in", "weight_out"], "ar_gaussian": ["weight"], "student_t": ["raw_df"]}.get(name, [])
     assert [key for key in model.state_dict() if "likelihood" in key] == [f"likelihood.{part}" for part in own]
     given = VSSN(X, D, Z, likelihood=copy.deepcopy(model.likelihood))
     given.load_state_dict(model.state_dict())

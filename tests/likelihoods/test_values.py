@@ -19,7 +19,7 @@ from vssn.inference.filtering import latent_states, one_step_predictions, rollou
 from vssn.inference.importance import sequence_bounds
 from vssn.inference.scoring import evaluate, evaluate_bound
 from vssn.likelihoods.registry import LIKELIHOODS
-from vssn.utils.values import BINARY, REAL, UNIT, looked_at, require_values
+from vssn.utils.values import BINARY, COUNTS, REAL, UNIT, looked_at, require_values
 from vssn_kernels import arguments
 from vssn_kernels.testing import assert_all_close
 
@@ -46,6 +46,7 @@ def message_of(call: Callable[[], object]) -> str:
 
 def test_every_likelihood_states_its_support() -> None:
     wanted = {"bernoulli": UNIT, "nade": BINARY, "gaussian": REAL, "mixture": REAL, "ar_gaussian": REAL}
+    wanted |= {"student_t": REAL, "poisson": COUNTS, "negative_binomial": COUNTS}
     supports = {name: of(name).likelihood.support for name in LIKELIHOODS}
     assert {name: supports[name] for name in wanted} == wanted
     assert all(support.low <= 0 <= support.high for support in supports.values())
@@ -62,6 +63,17 @@ OUTSIDE = [
     ("nade", 0.5, "x must hold 0 and 1 alone with likelihood='nade', got 0.5; take likelihood='bernoulli'"),
     ("nade", 2.0, "x must hold 0 and 1 alone with likelihood='nade', got 2; divide"),
     ("nade", -1.0, "x must hold 0 and 1 alone with likelihood='nade', got -1; take likelihood='gaussian'"),
+    ("bernoulli", 7.0, "x must lie in [0, 1] with likelihood='bernoulli', got 7; divide grey values of 8 bits by 255, "
+     "or take likelihood='poisson' or 'negative_binomial' for counts"),
+    ("nade", 1e6, "x must hold 0 and 1 alone with likelihood='nade', got 1e+06; scale it to [0, 1] and take "
+     "likelihood='bernoulli', or take likelihood='poisson' or 'negative_binomial' for counts"),
+    ("poisson", -1.0, "x must hold counts 0, 1, 2, ... with likelihood='poisson', got -1; take likelihood='gaussian'"),
+    ("poisson", 0.5, "x must hold counts 0, 1, 2, ... with likelihood='poisson', got 0.5; take likelihood='bernoulli'"),
+    ("negative_binomial", 2.5, "x must hold counts 0, 1, 2, ... with likelihood='negative_binomial', got 2.5; take "
+     "likelihood='gaussian' for real values"),
+    ("categorical", 2.0, "x must hold class indices from 0 to 1 with likelihood='categorical', got 2; number the "
+     "classes from 0 on, and give num_classes as many as there are"),
+    ("categorical", 0.5, "x must hold class indices from 0 to 1 with likelihood='categorical', got 0.5; number"),
     *((name, value, f"x must be finite, got {value}; leave missing values out with mask=")
       for name in LIKELIHOODS for value in (NAN, INF, -INF)),
 ]  # fmt: skip

@@ -39,8 +39,9 @@ def test_generation_has_its_shapes_and_follows_the_seed(name: str) -> None:
     assert first.x.shape == first.mean.shape == (6, 3, X)
     assert first.x.dtype == torch.float64
     assert first.x.isfinite().all()
-    shapes = ((3, model.layer.hidden_size), (3, model.layer.latent_size), (3, model.frame_size))
-    assert tuple(part.shape for part in first.state) == shapes
+    sizes = [model.layer.hidden_size, model.layer.latent_size, model.frame_size]
+    sizes += [model.layer.backward_size] if model.layer.carries_a else []
+    assert [tuple(part.shape) for part in first.state] == [(3, size) for size in sizes]
     assert not first.x.requires_grad
     torch.manual_seed(6)
     assert not torch.equal(model.generate(6, 3, u=u).x, first.x)
@@ -50,7 +51,7 @@ def test_generation_has_its_shapes_and_follows_the_seed(name: str) -> None:
         assert torch.equal(first.state.x_last, first.x[-1])
 
 
-@pytest.mark.parametrize("name", ["vssn", "both", "dkf", "masked"])
+@pytest.mark.parametrize("name", ["vssn", "both", "dkf", "masked", "causal_both_residual", "causal_dkf"])
 def test_generating_in_two_parts_equals_one(name: str) -> None:
     model = make(name)
     u = torch.randn(7, 3, U, dtype=torch.float64) if model.control_size else None

@@ -49,8 +49,9 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"embed_size": 0}, "embed_size must be an int of at least 1, got 0"),
     ({"mixture_size": 0, "likelihood": "mixture"}, "mixture_size must be an int of at least 1, got 0"),
     (
-        {"likelihood": "poisson"},
-        "likelihood must be one of bernoulli, gaussian, mixture, nade, ar_gaussian, got 'poisson'",
+        {"likelihood": "gamma"},
+        "likelihood must be one of bernoulli, gaussian, mixture, nade, ar_gaussian, student_t, poisson, "
+        "negative_binomial, categorical, got 'gamma'",
     ),
     ({"control": "next"}, "control must be one of previous, external, both, none, got 'next'"),
     ({"control": None}, "control must be one of previous, external, both, none, got None"),

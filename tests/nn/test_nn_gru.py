@@ -446,3 +446,24 @@ def test_packed_sequences_carry_their_own_lengths() -> None:
     packed = pack_padded_sequence(torch.zeros(5, 2, 3), torch.tensor([5, 3]))
     with pytest.raises(ValueError, match="lengths must be None for a PackedSequence"):
         net(packed, lengths=torch.tensor([5, 3]))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 33])
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bias": False}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True, "num_layers": 2}],
+    ids=str,
+)
+def test_a_single_step(batch: int, grad: bool, options: dict[str, Any]) -> None:
+    """T = 1 runs in other ways than a sequence does."""
+    theirs = nn.GRU(5, 7, dtype=torch.float64, **options)
+    ours = vssn.GRU(5, 7, dtype=torch.float64, **options)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn((batch, 1, 5) if options.get("batch_first") else (1, batch, 5), dtype=torch.float64)
+    states = ours.num_layers * (2 if ours.bidirectional else 1)
+    for hx in (None, torch.randn(states, batch, 7, dtype=torch.float64)):
+        with torch.set_grad_enabled(grad):
+            for name, found, want in zip(("output", "h_n"), ours(x, hx), theirs(x, hx), strict=True):
+                assert_close(name, found, want, 1e-12)
+                assert found.requires_grad == grad

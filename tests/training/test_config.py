@@ -40,7 +40,7 @@ def test_packaged_configuration_builds_its_model(name: str) -> None:
     assert model.x_size == config.data.sizes[0]
     assert model.noise_sizes[1] == getattr(config.model, "latent_size", 0)
     assert config.training.output == f"runs/{name}" + (
-        f"-{config.data.set}" if name.startswith(("music-", "speech-")) else ""
+        f"-{config.data.set}" if name.startswith(("music-", "speech-", "series")) else ""
     )
 
 
@@ -83,7 +83,8 @@ def test_speech_needs_a_likelihood_of_real_values(likelihood: str) -> None:
 def test_model_section_has_the_arguments_and_defaults_of_the_model() -> None:
     parameters = dict(list(inspect.signature(VSSN.__init__).parameters.items())[1:])
     for decided_elsewhere in (
-        *("x_size", "control_size", "num_sequences", "encoder", "decoder", "batch_first", "device", "dtype"),
+        *("x_size", "control_size", "num_sequences", "encoder", "decoder", "scaling", "batch_first"),
+        *("device", "dtype"),
     ):
         del parameters[decided_elsewhere]
     fields = VSSNSection.model_fields
@@ -116,7 +117,7 @@ def test_overrides_win_and_are_typed(tmp_path: Path) -> None:
     [
         ("training.max_epoch=3", "training.max_epoch: unknown key; did you mean max_epochs?"),
         ("trainig.max_epochs=3", "trainig: unknown key; did you mean training?"),
-        ("model.dropout=0.1", "model.dropout: unknown key; remove it. Known here: hidden_size"),
+        ("model.bidirectional=1", "model.bidirectional: unknown key; remove it. Known here: hidden_size"),
         ("data.transpose=3", "data.transpose: unknown key"),
         ("training.max_epochs=ten", "training.max_epochs: expected a valid integer, got 'ten'"),
         ("training.max_epochs=2.5", "training.max_epochs: expected a valid integer, got 2.5"),

@@ -137,7 +137,8 @@ def test_the_sizes_are_those_of_the_splits(tmp_path: Path) -> None:
     assert (config.data.set, config.data.sizes) == ("given", (X, U))
     assert (config.data.batch_size, config.data.seed) == (2, 3)
     assert config.data.own == {
-        **{"x_size": X, "control_size": U, "num_train": 5, "num_valid": 2, "num_test": 2, "num_frames": 21},
+        **{"standardise": False, "x_size": X, "control_size": U, "num_train": 5, "num_valid": 2, "num_test": 2},
+        "num_frames": 21,
         "fingerprint": fingerprint(as_splits(parts)),
     }
     assert load_config(tmp_path / "run" / "config.yaml") == config
@@ -282,7 +283,6 @@ def test_a_checkpoint_of_own_data_is_scored_from_python(tmp_path: Path, capsys: 
     assert vssn.evaluate(model, loader) == result.test
     for command in (
         ["evaluate", str(result.best_path)],
-        ["evaluate", str(result.best_path), "--data", str(tmp_path)],
         ["fit", "--config", str(tmp_path / "run" / "config.yaml"), "--set", "training.max_epochs=3", "--resume"],
     ):
         capsys.readouterr()

@@ -142,6 +142,13 @@ def test_chunks_carry_the_state_on(music: Path, tmp_path: Path) -> None:
     assert column(tmp_path / "chunks", "updates")[0] > 4
 
 
+def test_chunks_of_a_causal_model_carry_all_of_its_state(music: Path, tmp_path: Path) -> None:
+    model = {"inference": "causal", "latent_size": 3, "noise_size": 2}
+    fit(music_config(music, tmp_path / "chunks", model=model, chunk_length=3, max_epochs=1))
+    assert np.isfinite(column(tmp_path / "chunks", "train/loss")).all()
+    assert column(tmp_path / "chunks", "updates")[0] > 4
+
+
 def test_chunks_are_each_sequence_alone_with_its_state_detached(
     music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,8 +232,9 @@ def test_a_gradient_ends_where_its_chunk_begins(music: Path, tmp_path: Path, mon
     [
         ({}, {"early_stopping_patience": 3, "max_minutes": 100}),
         ({"universal": "gaussian", "residual_posterior": True}, {"chunk_length": 4}),
+        ({}, {"precision": "64-true"}),
     ],
-    ids=["plain", "gaussian-chunks"],
+    ids=["plain", "gaussian-chunks", "double"],
 )
 def test_stopped_and_resumed_equals_straight(
     music: Path, tmp_path: Path, model: dict[str, Any], training: dict[str, Any]

@@ -39,6 +39,7 @@ def measured(splits: Splits) -> dict[str, int | str | None]:
 @register("given", values=None, measured=measured, from_python=True)
 def load_splits(
     *,
+    standardise: bool = False,
     x_size: Count | None = None,
     control_size: Size | None = None,
     num_train: Count | None = None,
@@ -47,7 +48,12 @@ def load_splits(
     num_frames: Count | None = None,  # of all training sequences
     fingerprint: str | None = None,
 ) -> Splits:
-    """Raises DataError: where a run was given its data, a configuration or a checkpoint does not have it."""
+    """Raises DataError: where a run was given its data, a configuration or a checkpoint does not have it.
+
+    Args:
+        standardise: the model keeps mean and standard deviation of the training data, and works on standardised frames.
+        the others: measured, and kept with the run.
+    """
     raise DataError(
         "data.set: 'given' is data that came from Python; give it again: vssn.fit(config, splits) trains, "
         "vssn.evaluate(model, loader) scores, with vssn.training.checkpoints.load_model and "

@@ -47,6 +47,8 @@ class DataSet:
     measured: Callable[[Splits], Mapping[str, Any]] | None  # keys that loading found out; they are kept with the run
     describe: Callable[[SequenceDataset], str] | None  # a few words behind "3 training, ... sequences"
     scores: Callable[[SequenceDataset, Any], Any] | None  # further scores, a named tuple with `table`, from the Scores
+    # further scores of a model on a part of the set, which it calls; a named tuple with `table`
+    model_scores: Callable[[SequenceDataset, Any], Any] | None
     from_python: bool  # the caller of `fit` has the data: no configuration loads it
 
     def own_keys(self) -> dict[str, tuple[Any, Any]]:
@@ -80,6 +82,7 @@ def register(
     measured: Callable[[Splits], Mapping[str, Any]] | None = None,
     describe: Callable[[SequenceDataset], str] | None = None,
     scores: Callable[[SequenceDataset, Any], Any] | None = None,
+    model_scores: Callable[[SequenceDataset, Any], Any] | None = None,
     from_python: bool = False,
 ) -> Callable[[_Loader], _Loader]:
     """Over a loader: the names by which configurations take it, and what `DataSet` says of them.
@@ -91,7 +94,8 @@ def register(
 
     def enter(load: _Loader) -> _Loader:
         keep = frozenset(free)
-        row = DataSet(load, x_size, control_size, values, keep, check, measured, describe, scores, from_python)
+        told = (values, keep, check, measured, describe, scores, model_scores, from_python)
+        row = DataSet(load, x_size, control_size, *told)
         for name, parameter in inspect.signature(load).parameters.items():
             if parameter.kind is not parameter.KEYWORD_ONLY or parameter.annotation is parameter.empty:
                 raise TypeError(f"{load.__qualname__}: {name} must be a keyword argument (behind *) with a type")

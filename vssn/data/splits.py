@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
@@ -12,7 +13,11 @@ from vssn.data.batching import Item, SequenceDataset, as_sequence
 from vssn.errors import DataError
 from vssn.utils.values import REAL, Support, require_finite, require_values
 
-_NO_MASK = "training takes no mask: fill in what is missing or too large for float32, or leave the sequence out"
+_NO_MASK = (
+    "training takes no mask: make the model with masked=True (model.masked: true), which takes NaN as missing, or fill "
+    "it in; leave out what is too large for float32"
+)
+_NO_NAN_IN_U = "training takes no mask of controls: fill in what is missing or too large for float32"
 
 
 class Splits(NamedTuple):
@@ -23,12 +28,12 @@ class Splits(NamedTuple):
 
 class DrawnDataset(SequenceDataset):
     """A Dataset of PyTorch's, of items x [T, X], (x,) or (x, u). Each is drawn once beforehand, for its length, and
-    checked whenever it is drawn."""
+    checked whenever it is drawn; with `missing` NaN in x stands for what is missing."""
 
     support, likelihood = REAL, ""  # what x may hold, and whose support that is
 
-    def __init__(self, name: str, dataset: Any) -> None:
-        self.name, self.dataset = name, dataset
+    def __init__(self, name: str, dataset: Any, missing: bool = False) -> None:
+        self.name, self.dataset, self.missing = name, dataset, missing
         super().__init__(dataset, lengths=_checked_lengths(name, (self[index] for index in range(len(dataset)))))
 
     def __getitem__(self, index: int) -> Item:
@@ -39,7 +44,7 @@ class DrawnDataset(SequenceDataset):
                 raise DataError(f"{name}: expected x or (x, u), got a {type(item).__name__} of {len(item)}")
             x, u = (*item, None)[:2]
         x, u = _sequence(name, x), None if u is None else _sequence(f"u of {name}", u, "U")
-        check_values(name, x, u, self.support, self.likelihood)
+        check_values(name, x, u, self.support, self.likelihood, self.missing)
         return x, u
 
     def set_epoch(self, epoch: int) -> None:
@@ -52,8 +57,11 @@ class DrawnDataset(SequenceDataset):
             inner.set_epoch(epoch)
 
 
-def as_splits(splits: object) -> Splits:
+def as_splits(splits: object, missing: bool = False) -> Splits:
     """Three parts in any of the forms that `vssn.training.fit.fit` describes, checked.
+
+    Args:
+        missing: NaN in x stands for what is missing.
 
     Raises:
         TypeError: `splits` is not three parts.
@@ -69,7 +77,7 @@ def as_splits(splits: object) -> Splits:
     if not isinstance(splits, tuple | list) or len(splits) != len(names):
         came = f"{len(splits)} parts" if isinstance(splits, tuple | list) else type(splits).__name__
         raise TypeError(f"splits must be three parts, ({', '.join(names)}) or a dict of them, got {came}")
-    parts = [_part(f"splits.{name}", part) for name, part in zip(names, splits, strict=True)]
+    parts = [_part(f"splits.{name}", part, missing) for name, part in zip(names, splits, strict=True)]
     wanted = widths(parts[0])
     for name, part in zip(names[1:], parts[1:], strict=True):
         for letter, want, width in zip("xu", wanted, widths(part), strict=True):
@@ -78,11 +86,20 @@ def as_splits(splits: object) -> Splits:
     return Splits(*parts)
 
 
-def check_values(name: str, x: Tensor | None, u: Tensor | None, support: Support, likelihood: str) -> None:
-    """Raises DataError unless x lies in the support, as the float32 that it becomes, and u is finite."""
+def check_values(
+    name: str, x: Tensor | None, u: Tensor | None, support: Support, likelihood: str, missing: bool = False
+) -> None:
+    """Raises DataError unless x lies in the support, as the float32 that it becomes, and u is finite.
+
+    Args:
+        missing: NaN in x stands for what is missing.
+    """
     if x is not None:
-        require_values(name, x.float(), support, _NO_MASK, likelihood)
-    require_finite(f"u of {name}", None if u is None else u.float(), _NO_MASK)
+        numbers = x.float()
+        if missing and x.is_floating_point():
+            numbers = torch.where(x.isnan(), 0.0, numbers)  # 0 has a density in every support
+        require_values(name, numbers, support, _NO_MASK, likelihood)
+    require_finite(f"u of {name}", None if u is None else u.float(), _NO_NAN_IN_U)
 
 
 def widths(dataset: SequenceDataset) -> tuple[int, int]:
@@ -98,13 +115,13 @@ def in_memory(dataset: SequenceDataset) -> Iterator[Item]:
             yield x, None if dataset.controls is None else dataset.controls[index]
 
 
-def _part(name: str, part: Any) -> SequenceDataset:
+def _part(name: str, part: Any, missing: bool) -> SequenceDataset:
     if isinstance(part, Dataset) and not isinstance(part, SequenceDataset):
         if isinstance(part, IterableDataset) or not hasattr(part, "__len__"):
             raise DataError(f"{name}: expected a Dataset with a length and an index, got {type(part).__name__}")
         if len(part) == 0:
             raise DataError(f"{name} must hold at least one sequence, got none")
-        return DrawnDataset(name, part)
+        return DrawnDataset(name, part, missing)
     if isinstance(part, SequenceDataset):
         dataset = part
     else:

@@ -7,6 +7,8 @@ a to b in the training sequences, the step before the first one counted as silen
 
 Video: the next frame is the last one, or the mean frame of the training set; the error is the squared error
 summed over the pixels, averaged over t = 2..T and over the sequences.
+
+Series: the last season again (seasonal naive), and straight lines across gaps. NaN is what is missing.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from vssn.utils.checks import require_size, require_tensor
 
 
 class FrameScores(NamedTuple):
@@ -87,3 +91,55 @@ def mean_frame_error(train: Sequence[Tensor], test: Sequence[Tensor]) -> float:
     mean = torch.stack(means).mean(dim=0).to(torch.float32)  # [X]
     errors = [(video[1:] - mean).square().sum(dim=1).mean() for video in test]
     return float(torch.stack(errors).mean())
+
+
+def seasonal_naive(history: Tensor, steps: int, season: int = 1) -> Tensor:
+    """The forecast that repeats the last season: [T, B, X], NaN where missing, to [steps, B, X].
+
+    A missing value is replaced by the one a season before it, and so on; where a phase was never observed stands the
+    last value that was, NaN in a series without any.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+    require_size("steps", steps, 1)
+    require_size("season", season, 1)
+    _series("history", history)
+    last = _carried(history)[-1]
+    pad = history.new_full((-len(history) % season, *history.shape[1:]), torch.nan)
+    rounds = torch.cat((pad, history)).unflatten(0, (-1, season))  # [rounds, season, B, X]
+    phases = _carried(rounds)[-1]
+    phases = torch.where(phases.isnan(), last, phases)
+    return phases[torch.arange(steps, device=history.device) % season]
+
+
+def linear_interpolation(x: Tensor) -> Tensor:
+    """x [T, B, X] with straight lines across its gaps (NaN), level before the first and behind the last observed value;
+    a series without any stays NaN.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+    _series("x", x)
+    place = torch.arange(len(x), dtype=torch.float64, device=x.device).view(-1, 1, 1).expand(x.shape)
+    known = torch.where(x.isnan(), torch.nan, place)
+    before, after = _carried(known), _carried(known.flip(0)).flip(0)
+    value_before, value_after = _carried(x).double(), _carried(x.flip(0)).flip(0).double()
+    share = torch.where(after > before, (place - before) / (after - before), 0.0)
+    line = value_before + share * (value_after - value_before)
+    line = torch.where(value_before.isnan(), value_after, torch.where(value_after.isnan(), value_before, line))
+    return torch.where(x.isnan(), line.to(x.dtype), x)
+
+
+def _carried(x: Tensor) -> Tensor:
+    """x [T, ...] with every NaN replaced by the last number before it; those before the first stay."""
+    row = torch.arange(len(x), device=x.device).view(-1, *(1 for _ in x.shape[1:])).expand(x.shape)
+    last = torch.where(x.isnan(), 0, row).cummax(0).values  # the first row where none was
+    return x.gather(0, last)
+
+
+def _series(name: str, x: Tensor) -> None:
+    if require_tensor(name, x).dim() != 3 or len(x) == 0:
+        raise ValueError(f"{name} must have shape [T, B, X] with a step at least, got {list(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {x.dtype}; convert it with .float()")

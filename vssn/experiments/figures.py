@@ -1,7 +1,6 @@
 """Figures of trained models. Each function writes one PNG, and takes plain tensors, so that anything can be drawn.
 
-Colours: the Okabe-Ito palette for lines and classes, viridis for what grows, twilight for angles: told apart in every
-common form of colour blindness, and in grey.
+Colours: those of `vssn.output.charts`, and twilight for angles.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vssn.output.charts import BLUE, LINES, MARKERS, ORANGE, plain, save
+from vssn.output.charts import draw_rolls as draw_rolls
 from vssn.utils.packages import needing
 
 with needing("train"):
@@ -23,12 +24,6 @@ with needing("train"):
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
-
-
-BLUE, ORANGE, GREEN, PINK, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7f7f7f"
-LINES = (BLUE, ORANGE, GREEN, PINK, "#e69f00", "#56b4e9", "black", GREY)
-MARKERS = "osD^vP*X"
-_DPI = 130
 
 
 def draw_film(truth: Tensor, predicted: Tensor, path: str | Path, *, seen: int, size: int, title: str) -> None:
@@ -62,7 +57,7 @@ def draw_film(truth: Tensor, predicted: Tensor, path: str | Path, *, seen: int, 
         if end > first:
             left, right = (axes[0][t].get_position() for t in (first, end - 1))
             figure.text((left.x0 + right.x1) / 2, 0.75, text, color=colour, ha="center", va="bottom", fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_error_ahead(errors: Mapping[str, Sequence[float]], path: str | Path, *, title: str, unit: str) -> None:
@@ -74,49 +69,8 @@ def draw_error_ahead(errors: Mapping[str, Sequence[float]], path: str | Path, *,
     axis.set(xlabel="frames ahead", ylabel=unit, ylim=(0, None), title=title)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=False)
-    _plain(axis)
-    _save(figure, path)
-
-
-def draw_rolls(rolls: Mapping[str, Tensor], path: str | Path, *, title: str, lowest_note: int = 21) -> None:
-    """Piano rolls one above the other, on common axes.
-
-    Args:
-        rolls: by name, [T, X] in [0, 1]: notes, or the probabilities of notes.
-        lowest_note: the MIDI number of column 0.
-    """
-    sounding = torch.stack([roll.ne(0).any(0) if _binary(roll) else (roll > 0.05).any(0) for roll in rolls.values()])
-    keys = sounding.any(0).nonzero().flatten()
-    low, high = (int(keys[0]) - 2, int(keys[-1]) + 3) if len(keys) else (0, next(iter(rolls.values())).shape[1])
-    low, high = max(low, 0), min(high, next(iter(rolls.values())).shape[1])
-    steps = max(len(roll) for roll in rolls.values())
-    figure = Figure(figsize=(9, 0.6 + 2.1 * len(rolls)), layout="constrained")
-    axes = figure.subplots(len(rolls), 1, sharex=True, squeeze=False)
-    shown = None
-    for axis, (name, roll) in zip(axes[:, 0], rolls.items(), strict=True):
-        extent = (0.5, len(roll) + 0.5, lowest_note + low - 0.5, lowest_note + high - 0.5)
-        image = axis.imshow(
-            roll[:, low:high].T.float().numpy(),
-            aspect="auto",
-            origin="lower",
-            extent=extent,
-            cmap="Greys" if _binary(roll) else "viridis",
-            vmin=0,
-            vmax=1,
-            interpolation="nearest",
-        )
-        shown = image if not _binary(roll) else shown
-        axis.set_title(name, fontsize=10, loc="left")
-        axis.set(ylabel="MIDI note", xlim=(0.5, steps + 0.5))
-        octaves = [note for note in range(lowest_note + low, lowest_note + high) if note % 12 == 0]
-        axis.set_yticks(octaves)
-        for note in octaves:  # between B and C, where no note is crossed
-            axis.axhline(note - 0.5, color="0.8" if _binary(roll) else "0.4", linewidth=0.5)
-    axes[-1, 0].set_xlabel("time step")
-    if shown is not None:
-        figure.colorbar(shown, ax=axes, label="probability of the note", pad=0.01, aspect=30)
-    figure.suptitle(title, fontsize=11)
-    _save(figure, path)
+    plain(axis)
+    save(figure, path)
 
 
 def draw_latents(latents: Tensor, angle: Tensor, velocity: Tensor, path: str | Path, *, title: str) -> None:
@@ -151,10 +105,10 @@ def draw_latents(latents: Tensor, angle: Tensor, velocity: Tensor, path: str | P
             bar.set_ticks([-math.pi, -math.pi / 2, 0, math.pi / 2, math.pi])
             bar.set_ticklabels(["-π", "-π/2", "0", "π/2", "π"])
         axis.set_xlabel(f"first component ({shares[0]:.0%} of the variance)")
-        _plain(axis)
+        plain(axis)
     axes[0].set_ylabel(f"second component ({shares[1]:.0%})")
     figure.suptitle(title, fontsize=11)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_training(runs: Mapping[str, str | Path], path: str | Path, *, title: str) -> None:
@@ -194,9 +148,9 @@ def draw_training(runs: Mapping[str, str | Path], path: str | Path, *, title: st
         axes[0, 1].legend(frameon=False, fontsize=8)
     for axis in axes[0]:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _plain(axis)
+        plain(axis)
     figure.suptitle(f"{title}\nsolid: validation, the best epoch marked; dotted: training", fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
 def read_metrics(folder: str | Path) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
@@ -204,16 +158,3 @@ def read_metrics(folder: str | Path) -> dict[str, np.ndarray[Any, np.dtype[np.fl
     with open(Path(folder) / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {name: np.array([float(row[name]) for row in rows]) for name in (rows[0] if rows else ())}
-
-
-def _binary(roll: Tensor) -> bool:
-    return bool(((roll == 0) | (roll == 1)).all())
-
-
-def _plain(axis: Any) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.3, linewidth=0.5)
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    figure.savefig(path, dpi=_DPI)

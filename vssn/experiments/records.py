@@ -15,8 +15,8 @@ from vssn.errors import ConfigError
 from vssn.experiments.jobs import Job, Settings
 from vssn.experiments.tasks.registry import TASKS
 from vssn.training.config import Config
-from vssn.training.run_directory import differences, replacing
-from vssn.utils.command import writing
+from vssn.training.run_directory import differences
+from vssn.utils.command import replacing, writing
 
 SCORE, FAILED = "score.json", "failed.json"
 

@@ -28,8 +28,7 @@ from vssn.experiments.jobs import Settings
 from vssn.experiments.records import Record, keep_records, read_records
 from vssn.experiments.tasks.base import Column, Target, Task
 from vssn.experiments.tasks.registry import TASKS
-from vssn.training.run_directory import replacing
-from vssn.utils.command import writing
+from vssn.utils.command import replacing, writing
 
 MISSING = "—"
 _STATES = ("hidden_size", "latent_size")
@@ -107,7 +106,10 @@ def _section(task: Task, records: Sequence[Record]) -> str:
             columns=tuple(column._replace(header=column.header.format_map(facts)) for column in task.columns),
             details=tuple(detail._replace(header=detail.header.format_map(facts)) for detail in task.details),
         )
-        lines += [said.text, "", *_table(said, done), "", *_runs(said, done)]
+        lines += [said.text, "", *_table(said, done), ""]
+        for table in said.tables:
+            lines += [f"{table.title}:", "", *_table(said._replace(columns=table.columns), done), ""]
+        lines += _runs(said, done)
     missing = _not_run(task, records)
     if missing:
         lines += ["", "Not run:", *(f"- {line}" for line in missing)]
@@ -176,6 +178,11 @@ def _table(task: Task, done: list[Record]) -> list[str]:
     ]
     for model in models:
         rows.append([f"**{model}**", *(_cell(_values(done, model, column), column.digits) for column in task.columns)])
+    for baseline in task.baselines:
+        columns = [column._replace(metric=f"{baseline.prefix}_{column.metric}") for column in task.columns]
+        cells = [_cell(_values(done, None, column), column.digits) for column in columns]
+        if any(cell != MISSING for cell in cells):
+            rows.append([baseline.model, *cells])
     for target in task.targets:
         if target.model in models:
             row = [_less(done, task, target, column) for column in task.columns]
@@ -199,8 +206,9 @@ def _less(done: list[Record], task: Task, target: Target, column: Column) -> str
     return f"{gap:+.{column.digits}f} ({'better' if gap * target.better > 0 else 'worse'})"
 
 
-def _values(done: list[Record], model: str, column: Column) -> list[float]:
-    own = [record for record in done if record["model"] == model and record["set"] == column.set]
+def _values(done: list[Record], model: str | None, column: Column) -> list[float]:
+    """Of a model, None: of all."""
+    own = [record for record in done if model in (None, record["model"]) and record["set"] == column.set]
     return _metric(own, column.metric)
 
 

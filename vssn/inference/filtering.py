@@ -3,6 +3,8 @@
     smoothing   (d_t, z_t) from x_{1:T}: the model's own inference, whose a_t has seen the frames to come
     filtering   (d_t, z_t) from x_{1:t}: inference on the prefix that ends at t, of which the last state is kept. A run
                 for every t, T^2 / 2 frames in all; of the model's parts only those that look ahead run so often.
+                With initial_state="inferred" d_0 is inferred anew from each prefix, q(d_0 | x_{1:t}): from the whole
+                sequence x_{t+1:T} would leak into the past.
     prediction  of x_t: (d_{t-1}, z_{t-1}) filtered, then one step of the generative model: w_t and z_t from their
                 priors, E[x_t | z_t, d_t]. No frame from t on has a part in it. From smoothed states it would:
                 z_{t-1} has seen x_t.
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor
 
 from vssn.nn.interface import SequenceModel, require_model
-from vssn.nn.layer import State
+from vssn.nn.layer import AnyState, State
 from vssn.utils.checks import require_choice, require_flag, require_seed, require_shape, require_size, require_tensor
 from vssn.utils.evaluation_mode import evaluating, time_major
 from vssn.utils.random import seeded
@@ -180,7 +182,7 @@ def _running(
         yield _Runs(model, x, u, lengths, ahead)
 
 
-Noise = tuple[Tensor, Tensor]
+Noise = tuple[Tensor, ...]  # (eps_w, eps_z), and eps_0 where something is inferred before the first frame
 
 
 class _Runs:
@@ -204,14 +206,18 @@ class _Runs:
             return [part.div_(samples) for part in total]
 
     def noise(self, generator: torch.Generator | None) -> Noise:
-        """(eps_w, eps_z), each [T + ahead, B, ·]: zeros, the conditional means, without a generator."""
+        """(eps_w, eps_z), each [T + ahead, B, ·], and eps_0 [B, S]: zeros, the conditional means, without a
+        generator."""
         steps, batch = self.given.x.shape[0] + self.ahead, self.given.x.shape[1]
         like, sizes = self.given.x, self.model.noise_sizes
         eps = torch.zeros(steps, batch, sum(sizes), dtype=like.dtype)
         if generator is not None:
             eps.normal_(generator=generator)
+        eps_0 = torch.zeros(batch, self.model.initial_size, dtype=like.dtype)
+        if generator is not None and eps_0.numel():
+            eps_0.normal_(generator=generator)
         eps_w, eps_z = eps.to(like.device).split(sizes, -1)
-        return eps_w, eps_z
+        return (eps_w, eps_z, eps_0.to(like.device)) if self.model.initial_size else (eps_w, eps_z)
 
     def states(self, noise: Noise, inference: str) -> LatentStates:
         """[T, B, ·] each, zeros at padding."""
@@ -230,7 +236,7 @@ class _Runs:
         steps, batch = d.shape[:2]
         # Of frame t: its control, which holds frames before it, and noise that no filtered state before it has used.
         controls = tuple(part[1:].flatten(0, 1)[None] for part in self.given.controls)
-        eps_w, eps_z = (part[1 : steps + 1].flatten(0, 1)[None] for part in noise)
+        eps_w, eps_z = (part[1 : steps + 1].flatten(0, 1)[None] for part in noise[:2])
         d, z = self.model.step_from_prior(controls, d.flatten(0, 1), z.flatten(0, 1), (eps_w, eps_z))
         mean = self.model.likelihood.mean(self.model.decode(z[None], d[None]))
         predicted = mean.view(steps, batch, -1)
@@ -242,18 +248,18 @@ class _Runs:
         """[ahead, B, X]."""
         seen = len(self.given.x)
         current = self._infer(noise, seen, None)[1]
-        frames = []
+        prior, frames = self.model.prior_steps(), []
         for step in range(self.ahead):
             here = slice(seen + step, seen + step + 1)
             external = None if u_future is None else u_future[step : step + 1]
             controls = self.model.control(current.x_last, external)
-            d, z = self.model.step_from_prior(controls, current.d, current.z, (noise[0][here], noise[1][here]))
-            frame = self.model.likelihood.mean(self.model.decode(z[None], d[None]))
+            d, z = prior.step(controls, current.d, current.z, (noise[0][here], noise[1][here]))
+            frame = self.model.likelihood.mean(prior.decode(z[None], d[None]))
             current = State(d, z, self.model.frames(frame, None)[0])
             frames.append(frame)
         return torch.cat(frames)
 
-    def _infer(self, noise: Noise, stop: int, lengths: Tensor | None) -> tuple[LatentStates, State]:
+    def _infer(self, noise: Noise, stop: int, lengths: Tensor | None) -> tuple[LatentStates, AnyState]:
         """The states of the frames before `stop`, given those frames, and the last one."""
         d, z, last = self.model.infer(self.given, noise, lengths, stop)
         return LatentStates(d, z), last

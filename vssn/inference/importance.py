@@ -2,6 +2,7 @@
 
     w_t^k ~ q(w_t | x, u) for all t;  d^k and a^k follow from the whole w path;  z_t^k ~ q(z_t | z_{t-1}^k, a_t^k)
     alpha_t = log p(w_t)/q(w_t) + log p(z_t | z_{t-1}, d_t)/q(z_t | z_{t-1}, a_t) + log p(x_t | z_t, d_t)
+    alpha_1 has log p(d_0)/q(d_0 | x, u) too where d_0 is inferred: d_0^k belongs to the particle's path
 
     elbo    mean over k of sum_t alpha_t^k
     iwae    log of the mean over k of exp sum_t alpha_t^k                               (Burda et al. 2016)
@@ -35,14 +36,13 @@ from torch import Tensor
 
 from vssn.errors import MemoryLimitError
 from vssn.inference.particles import PART, Particles, Plan
-from vssn.nn.interface import SequenceModel, require_model
+from vssn.nn.interface import DEFAULT_MEMORY, SequenceModel, require_model
 from vssn.utils.checks import require_choice, require_number, require_seed, require_size
 from vssn.utils.evaluation_mode import evaluating, time_major
 from vssn.utils.sequences import check_lengths, check_mask, check_sequences, swap
 
 BOUNDS = ("elbo", "iwae", "fivo")
 RESAMPLINGS = ("systematic", "multinomial")
-DEFAULT_MEMORY = 2**30  # bytes
 FEW_PARTICLES = 8  # a group of fewer would waste the matrix products: cut the sequence into parts instead
 
 

@@ -17,6 +17,7 @@ from vssn.utils.checks import require_tensor
 from vssn.utils.random import generator
 
 PART = 64  # frames; a multiple of 16, so that a draw of a part does not depend on the library's vector width
+INITIAL = 2**32 - 1  # stands for what is before the first frame where other streams have the number of their part
 
 
 class Plan(NamedTuple):
@@ -44,6 +45,18 @@ class Particles:
         self.steps, self.batch = given.x.shape[:2]
         self.valid = torch.arange(self.steps, device=given.x.device)[:, None] < lengths  # [T, B]
         self.hooks = model.particles(given, lengths)
+
+    def _edges(self, group: range) -> tuple[Tensor, ...]:
+        """What the model's `edges` says, of what it infers before the first frame with noise for every particle."""
+        kinds, size, like = self.hooks.kinds(len(group)), self.model.initial_size, self.given.x
+        if not size:
+            return self.hooks.edges(kinds)
+        draws = [
+            torch.randn(size, generator=generator(*key, 1 + particle, INITIAL), dtype=like.dtype)
+            for particle in group
+            for key in self.keys
+        ]
+        return self.hooks.edges(kinds, torch.stack(draws).view(len(group), self.batch, size).to(like.device))
 
     def _noise(self, group: range, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """(eps_w [S, k, B, W], eps_z [S, k, B, Z]) of the frames start..stop-1; start is a multiple of PART."""
@@ -151,10 +164,11 @@ class Particles:
         return total, first, count
 
     def _parts(self, group: range) -> Iterator[tuple[int, Tensor, Tensor, tuple[Tensor, ...] | None, Tensor]]:
-        """For every part of the frames in turn: its start, log p(w)/q(w), d, the hidden inputs, eps_z."""
-        kinds, steps = self.hooks.kinds(len(group)), self.plan.steps
+        """For every part of the frames in turn: its start, log p(w)/q(w), at the first frame with that of what is
+        inferred before it, d, the hidden inputs, eps_z."""
+        steps = self.plan.steps
         starts = list(range(0, self.steps, steps))
-        d, a = self.hooks.edges(kinds)
+        d, a, *of_start = self._edges(group)
         before, after = [d], [a]  # the states at the edges of the parts
         if len(starts) > 1:
             for start in starts[:-1]:
@@ -168,6 +182,8 @@ class Particles:
             stop = min(start + steps, self.steps)
             eps_w, eps_z = self._noise(group, start, stop)
             log_ratio, d, _, here, _ = self.hooks.states(eps_w, start, stop, before[number], after[-1 - number])
+            if start == 0 and of_start:
+                log_ratio = torch.cat((log_ratio[:1] + of_start[0], log_ratio[1:]))
             yield start, log_ratio, d, self.hooks.hidden_inputs(d, here, start, stop), eps_z
 
     def _expand(self, rows: Tensor, particles: int) -> Tensor:

@@ -210,8 +210,9 @@ def evaluate_bound(
     )
 
 
-def draw_noise(model: SequenceModel, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(eps_w [T, B, W], eps_z [T, B, Z]) standard normal for x [T, B, X]."""
+def draw_noise(model: SequenceModel, x: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """(eps_w [T, B, W], eps_z [T, B, Z]) standard normal for x [T, B, X]; with eps_0 [B, S] behind them where the model
+    infers what is before the first frame."""
     require_model(model)
     if require_tensor("x", x).dim() != 3:
         raise ValueError(f"x must have shape [T, B, X], got {list(x.shape)}")
@@ -219,8 +220,6 @@ def draw_noise(model: SequenceModel, x: Tensor, generator: torch.Generator) -> t
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     if generator.device.type != x.device.type:
         raise ValueError(f"generator must be on {x.device.type} as x is, got {generator.device.type}")
-    eps_w, eps_z = (
-        torch.randn(*x.shape[:2], size, generator=generator, dtype=x.dtype, device=x.device)
-        for size in model.noise_sizes
-    )
-    return eps_w, eps_z
+    shapes = [(*x.shape[:2], size) for size in model.noise_sizes]
+    shapes += [(x.shape[1], model.initial_size)] if model.initial_size else []
+    return tuple(torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device) for shape in shapes)

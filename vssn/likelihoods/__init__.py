@@ -5,13 +5,17 @@ from pkgutil import iter_modules
 
 from vssn.likelihoods.base import Likelihood
 from vssn.likelihoods.registry import LIKELIHOODS, make_likelihood, register
-from vssn.utils.values import BINARY, REAL, UNIT, Support
+from vssn.utils.values import BINARY, COUNTS, REAL, UNIT, Support
 
 # isort: off
 # In the order in which messages list them.
 from vssn.likelihoods.factorised import Bernoulli, Gaussian, Mixture
 from vssn.likelihoods.nade import NADE
 from vssn.likelihoods.ar_gaussian import ArGaussian
+from vssn.likelihoods.student_t import StudentT
+from vssn.likelihoods.poisson import Poisson
+from vssn.likelihoods.negative_binomial import NegativeBinomial
+from vssn.likelihoods.categorical import Categorical
 # isort: on
 
 for _module in iter_modules(__path__):  # a new file is enough
@@ -19,15 +23,20 @@ for _module in iter_modules(__path__):  # a new file is enough
 
 __all__ = [
     "BINARY",
+    "COUNTS",
     "LIKELIHOODS",
     "NADE",
     "REAL",
     "UNIT",
     "ArGaussian",
     "Bernoulli",
+    "Categorical",
     "Gaussian",
     "Likelihood",
     "Mixture",
+    "NegativeBinomial",
+    "Poisson",
+    "StudentT",
     "Support",
     "make_likelihood",
     "register",

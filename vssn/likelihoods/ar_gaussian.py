@@ -22,6 +22,7 @@ from vssn.likelihoods.base import Likelihood
 from vssn.likelihoods.registry import register
 from vssn.nn.blocks import floor_logvar, gaussian_log_density
 from vssn.utils.sequences import terms_of_whole_frames
+from vssn.utils.values import require_whole_frames
 
 
 @register("ar_gaussian")
@@ -35,6 +36,7 @@ class ArGaussian(Likelihood):
     """
 
     options = (("min_logvar", "min_logvar_x"),)
+    whole_frames = True
 
     def __init__(self, x_size: int, min_logvar: float, **factory: Any) -> None:
         super().__init__(x_size, 2 * x_size)
@@ -60,12 +62,23 @@ class ArGaussian(Likelihood):
         terms = gaussian_log_density(x, self(mu, x), logvar).sum(-1)
         return terms_of_whole_frames(terms, observed, self.title)
 
+    def given_observed(self, parameters: Tensor, x: Tensor, observed: Tensor) -> Tensor:
+        require_whole_frames(observed, self.title)
+        return parameters
+
     def mean(self, parameters: Tensor) -> Tensor:
         return self(self._split(parameters)[0])
 
     def sample(self, parameters: Tensor) -> Tensor:
         mu, logvar = self._split(parameters)
         return self(mu + torch.exp(logvar / 2) * torch.randn_like(mu))
+
+    def _quantile(self, parameters: Tensor, q: float) -> Tensor:
+        """Of a Gaussian: the variances of the entries are those of the noise through (I - L)^-1."""
+        mu, logvar = self._split(parameters)
+        mixing = self._solve(torch.eye(self.x_size, dtype=mu.dtype, device=mu.device)).T
+        deviation = (torch.exp(logvar) @ mixing.square().T).sqrt()
+        return self(mu) + deviation * torch.special.ndtri(mu.new_tensor(q, dtype=torch.float64)).to(mu.dtype)
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         mu, raw = parameters.chunk(2, -1)

@@ -8,10 +8,26 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vssn.nn.blocks import reset_children
 from vssn.utils.values import REAL, Support
+
+QUANTILE_SAMPLES = 1000
+
+
+def bounded(raw: Tensor, low: float, high: float) -> Tensor:
+    """raw, bent smoothly so that it stays within low and high."""
+    return high - F.softplus(high - low - F.softplus(raw - low))
+
+
+def sum_observed(terms: Tensor, observed: Tensor | None) -> Tensor:
+    """Over the entries [..., X]: what is missing carries no likelihood."""
+    if observed is not None:
+        terms = torch.where(observed, terms, terms.new_zeros(()))
+    return terms.sum(-1)
 
 
 class Likelihood(nn.Module):
@@ -29,7 +45,8 @@ class Likelihood(nn.Module):
         ValueError: the support is without 0.
     """
 
-    support: ClassVar[Support] = REAL
+    support: Support = REAL
+    whole_frames: ClassVar[bool] = False  # a frame is observed in whole or not at all
     # What a model that makes it by name passes on: the argument here, and the model's keyword for it.
     options: ClassVar[tuple[tuple[str, str], ...]] = ()
     name: ClassVar[str]  # of the registry
@@ -73,6 +90,25 @@ class Likelihood(nn.Module):
     def mean(self, parameters: Tensor) -> Tensor:
         """The expectation of every frame: [..., P] to [..., X]."""
         raise NotImplementedError(f"{type(self).__name__} must have mean(parameters): E[x] [..., X] for [..., P]")
+
+    def given_observed(self, parameters: Tensor, x: Tensor, observed: Tensor) -> Tensor:
+        """The parameters of what is missing given what is observed, [T, B, P]; here the same, of entries that are
+        independent. Arguments and errors as in `log_prob`."""
+        return parameters
+
+    @torch.no_grad()
+    def quantile(self, parameters: Tensor, q: float) -> Tensor:
+        """The q-quantile of every entry by itself, q in (0, 1): [..., P] to [..., X]. Two of them are an interval.
+
+        An estimate from QUANTILE_SAMPLES draws, where a class has no `_quantile` that computes it.
+        """
+        if isinstance(q, bool) or not isinstance(q, float) or not 0 < q < 1:
+            raise ValueError(f"q must be a float between 0 and 1, got {q!r}")
+        return self._quantile(parameters, q)
+
+    def _quantile(self, parameters: Tensor, q: float) -> Tensor:
+        draws = torch.stack([self.sample(parameters) for _ in range(QUANTILE_SAMPLES)])
+        return draws.kthvalue(max(1, round(q * QUANTILE_SAMPLES)), 0).values
 
     def floats_per_frame(self, x: Tensor) -> int:
         """Numbers that `log_prob` holds at most for a frame, its arguments included: for the memory plan of bounds.

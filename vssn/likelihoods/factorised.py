@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssn.likelihoods.base import Likelihood
+from vssn.likelihoods.base import Likelihood, sum_observed
 from vssn.likelihoods.registry import register
 from vssn.nn.blocks import floor_logvar, gaussian_log_density
 from vssn.utils.values import UNIT
@@ -28,13 +28,16 @@ class Bernoulli(Likelihood):
         """Logits [T, B, X], x [T, B, X], observed [T, B, X] bool or None to nats [T, B]."""
         if observed is None:
             return bernoulli_log_prob(parameters, x)
-        return _sum_observed(x * parameters - F.softplus(parameters), observed)
+        return sum_observed(x * parameters - F.softplus(parameters), observed)
 
     def mean(self, parameters: Tensor) -> Tensor:
         return torch.sigmoid(parameters)
 
     def sample(self, parameters: Tensor) -> Tensor:
         return torch.bernoulli(torch.sigmoid(parameters))
+
+    def _quantile(self, parameters: Tensor, q: float) -> Tensor:
+        return (torch.sigmoid(-parameters) < q).to(parameters.dtype)
 
 
 @register("gaussian")
@@ -55,14 +58,18 @@ class Gaussian(Likelihood):
         """[T, B, 2X], x [T, B, X], observed [T, B, X] bool or None to nats [T, B]."""
         mu, logvar = self._split(parameters)
         terms = gaussian_log_density(x, mu, logvar)
-        return _sum_observed(terms, observed)
+        return sum_observed(terms, observed)
 
     def mean(self, parameters: Tensor) -> Tensor:
-        return self._split(parameters)[0]
+        return parameters.chunk(2, -1)[0]
 
     def sample(self, parameters: Tensor) -> Tensor:
         mu, logvar = self._split(parameters)
         return mu + torch.exp(logvar / 2) * torch.randn_like(mu)
+
+    def _quantile(self, parameters: Tensor, q: float) -> Tensor:
+        mu, logvar = self._split(parameters)
+        return mu + torch.exp(logvar / 2) * torch.special.ndtri(mu.new_tensor(q, dtype=torch.float64)).to(mu.dtype)
 
 
 @register("mixture")
@@ -83,10 +90,18 @@ class Mixture(Likelihood):
 
     def forward(self, parameters: Tensor, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """[T, B, K(1 + 2X)], x [T, B, X], observed [T, B, X] bool or None to nats [T, B]."""
+        return torch.logsumexp(self._joint(parameters, x, observed), -1)
+
+    def _joint(self, parameters: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
+        """log p(component, what is observed of x): [T, B, K]."""
         log_weights, mu, logvar = self._split(parameters)
         terms = gaussian_log_density(x[..., None, :], mu, logvar)
-        inside = _sum_observed(terms, None if observed is None else observed[..., None, :])
-        return torch.logsumexp(log_weights + inside, -1)
+        return log_weights + sum_observed(terms, None if observed is None else observed[..., None, :])
+
+    def given_observed(self, parameters: Tensor, x: Tensor, observed: Tensor) -> Tensor:
+        """What is observed of a frame says which component it came from."""
+        rest = parameters[..., self.mixture_size :]
+        return torch.cat((self._joint(parameters, x, observed), rest), -1)
 
     def mean(self, parameters: Tensor) -> Tensor:
         log_weights, mu, _ = self._split(parameters)
@@ -99,9 +114,15 @@ class Mixture(Likelihood):
         mu, logvar = mu.gather(-2, index).squeeze(-2), logvar.gather(-2, index).squeeze(-2)
         return mu + torch.exp(logvar / 2) * torch.randn_like(mu)
 
-
-def _sum_observed(terms: Tensor, observed: Tensor | None) -> Tensor:
-    """Missing entries carry no likelihood."""
-    if observed is not None:
-        terms = torch.where(observed, terms, terms.new_zeros(()))
-    return terms.sum(-1)
+    def _quantile(self, parameters: Tensor, q: float) -> Tensor:
+        """It lies between those of the components, where the entry's distribution function is brought to q by
+        halves."""
+        log_weights, mu, logvar = (part.double() for part in self._split(parameters))
+        weights, scale = log_weights.exp()[..., None], torch.exp(logvar / 2)
+        own = mu + scale * torch.special.ndtri(mu.new_tensor(q))
+        low, high = own.amin(-2), own.amax(-2)
+        for _ in range(60):
+            middle = (low + high) / 2
+            below = (weights * torch.special.ndtr((middle[..., None, :] - mu) / scale)).sum(-2) < q
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return ((low + high) / 2).to(parameters.dtype)

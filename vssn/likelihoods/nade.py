@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from vssn.likelihoods.base import Likelihood
 from vssn.likelihoods.registry import register
 from vssn.utils.sequences import terms_of_whole_frames
-from vssn.utils.values import BINARY
+from vssn.utils.values import BINARY, require_whole_frames
 
 MEAN_SAMPLES = 32
 
@@ -42,6 +42,7 @@ class NADE(Likelihood):
     """
 
     support = BINARY
+    whole_frames = True
     options = (("hidden_size", "nade_size"),)
 
     def __init__(self, x_size: int, hidden_size: int, **factory: Any) -> None:
@@ -73,6 +74,10 @@ class NADE(Likelihood):
         logits = nade_logits(rows, bias, hidden_bias, self.weight_in, self.weight_out)
         terms = (rows * logits - F.softplus(logits)).sum(-1).view(x.shape[:-1])
         return terms_of_whole_frames(terms, observed, self.title)
+
+    def given_observed(self, parameters: Tensor, x: Tensor, observed: Tensor) -> Tensor:
+        require_whole_frames(observed, self.title)
+        return parameters
 
     def mean(self, parameters: Tensor) -> Tensor:
         """E[x], which has no closed form, from MEAN_SAMPLES draws: the mean of each entry's probability given the

@@ -16,6 +16,7 @@ from vssn.utils.packing import pack, packing, unpack
 from vssn.utils.sequences import valid_steps, zero_padding
 from vssn_kernels import gru_packed, gru_sequence, split_linear
 from vssn_kernels.ops.fast_path import is_plain
+from vssn_kernels.ops.prepared import gru_layer_step
 from vssn_kernels.ops.registration import autocast_dtype, autocast_is_on
 from vssn_kernels.ops.torch_internals import is_plain_call
 
@@ -175,9 +176,19 @@ class GRU(nn.RNNBase):
             hx = None if hx is None else hx.index_select(1, of.order)
             output, h_n = self._run_layers(pack(x, of), hx, batch, weights, recurrence)
             return unpack(output, of, x.shape[0]), h_n.index_select(1, of.place)
+        if lengths is None and torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export():
+            return self._run_for_onnx(x, hx)
         # Also outside the op: 0 * NaN in the gradient of weight_ih would be NaN.
         x = zero_padding(x, valid_steps(lengths, x))
-        return self._run_layers(x, hx, batch, weights, partial(gru_sequence, lengths=lengths))
+        one_step = lengths is None and x.shape[0] == 1
+        return self._run_layers(x, hx, batch, weights, partial(gru_sequence, lengths=lengths), one_step)
+
+    def _run_for_onnx(self, x: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`_run` as torch.nn.GRU's op, which ONNX has a node for."""
+        start = x.new_zeros(self._states(), x.shape[1], self.hidden_size) if hx is None else hx
+        weights: Any = self._flat_weights
+        options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional, False)
+        return torch.gru(x, start, weights, *options)
 
     def _run_layers(
         self,
@@ -186,8 +197,10 @@ class GRU(nn.RNNBase):
         batch: int,
         weights: list[list[nn.Parameter]],
         recurrence: Callable[..., tuple[Tensor, Tensor]],
+        one_step: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """All layers and directions on x [T, B, X] or packed [N, X], as the recurrence takes it."""
+        """All layers and directions on x [T, B, X] or packed [N, X], as the recurrence takes it; `one_step`: [1, B, X],
+        all valid."""
         given = x if hx is None else hx
         directions = 2 if self.bidirectional else 1
         dropout = self.dropout if self.training else 0.0
@@ -199,8 +212,11 @@ class GRU(nn.RNNBase):
                 weight_ih, weight_hh, *biases = weights[number]
                 bias_ih, bias_hh = biases if self.bias else (None, weight_hh.new_zeros(len(weight_hh)))
                 h0 = given.new_zeros(batch, self.hidden_size) if hx is None else given[number]
-                gates_x = _project(x, weight_ih, bias_ih)
-                output, h_n = recurrence(gates_x, h0, weight_hh, bias_hh, reverse=direction == 1)
+                step = gru_layer_step(x, h0, weight_ih, weight_hh, bias_ih, bias_hh) if one_step else None
+                if step is None:
+                    gates_x = _project(x, weight_ih, bias_ih)
+                    step = recurrence(gates_x, h0, weight_hh, bias_hh, reverse=direction == 1)
+                output, h_n = step
                 outputs.append(output)
                 last_states.append(h_n)
             x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]

@@ -5,6 +5,17 @@ d_t = GRU(d_{t-1}, [u_t, w_t])             forward in time
 a_t = GRU(a_{t+1}, [d_t, x_t])             backward in time, a_{T+1} = 0
 z_t ~ q(z_t | z_{t-1}, a_t)                serial through the sample
 p(z_t | z_{t-1}, d_t)                      for all t after the loop
+
+With inference="causal" a_t = GRU(a_{t-1}, [d_t, x_t]) runs forward, a_0 = 0.
+
+With initial_state="inferred" d_0 is a latent of every sequence, as in LFADS (Pandarinath et al. 2018) and DVBF (Karl et
+al. 2017):
+
+b_t = GRU(b_{t+1}, [x_t, u_t])             backward in time, b_{T+1} = 0; that of noise_smoothing where it is on
+s ~ q(s | x_{1:T}, u_{1:T}) = N(MLP(b_1)), p(s) = N(m, diag exp v), m and v learned from N(0, I) on
+d_0 = s, or a linear map of it where initial_size is not D
+
+A sequence without a frame has d_0 from the prior, and no KL.
 """
 
 from __future__ import annotations
@@ -30,6 +41,8 @@ from vssn_kernels import PriorMean, gaussian_kl, gaussian_rsample_kl, posterior_
 from vssn_kernels.activations import ACTIVATIONS
 
 CONTROLS = ("previous", "external", "both", "none")
+INFERENCES = ("smoothing", "causal")
+INITIAL_STATES = ("zeros", "learned", "inferred")
 UNIVERSALS = ("point", "gaussian")
 
 
@@ -41,9 +54,21 @@ class State(NamedTuple):
     x_last: Tensor  # [B, F]  the last input frame
 
 
+class CausalState(NamedTuple):
+    """State of a model with inference="causal" and a latent: what its a has seen carries on too."""
+
+    d: Tensor  # [B, D]
+    z: Tensor  # [B, Z]
+    x_last: Tensor  # [B, F]
+    a: Tensor  # [B, A]
+
+
+AnyState = State | CausalState
+
+
 class LayerOutput(NamedTuple):
     output: Tensor  # [T, B, D+Z]
-    state: State
+    state: AnyState
     kl: Tensor  # [T, B]
 
 
@@ -52,7 +77,7 @@ class Embedded(NamedTuple):
 
     x: Tensor  # [T, B, X]
     controls: tuple[Tensor, ...]  # those that make u_t, each [T, B, ·]
-    noise: tuple[Tensor, Tensor]  # eps_w [T, B, W], eps_z [T, B, Z]
+    noise: tuple[Tensor, ...]  # eps_w [T, B, W], eps_z [T, B, Z], and eps_0 [B, S] where d_0 is inferred
 
 
 class Inference(NamedTuple):
@@ -65,6 +90,15 @@ class Inference(NamedTuple):
     d_last: Tensor  # [B, D]
     z_last: Tensor  # [B, Z]
     universal_kl: Tensor | None = None  # scalar, of universal="gaussian"
+    kl_0: Tensor | None = None  # [B], of an inferred d_0
+    a_last: Tensor | None = None  # [B, A]
+
+
+def charged(result: Inference) -> Tensor:
+    """kl_w [T, B] with the KL of an inferred d_0 at the first frame."""
+    if result.kl_0 is None or not result.kl_w.shape[0]:
+        return result.kl_w
+    return torch.cat((result.kl_w[:1] + result.kl_0, result.kl_w[1:]))
 
 
 class Latents(NamedTuple):
@@ -78,6 +112,19 @@ class Latents(NamedTuple):
 
 
 _FLAGS = ("residual_posterior", "noise_smoothing", "batch_first")  # told by repr where they are set
+
+
+def initial_kind(initial_state: object, learn_initial_state: bool) -> str:
+    """Of INITIAL_STATES. Raises ValueError for another, or where learn_initial_state says otherwise."""
+    if initial_state is None:
+        return "learned" if learn_initial_state else "zeros"
+    require_choice("initial_state", initial_state, INITIAL_STATES)
+    if learn_initial_state and initial_state != "learned":
+        raise ValueError(
+            f"initial_state must be 'learned' with learn_initial_state=True, its older name, got {initial_state!r}; "
+            "leave learn_initial_state out"
+        )
+    return str(initial_state)
 
 
 def require_control(control: object, control_size: object) -> None:
@@ -108,8 +155,13 @@ class VSSNLayer(nn.Module):
         universal: "point" (the GRU's own weights) or "gaussian" (a posterior over its recurrent weights).
         prior_std: sigma0 of the prior N(0, sigma0^2) over those weights.
         min_logvar: floor of every latent's log-variance, in nats.
-        learn_initial_state: d_0 and z_0 are parameters rather than zeros.
+        initial_state: d_0 and z_0 are "zeros", "learned" parameters, or "inferred": d_0 then is drawn from
+            q(d_0 | x_{1:T}, u_{1:T}), z_0 zeros. None: "learned" with learn_initial_state, else "zeros".
+        initial_size: S, units of what is inferred, with a linear map to d_0 where it is not D (None: D).
+        learn_initial_state: initial_state="learned", by its older name.
         noise_smoothing: q(w_t | x_{t:T}, u_{t:T}) through a backward GRU, rather than q(w_t | x_t, u_t).
+        inference: "smoothing", or "causal": a_t = GRU(a_{t-1}, [d_t, x_t]) runs forward and q(z_t | z_{t-1}, x_{1:t})
+            sees no frame to come, so that filtering goes step by step; the state that carries on has a too.
         batch_first: sequences are [B, T, ·].
         device, dtype: of the parameters.
 
@@ -136,8 +188,11 @@ class VSSNLayer(nn.Module):
         universal: str = "point",
         prior_std: float = 0.1,
         min_logvar: float = -12.0,
+        initial_state: str | None = None,
+        initial_size: int | None = None,
         learn_initial_state: bool = False,
         noise_smoothing: bool = False,
+        inference: str = "smoothing",
         batch_first: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -160,6 +215,17 @@ class VSSNLayer(nn.Module):
         if hidden_size == 0 and universal == "gaussian":
             raise ValueError("universal must be 'point' with hidden_size=0: there is no duration GRU")
         require_number("min_logvar", min_logvar)
+        kind = initial_kind(initial_state, learn_initial_state)
+        if hidden_size == 0 and kind == "inferred":
+            raise ValueError("initial_state must be 'zeros' or 'learned' with hidden_size=0: there is no d_0 to infer")
+        if initial_size is not None:
+            require_size("initial_size", initial_size, 1)
+            if kind != "inferred":
+                raise ValueError(f"initial_size must be None unless initial_state='inferred', got {initial_size}")
+        require_choice("inference", inference, INFERENCES)
+        if inference == "causal" and (noise_smoothing or kind == "inferred"):
+            ahead = "noise_smoothing=True" if noise_smoothing else "initial_state='inferred'"
+            raise ValueError(f"inference must be 'smoothing' with {ahead}, which looks ahead, got 'causal'")
         if not (isinstance(prior_std, int | float) and math.isfinite(prior_std) and prior_std > 0):
             raise ValueError(f"prior_std must be a finite number above 0, got {prior_std!r}")
         self.input_size, self.hidden_size, self.latent_size = input_size, hidden_size, latent_size
@@ -170,7 +236,8 @@ class VSSNLayer(nn.Module):
         require_size("backward_size", self.backward_size, 1)
         self.activation, self.residual_posterior, self.universal = activation, residual_posterior, universal
         self.prior_std, self.min_logvar = float(prior_std), float(min_logvar)
-        self.noise_smoothing, self.batch_first = noise_smoothing, batch_first
+        self.noise_smoothing, self.inference, self.batch_first = noise_smoothing, inference, batch_first
+        self.carries_a = inference == "causal" and latent_size > 0
 
         self.control_sizes = {
             "previous": (input_size,),
@@ -195,15 +262,29 @@ class VSSNLayer(nn.Module):
             own = (self.backward_size,)
             self.posterior = LatentNetwork(latent_size, own, self.mlp_size, activation, min_logvar, **factory)
             self.prior = LatentNetwork(latent_size, parents, self.mlp_size, activation, min_logvar, **factory)
-        for name, size in (("d_0", hidden_size), ("z_0", latent_size)):  # None: zeros
-            learned = nn.Parameter(torch.empty(size, **factory)) if learn_initial_state and size else None
+        for name, size in (("d_0", hidden_size), ("z_0", latent_size)):  # None: zeros, or to be inferred
+            learned = nn.Parameter(torch.empty(size, **factory)) if kind == "learned" and size else None
             self.register_parameter(name, learned)
+        self.initial_size = (initial_size or hidden_size) if kind == "inferred" else 0  # S
+        if self.initial_size:
+            sizes = (input_size, *self.control_sizes)
+            if not (noise_smoothing and noise_size):
+                self.initial_backward = Recurrence(sizes, self.backward_size, **factory)
+            own = (self.backward_size,)
+            self.initial_posterior = GaussianMLP(
+                own, self.mlp_size, self.initial_size, activation, min_logvar, **factory
+            )
+            self.initial_mu = nn.Parameter(torch.empty(self.initial_size, **factory))
+            self.initial_logvar = nn.Parameter(torch.empty(self.initial_size, **factory))
+            if self.initial_size != hidden_size:
+                self.initial_map = nn.Linear(self.initial_size, hidden_size, **factory)
         self._reset_own()
 
     def _reset_own(self) -> None:
         if self.universal == "gaussian":
             nn.init.constant_(self.weight_hh_logvar, 2 * math.log(0.1 * self.prior_std))
-        for start in (self.d_0, self.z_0):
+        own = (self.initial_mu, self.initial_logvar) if self.initial_size else (self.d_0, self.z_0)
+        for start in own:
             if start is not None:
                 nn.init.zeros_(start)
 
@@ -247,8 +328,9 @@ class VSSNLayer(nn.Module):
             return (d,)
         return controls if self.control in ("external", "both") else ()
 
-    def start_state(self, state: object, batch: int | None, frame_size: int, like: Tensor) -> State:
-        """The state to start from: the given one, checked, or for None d_0, z_0 and a first frame of zeros.
+    def start_state(self, state: object, batch: int | None, frame_size: int, like: Tensor) -> AnyState:
+        """The state to generate from: the given one, checked, or for None d_0, from its prior where it is inferred, z_0
+        and a first frame of zeros.
 
         Args:
             batch: B; None: that of the given state.
@@ -257,24 +339,62 @@ class VSSNLayer(nn.Module):
         """
         if state is None:
             assert batch is not None
-            return State(*self.initial_state(batch, like), like.new_zeros(batch, frame_size))
-        parts = require_parts("state", state, "(d, z, x_last)", " or None")
-        sizes = {"d": ("[B, D]", self.hidden_size), "z": ("[B, Z]", self.latent_size), "x_last": ("[B, F]", frame_size)}
-        for (name, (letters, size)), part in zip(sizes.items(), parts, strict=True):
+            d_0, z_0 = self.initial_state(batch, like)
+            if d_0 is None:
+                d_0 = self.map_initial(self._initial_prior(like.new_empty(batch, self.initial_size).normal_()))
+            return self.make_state(d_0, z_0, like.new_zeros(batch, frame_size))
+        names = "(d, z, x_last, a)" if self.carries_a else "(d, z, x_last)"
+        parts = require_parts("state", state, names, " or None")
+        letters, sizes = "DZFA", (self.hidden_size, self.latent_size, frame_size, self.backward_size)
+        for name, letter, size, part in zip(names[1:-1].split(", "), letters, sizes, parts, strict=False):
             if batch is None:
                 batch = part.shape[0] if isinstance(part, Tensor) and part.dim() else 0
-            require_shape(f"state's {name}", part, letters, (batch, size))
-            require_like(f"state's {name}", part, like, or_float32=name == "d")
+            require_shape(f"state's {name}", part, f"[B, {letter}]", (batch, size))
+            require_like(f"state's {name}", part, like, or_float32=name in ("d", "a"))
             require_finite(f"state's {name}", part, "start anew with state=None")
-        return State(*parts)
+        return self.make_state(*parts)
 
-    def initial_state(self, batch: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """d_0 [B, D] and z_0 [B, Z], in the dtype and on the device of `like`."""
+    def make_state(self, d: Tensor, z: Tensor, x_last: Tensor, a: Tensor | None = None) -> AnyState:
+        """The state to carry on: with a, zeros for None, where it is carried."""
+        if not self.carries_a:
+            return State(d, z, x_last)
+        return CausalState(d, z, x_last, x_last.new_zeros(len(x_last), self.backward_size) if a is None else a)
+
+    def carried_a(self, state: object) -> Tensor | None:
+        """a of a state of this layer; None without one."""
+        return state.a if isinstance(state, CausalState) else None
+
+    def initial_state(self, batch: int, like: Tensor) -> tuple[Tensor | None, Tensor]:
+        """d_0 [B, D], None where it is to be inferred, and z_0 [B, Z], in the dtype and on the device of `like`."""
         d_0, z_0 = (
             like.new_zeros(batch, size) if start is None else start.to(like.dtype).expand(batch, -1)
             for start, size in ((self.d_0, self.hidden_size), (self.z_0, self.latent_size))
         )
-        return d_0, z_0
+        return None if self.initial_size else d_0, z_0
+
+    def infer_initial(
+        self, x: Tensor, controls: tuple[Tensor, ...], lengths: Tensor | None, ahead: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(s | x, u), each [B, S]: the prior's for a sequence without a frame.
+
+        ahead: `look_ahead` of the rest, which is as in `infer`; None: it is run here.
+        """
+        last = (self.look_ahead(x, controls, lengths) if ahead is None else ahead)[1]
+        posterior = self.initial_posterior(last)
+        if lengths is None and x.shape[0]:
+            return posterior
+        some = (torch.zeros_like(last[:, :1]) if lengths is None else lengths[:, None]) > 0
+        prior = (self.initial_mu, self.initial_logvar)
+        mu, logvar = (torch.where(some, own, other) for own, other in zip(posterior, prior, strict=True))
+        return mu, logvar
+
+    def _initial_prior(self, eps_0: Tensor) -> Tensor:
+        """s [B, S] from its prior."""
+        return self.initial_mu + torch.exp(self.initial_logvar / 2) * eps_0
+
+    def map_initial(self, s: Tensor) -> Tensor:
+        """d_0 [B, D] from s [B, S]."""
+        return s if self.initial_size == self.hidden_size else self.initial_map(s)
 
     def weight_noise(self) -> Tensor | None:
         """One draw of what the duration GRU's weight_hh differs from its mean by, [3D, D]; None for the mean itself:
@@ -291,74 +411,102 @@ class VSSNLayer(nn.Module):
         prior_logvar = torch.full_like(mu, 2 * math.log(self.prior_std))
         return gaussian_kl(mu, self.weight_hh_logvar.reshape(-1), torch.zeros_like(mu), prior_logvar)
 
-    def draw_noise(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(eps_w [T, B, W], eps_z [T, B, Z]) standard normal, for `like` [T, B, ·]."""
-        eps_w, eps_z = (like.new_empty(*like.shape[:2], size).normal_() for size in (self.noise_size, self.latent_size))
-        return eps_w, eps_z
+    def draw_noise(self, like: Tensor) -> tuple[Tensor, ...]:
+        """(eps_w [T, B, W], eps_z [T, B, Z]) standard normal, for `like` [T, B, ·]; with eps_0 [B, S] behind them where
+        d_0 is inferred."""
+        shapes = [(*like.shape[:2], size) for size in (self.noise_size, self.latent_size)]
+        shapes += [(like.shape[1], self.initial_size)] if self.initial_size else []
+        return tuple(like.new_empty(shape).normal_() for shape in shapes)
 
-    def check_noise(self, noise: object, like: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    def check_noise(self, noise: object, like: Tensor, valid: Tensor | None) -> tuple[Tensor, ...]:
         """The noise time-major. Raises TypeError or ValueError where it does not fit `like` [T, B, ·], or is not finite
         where `valid` [T, B] (None: everywhere)."""
-        given = require_parts("noise", noise, "(eps_w, eps_z)", " or None", lists=True)
+        names = "(eps_w, eps_z, eps_0)" if self.initial_size else "(eps_w, eps_z)"
+        given = require_parts("noise", noise, names, " or None", lists=True)
         letters = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
         leading = (like.shape[1], like.shape[0]) if self.batch_first else like.shape[:2]
         parts = []
         for name, letter, size, part in zip(
-            ("noise's eps_w", "noise's eps_z"), "WZ", (self.noise_size, self.latent_size), given, strict=True
+            ("noise's eps_w", "noise's eps_z"), "WZ", (self.noise_size, self.latent_size), given[:2], strict=True
         ):
             require_shape(name, part, letters.format(letter), (*leading, size))
             require_like(name, part, like)
             part = swap(part, self.batch_first)
             require_finite(name, part, "draw it from a standard normal distribution", valid)
             parts.append(part)
-        return parts[0], parts[1]
+        for part in given[2:]:
+            require_shape("noise's eps_0", part, "[B, S]", (like.shape[1], self.initial_size))
+            require_like("noise's eps_0", part, like)
+            require_finite("noise's eps_0", part, "draw it from a standard normal distribution")
+            parts.append(part)
+        return tuple(parts)
 
     def infer(
         self,
         x: Tensor,
         controls: tuple[Tensor, ...],
-        d0: Tensor,
+        d0: Tensor | None,
         z0: Tensor,
-        noise: tuple[Tensor, Tensor],
+        noise: tuple[Tensor, ...],
         lengths: Tensor | None = None,
+        a0: Tensor | None = None,
     ) -> Inference:
         """Samples w, d and z given x, time-major whatever batch_first says.
 
         Args:
             x: [T, B, X], finite at padding.
             controls: the tensors that make u_t, each [T, B, ·], of the sizes `control_sizes`.
-            d0, z0: [B, D], [B, Z].
-            noise: (eps_w [T, B, W], eps_z [T, B, Z]) standard normal.
+            d0, z0: [B, D], [B, Z]; d0 None: it is inferred.
+            noise: (eps_w [T, B, W], eps_z [T, B, Z]) standard normal, and eps_0 [B, S] where d0 is inferred.
             lengths: [B] int64 or None.
+            a0: [B, A] where a runs forward, inference="causal"; None: zeros, as always where it runs backward.
         """
         valid = valid_steps(lengths, x)
+        kl_0 = ahead = None
+        if d0 is None:
+            ahead = self.look_ahead(x, controls, lengths)
+            mu, logvar = self.infer_initial(x, controls, lengths, ahead)
+            prior = (part.expand_as(mu) for part in (self.initial_mu, self.initial_logvar))
+            s, kl_0 = gaussian_rsample_kl(mu, logvar, noise[2], *prior)
+            d0 = self.map_initial(s)
         eps_w, eps_z = zero_padding(noise[0], valid), noise[1]  # the op masks eps_z itself
         kl_w, kl_z = x.new_zeros(x.shape[:2]), x.new_zeros(x.shape[:2])
-        d, z, d_last, z_last = x.new_zeros(*x.shape[:2], 0), x.new_zeros(*x.shape[:2], 0), d0, z0
+        d, z, d_last, z_last, a_last = x.new_zeros(*x.shape[:2], 0), x.new_zeros(*x.shape[:2], 0), d0, z0, a0
         if self.hidden_size:
             w = eps_w
             if self.noise_size:
-                mu, logvar = self.infer_noise(x, controls, lengths)
+                mu, logvar = self.infer_noise(x, controls, lengths, ahead)
                 w, kl_w = gaussian_rsample_kl(mu, logvar, eps_w)
                 kl_w = zero_padding(kl_w, valid)
             inputs = (*controls, w)
             d, d_last = self.duration(inputs, d0, lengths=lengths, weight_noise=self.weight_noise())
         if self.latent_size:
             parents = self.parents(d, controls)
-            a0 = x.new_zeros(x.shape[1], self.backward_size)
-            a, _ = self.backward_recurrence((*parents, x), a0, lengths=lengths, reverse=True)
+            a0 = x.new_zeros(x.shape[1], self.backward_size) if a0 is None else a0
+            a, a_last = self.backward_recurrence((*parents, x), a0, lengths=lengths, reverse=not self.carries_a)
             z, mu, logvar, prior_mu, prior_logvar = self.infer_latents(a, parents, z0, eps_z, lengths)
             kl_z = zero_padding(gaussian_kl(mu, logvar, prior_mu, prior_logvar), valid)
             z_last = last_valid(z, z0, lengths)
-        return Inference(d, z, kl_z, kl_w, d_last, z_last)
+        return Inference(d, z, kl_z, kl_w, d_last, z_last, kl_0=kl_0, a_last=a_last)
 
-    def infer_noise(self, x: Tensor, controls: tuple[Tensor, ...], lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(w_t | x, u) for all t, each [T, B, W]. Arguments as in `infer`."""
-        inputs = (x, *controls)
-        if self.noise_smoothing:
-            start = x.new_zeros(x.shape[1], self.backward_size)
-            inputs = (self.noise_backward(inputs, start, lengths=lengths, reverse=True)[0],)
-        return self.noise_posterior(*inputs)
+    def look_ahead(self, x: Tensor, controls: tuple[Tensor, ...], lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """b [T, B, A] of x_{t:T} and u_{t:T}, and b_1 [B, A]. Arguments as in `infer`."""
+        recurrence = self.noise_backward if self.noise_smoothing and self.noise_size else self.initial_backward
+        start = x.new_zeros(x.shape[1], self.backward_size)
+        b, first = recurrence((x, *controls), start, lengths=lengths, reverse=True)
+        return b, first
+
+    def infer_noise(
+        self,
+        x: Tensor,
+        controls: tuple[Tensor, ...],
+        lengths: Tensor | None,
+        ahead: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(w_t | x, u) for all t, each [T, B, W]. Arguments as in `infer_initial`."""
+        if not self.noise_smoothing:
+            return self.noise_posterior(x, *controls)
+        return self.noise_posterior((self.look_ahead(x, controls, lengths) if ahead is None else ahead)[0])
 
     def fuses_latents(self) -> bool:
         """Whether the chain of z may read its networks' weights: `infer_latent`, else `infer_latents_by_steps`."""
@@ -373,7 +521,7 @@ class VSSNLayer(nn.Module):
         # Inside the loop the prior's mean is needed, so that its hidden inputs stand before it; else they need not.
         hidden_inputs = self.prior.hidden_inputs(parents, a) if self.residual_posterior else None
         z, mu, logvar = self.infer_latent(self.posterior.hidden_inputs((a,), a), hidden_inputs, z0, eps_z, lengths)
-        z_previous = with_first(z0, z[:-1]) if len(z) else z
+        z_previous = with_first(z0, z)[:-1]  # in this order: a size T - 1 would bind T where the layer is exported
         prior = (
             self.prior(z_previous, parents)
             if hidden_inputs is None
@@ -444,13 +592,18 @@ class VSSNLayer(nn.Module):
             lengths=lengths,
         )
 
+    def step_a(self, x: Tensor, controls: tuple[Tensor, ...], d: Tensor, a: Tensor) -> Tensor:
+        """a_t [B, A] of inference="causal", from x_t [1, B, X], what makes u_t, d_t [B, D] and a_{t-1}."""
+        step: Tensor = self.backward_recurrence((*self.parents(d[None], controls), x), a)[1]
+        return step
+
     def step_from_prior(
         self,
         controls: tuple[Tensor, ...],
         d: Tensor,
         z: Tensor,
         weight_noise: Tensor | None,
-        noise: tuple[Tensor, Tensor] | None = None,
+        noise: tuple[Tensor, ...] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """d_t [B, D] and z_t [B, Z] with w_t and z_t from their priors, from d_{t-1}, z_{t-1}.
 
@@ -459,7 +612,7 @@ class VSSNLayer(nn.Module):
             weight_noise: `weight_noise()`, one draw for the whole sequence.
             noise: (eps_w [1, B, W], eps_z [1, B, Z]) standard normal, zeros for the priors' means; None draws it.
         """
-        eps_w, eps_z = self.draw_noise(d[None]) if noise is None else noise
+        eps_w, eps_z = (self.draw_noise(d[None]) if noise is None else noise)[:2]
         states = d[None]
         if self.hidden_size:
             inputs = (*controls, eps_w)
@@ -473,46 +626,49 @@ class VSSNLayer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        state: State | tuple[Tensor, Tensor, Tensor] | None = None,
+        state: AnyState | tuple[Tensor, ...] | None = None,
         lengths: Tensor | None = None,
         *,
         u: Tensor | None = None,
-        noise: tuple[Tensor, Tensor] | None = None,
+        noise: tuple[Tensor, ...] | None = None,
     ) -> LayerOutput: ...
     @overload
     def forward(
         self,
         x: Embedded,
-        state: State | tuple[Tensor, Tensor, Tensor] | None = None,
+        state: AnyState | tuple[Tensor, ...] | None = None,
         lengths: Tensor | None = None,
     ) -> Inference: ...
     def forward(
         self,
         x: Tensor | Embedded,
-        state: State | tuple[Tensor, Tensor, Tensor] | None = None,
+        state: AnyState | tuple[Tensor, ...] | None = None,
         lengths: Tensor | None = None,
         *,
         u: Tensor | None = None,
-        noise: tuple[Tensor, Tensor] | None = None,
+        noise: tuple[Tensor, ...] | None = None,
     ) -> LayerOutput | Inference:
         """Runs the layer on x [T, B, X] ([B, T, X] with batch_first; u, noise, output and kl likewise).
 
         Args:
-            state: (d [B, D], z [B, Z], x_last [B, X]) of the chunk before; None starts anew.
+            state: (d [B, D], z [B, Z], x_last [B, X]) of the chunk before, with inference="causal" and a latent a
+                [B, A] behind them; None starts anew.
             lengths: [B] int64, each in [0, T]; None: all T steps.
             u: [T, B, U] external control.
-            noise: (eps_w [T, B, W], eps_z [T, B, Z]) standard normal; None draws it.
+            noise: (eps_w [T, B, W], eps_z [T, B, Z]) standard normal, with eps_0 [B, S], as it is whatever batch_first
+                says, behind them with initial_state="inferred"; None draws it.
 
         Returns:
-            LayerOutput(output [T, B, D+Z] of d_t then z_t, state, kl [T, B] in nats), zeros at padding.
+            LayerOutput(output [T, B, D+Z] of d_t then z_t, state, kl [T, B] in nats), zeros at padding. The KL of an
+            inferred d_0 is in the kl of the first frame.
             Of an x that VSSN has embedded: Inference.
 
         Raises:
             ValueError, TypeError: naming the argument, what was expected and what came.
         """
         if isinstance(x, Embedded):
-            d0, z0 = self.initial_state(x.x.shape[1], x.noise[1]) if state is None else state[:2]
-            result = self.infer(x.x, x.controls, d0, z0, x.noise, lengths)
+            d_0, z_0 = self.initial_state(x.x.shape[1], x.noise[1]) if state is None else state[:2]
+            result = self.infer(x.x, x.controls, d_0, z_0, x.noise, lengths, self.carried_a(state))
             return result if self.universal == "point" else result._replace(universal_kl=self.universal_kl())
         x, u = check_sequences(x, u, self.input_size, self.control_size, self.batch_first, self.a_parameter())
         check_lengths(lengths, x)
@@ -520,15 +676,17 @@ class VSSNLayer(nn.Module):
         x, u = zero_padding(x, valid), zero_padding(u, valid)
         require_finite("x", x, "fill in missing values: the layer takes no mask=, VSSN does")
         require_finite("u", u, NO_NAN_IN_U)
-        start = self.start_state(state, x.shape[1], self.input_size, x)
+        start = None if state is None else self.start_state(state, x.shape[1], self.input_size, x)
+        d_0, z_0 = self.initial_state(x.shape[1], x) if start is None else start[:2]
+        x_last = x.new_zeros(x.shape[1], self.input_size) if start is None else start.x_last
         noise = self.draw_noise(x) if noise is None else self.check_noise(noise, x, valid)
-        frames = with_first(start.x_last, x)
+        frames = with_first(x_last, x)
         controls = self.select_controls(frames[:-1], u)
-        result = self.infer(x, controls, start.d, start.z, noise, lengths)
+        result = self.infer(x, controls, d_0, z_0, noise, lengths, self.carried_a(start))
         output = torch.cat((result.d, result.z), -1)
-        next_state = State(result.d_last, result.z_last, last_valid(x, start.x_last, lengths))
+        next_state = self.make_state(result.d_last, result.z_last, last_valid(x, x_last, lengths), result.a_last)
         return LayerOutput(
-            swap(output, self.batch_first), next_state, swap(result.kl_z + result.kl_w, self.batch_first)
+            swap(output, self.batch_first), next_state, swap(result.kl_z + charged(result), self.batch_first)
         )
 
     def select_controls(self, previous: Tensor, external: Tensor | None) -> tuple[Tensor, ...]:
@@ -546,5 +704,7 @@ class VSSNLayer(nn.Module):
             f"A={self.backward_size}, M={self.mlp_size}, control={self.control!r}, activation={self.activation!r}"
             + (f", U={self.control_size}" if self.control_size else "")
             + (f", universal={self.universal!r}" if self.universal != "point" else "")
+            + (f", initial_state='inferred', S={self.initial_size}" if self.initial_size else "")
+            + (f", inference={self.inference!r}" if self.inference != "smoothing" else "")
             + "".join(f", {name}=True" for name in _FLAGS if getattr(self, name))
         )

@@ -1,9 +1,9 @@
 """What VSSNLayer computes beyond one pass over a sequence.
 
 Filtering: the states of every prefix. Weighted particles: d and a of whole w paths, z step by step, and log p/q of
-both; particle k of sequence b is row k B + b. What no w enters is the same for every particle and computed once:
-`kinds` is then 1, else the number of particles. Of plain networks also the part of a product that no w enters; others
-are called with all of their inputs.
+both; particle k of sequence b is row k B + b. What no w and no inferred d_0 enters is the same for every particle and
+computed once: `kinds` is then 1, else the number of particles. Of plain networks also the part of a product that no w
+enters; others are called with all of their inputs.
 """
 
 from __future__ import annotations
@@ -20,17 +20,20 @@ def infer_prefixes(
     layer: VSSNLayer,
     x: Tensor,
     controls: tuple[Tensor, ...],
-    start: tuple[Tensor, Tensor],
-    noise: tuple[Tensor, Tensor],
+    start: tuple[Tensor | None, Tensor],
+    noise: tuple[Tensor, ...],
+    a_0: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """d [T, B, D] and z [T, B, Z] of the last frame of every prefix x_{1:t}. Arguments as in `VSSNLayer.infer`; noise
-    may go on behind the frames."""
+    may go on behind the frames. A d_0 that is inferred is inferred anew from every prefix, with the same noise."""
 
     def infer(stop: int) -> Inference:
         before = tuple(part[:stop] for part in controls)
-        return layer.infer(x[:stop], before, *start, (noise[0][:stop], noise[1][:stop]))
+        return layer.infer(x[:stop], before, *start, (noise[0][:stop], noise[1][:stop], *noise[2:]), None, a_0)
 
-    if layer.noise_smoothing:
+    if layer.carries_a or not len(x):
+        return infer(len(x))[:2]
+    if layer.noise_smoothing or start[0] is None:
         last = [infer(stop) for stop in range(1, len(x) + 1)]
         return torch.stack([one.d_last for one in last]), torch.stack([one.z_last for one in last])
     # q(w_t | x_t, u_t) does not look ahead, so d_t is the same in every prefix: only a and z are not.
@@ -67,11 +70,30 @@ def _filter_latents(
     return torch.stack(zs)
 
 
+def infer_noise(
+    layer: VSSNLayer, x: Tensor, controls: tuple[Tensor, ...], eps_w: Tensor, lengths: Tensor | None, prefixes: bool
+) -> Tensor:
+    """w [T, B, W] as `VSSNLayer.infer` draws it, or `infer_prefixes`; eps_w may go on behind the frames."""
+    eps_w = eps_w[: len(x)]
+    if not layer.noise_size:
+        return eps_w
+    if not (prefixes and layer.noise_smoothing):
+        mu, logvar = layer.infer_noise(x, controls, lengths)
+        return mu + torch.exp(logvar / 2) * eps_w
+    last = []
+    for stop in range(1, len(x) + 1):
+        mu, logvar = layer.infer_noise(x[:stop], tuple(part[:stop] for part in controls), None)
+        last.append(mu[-1] + torch.exp(logvar[-1] / 2) * eps_w[stop - 1])
+    return torch.stack(last) if last else eps_w
+
+
 def floats_of_particles(layer: VSSNLayer) -> tuple[int, int, int, int]:
     """Numbers that `LayerParticles` holds for a frame of a sequence, for a frame of a particle up to its hidden inputs
     and from there on, and for a particle between two parts."""
     d, a, z, w, m = layer.hidden_size, layer.backward_size, layer.latent_size, layer.noise_size, layer.mlp_size
     shared = 4 * layer.input_size + 7 * d + 7 * a + 2 * m + 6 * w
+    if layer.initial_size:  # all inputs of the backward recurrence, its gates, and b while q(w) is computed
+        shared += layer.input_size + 4 * a
     states = 4 * w + 5 * d + (5 * a + 2 * m + 3 * z if z else 0)
     recurrences = ([layer.duration] if d else []) + ([layer.backward_recurrence] if z else [])
     if not all(is_plain_recurrence(recurrence) for recurrence in recurrences):
@@ -101,20 +123,36 @@ class LayerParticles:
             no_noise = x.new_zeros(steps, self.batch, layer.noise_size)
             self.duration_gates = layer.duration.input(*controls, no_noise)  # [T, B, 3D]
         self.mu_w, self.logvar_w = nothing, nothing
+        ahead = layer.look_ahead(x, controls, lengths) if self.start[0] is None else None
+        if ahead is not None:
+            self.initial = layer.infer_initial(x, controls, lengths, ahead)  # of s, each [B, S]
         if layer.noise_size:
-            self.mu_w, self.logvar_w = layer.infer_noise(x, controls, lengths)
+            self.mu_w, self.logvar_w = layer.infer_noise(x, controls, lengths, ahead)
         self.fused = bool(layer.latent_size) and layer.fuses_latents() and is_plain_latent(layer.prior)
         if layer.latent_size and is_plain_recurrence(layer.backward_recurrence):
             no_d = x.new_zeros(steps, self.batch, layer.hidden_size)
             self.backward_gates = layer.backward_recurrence.input(*layer.parents(no_d, controls), x)  # [T, B, 3A]
 
     def kinds(self, particles: int) -> int:
-        return particles if self.layer.noise_size else 1
+        return particles if self.layer.noise_size or self.layer.initial_size else 1
 
-    def edges(self, kinds: int) -> tuple[Tensor, Tensor]:
-        """d_0 [kinds B, D] and a_{T+1} [kinds B, A]."""
-        d = self.start[0].repeat(kinds, 1)
-        return d, d.new_zeros(kinds * self.batch, self.layer.backward_size)
+    def edges(self, kinds: int, eps_0: Tensor | None = None) -> tuple[Tensor, ...]:
+        """d_0 [kinds B, D] and a_{T+1} [kinds B, A]; of an inferred d_0, from eps_0 [kinds, B, S], log p(s)/q(s)
+        [kinds, B] too."""
+        more: tuple[Tensor, ...] = ()
+        if eps_0 is None:
+            assert self.start[0] is not None
+            d = self.start[0].repeat(kinds, 1)
+        else:
+            layer, (mu, logvar) = self.layer, self.initial
+            s = mu + torch.exp(logvar / 2) * eps_0
+            terms = (s - layer.initial_mu).square() * torch.exp(-layer.initial_logvar) + layer.initial_logvar
+            more = ((eps_0.square() + logvar - terms).sum(-1) / 2,)
+            d = layer.map_initial(s.flatten(0, 1))
+        a = d.new_zeros(kinds * self.batch, self.layer.backward_size)
+        if self.layer.carries_a:  # both run forward, side by side
+            return torch.cat((d, a), -1), a[:, :0]
+        return d, a, *more
 
     def first_z(self, particles: int) -> Tensor:
         """[k B, Z]."""
@@ -125,9 +163,12 @@ class LayerParticles:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
         """Of the frames start..stop-1: log p(w)/q(w) [S, k, B], d [S, kinds B, D], the last d, a and the first a.
 
-        a_after: a_{stop} [kinds B, A]; None: d alone is wanted, and no a is computed.
+        d_before: [kinds B, D], with a before the frames behind it where a runs forward.
+        a_after: a_{stop} [kinds B, A]; None: d alone is wanted, and no a that runs backward is computed.
         """
         layer, frames = self.layer, slice(start, stop)
+        if layer.carries_a:
+            d_before, a_after = d_before.split((layer.hidden_size, layer.backward_size), -1)
         kinds = self.kinds(eps_w.shape[1])
         lengths = (self.lengths - start).clamp(0, stop - start).repeat(kinds)
         log_ratio = eps_w.new_zeros(eps_w.shape[:3])
@@ -142,25 +183,27 @@ class LayerParticles:
                 inputs = (*(self._of_kinds(part[frames], kinds) for part in self.controls), w.flatten(1, 2))
                 d, d_last = layer.duration(inputs, d_before, lengths=lengths)
             else:
-                gates = self.duration_gates[frames, None]
+                gates = self.duration_gates[frames, None].expand(-1, kinds, -1, -1)
                 if layer.noise_size:
                     gates = layer.duration.input.product(len(self.controls), w).add_(gates)
                 d, d_last = layer.duration.run(gates.flatten(1, 2), d_before, lengths=lengths)
                 del gates
         if a_after is None or not layer.latent_size:
             return log_ratio, d, d_last, None, d_before.new_zeros(len(d_before), layer.backward_size)
-        recurrence = layer.backward_recurrence
+        recurrence, reverse = layer.backward_recurrence, not layer.carries_a
         if self.backward_gates is None:
             parents = layer.parents(d, tuple(part[frames] for part in self.controls))
             inputs = (*parents, self._of_kinds(self.x[frames], kinds))
-            a, a_first = recurrence(inputs, a_after, lengths=lengths, reverse=True)
+            a, a_edge = recurrence(inputs, a_after, lengths=lengths, reverse=reverse)
         else:
             gates = self.backward_gates[frames, None]
             if layer.hidden_size:
                 own = recurrence.input.product(0, d)
                 gates = own.view(stop - start, kinds, self.batch, -1).add_(gates)
-            a, a_first = recurrence.run(gates.flatten(1, 2), a_after, lengths=lengths, reverse=True)
-        return log_ratio, d, d_last, a, a_first
+            a, a_edge = recurrence.run(gates.flatten(1, 2), a_after, lengths=lengths, reverse=reverse)
+        if layer.carries_a:
+            return log_ratio, d, torch.cat((d_last, a_edge), -1), a, a_edge[:, :0]
+        return log_ratio, d, d_last, a, a_edge
 
     def hidden_inputs(self, d: Tensor, a: Tensor | None, start: int, stop: int) -> tuple[Tensor, ...] | None:
         """What stands beside z in the posterior and in the prior: the hidden inputs of plain networks [S, kinds B, M],

@@ -1,58 +1,24 @@
-"""The checkpoints that `vssn fit` writes: read as tensors and plain types, and made into a model again."""
+"""A checkpoint of `vssn fit` as a model with its configuration; `from_pretrained` gives the model alone, without what
+training needs."""
 
 from __future__ import annotations
 
-import io
-import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vssn.errors import CheckpointError, ConfigError
+from vssn.models.registry import MODELS
+from vssn.nn import model_files
 from vssn.nn.interface import SequenceModel
 from vssn.training.config import Config, check_config
+from vssn.utils.checkpoint_file import FORMAT, read_checkpoint, weights_of
 
-FORMAT = 1  # of what a checkpoint holds under "vssn"
+__all__ = ["FORMAT", "load_model", "read_checkpoint"]
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint that `vssn fit` wrote: tensors and plain types, nothing is executed.
-
-    Raises:
-        CheckpointError: missing, damaged, or not of this program.
-    """
-    if not isinstance(path, str | Path):
-        raise TypeError(f"path must be a str or a Path, got {type(path).__name__}")
-    file = Path(path)
-    if not file.is_file():
-        what = "it is a folder" if file.is_dir() else "there is no such file"
-        raise CheckpointError(
-            f"{path}: expected a checkpoint file, but {what}; give the path of a best.ckpt or last.ckpt"
-        )
-    try:
-        data = io.BytesIO(file.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what the reader thinks of a foreign file is said below, in one line
-            content = torch.load(data, map_location="cpu", weights_only=True)
-    except Exception:  # the reader raises whatever the damaged bytes lead it to
-        raise CheckpointError(
-            f"{path}: expected a checkpoint of vssn fit, but it is truncated, damaged or of another kind; "
-            "use an intact best.ckpt or last.ckpt"
-        ) from None
-    own = content.get("vssn") if isinstance(content, dict) else None
-    if not isinstance(own, dict) or not isinstance(content.get("state_dict"), dict):
-        raise CheckpointError(
-            f"{path}: expected a checkpoint of vssn fit, got another program's; use best.ckpt or last.ckpt"
-        )
-    if own.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: expected a checkpoint of format {FORMAT}, got {own.get('format')!r}; use the vssn that wrote it"
-        )
-    return content
+def read_weights(path: str | Path) -> dict[str, Any]:
+    """The state_dict of the model in a checkpoint. Raises CheckpointError."""
+    return weights_of(read_checkpoint(path))
 
 
 def load_model(path: str | Path) -> tuple[SequenceModel, Config]:
@@ -62,18 +28,12 @@ def load_model(path: str | Path) -> tuple[SequenceModel, Config]:
         CheckpointError: missing, damaged, or not of this program.
     """
     content = read_checkpoint(path)
+    own, weights = content["vssn"], weights_of(content)
     try:
-        config = check_config(content["vssn"].get("config"), str(path))
-        model = config.build_model(content["vssn"].get("num_sequences"))
+        config = check_config(own.get("config"), str(path))
+        if "model" in own and config.model.name in MODELS:
+            return model_files.build(MODELS[config.model.name], own["model"], weights, str(path)), config
+        model = config.build_model(own.get("num_sequences"))  # up to 0.1.0; raises for one from Python
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-    weights = {name.removeprefix("model."): weight for name, weight in content["state_dict"].items()}
-    try:
-        if config.training.precision == "64-true":
-            model.double()
-        model.load_state_dict(weights)
-    except (RuntimeError, AttributeError, TypeError):
-        raise CheckpointError(
-            f"{path}: its weights do not fit its own configuration; use an intact checkpoint"
-        ) from None
-    return model.eval(), config
+    return model_files.fill(model, weights, str(path)), config

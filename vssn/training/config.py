@@ -5,6 +5,7 @@ A mistake anywhere in it is one `ConfigError` of one line: where it stands, what
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -16,19 +17,22 @@ import torch
 from vssn.data.splits import Splits
 from vssn.errors import ConfigError
 from vssn.likelihoods import LIKELIHOODS
+from vssn.models.registry import MODELS
 from vssn.nn.interface import SequenceModel
 from vssn.training.config_errors import explain, first_line, quote
 from vssn.training.sections import (
     AnyDataSection,
     AnyModelSection,
     DataSection,
+    GivenModelSection,
     Section,
     TrainingSection,
     data_section,
     model_section,
 )
 from vssn.utils.packages import needing
-from vssn.utils.values import Support
+from vssn.utils.scaling import Scaling
+from vssn.utils.values import REAL, Support
 
 with needing("train"):
     import yaml
@@ -53,18 +57,22 @@ class Config(Section):
             configured = getattr(self.data, key)
             if configured is not None and configured != came:
                 raise ConfigError(f"data.{key}: {configured!r}, but the data has {came!r}; leave it out or change it")
-        return self._with_data(self.data.model_copy(update=measured))
+        return self._with_data(self.data.model_copy(update=measured))._require_use_of_controls()
 
     def with_folder(self, folder: str | None) -> Config:
-        """This configuration with another folder of the data; None, or a simulated set: as it is."""
-        if folder is None or "folder" not in type(self.data).model_fields:
-            return self
-        return self._with_data(self.data.model_copy(update={"folder": folder}))
+        """This configuration with the data in another folder, or file; None, or a simulated set: as it is."""
+        for place in ("folder", "path"):
+            if folder is not None and place in type(self.data).model_fields:
+                return self._with_data(self.data.model_copy(update={place: folder}))
+        return self
 
     def with_given_data(self, splits: Splits) -> Config:
         """This configuration with data from Python in the place of its set, and its sizes. Raises ConfigError."""
-        config = self._with_data(self.data.given()).with_measured(splits)
-        if config.data.sizes[1] and not self.model.takes_controls:
+        return self._with_data(self.data.given()).with_measured(splits)
+
+    def _require_use_of_controls(self) -> Config:
+        """This configuration. Raises ConfigError where the model takes no controls, and the data that came has some."""
+        if self.data.row.x_size is None and self.data.sizes[1] and not self.model.takes_controls:
             control = getattr(self.model, "control", None)
             if control is None:
                 raise ConfigError(f"model.name: {self.model.name!r} takes no controls u; leave them out of the splits")
@@ -72,20 +80,22 @@ class Config(Section):
                 f"model.control: expected 'external' or 'both' as the splits have controls u, got "
                 f"{control!r}; change it or leave the controls out"
             )
-        return config
+        return self
 
     def _with_data(self, data: DataSection) -> Config:
         return self.model_copy(update={"data": data})
 
-    def build_model(self, num_sequences: int | None = None) -> SequenceModel:
+    def build_model(self, num_sequences: int | None = None, scaling: Scaling | None = None) -> SequenceModel:
         """A model with fresh weights. Raises ConfigError where its sizes are not possible.
 
         Args:
             num_sequences: training sequences, among which universal="gaussian" shares its KL.
+            scaling: of the training data, with data.standardise; None: that which changes nothing, for weights that
+                bring theirs.
         """
         x_size, control_size = self.data.sizes
         if x_size is None or control_size is None:
-            raise ConfigError("data.x_size: not known before the data is there; train with vssn.fit(config, splits)")
+            raise ConfigError("data.x_size: not known before the data is there; train with vssn.fit")
         if self.model.takes_controls and not control_size:
             raise ConfigError(
                 f"model.control: expected 'previous' or 'none' with the set {self.data.set!r}, which has no external "
@@ -97,12 +107,34 @@ class Config(Section):
                 f"model.likelihood: expected one for {_values(holds)} with the set {self.data.set!r}, got "
                 f"{likelihood!r}, which takes {_values(LIKELIHOODS[likelihood].support)} alone; choose another"
             )
+        control_size = control_size if self.model.takes_controls else 0
+        if self.data.standardises and likelihood is not None and LIKELIHOODS[likelihood].support != REAL:
+            raise ConfigError(
+                f"data.standardise: expected false with model.likelihood {likelihood!r}, which takes "
+                f"{_values(LIKELIHOODS[likelihood].support)}; leave it out, or take likelihood 'gaussian'"
+            )
+        if not self.data.standardises:
+            scaling = None
+        elif scaling is None:
+            scaling = Scaling.identity(x_size, control_size)
+        if self.training.coordinated_dropout:
+            self._check_dropout()
         try:
-            return self.model.build(x_size, control_size if self.model.takes_controls else 0, num_sequences)
+            return self.model.build(x_size, control_size, num_sequences, scaling)
         except ValueError as error:
             raise ConfigError(f"model: {error}") from None
         except (RuntimeError, TypeError, OverflowError):  # what torch raises where memory or integers do not suffice
             raise ConfigError("model: its sizes need more memory than there is; choose smaller sizes") from None
+
+    def _check_dropout(self) -> None:
+        """Raises ConfigError where the model or its likelihood takes no part of a frame."""
+        where = "training.coordinated_dropout: expected 0 with"
+        if "coordinated_dropout" not in inspect.signature(MODELS[self.model.name].forward).parameters:
+            raise ConfigError(f"{where} the model {self.model.name!r}, which does not take it; leave it out")
+        if LIKELIHOODS[self.model.likelihood].whole_frames:
+            raise ConfigError(
+                f"{where} model.likelihood {self.model.likelihood!r}, which knows no part of a frame; leave it out"
+            )
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -116,6 +148,8 @@ def _inside(values: Support, support: Support) -> bool:
 def _values(support: Support) -> str:
     ends = (support.low, support.high)
     if support.whole:
+        if ends[1] == math.inf:
+            return f"whole numbers from {ends[0]:g} on"
         return "0 and 1" if ends == (0, 1) else f"whole numbers in [{ends[0]:g}, {ends[1]:g}]"
     return "real values" if ends == (-math.inf, math.inf) else f"values in [{ends[0]:g}, {ends[1]:g}]"
 
@@ -138,7 +172,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     settings = _read_settings(path)
     for override in overrides:
-        _apply(override, settings)
+        apply_override(override, settings)
     return check_config(settings, str(path), overrides)
 
 
@@ -172,6 +206,42 @@ def as_config(config: object, own_data: bool = False) -> Config:
     return made
 
 
+def config_of(model: SequenceModel, data: Mapping[str, Any], training: Mapping[str, Any], own_data: bool) -> Config:
+    """The configuration of a run of a model that came from Python, which describes it as far as it can.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    scaled = getattr(model, "scaling", None) is not None
+    if data.get("standardise") and not scaled:
+        raise ConfigError(
+            "data.standardise: expected false with a model that has no scaling, got true; make it with "
+            "scaling=Scaling.of(the training sequences)"
+        )
+    data = {**data, **({"standardise": True} if scaled else {})}
+    if own_data and "set" not in data:
+        data = {"set": "given", **data}
+    settings: dict[str, Any] = {"data": data, "training": dict(training)}
+    control = "external" if model.control_size else "none"
+    plain = check_config({**settings, "model": {"name": "given", "control": control}}, "fit")
+    names = [name for name, cls in MODELS.items() if cls is type(model)]
+    arguments = getattr(model, "config", None)
+    if not names or not isinstance(arguments, Mapping):
+        return plain
+    keys = model_section({"name": names[0]}).model_fields
+    section = {"name": names[0], **{key: value for key, value in arguments.items() if key in keys}}
+    try:
+        made = check_config({**settings, "model": section}, "fit")
+        with torch.device("meta"):
+            same = made.model.build(
+                model.x_size, model.control_size, model.num_sequences, getattr(model, "scaling", None)
+            )
+    except (ConfigError, ValueError):
+        return plain
+    shapes = [{name: part.shape for name, part in one.state_dict().items()} for one in (same, model)]
+    return made if shapes[0] == shapes[1] else plain
+
+
 def check_config(settings: object, origin: str, overrides: Sequence[str] = ()) -> Config:
     """The configuration in plain types as a `Config`; `origin` names its source in errors."""
     try:
@@ -180,6 +250,8 @@ def check_config(settings: object, origin: str, overrides: Sequence[str] = ()) -
         raise ConfigError(explain(error, origin, overrides, lambda path: _known_keys(path, settings))) from None
     output = config.training.output.replace("{set}", config.data.set)
     config = config.model_copy(update={"training": config.training.model_copy(update={"output": output})})
+    if isinstance(config.model, GivenModelSection):
+        return config
     try:
         with torch.device("meta"):  # sizes are checked, nothing is allocated
             _with_some_sizes(config).build_model(num_sequences=1)
@@ -189,10 +261,11 @@ def check_config(settings: object, origin: str, overrides: Sequence[str] = ()) -
 
 
 def _with_some_sizes(config: Config) -> Config:
-    """1 where only the data tells its sizes: all else is checked before it is there."""
+    """Small ones where only the data tells its sizes: all else is checked before it is there."""
     if None not in config.data.sizes:
         return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"x_size": 1, "control_size": 1})})
+    sizes = {"x_size": 1 + getattr(config.model, "held_out", 0), "control_size": 1}
+    return config.model_copy(update={"data": config.data.model_copy(update=sizes)})
 
 
 def _known_keys(path: Sequence[str], settings: Any) -> list[str]:
@@ -242,7 +315,7 @@ def _parse(text: str, origin: str) -> Any:
         raise ConfigError(f"{origin}: invalid YAML: {first_line(error)}; correct the text") from None
 
 
-def _apply(override: str, settings: dict[Any, Any]) -> None:
+def apply_override(override: str, settings: dict[Any, Any]) -> None:
     """Puts "a.b=value" into the nested settings."""
     key, equals, text = override.partition("=")
     names = key.strip().split(".")

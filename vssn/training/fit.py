@@ -8,6 +8,7 @@ follow from its number and the seeds, the noise and the KL weight of an update l
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
@@ -18,19 +19,23 @@ from typing import Any, NamedTuple
 
 import torch
 
+from vssn.data.files import FileDataset
 from vssn.data.splits import DrawnDataset, Splits, as_splits, check_values, in_memory
-from vssn.errors import ConfigError
+from vssn.errors import ConfigError, DataError
 from vssn.inference.scoring import Scores, evaluate
 from vssn.nn.interface import SequenceModel
-from vssn.training.checkpoints import load_model, read_checkpoint
-from vssn.training.config import Config, as_config
-from vssn.training.heartbeat import Heartbeat
+from vssn.training.checkpoints import load_model, read_checkpoint, read_weights
+from vssn.training.config import Config, as_config, config_of
+from vssn.training.heartbeat import Heartbeat, print_line
 from vssn.training.module import SequenceData, TrainingModule
-from vssn.training.run_directory import MONITOR, RunDirectory, check_folder, creating, replacing
+from vssn.training.processes import World, require_started, wait_for_all
+from vssn.training.run_directory import MONITOR, RunDirectory, check_folder, creating
 from vssn.training.sections import TrainingSection
-from vssn.training.trainer import OneProcess, PlainStates, ProgressBar, check_callbacks, first_rank, quiet
+from vssn.training.trainer import PlainStates, Processes, ProgressBar, SummedGradients, check_callbacks, quiet, rank_of
 from vssn.utils.checks import require_flag
+from vssn.utils.command import replacing
 from vssn.utils.packages import needing
+from vssn.utils.scaling import Scaling
 from vssn_kernels import keep_memory
 
 with needing("train"):
@@ -46,22 +51,28 @@ class FitResult(NamedTuple):
     valid: Scores
     test: Scores
     seconds: float
+    model: SequenceModel  # of the best epoch, in evaluation mode
 
 
 def fit(
-    config: Config | Mapping[str, Any] | str | Path,
+    config: Config | Mapping[str, Any] | str | Path | SequenceModel,
     splits: object = None,
     callbacks: Sequence[pl.Callback] = (),
     resume: bool = False,
+    *,
+    data: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> FitResult:
     """Trains as configured, then scores the best epoch on the validation and the test set.
 
         vssn.fit("jsb")                                         # a packaged configuration and its set
         vssn.fit("music-vssn", (train, valid, test))            # the same model on data of your own
         vssn.fit({"model": {"hidden_size": 64, "latent_size": 8}}, {"train": x, "valid": y, "test": z})
+        vssn.fit(model, (train, valid, test), training={"output": "runs/mine", "max_epochs": 20})
 
     Args:
-        config: a `Config`, a dict of its sections, the path of a YAML file or the name of a packaged one.
+        config: a `Config`, a dict of its sections, the path of a YAML file or the name of a packaged one. Or a model,
+            which is trained in place, from its weights on, and holds those of the best epoch then.
         splits: the data, in the place of the set that `config` names: a tuple or a list of three parts, or a dict with
             train, valid and test. A part is one of
                 an array or a tensor [N, T, X]: N sequences of T frames;
@@ -76,6 +87,7 @@ def fit(
             give it again. None: the set of the configuration is loaded.
         callbacks: of PyTorch Lightning, beside the trainer's own. What `state_dict` returns goes into the checkpoints,
             which hold tensors and plain types alone.
+        data, training: keys of these sections with a model: they have no configuration to stand in.
         resume: continue the run in `training.output` from its last.ckpt. True in the place of `splits` means this too.
 
     Raises:
@@ -87,53 +99,114 @@ def fit(
         splits, resume = None, splits or resume
     require_flag("resume", resume)
     check_callbacks(callbacks)
-    config = as_config(config, own_data=splits is not None)
+    own = config if isinstance(config, SequenceModel) else None
+    config = _configured(config, splits is not None, resume, data, training)
     started = time.monotonic()
     keep_memory()
-    with Heartbeat("reading the data") as pulse:
-        given = None if splits is None else as_splits(splits)
-        if given is not None:
-            config = config.with_given_data(given)
-        elif config.data.row.from_python:
-            config.load_data()  # says what is missing
+    world = require_started(config.training)
+    if world.size > 1 and config.training.coordinated_dropout:
+        raise ConfigError(
+            "training.coordinated_dropout: expected 0 with several processes, which do not hide the entries that one "
+            "does; leave it out, or train with training.devices and training.nodes 1"
+        )
+    with Heartbeat("reading the data", print_line if world.writes else _say_nothing) as pulse:
+        missing = bool(getattr(own or config.model, "masked", False))
+        loaded = None if splits is None else as_splits(splits, missing)
+        if loaded is not None:
+            config = config.with_given_data(loaded)
+        elif config.data.row.x_size is None:  # of "given" this says what is missing
+            loaded = config.load_data()
+            config = config.with_measured(loaded)
         folder = Path(config.training.output)
         done = check_folder(folder, config, resume)
-        device = _device(config.training)
+        device = _device(config.training, world)
         pl.seed_everything(config.training.seed, workers=True, verbose=False)
-        loaded = given
         if loaded is None:
             loaded = config.load_data()
             config = config.with_measured(loaded)
-        model = config.build_model(_count_chunks(loaded, config.training.chunk_length))
-        if given is not None:
-            _check_values(given, model)
-        data, module = SequenceData(loaded, config), TrainingModule(model, config)
+        chunks = _count_chunks(loaded, config.training.chunk_length)
+        if own is not None:
+            _require_fit(own, config)
+        model = config.build_model(chunks, _scaling(config, loaded)) if own is None else own
+        if config.training.precision == "64-true":
+            model.double()  # before Lightning does: it loads the weights of a resumed run first
+        if config.data.row.values is None:
+            _check_values(loaded, model, missing)
+        batches, module = SequenceData(loaded, config), TrainingModule(model.train(), config, world)
         run = RunDirectory(folder, done, config.training.report_every, pulse)
-        with creating(folder), quiet(), first_rank():
-            with replacing(folder / "config.yaml") as part:
-                part.write_text(config.to_yaml(), encoding="utf-8")
-            trainer = _make_trainer(config.training, [run, *callbacks], folder, device)
+        with creating(folder) if world.writes else contextlib.nullcontext(), quiet(), rank_of(world):
+            if world.writes:
+                with replacing(folder / "config.yaml") as part:
+                    part.write_text(config.to_yaml(), encoding="utf-8")
+            trainer = _make_trainer(config.training, [run, *callbacks], folder, device, world)
             pulse.say(_describe(config, loaded, model, device))
             pulse.doing = lambda: _doing(trainer)
-            _run(trainer, module, data, folder / "last.ckpt" if resume else None)
+            _run(trainer, module, batches, folder / "last.ckpt" if resume else None)
+            wait_for_all(world)
         pulse.doing = "scoring the validation and the test set"
         best = folder / "best.ckpt"
         epoch = read_checkpoint(best)["vssn"]["epoch"]
-        model, _ = load_model(best)
-        model.to(device)
-        valid, test = (evaluate(model, loader) for loader in (data.valid, data.test))
-    return FitResult(epoch, best, valid, test, time.monotonic() - started)
+        if own is None:
+            model, _ = load_model(best)
+        else:
+            model.load_state_dict(read_weights(best))
+        model.to(device).eval()
+        valid, test = (evaluate(model, loader) for loader in (batches.valid, batches.test))
+    return FitResult(epoch, best, valid, test, time.monotonic() - started, model)
 
 
-def _check_values(splits: Splits, model: SequenceModel) -> None:
-    """Of data from Python: what stands in memory now, what a Dataset makes when it is drawn; what a transform makes
-    meets the model's own check."""
+def _configured(
+    config: object,
+    own_data: bool,
+    resume: bool,
+    data: Mapping[str, Any] | None,
+    training: Mapping[str, Any] | None,
+) -> Config:
+    if not isinstance(config, SequenceModel):
+        for name, section in (("data", data), ("training", training)):
+            if section is not None:
+                raise TypeError(f"{name} must be left out with a configuration; set its section {name}")
+        return as_config(config, own_data=own_data)
+    if resume:
+        raise ConfigError(
+            "resume: expected a configuration to continue from, got a model; name the run's own: "
+            "fit('RUN/config.yaml', splits, resume=True)"
+        )
+    return config_of(config, data or {}, training or {}, own_data)
+
+
+def _require_fit(model: SequenceModel, config: Config) -> None:
+    """Raises DataError where the model has other sizes than the data."""
+    x_size, control_size = config.data.sizes
+    for letter, name, size, came in (
+        ("x", "x_size", model.x_size, x_size),
+        ("u", "control_size", model.control_size, control_size if model.control_size else 0),
+    ):
+        if size != came:
+            raise DataError(f"splits: expected {letter} of {size} features as the model's {name}, got {came}")
+
+
+def _check_values(splits: Splits, model: SequenceModel, missing: bool) -> None:
+    """Of data that is not known beforehand: what stands in memory now, what a Dataset makes when it is drawn; what a
+    transform makes meets the model's own check."""
     support, title = model.likelihood.support, model.likelihood.title
     for name, part in splits._asdict().items():
         if isinstance(part, DrawnDataset):
             part.support, part.likelihood = support, title
+        names = part.source.names if isinstance(part, FileDataset) else None
         for index, (x, u) in enumerate(in_memory(part)):
-            check_values(f"splits.{name}[{index}]", x if part.transform is None else None, u, support, title)
+            where = f"splits.{name}[{index}]" if names is None else f"x of {names[index]}"
+            check_values(where, x if part.transform is None else None, u, support, title, missing)
+
+
+def _scaling(config: Config, splits: Splits) -> Scaling | None:
+    """Of the training sequences, before a transform where they stand in memory."""
+    if not config.data.standardises:
+        return None
+    train = splits.train
+    items = list(in_memory(train)) or [train[index] for index in range(len(train))]
+    controls = [u for _, u in items if u is not None] if config.model.takes_controls else []
+    return Scaling.of([x for x, _ in items], controls or None)
 
 
 def _describe(config: Config, splits: Splits, model: SequenceModel, device: torch.device) -> str:
@@ -154,11 +227,20 @@ def _doing(trainer: pl.Trainer) -> str | None:
     return f"epoch {trainer.current_epoch + 1:>3}  {what}"
 
 
-def _device(training: TrainingSection) -> torch.device:
+def _say_nothing(line: str) -> None:
+    """The first process speaks."""
+
+
+def _device(training: TrainingSection, world: World) -> torch.device:
     if training.accelerator == "cuda" and not torch.cuda.is_available():
         raise ConfigError("training.accelerator: expected 'cpu' or 'auto' as there is no CUDA device, got 'cuda'")
     cuda = training.accelerator != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda", 0) if cuda else torch.device("cpu")
+    if cuda and world.size > 1 and torch.cuda.device_count() < training.devices:
+        raise ConfigError(
+            f"training.devices: expected at most {torch.cuda.device_count()}, as many as there are, got "
+            f"{training.devices}; change it, or take training.accelerator 'cpu'"
+        )
+    return torch.device("cuda", world.local_rank) if cuda else torch.device("cpu")
 
 
 def _count_chunks(splits: Splits, chunk_length: int | None) -> int:
@@ -169,10 +251,10 @@ def _count_chunks(splits: Splits, chunk_length: int | None) -> int:
 
 
 def _make_trainer(
-    training: TrainingSection, own: Sequence[pl.Callback], folder: Path, device: torch.device
+    training: TrainingSection, own: Sequence[pl.Callback], folder: Path, device: torch.device, world: World
 ) -> pl.Trainer:
     callbacks = [PlainStates(), *own]
-    show_bar = sys.stdout.isatty()
+    show_bar = sys.stdout.isatty() and world.writes
     given_bar = any(isinstance(callback, pl.callbacks.ProgressBar) for callback in own)
     if show_bar and not given_bar:
         callbacks.append(ProgressBar(refresh_rate=5, leave=False))
@@ -183,7 +265,9 @@ def _make_trainer(
     return pl.Trainer(
         max_epochs=training.max_epochs,
         accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=1,
+        devices=training.devices,
+        num_nodes=training.nodes,
+        strategy=SummedGradients() if world.size > 1 else "auto",
         precision=training.precision,
         logger=TensorBoardLogger(folder, name="tensorboard", version=""),
         callbacks=callbacks,
@@ -194,7 +278,7 @@ def _make_trainer(
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
-        plugins=[OneProcess()],
+        plugins=[Processes(world)],
     )
 
 

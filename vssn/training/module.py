@@ -20,11 +20,12 @@ from vssn.data.splits import Splits
 from vssn.errors import TrainingError
 from vssn.inference.scoring import draw_noise, sequence_sums, summarize
 from vssn.nn.interface import SequenceModel, SequenceOutput
-from vssn.nn.layer import State
-from vssn.training.checkpoints import FORMAT
+from vssn.nn.model_files import describe
 from vssn.training.config import Config
+from vssn.training.processes import World, gather_rows, share, share_of_noise, sum_gradients
 from vssn.training.run_directory import MONITOR, SCORES
 from vssn.training.sections import TrainingSection
+from vssn.utils.checkpoint_file import FORMAT
 from vssn.utils.evaluation_mode import time_major
 from vssn.utils.packages import needing
 from vssn.utils.random import mixed_seed
@@ -99,9 +100,9 @@ class SequenceData(pl.LightningDataModule):
 class TrainingModule(pl.LightningModule):
     """A model under AdamW. An update is one chunk of a batch; without `chunk_length` a batch is one chunk."""
 
-    def __init__(self, model: SequenceModel, config: Config) -> None:
+    def __init__(self, model: SequenceModel, config: Config, world: World = World()) -> None:  # noqa: B008  # a tuple
         super().__init__()
-        self.model, self.config = model, config
+        self.model, self.config, self.world = model, config, world
         self.automatic_optimization = False
         self.train_sums: list[Tensor] = []
         self.train_losses: list[Tensor] = []
@@ -124,40 +125,60 @@ class TrainingModule(pl.LightningModule):
         training, optimizer = self.config.training, self._optimizer()
         torch.manual_seed(mixed_seed(training.seed, self.global_step))
         chunks = cut(batch, training.chunk_length)
-        state = None
+        whole = len(chunks) == 1 and self.world.size == 1
+        state = loss = None
         for chunk in chunks:
+            own = share(chunk, self.world)
             if state is not None:
-                state = State(*(part[: chunk.x.shape[1]].detach() for part in state))
+                state = type(state)(*(part[: own.x.shape[1]].detach() for part in state))
                 if looked_at(self.device) and not all(bool(part.isfinite().all()) for part in state):
                     raise TrainingError(  # before the model refuses it as a wrong argument
                         f"training diverged in epoch {self.current_epoch + 1}: a state is not finite; "
                         "lower training.learning_rate or training.gradient_clip_norm"
                     )
-            with time_major(self.model):
-                output: SequenceOutput = self.model(
-                    chunk.x, chunk.u, chunk.lengths, state=state, kl_weight=kl_weight(self.global_step, training)
-                )
-            state = output.state
-            # Every frame of a batch weighs the same, also in a last chunk that holds few of them.
-            share = len(chunks) * chunk.lengths.sum() / batch.lengths.sum() if len(chunks) > 1 else 1.0
             optimizer.zero_grad()
-            self.manual_backward(output.loss * share)
+            noise = self._draw_share(chunk, own)
+            if own.lengths.numel():
+                options: dict[str, float] = {"kl_weight": kl_weight(self.global_step, training)}
+                if training.coordinated_dropout:
+                    options["coordinated_dropout"] = training.coordinated_dropout
+                with time_major(self.model):
+                    output: SequenceOutput = self.model(own.x, own.u, own.lengths, state=state, noise=noise, **options)
+                state = output.state
+                # Every frame of a batch weighs the same, also in a last chunk that holds few of them.
+                part = 1.0 if whole else len(chunks) * own.lengths.sum() / batch.lengths.sum()
+                self.manual_backward(output.loss * part)
+                self.train_sums.append(sequence_sums(output, own.lengths))
+                self.train_losses.append(output.loss.detach() * own.lengths.sum())
+                loss = output.loss.detach()
+            sum_gradients(self.model, self.world)
             if training.gradient_clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip_norm)
             optimizer.step()
-            self.train_sums.append(sequence_sums(output, chunk.lengths))
-            self.train_losses.append(output.loss.detach() * chunk.lengths.sum())
-        self.log("loss", output.loss.detach(), prog_bar=True, logger=False, batch_size=1)
+        if loss is not None:
+            self.log("loss", loss, prog_bar=True, logger=False, batch_size=1)
+
+    def _draw_share(self, chunk: SequenceBatch, own: SequenceBatch) -> tuple[Tensor, ...] | None:
+        """The noise that a single process would draw for these sequences; None where the model draws it itself."""
+        if self.world.size == 1:
+            return None
+        steps, batch = chunk.x.shape[:2]
+        shapes: list[tuple[int, ...]] = [(steps, batch, size) for size in self.model.noise_sizes]
+        shapes += [(batch, self.model.initial_size)] if self.model.initial_size else []
+        return share_of_noise(tuple(own.x.new_empty(shape).normal_() for shape in shapes), own, self.world)
 
     def on_validation_epoch_start(self) -> None:
         self.valid_noise = torch.Generator(self.device).manual_seed(VALIDATION_SEED)
 
     def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
-        noise = draw_noise(self.model, batch.x, self.valid_noise)
+        noise, own = draw_noise(self.model, batch.x, self.valid_noise), share(batch, self.world)
+        if not own.lengths.numel():
+            return
         with time_major(self.model):
-            output = self.model(batch.x, batch.u, batch.lengths, noise=noise)
-        self.valid_sums.append(sequence_sums(output, batch.lengths))
-        self.valid_losses.append(output.loss * batch.lengths.sum())
+            noise = share_of_noise(noise, own, self.world)
+            output = self.model(own.x, own.u, own.lengths, noise=noise)
+        self.valid_sums.append(sequence_sums(output, own.lengths))
+        self.valid_losses.append(output.loss * own.lengths.sum())
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("valid", self.valid_sums, self.valid_losses)
@@ -170,9 +191,13 @@ class TrainingModule(pl.LightningModule):
 
     def _log_scores(self, split: str, sums: list[Tensor], losses: list[Tensor]) -> None:
         """One transfer from the device for an epoch. `loss` is the objective's; `elbo` is strict, whatever it is."""
-        scores = summarize(torch.cat(sums).cpu())
+        rows, loss = torch.zeros(0, 5, dtype=torch.float64), 0.0
+        if sums:
+            rows, loss = torch.cat(sums).cpu(), float(torch.stack(losses).double().sum())
+        rows, loss = gather_rows(rows, loss, self.world)
+        scores = summarize(rows)
         values = (
-            float(torch.stack(losses).double().sum()) / scores.frames,
+            loss / scores.frames,
             scores.micro,
             scores.kl_z,
             scores.kl_w,
@@ -192,6 +217,7 @@ class TrainingModule(pl.LightningModule):
             "format": FORMAT,
             "config": self.config.model_dump(mode="json"),
             "num_sequences": self.model.num_sequences,
+            "model": describe(self.model),
             "epoch": self.current_epoch + 1,
             "valid_elbo_per_frame": self.metrics[MONITOR],
         }

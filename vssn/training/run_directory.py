@@ -20,6 +20,7 @@ from vssn.errors import ConfigError, TrainingError
 from vssn.training.checkpoints import read_checkpoint
 from vssn.training.config import Config
 from vssn.training.heartbeat import Heartbeat
+from vssn.utils.command import replacing
 from vssn.utils.packages import needing
 
 with needing("train"):
@@ -115,17 +116,6 @@ def _cannot_write(folder: Path, error: OSError) -> ConfigError:
     )
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to; it takes the place of `path` when all is written."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 class RunDirectory(Checkpoint):
     """Writes best.ckpt, last.ckpt and metrics.csv at the end of every epoch, each at once or not at all."""
 
@@ -163,6 +153,8 @@ class RunDirectory(Checkpoint):
             self._save(trainer, "best.ckpt")
         if trainer.is_last_batch:  # an epoch that max_minutes cut short is done again when the run is resumed
             self._save(trainer, "last.ckpt")
+        if not trainer.is_global_zero:
+            return
         with replacing(self.folder / "metrics.csv") as part, open(part, "w", newline="") as file:
             writer = csv.DictWriter(file, self.COLUMNS)
             writer.writeheader()
@@ -177,5 +169,8 @@ class RunDirectory(Checkpoint):
             say(line + ("  best" if improved else ""))
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
+        if not trainer.is_global_zero:  # the first process writes, all wait
+            trainer.save_checkpoint(self.folder / name)
+            return
         with replacing(self.folder / name) as part:
             trainer.save_checkpoint(part)

@@ -15,6 +15,7 @@ from vssn.models.vssn import VSSN
 from vssn.nn.interface import SequenceModel
 from vssn.utils.numbers import Count, NotNegative, Positive, Real, Seed, Share, Size, Within
 from vssn.utils.packages import needing
+from vssn.utils.scaling import Scaling
 
 with needing("train"):
     from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, create_model, model_validator
@@ -54,6 +55,11 @@ class DataSection(Section):
         return self.row.free | {"workers"}
 
     @property
+    def standardises(self) -> bool:
+        """Whether the model keeps the scale of the training data."""
+        return bool(self.own.get("standardise", False))
+
+    @property
     def own(self) -> dict[str, Any]:
         """The keys of the set itself."""
         return {name: getattr(self, name) for name in self.row.own_keys()}
@@ -62,8 +68,9 @@ class DataSection(Section):
         """This section for data from Python: what all sets share of it."""
         if self.row.from_python:
             return self
-        shared = {name: getattr(self, name) for name in DataSection.model_fields if name != "set"}
-        return data_section("given")(set="given", **shared)
+        names = [name for name in DataSection.model_fields if name != "set"]
+        names += [name for name in ("standardise",) if name in type(self).model_fields]
+        return data_section("given")(set="given", **{name: getattr(self, name) for name in names})
 
     def load(self, controls: bool) -> Splits:
         """Reads or simulates the set; `controls`: the model takes them. Raises DataError."""
@@ -133,12 +140,21 @@ class ModelSection(Section):
     def takes_controls(self) -> bool:
         return getattr(self, "control", "none") in ("external", "both")
 
-    def build(self, x_size: int, control_size: int, num_sequences: int | None) -> SequenceModel:
+    def build(
+        self, x_size: int, control_size: int, num_sequences: int | None, scaling: Scaling | None = None
+    ) -> SequenceModel:
         """The model with fresh weights, of what it takes. Raises ValueError where its sizes are not possible."""
         cls = MODELS[self.name]
         shares = getattr(self, "universal", "point") == "gaussian"
-        decided = {"x_size": x_size, "control_size": control_size, "num_sequences": num_sequences if shares else None}
+        decided = {
+            "x_size": x_size,
+            "control_size": control_size,
+            "num_sequences": num_sequences if shares else None,
+            "scaling": scaling,
+        }
         takes = inspect.signature(cls).parameters
+        if scaling is not None and "scaling" not in takes:
+            raise ValueError(f"{self.name!r} has no argument scaling; set data.standardise to false")
         return cls(**self.model_dump(exclude={"name"}), **{name: decided[name] for name in decided if name in takes})
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -154,6 +170,7 @@ class VSSNSection(ModelSection):
     likelihood: Annotated[str, _in(LIKELIHOODS)] = "bernoulli"
     mixture_size: Count = 20
     nade_size: Count = 128
+    num_classes: Annotated[int, Within(ge=2)] = 2
     control: Literal["previous", "external", "both", "none"] = "previous"
     mlp_size: Count | None = None
     embed_size: Count | None = None
@@ -166,18 +183,37 @@ class VSSNSection(ModelSection):
     free_bits: NotNegative = 0.0
     min_logvar: Real = -12.0
     min_logvar_x: Real = -10.0
+    initial_state: Literal["zeros", "learned", "inferred"] | None = None
+    initial_size: Count | None = None
     learn_initial_state: bool = False
     noise_smoothing: bool = False
+    inference: Literal["smoothing", "causal"] = "smoothing"
     masked: bool = False
+    held_out: Size = 0
+
+
+class GivenModelSection(ModelSection):
+    """A model that came from Python and that no configuration describes: one with a module of the caller's, say."""
+
+    name: Literal["given"] = "given"
+    control: Literal["external", "none"] = "none"
+
+    def build(self, *_: Any, **__: Any) -> SequenceModel:
+        raise ValueError(
+            "'given' is a model that came from Python, with parts that a configuration cannot describe; make it again, "
+            "and load the weights: model.load_state_dict(vssn.training.checkpoints.read_weights(path))"
+        )
 
 
 # Arguments of a model that the data decides, or that no configuration can write.
-NO_KEYS = ("x_size", "control_size", "num_sequences", "encoder", "decoder", "batch_first", "device", "dtype")
+NO_KEYS = ("x_size", "control_size", "num_sequences", "encoder", "decoder", "scaling", "batch_first", "device", "dtype")
 
 
 def model_section(settings: Mapping[str, Any]) -> type[ModelSection]:
     """The section of the model that a mapping names: VSSN's without a name, and with one that the section refuses."""
     name = settings.get("name")
+    if name == "given":
+        return GivenModelSection
     return _of_class(MODELS[name]) if isinstance(name, str) and name in MODELS else VSSNSection
 
 
@@ -220,9 +256,13 @@ class TrainingSection(Section):
     kl_start: Share = 1.0  # KL weight of the first update
     kl_anneal_updates: Size = 0  # updates of one rise of the KL weight from kl_start to 1
     kl_cycles: Count = 1  # rises, each but the last followed by as many updates at 1; 1: linear
+    # share of the entries of x that is hidden from the networks in an update, and alone in its loss
+    coordinated_dropout: Annotated[float, Within(ge=0, lt=1)] = 0.0
     chunk_length: Count | None = None  # frames of truncated back-propagation; None: whole sequences
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
+    devices: Count = 1  # of each machine, one process each; they share the batches of data.batch_size
+    nodes: Count = 1  # machines
 
     @model_validator(mode="after")
     def _a_start_needs_a_rise(self) -> TrainingSection:

@@ -1,4 +1,4 @@
-"""Lightning as `vssn fit` uses it: one process on one device, a bar that counts epochs from 1, no hints."""
+"""Lightning as `vssn fit` uses it: the processes that the run asks for, a bar that counts epochs from 1, no hints."""
 
 from __future__ import annotations
 
@@ -12,40 +12,72 @@ from typing import Any
 import torch
 
 from vssn.errors import TrainingError
+from vssn.training.processes import World
 from vssn.utils.packages import needing
 
 with needing("train"):
     import pytorch_lightning as pl
     from pytorch_lightning.callbacks import TQDMProgressBar
     from pytorch_lightning.plugins.environments import LightningEnvironment
+    from pytorch_lightning.strategies import DDPStrategy
     from pytorch_lightning.utilities import rank_zero_only
 
 
-class OneProcess(LightningEnvironment):
-    """A process by itself, whatever the variables of a cluster or a launcher say of others (SLURM_*, RANK, ...)."""
+class Processes(LightningEnvironment):
+    """Those of the world, whatever the variables of a cluster or a launcher say of others (SLURM_*, RANK, ...)."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return self.world.size > 1
+
+    @property
+    def main_address(self) -> str:
+        return self.world.address
+
+    @property
+    def main_port(self) -> int:
+        return self.world.port
 
     def global_rank(self) -> int:
-        return 0
+        return self.world.rank
 
     def local_rank(self) -> int:
-        return 0
+        return self.world.local_rank
 
     def node_rank(self) -> int:
-        return 0
+        return self.world.node
 
     def world_size(self) -> int:
-        return 1
+        return self.world.size
+
+    def set_world_size(self, size: int) -> None:
+        """It stands."""
+
+    def set_global_rank(self, rank: int) -> None:
+        """It stands."""
 
     def teardown(self) -> None:
         """Lightning's own takes WORLD_SIZE out of the environment."""
 
 
+class SummedGradients(DDPStrategy):
+    """The processes of DDP without its wrapper: `vssn.training.processes.sum_gradients` does its part, for batches of
+    which a process may have more chunks than another."""
+
+    def configure_ddp(self) -> None:
+        """Nothing: all start from the same seed."""
+
+
 @contextlib.contextmanager
-def first_rank() -> Iterator[None]:
+def rank_of(world: World) -> Iterator[None]:
     """Lightning takes the rank that decides who writes logs from RANK and the like, when it is imported."""
     attributes = vars(rank_zero_only)
     before = attributes["rank"]
-    attributes["rank"] = 0
+    attributes["rank"] = world.rank
     try:
         yield
     finally:

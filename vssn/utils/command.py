@@ -1,4 +1,5 @@
-"""How a command ends: with the exit code of what it ran, or with one line on stderr for a mistake of its user."""
+"""How a command ends: with the exit code of what it ran, or with one line on stderr for a mistake of its user; and how
+it writes: a file whole, or not at all."""
 
 from __future__ import annotations
 
@@ -58,6 +59,17 @@ def writing(option: str, what: Path) -> Iterator[None]:
         raise TargetError(f"{option}: cannot write {where} ({error.strerror}); name another place") from None
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to; it takes the place of `path` when all is written."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def check_target(option: str, file: Path) -> None:
     """Raises TargetError where the file could not be written, before hours of work for it."""
     folder = file.absolute().parent
@@ -80,6 +92,11 @@ def check_folder(folder: Path) -> None:
 def positive(text: str) -> int:
     """A whole number of at least 1, for argparse."""
     return _whole(text, 1)
+
+
+def several(text: str) -> int:
+    """A whole number of at least 2, for argparse."""
+    return _whole(text, 2)
 
 
 def seed(text: str) -> int:

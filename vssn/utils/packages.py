@@ -7,7 +7,15 @@ from collections.abc import Iterator
 
 from vssn.errors import PackageError, UserError
 
-_NEEDED_BY = {"train": "training", "speech": "reading speech", "download": "a download"}  # extras of pyproject.toml
+_NEEDED_BY = {  # extras of pyproject.toml
+    "train": "training",
+    "speech": "reading speech",
+    "download": "a download",
+    "files": "reading data files",
+    "hub": "a model on the Hub",
+    "onnx": "an export to ONNX",
+    "series": "reading the public series",
+}
 
 
 @contextlib.contextmanager

@@ -26,13 +26,17 @@ class Support(NamedTuple):
     low: float
     high: float
     whole: bool = False  # whole numbers alone
+    advice: str = ""  # what to do with other values; without it what the values look like decides
 
 
 UNIT = Support("lie in [0, 1]", 0.0, 1.0)
+COUNTS = Support("hold counts 0, 1, 2, ...", 0.0, math.inf, whole=True)
 BINARY = Support("hold 0 and 1 alone", 0.0, 1.0, whole=True)
 REAL = Support("be finite", -math.inf, math.inf)
 
-MARK_MISSING = "leave missing values out with mask=, True where x is observed"
+MARK_MISSING = (
+    "leave missing values out with mask=, True where x is observed; a model made with masked=True takes NaN as missing"
+)
 NO_NAN_IN_U = "fill in missing controls: a mask speaks of x alone"
 
 
@@ -43,11 +47,11 @@ def require_values(name: str, tensor: Tensor, support: Support, if_not_finite: s
         if_not_finite: what to do where one is NaN or infinite.
         likelihood: whose support it is, as messages name it: "likelihood='nade'".
     """
-    if not looked_at(tensor.device):
+    if not looked_at(tensor.device) or _no_checks():
         return
     check = _check if is_plain_call() else torch.ops.vssn.require_values
     must = f"{support.text} with {likelihood}" if likelihood else support.text
-    check(tensor.detach(), name, must, support.low, support.high, support.whole, if_not_finite)
+    check(tensor.detach(), name, must, support.low, support.high, support.whole, if_not_finite, support.advice)
 
 
 def require_finite(name: str, tensor: Tensor | None, advice: str, valid: Tensor | None = None) -> None:
@@ -61,8 +65,19 @@ def require_finite(name: str, tensor: Tensor | None, advice: str, valid: Tensor 
 def require_whole_frames(observed: Tensor, likelihood: str) -> None:
     """Raises ValueError where a frame is observed in part, naming the likelihood by its title. Made on every device:
     what follows would be wrong."""
+    if _no_checks():
+        return
     check = _check_whole_frames if is_plain_call() else torch.ops.vssn.require_whole_frames
     check(observed, likelihood)
+
+
+def nan_as_missing(x: Tensor) -> Tensor | None:
+    """True where x is not NaN, bool in its shape; None where nothing is, as far as that is looked at: on the CPU, and
+    where the call is not traced."""
+    # NaN goes through a sum; so does inf - inf, which costs the comparison alone.
+    if x.device.type == "cpu" and is_plain_call() and not bool(x.sum().isnan()):
+        return None
+    return ~x.isnan()
 
 
 def require_lengths_in_range(lengths: Tensor, steps: int) -> None:
@@ -78,8 +93,20 @@ def looked_at(device: torch.device) -> bool:
     return device.type == "cpu" or (arguments.CHECK_ON_DEVICE and device.type != "meta")
 
 
+def _no_checks() -> bool:
+    """ONNX has no way to refuse a value."""
+    return torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()
+
+
 def _check(
-    tensor: Tensor, name: str, must: str, lowest: float, highest: float, whole: bool, if_not_finite: str
+    tensor: Tensor,
+    name: str,
+    must: str,
+    lowest: float,
+    highest: float,
+    whole: bool,
+    if_not_finite: str,
+    advice: str = "",
 ) -> None:
     if not tensor.numel():
         return
@@ -94,20 +121,22 @@ def _check(
         inside = not bool(broken.any())
         got = high if inside else float(tensor[broken][0])
     if not inside:
-        within_unit = (lowest, highest) == (0.0, 1.0)
-        raise DataError(f"{name} must {must}, got {got:g}; {_advice(tensor, low, high, within_unit, whole)}")
+        advice = advice or _advice(tensor, low, high, (lowest, highest) == (0.0, 1.0), whole)
+        raise DataError(f"{name} must {must}, got {got:g}; {advice}")
 
 
 def _advice(x: Tensor, low: float, high: float, within_unit: bool, whole: bool) -> str:
     """What to do with values that the likelihood does not take."""
+    if low >= 0 and high <= 1:
+        return "take likelihood='bernoulli' for values between"
     if low < 0 or not within_unit:
         return "take likelihood='gaussian' for real values"
-    if high <= 1:
-        return "take likelihood='bernoulli' for values between"
     then = " and take likelihood='bernoulli'" if whole else ""
-    if high <= 255 and bool((x == x.round()).all()):
-        return f"divide grey values of 8 bits by 255{then}, or take likelihood='gaussian' for counts"
-    return f"scale it to [0, 1]{then}, or take likelihood='gaussian'"
+    counts = bool((x == x.round()).all())
+    scale = "divide grey values of 8 bits by 255" if counts and high <= 255 else "scale it to [0, 1]"
+    return f"{scale}{then}, or take likelihood=" + (
+        "'poisson' or 'negative_binomial' for counts" if counts else "'gaussian'"
+    )
 
 
 def _check_whole_frames(observed: Tensor, likelihood: str) -> None:
@@ -130,8 +159,8 @@ def _define(schema: str, kernel: Callable[..., None]) -> None:
 
 
 _define(
-    "require_values(Tensor tensor, str name, str must, float lowest, float highest, bool whole, str if_not_finite)"
-    " -> ()",
+    "require_values(Tensor tensor, str name, str must, float lowest, float highest, bool whole, str if_not_finite,"
+    " str advice='') -> ()",
     _check,
 )
 _define("require_whole_frames(Tensor observed, str likelihood) -> ()", _check_whole_frames)

@@ -33,7 +33,7 @@ def define(schema: str, kernel: Callable, fake: Callable) -> None:
     _library.define(schema)
     _kernels[name] = _as_declared(kernel)
     _library.impl(name, _kernels[name], "CompositeExplicitAutograd")
-    _library.impl(name, torch_internals.batched(_op(name)), "FuncTorchBatched")
+    _library.impl(name, torch_internals.batched(overload(name)), "FuncTorchBatched")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
 
 
@@ -75,7 +75,7 @@ def define_first_order(name: str, public: str) -> None:
             return list(result) if gives_list else result
         return below(*args)
 
-    gives_list = _op(name)._schema.returns[0].type.kind() == "ListType"
+    gives_list = overload(name)._schema.returns[0].type.kind() == "ListType"
     _direct[name] = fast_path.direct_or(_kernels[name], autograd_kernel)
     _library.impl(name, autograd_kernel, "Autograd")
 
@@ -87,7 +87,7 @@ def caller(name: str) -> Callable:
     def call(*args):
         # Compiled code takes the first way: dynamo must find an op.
         if torch.compiler.is_compiling():
-            return op(*args)
+            return (inference_forms.get(name, op) if torch.onnx.is_in_onnx_export() else op)(*args)
         if torch_internals.beyond_the_kernels():
             return _plain.get(name, op)(*args)  # a backward op has no other form: its autograd kernel decides
         return _direct[name](*args) if fast_path.is_open(args) else op(*args)
@@ -97,7 +97,7 @@ def caller(name: str) -> Callable:
 
 def below_autograd(name: str) -> Callable:
     """The op as a function that skips the autograd kernel."""
-    op = _op(name)
+    op = overload(name)
 
     def call(*args):
         with torch_internals.AutoDispatchBelowAutograd():
@@ -106,7 +106,17 @@ def below_autograd(name: str) -> Callable:
     return call
 
 
-def _op(name: str) -> Any:
+def plain_forms() -> dict[str, Callable]:
+    """By the names of the forward ops: the same op in PyTorch's own, differentiable."""
+    return dict(_plain)
+
+
+# By the names of the forward ops, from decompositions.py: what an export to ONNX gets, which knows PyTorch's ops alone.
+inference_forms: dict[str, Callable] = {}
+
+
+def overload(name: str) -> Any:
+    """The op as graphs have it."""
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
@@ -186,7 +196,12 @@ def empty_gradients(inputs: Sequence[Tensor | None], needs: Sequence[bool], like
 
 
 def autocast_is_on(device: torch.device) -> bool:
+    if _any_autocast is not None and not torch.compiler.is_compiling() and not _any_autocast():
+        return False  # without a text for the device, which takes longer
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+_any_autocast = torch_internals.find("torch._C._is_any_autocast_enabled")
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype:
@@ -236,7 +251,7 @@ class _FirstOrder(torch.autograd.Function):
     def backward(ctx, *grad_outputs):
         needs = ctx.needs_input_grad[4:]
         wanted = [leaf for leaf, need in zip(ctx.saved_tensors, needs, strict=True) if need]
-        grads = iter(_op("first_order_only")(grad_outputs, wanted, ctx.message))
+        grads = iter(overload("first_order_only")(grad_outputs, wanted, ctx.message))
         return None, None, None, None, *(next(grads) if need else None for need in needs)
 
 

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <array>
 #include <functional>
+#include <limits>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -163,20 +164,20 @@ Array run(const Gru& p, bool pack, int threads, const Array& cotangent, const st
     const std::vector<Compute<T>> h0 = cast<Compute<T>>(p.h0);
     std::vector<Compute<T>> h_n = fresh<Compute<T>>(p.B * p.H);
     std::vector<T> output = fresh<T>(rows * p.H), gates = fresh<T>(rows * 4 * p.H);
-    const GruForward<T> forward{threads,
-                                p.steps,
-                                p.B,
-                                p.H,
-                                p.reverse,
-                                lengths,
-                                sizes,
-                                x.view(),
-                                {h0.data(), p.H},
-                                {weight.data(), p.H},
-                                bias.data(),
-                                output.data(),
-                                h_n.data(),
-                                gates.data()};
+    const GruForward<T> forward{.threads = threads,
+                                .steps = p.steps,
+                                .B = p.B,
+                                .H = p.H,
+                                .reverse = p.reverse,
+                                .lengths = lengths,
+                                .batch_sizes = sizes,
+                                .gates_x = x.view(),
+                                .h0 = {h0.data(), p.H},
+                                .weight = {weight.data(), p.H},
+                                .bias = bias.data(),
+                                .output = output.data(),
+                                .h_n = h_n.data(),
+                                .gates = gates.data()};
     call(entries<T>().gru_forward, entries<T>().gru_forward_workspace, forward);
     const std::vector<T> sequence_out = pack ? padded(output, valid, p.H, all) : output;
     Array outputs(sequence_out.begin(), sequence_out.end());
@@ -188,24 +189,24 @@ Array run(const Gru& p, bool pack, int threads, const Array& cotangent, const st
     std::vector<T> grad_x = fresh<T>(rows * 3 * p.H), grad_a = fresh<T>(rows * p.H);
     std::vector<Compute<T>> grad_h0 = fresh<Compute<T>>(p.B * p.H), grad_weight = fresh<Compute<T>>(3 * p.H * p.H);
     std::vector<Compute<T>> grad_bias = fresh<Compute<T>>(3 * p.H);
-    const GruBackward<T> backward{threads,
-                                  p.steps,
-                                  p.B,
-                                  p.H,
-                                  p.reverse,
-                                  lengths,
-                                  sizes,
-                                  grad_output.view(),
-                                  {grad_h_n.data(), p.H},
-                                  output.data(),
-                                  gates.data(),
-                                  {stored_h0.data(), p.H},
-                                  {weight.data(), p.H},
-                                  grad_x.data(),
-                                  grad_a.data(),
-                                  grad_h0.data(),
-                                  grad_weight.data(),
-                                  grad_bias.data()};
+    const GruBackward<T> backward{.threads = threads,
+                                  .steps = p.steps,
+                                  .B = p.B,
+                                  .H = p.H,
+                                  .reverse = p.reverse,
+                                  .lengths = lengths,
+                                  .batch_sizes = sizes,
+                                  .grad_output = grad_output.view(),
+                                  .grad_h_n = {grad_h_n.data(), p.H},
+                                  .output = output.data(),
+                                  .gates = gates.data(),
+                                  .h0 = {stored_h0.data(), p.H},
+                                  .weight = {weight.data(), p.H},
+                                  .grad_gates_x = grad_x.data(),
+                                  .grad_a = grad_a.data(),
+                                  .grad_h0 = grad_h0.data(),
+                                  .grad_weight = grad_weight.data(),
+                                  .grad_bias = grad_bias.data()};
     call(entries<T>().gru_backward, entries<T>().gru_backward_workspace, backward);
     if (pack) grad_x = padded(grad_x, valid, 3 * p.H, all);
     Array grads(grad_x.begin(), grad_x.end());
@@ -259,6 +260,112 @@ void test_gru(int64_t steps, int64_t B, int64_t H, bool reverse, std::vector<int
     check_close(name + " backward", dot(grads, way), difference, 1e-6);
 }
 
+// ---- Single steps of the GRU -----------------------------------------------------------------------------
+
+// A step by each of the kernels that take one, each against plain; the cell's gradients against gru_backward's.
+template <class T>
+void test_gru_step(int64_t B, int64_t X, int64_t H, int threads, double tolerance) {
+    const std::string name = "gru step " + std::to_string(B) + "x" + std::to_string(X) + "x" + std::to_string(H) +
+                             " on " + std::to_string(threads);
+    const Array x = normal(B * X), weight_ih = normal(3 * H * X), bias_ih = normal(3 * H);
+    Gru p{1, B, H, false, {}, Array(B * 3 * H), normal(B * H), normal(3 * H * H, 1 / sqrt(double(H))), normal(3 * H)};
+    // rows W^T, for W [3H, K].
+    const auto product = [&](const Array& rows, const Array& weight, int64_t K) {
+        Array found(B * 3 * H, 0.0);
+        for (int64_t i = 0; i < B * 3 * H; ++i)
+            for (int64_t k = 0; k < K; ++k) found[i] += rows[i / (3 * H) * K + k] * weight[i % (3 * H) * K + k];
+        return found;
+    };
+    const auto check = [&](const std::string& kernel, const std::vector<T>& found) {
+        const Array all = plain(p);
+        check_close(name + " " + kernel, found, Array(all.begin(), all.begin() + B * H), tolerance);
+    };
+    const Sequence<T> x_rows(x, B, 1, X, nullptr, 2), h_rows(p.h0, B, 1, H, nullptr, 1);
+    const std::vector<T> weight_x = cast<T>(weight_ih), weight_h = cast<T>(p.weight);
+    const std::vector<T> bias_x = cast<T>(bias_ih), bias_h = cast<T>(p.bias);
+    const auto rows = [](const Sequence<T>& of) { return Rows<const T>{of.data.data(), of.stride}; };
+    std::vector<T> output = fresh<T>(B * H), h_n = fresh<T>(B * H);
+    const Array own = p.bias;
+    for (bool biased : {false, true}) {
+        p.gates_x = product(x, weight_ih, X);
+        for (int64_t i = 0; biased && i < B * 3 * H; ++i) p.gates_x[i] += bias_ih[i % (3 * H)];
+        p.bias = biased ? own : Array(3 * H, 0.0);
+        entries<T>().gru_layer_step({.threads = threads,
+                                     .B = B,
+                                     .X = X,
+                                     .H = H,
+                                     .x = rows(x_rows),
+                                     .h = rows(h_rows),
+                                     .weight_ih = {weight_x.data(), X},
+                                     .weight_hh = {weight_h.data(), H},
+                                     .bias_ih = biased ? bias_x.data() : nullptr,
+                                     .bias_hh = biased ? bias_h.data() : nullptr,
+                                     .output = output.data(),
+                                     .h_n = h_n.data()});
+        check("of a layer", output);
+        check("of a layer, h_n", h_n);
+    }
+
+    const Sequence<T> gates_x(p.gates_x, B, 1, 3 * H, nullptr, 3);
+    GruPack<T> pack{.H = H, .weight = {weight_h.data(), H}, .panels = nullptr};
+    std::vector<T> panels = fresh<T>(entries<T>().gru_pack(pack)), out = fresh<T>(B * H);
+    pack.panels = panels.data();
+    entries<T>().gru_pack(pack);
+    entries<T>().gru_step({.threads = threads,
+                           .B = B,
+                           .H = H,
+                           .gates_x = rows(gates_x),
+                           .h = rows(h_rows),
+                           .panels = panels.data(),
+                           .bias = bias_h.data(),
+                           .out = out.data()});
+    check("packed", out);
+
+    const Sequence<T> hidden(product(p.h0, p.weight, H), B, 1, 3 * H, nullptr, 1);
+    std::vector<T> gates = fresh<T>(B * 4 * H);
+    output = h_n = fresh<T>(B * H);
+    entries<T>().gru_cell({.threads = threads,
+                           .B = B,
+                           .H = H,
+                           .gates_x = rows(gates_x),
+                           .product = rows(hidden),
+                           .h = rows(h_rows),
+                           .bias = bias_h.data(),
+                           .output = output.data(),
+                           .h_n = h_n.data(),
+                           .gates = gates.data()});
+    check("cell", output);
+    check("cell, h_n", h_n);
+    const Array cotangent = normal(2 * B * H), want = run<double>(p, false, threads, cotangent, name, 1e-12);
+    const Sequence<T> grad_output(Array(cotangent.begin(), cotangent.begin() + B * H), B, 1, H, nullptr, 1);
+    const Sequence<T> grad_h_n(Array(cotangent.begin() + B * H, cotangent.end()), B, 1, H, nullptr, 2);
+    std::vector<T> grad_x = fresh<T>(B * 3 * H), grad_product = fresh<T>(B * 3 * H), grad_h = fresh<T>(B * H);
+    entries<T>().gru_cell_backward({.threads = threads,
+                                    .B = B,
+                                    .H = H,
+                                    .grad_output = rows(grad_output),
+                                    .grad_h_n = rows(grad_h_n),
+                                    .h = rows(h_rows),
+                                    .gates = gates.data(),
+                                    .grad_gates_x = grad_x.data(),
+                                    .grad_product = grad_product.data(),
+                                    .grad_h = grad_h.data()});
+    Array grads(grad_x.begin(), grad_x.end()), grad_weight(3 * H * H, 0.0), grad_bias(3 * H, 0.0);
+    for (int64_t b = 0; b < B; ++b)
+        for (int64_t j = 0; j < H; ++j) {
+            double sum = grad_h[b * H + j];
+            for (int64_t i = 0; i < 3 * H; ++i) {
+                sum += grad_product[b * 3 * H + i] * p.weight[i * H + j];
+                grad_weight[i * H + j] += grad_product[b * 3 * H + i] * p.h0[b * H + j];
+            }
+            grads.push_back(sum);
+        }
+    for (int64_t i = 0; i < B * 3 * H; ++i) grad_bias[i % (3 * H)] += grad_product[i];
+    grads.insert(grads.end(), grad_weight.begin(), grad_weight.end());
+    grads.insert(grads.end(), grad_bias.begin(), grad_bias.end());
+    check_close(name + " cell backward", grads, want, 10 * tolerance);
+}
+
 // ---- Posterior -------------------------------------------------------------------------------------------
 
 // Returns the gradients of context, prior_context (with a prior), eps and z0, then of the weights and biases in the
@@ -276,30 +383,29 @@ Array run(const Posterior& p, int threads, const Array& cotangent, const std::st
     const std::vector<T> prior_weight_mu = cast<T>(p.prior_weight_mu), prior_bias_mu = cast<T>(p.prior_bias_mu);
     std::vector<T> z = fresh<T>(size), mu = fresh<T>(size), logvar = fresh<T>(size);
     std::vector<T> hidden = fresh<T>(hidden_size), prior_hidden = fresh<T>(prior_size);
-    PosteriorForward<T> forward{};
-    forward = {threads,
-               p.steps,
-               p.B,
-               p.M,
-               p.Z,
-               p.activation,
-               Compute<T>(kMinLogvar),
-               lengths,
-               context.view(),
-               eps.view(),
-               {z0.data(), p.Z},
-               {weight_z.data(), p.Z},
-               {weight_out.data(), p.M},
-               bias_out.data(),
-               p.prior ? prior_context.view() : Steps<const T>{},
-               {prior_weight_z.data(), p.Z},
-               {prior_weight_mu.data(), p.M},
-               prior_bias_mu.data(),
-               z.data(),
-               mu.data(),
-               logvar.data(),
-               hidden.data(),
-               p.prior ? prior_hidden.data() : nullptr};
+    const PosteriorForward<T> forward{.threads = threads,
+                                      .steps = p.steps,
+                                      .B = p.B,
+                                      .M = p.M,
+                                      .Z = p.Z,
+                                      .activation = p.activation,
+                                      .min_logvar = Compute<T>(kMinLogvar),
+                                      .lengths = lengths,
+                                      .context = context.view(),
+                                      .eps = eps.view(),
+                                      .z0 = {z0.data(), p.Z},
+                                      .weight_z = {weight_z.data(), p.Z},
+                                      .weight_out = {weight_out.data(), p.M},
+                                      .bias_out = bias_out.data(),
+                                      .prior_context = p.prior ? prior_context.view() : Steps<const T>{},
+                                      .prior_weight_z = {prior_weight_z.data(), p.Z},
+                                      .prior_weight_mu = {prior_weight_mu.data(), p.M},
+                                      .prior_bias_mu = prior_bias_mu.data(),
+                                      .z = z.data(),
+                                      .mu = mu.data(),
+                                      .logvar = logvar.data(),
+                                      .hidden = hidden.data(),
+                                      .prior_hidden = p.prior ? prior_hidden.data() : nullptr};
     call(entries<T>().posterior_forward, entries<T>().posterior_forward_workspace, forward);
     std::vector<T> outputs(z);
     outputs.insert(outputs.end(), mu.begin(), mu.end());
@@ -322,40 +428,40 @@ Array run(const Posterior& p, int threads, const Array& cotangent, const std::st
     for (std::vector<T>& values : active)
         for (T& value : values)
             if (keeps_input(p.activation)) value = T(act(p.activation, double(Compute<T>(value))));
-    const PosteriorBackward<T> backward{threads,
-                                        p.steps,
-                                        p.B,
-                                        p.M,
-                                        p.Z,
-                                        p.activation,
-                                        Compute<T>(kMinLogvar),
-                                        lengths,
-                                        grad_outputs[0].view(),
-                                        grad_outputs[1].view(),
-                                        grad_outputs[2].view(),
-                                        logvar.data(),
-                                        hidden.data(),
-                                        p.prior ? prior_hidden.data() : nullptr,
-                                        eps.view(),
-                                        {weight_z.data(), p.Z},
-                                        {weight_out.data(), p.M},
-                                        {p.prior ? prior_weight_z.data() : nullptr, p.Z},
-                                        {p.prior ? prior_weight_mu.data() : nullptr, p.M},
-                                        z.data(),
-                                        {stored_z0.data(), p.Z},
-                                        active[0].data(),
-                                        p.prior ? active[1].data() : nullptr,
-                                        grad_context.data(),
-                                        p.prior ? grad_prior_context.data() : nullptr,
-                                        grad_out.data(),
-                                        grad_eps.data(),
-                                        grad_z0.data(),
-                                        grad_weights[0].data(),
-                                        grad_weights[1].data(),
-                                        grad_weights[2].data(),
-                                        p.prior ? grad_weights[3].data() : nullptr,
-                                        p.prior ? grad_weights[4].data() : nullptr,
-                                        p.prior ? grad_weights[5].data() : nullptr};
+    const PosteriorBackward<T> backward{.threads = threads,
+                                        .steps = p.steps,
+                                        .B = p.B,
+                                        .M = p.M,
+                                        .Z = p.Z,
+                                        .activation = p.activation,
+                                        .min_logvar = Compute<T>(kMinLogvar),
+                                        .lengths = lengths,
+                                        .grad_z = grad_outputs[0].view(),
+                                        .grad_mu = grad_outputs[1].view(),
+                                        .grad_logvar = grad_outputs[2].view(),
+                                        .logvar = logvar.data(),
+                                        .hidden = hidden.data(),
+                                        .prior_hidden = p.prior ? prior_hidden.data() : nullptr,
+                                        .eps = eps.view(),
+                                        .weight_z = {weight_z.data(), p.Z},
+                                        .weight_out = {weight_out.data(), p.M},
+                                        .prior_weight_z = {p.prior ? prior_weight_z.data() : nullptr, p.Z},
+                                        .prior_weight_mu = {p.prior ? prior_weight_mu.data() : nullptr, p.M},
+                                        .z = z.data(),
+                                        .z0 = {stored_z0.data(), p.Z},
+                                        .active = active[0].data(),
+                                        .prior_active = p.prior ? active[1].data() : nullptr,
+                                        .grad_context = grad_context.data(),
+                                        .grad_prior_context = p.prior ? grad_prior_context.data() : nullptr,
+                                        .grad_out = grad_out.data(),
+                                        .grad_eps = grad_eps.data(),
+                                        .grad_z0 = grad_z0.data(),
+                                        .grad_weight_z = grad_weights[0].data(),
+                                        .grad_weight_out = grad_weights[1].data(),
+                                        .grad_bias_out = grad_weights[2].data(),
+                                        .grad_prior_weight_z = p.prior ? grad_weights[3].data() : nullptr,
+                                        .grad_prior_weight_mu = p.prior ? grad_weights[4].data() : nullptr,
+                                        .grad_prior_bias_mu = p.prior ? grad_weights[5].data() : nullptr};
     call(entries<T>().posterior_backward, entries<T>().posterior_backward_workspace, backward);
     Array grads;
     for (const auto* part : {&grad_context, &grad_prior_context, &grad_eps})
@@ -436,6 +542,182 @@ void test_posterior(int64_t steps, int64_t B, int64_t M, int64_t Z, Activation a
     check_close(name + " backward", dot(grads, way), difference, 1e-6);
 }
 
+// ---- Interleaved -----------------------------------------------------------------------------------------
+
+// What each step started from, zeros at padding.
+template <class T>
+std::vector<T> before(const Interleaved& p, const Array& states, const Array& first, const Array& anew, int64_t width) {
+    std::vector<T> found(states.size(), T(0));
+    for (int64_t row = 0; row < p.steps * p.B; ++row) {
+        const int64_t t = row / p.B, b = row % p.B;
+        if (t >= p.length(b)) continue;
+        const double* from = !p.resets.empty() && p.resets[row] ? &anew[b * width]
+                             : t == 0                           ? &first[b * width]
+                                                                : &states[(row - p.B) * width];
+        for (int64_t i = 0; i < width; ++i) found[row * width + i] = T(from[i]);
+    }
+    return found;
+}
+
+// Returns the gradients of Interleaved's inputs, in their order.
+template <class T>
+Array run(const Interleaved& p, int threads, const Array& cotangent, const std::string& name, double tolerance) {
+    const int64_t rows = p.steps * p.B, *lengths = p.lengths_pointer();
+    const int64_t widths[] = {3 * p.H, p.E, p.M, p.Z};
+    std::vector<Sequence<T>> sequences;
+    for (int i = 0; i < p.kSequences; ++i) sequences.emplace_back(p.in[i], p.steps, p.B, widths[i], lengths, i);
+    std::vector<T> in[p.kInputs];
+    for (int i = p.kSequences; i < p.kInputs; ++i) in[i] = cast<T>(p.in[i]);
+    std::vector<T> h = fresh<T>(rows * p.H), z = fresh<T>(rows * p.Z), mu = fresh<T>(rows * p.Z);
+    std::vector<T> logvar = fresh<T>(rows * p.Z), gates = fresh<T>(rows * 4 * p.H), embed = fresh<T>(rows * p.E);
+    std::vector<T> hidden = fresh<T>(rows * p.M);
+    std::vector<char> resets(p.resets);
+    const bool* set = resets.empty() ? nullptr : reinterpret_cast<const bool*>(resets.data());
+    const InterleavedForward<T> forward{.threads = threads,
+                                        .steps = p.steps,
+                                        .B = p.B,
+                                        .H = p.H,
+                                        .E = p.E,
+                                        .M = p.M,
+                                        .Z = p.Z,
+                                        .embed_activation = p.embed_activation,
+                                        .activation = p.activation,
+                                        .scale = p.scale,
+                                        .min_logvar = Compute<T>(kMinLogvar),
+                                        .min_std = Compute<T>(kMinStd),
+                                        .lengths = lengths,
+                                        .resets = set,
+                                        .gates_x = sequences[0].view(),
+                                        .embed_context = sequences[1].view(),
+                                        .context = sequences[2].view(),
+                                        .eps = sequences[3].view(),
+                                        .h0 = {in[4].data(), p.H},
+                                        .z0 = {in[5].data(), p.Z},
+                                        .reset_h = {in[6].data(), p.H},
+                                        .reset_z = {in[7].data(), p.Z},
+                                        .weight_embed = {in[8].data(), p.Z},
+                                        .weight_zh = {in[9].data(), p.E},
+                                        .weight_hh = {in[10].data(), p.H},
+                                        .weight_h = {in[12].data(), p.H},
+                                        .weight_out = {in[13].data(), p.M},
+                                        .bias_hh = in[11].data(),
+                                        .bias_out = in[14].data(),
+                                        .h = h.data(),
+                                        .z = z.data(),
+                                        .mu = mu.data(),
+                                        .logvar = logvar.data(),
+                                        .gates = gates.data(),
+                                        .embed = embed.data(),
+                                        .hidden = hidden.data()};
+    call(entries<T>().interleaved_forward, entries<T>().interleaved_forward_workspace, forward);
+    std::vector<T> outputs;
+    for (const auto* part : {&h, &z, &mu, &logvar}) outputs.insert(outputs.end(), part->begin(), part->end());
+    check_close(name + " forward", outputs, plain(p), tolerance);
+
+    std::vector<Sequence<T>> grad_outputs;
+    auto at = cotangent.begin();
+    for (int64_t width : {p.H, p.Z, p.Z, p.Z}) {
+        grad_outputs.emplace_back(Array(at, at + rows * width), p.steps, p.B, width, lengths, int64_t(width % 3));
+        at += rows * width;
+    }
+    const std::vector<T> before_h = before<T>(p, Array(h.begin(), h.end()), p.in[4], p.in[6], p.H);
+    const std::vector<T> before_z = before<T>(p, Array(z.begin(), z.end()), p.in[5], p.in[7], p.Z);
+    std::vector<T> embed_active(embed), active(hidden);
+    const auto activate = [](std::vector<T>& values, Activation activation) {
+        for (T& value : values)
+            if (keeps_input(activation)) value = T(act(activation, double(value)));
+    };
+    activate(embed_active, p.embed_activation);
+    activate(active, p.activation);
+    std::vector<T> grads[p.kInputs], grad_a = fresh<T>(rows * p.H), grad_out = fresh<T>(rows * 2 * p.Z);
+    for (int i = 0; i < p.kInputs; ++i) grads[i] = fresh<T>(p.size(i));
+    const InterleavedBackward<T> backward{.threads = threads,
+                                          .steps = p.steps,
+                                          .B = p.B,
+                                          .H = p.H,
+                                          .E = p.E,
+                                          .M = p.M,
+                                          .Z = p.Z,
+                                          .embed_activation = p.embed_activation,
+                                          .activation = p.activation,
+                                          .scale = p.scale,
+                                          .min_logvar = Compute<T>(kMinLogvar),
+                                          .min_std = Compute<T>(kMinStd),
+                                          .lengths = lengths,
+                                          .resets = set,
+                                          .grad_h = grad_outputs[0].view(),
+                                          .grad_z = grad_outputs[1].view(),
+                                          .grad_mu = grad_outputs[2].view(),
+                                          .grad_logvar = grad_outputs[3].view(),
+                                          .before_h = {before_h.data(), p.H},
+                                          .before_z = {before_z.data(), p.Z},
+                                          .h = h.data(),
+                                          .logvar = logvar.data(),
+                                          .gates = gates.data(),
+                                          .embed = embed.data(),
+                                          .hidden = hidden.data(),
+                                          .embed_active = {embed_active.data(), p.E},
+                                          .active = {active.data(), p.M},
+                                          .eps = sequences[3].view(),
+                                          .weight_embed = {in[8].data(), p.Z},
+                                          .weight_zh = {in[9].data(), p.E},
+                                          .weight_hh = {in[10].data(), p.H},
+                                          .weight_h = {in[12].data(), p.H},
+                                          .weight_out = {in[13].data(), p.M},
+                                          .grad_gates_x = grads[0].data(),
+                                          .grad_a = grad_a.data(),
+                                          .grad_embed_context = grads[1].data(),
+                                          .grad_context = grads[2].data(),
+                                          .grad_out = grad_out.data(),
+                                          .grad_eps = grads[3].data(),
+                                          .grad_h0 = grads[4].data(),
+                                          .grad_z0 = grads[5].data(),
+                                          .grad_reset_h = grads[6].data(),
+                                          .grad_reset_z = grads[7].data(),
+                                          .grad_weight_embed = grads[8].data(),
+                                          .grad_weight_zh = grads[9].data(),
+                                          .grad_weight_hh = grads[10].data(),
+                                          .grad_bias_hh = grads[11].data(),
+                                          .grad_weight_h = grads[12].data(),
+                                          .grad_weight_out = grads[13].data(),
+                                          .grad_bias_out = grads[14].data()};
+    call(entries<T>().interleaved_backward, entries<T>().interleaved_backward_workspace, backward);
+    Array all;
+    for (const std::vector<T>& part : grads) all.insert(all.end(), part.begin(), part.end());
+    return all;
+}
+
+void test_interleaved(int64_t steps, int64_t B, std::array<int64_t, 4> sizes, Activation activation, Scale scale,
+                      bool resets, std::vector<int64_t> lengths, int threads) {
+    const auto [H, E, M, Z] = sizes;
+    const std::string name = "interleaved " + std::to_string(steps) + "x" + std::to_string(B) + "x" +
+                             std::to_string(H) + " activation " + std::to_string(int(activation)) +
+                             (resets ? " resets" : "") + (lengths.empty() ? "" : " lengths") + " on " +
+                             std::to_string(threads);
+    Interleaved p{steps, B, H, E, M, Z, activation, activation, scale, lengths, {}, {}};
+    for (int64_t row = 0; resets && row < steps * B; ++row) p.resets.push_back(row % 3 == 1);
+    const int64_t inputs[] = {1, 1, 1, 1, 1, 1, 1, 1, Z, E, H, 1, H, M, 1};
+    for (int i = 0; i < p.kInputs; ++i) p.in[i] = normal(p.size(i), inputs[i] > 1 ? 0.2 / sqrt(double(inputs[i])) : 1);
+    // Away from the kinks of the activations, where float and double may see different slopes.
+    for (int i : {1, 2})
+        for (double& x : p.in[i]) x += x < 0 ? -2 : 2;
+    const Array cotangent = normal(steps * B * (H + 3 * Z));
+    const Array grads = run<double>(p, threads, cotangent, name, 1e-12);
+    check_close(name + " float backward", run<float>(p, threads, cotangent, name, 1e-5), grads, 1e-4);
+    Array ways[p.kInputs], way;
+    for (int i = 0; i < p.kInputs; ++i) {
+        // Without resets nobody goes on from there, and the kernel says so with zeros.
+        ways[i] = normal(p.size(i));
+        way.insert(way.end(), ways[i].begin(), ways[i].end());
+    }
+    const double difference = slope([&](double step) {
+        Interleaved moved(p);
+        for (int i = 0; i < p.kInputs; ++i) moved.in[i] = plus(p.in[i], ways[i], step);
+        return dot(plain(moved), cotangent);
+    });
+    check_close(name + " backward", dot(grads, way), difference, 1e-6);
+}
+
 // ---- Gaussian --------------------------------------------------------------------------------------------
 
 template <class T>
@@ -444,29 +726,37 @@ Array run(const Gaussian& p, int threads, const Array& cotangent, const std::str
     for (const Array& values : p.values) in.emplace_back(values, p.N, 1, p.Z, nullptr, int64_t(in.size()));
     auto rows = [&](size_t i) { return Rows<const T>{in[i].data.data(), in[i].stride}; };
     std::vector<T> z = fresh<T>(p.N * p.Z), kl = fresh<T>(p.N);
-    entries<T>().gaussian_forward(
-        {threads, p.N, p.Z, rows(0), rows(1), rows(2), rows(3), rows(4), z.data(), kl.data()});
+    entries<T>().gaussian_forward({.threads = threads,
+                                   .N = p.N,
+                                   .Z = p.Z,
+                                   .mu = rows(0),
+                                   .logvar = rows(1),
+                                   .eps = rows(2),
+                                   .prior_mu = rows(3),
+                                   .prior_logvar = rows(4),
+                                   .z = z.data(),
+                                   .kl = kl.data()});
     std::vector<T> outputs(z);
     outputs.insert(outputs.end(), kl.begin(), kl.end());
     check_close(name + " forward", outputs, plain(p), tolerance);
     const std::vector<T> grad = cast<T>(cotangent);
     std::vector<T> grads[5];
     for (std::vector<T>& part : grads) part = fresh<T>(p.N * p.Z);
-    entries<T>().gaussian_backward({threads,
-                                    p.N,
-                                    p.Z,
-                                    rows(0),
-                                    rows(1),
-                                    rows(2),
-                                    rows(3),
-                                    rows(4),
-                                    {grad.data(), p.Z},
-                                    {grad.data() + p.N * p.Z, 1},
-                                    grads[0].data(),
-                                    grads[1].data(),
-                                    grads[2].data(),
-                                    grads[3].data(),
-                                    grads[4].data()});
+    entries<T>().gaussian_backward({.threads = threads,
+                                    .N = p.N,
+                                    .Z = p.Z,
+                                    .mu = rows(0),
+                                    .logvar = rows(1),
+                                    .eps = rows(2),
+                                    .prior_mu = rows(3),
+                                    .prior_logvar = rows(4),
+                                    .grad_z = {grad.data(), p.Z},
+                                    .grad_kl = {grad.data() + p.N * p.Z, 1},
+                                    .grad_mu = grads[0].data(),
+                                    .grad_logvar = grads[1].data(),
+                                    .grad_eps = grads[2].data(),
+                                    .grad_prior_mu = grads[3].data(),
+                                    .grad_prior_logvar = grads[4].data()});
     Array all;
     for (const std::vector<T>& part : grads) all.insert(all.end(), part.begin(), part.end());
     return all;
@@ -530,37 +820,69 @@ Array run(const Mlp& p, int threads, const Array& cotangent, const std::string& 
     const std::vector<T> bias = cast<T>(p.bias), weight_out = cast<T>(p.weight_out), bias_out = cast<T>(p.bias_out);
     const Rows<const T> second{p.two ? weight_out.data() : nullptr, p.M};
     std::vector<T> out = fresh<T>(outputs), logvar = fresh<T>(floors), hidden = fresh<T>(p.two ? p.N * p.M : 0);
-    MlpForward<T> forward{
-        threads, p.N,    p.M,         p.O,    p.activation,    p.floored,  Compute<T>(kMinLogvar), K,
-        x_rows,  w_rows, bias.data(), second, bias_out.data(), out.data(), logvar.data(),          hidden.data()};
+    MlpForward<T> forward{.threads = threads,
+                          .N = p.N,
+                          .M = p.M,
+                          .O = p.O,
+                          .activation = p.activation,
+                          .floored = p.floored,
+                          .min_logvar = Compute<T>(kMinLogvar),
+                          .K = K,
+                          .x = x_rows,
+                          .weight = w_rows,
+                          .bias = bias.data(),
+                          .weight_out = second,
+                          .bias_out = bias_out.data(),
+                          .panels = nullptr,
+                          .out = out.data(),
+                          .logvar = logvar.data(),
+                          .hidden = hidden.data()};
     call(entries<T>().mlp_forward, entries<T>().mlp_forward_workspace, forward);
     std::vector<T> results(out);
     results.insert(results.end(), logvar.begin(), logvar.end());
     check_close(name + " forward", results, plain(p), tolerance);
+    if constexpr (!kRounds<T>) {  // with weights packed before there are the same bits
+        MlpPack<T> pack{.M = p.M,
+                        .O = p.O,
+                        .floored = p.floored,
+                        .K = K,
+                        .weight = w_rows,
+                        .weight_out = second,
+                        .panels = nullptr};
+        std::vector<T> panels = fresh<T>(entries<T>().mlp_pack(pack)), again = fresh<T>(outputs);
+        pack.panels = panels.data();
+        entries<T>().mlp_pack(pack);
+        MlpForward<T> packed(forward);
+        packed.panels = panels.data();
+        for (int i = 0; i < K.count; ++i) packed.weight.values[i] = {nullptr, 0};
+        packed.out = again.data();
+        call(entries<T>().mlp_forward, entries<T>().mlp_forward_workspace, packed);
+        check_close(name + " forward, packed", again, Array(out.begin(), out.end()), 0);
+    }
 
     const std::vector<T> grad = cast<T>(cotangent);
     std::vector<Compute<T>> grad_bias = fresh<Compute<T>>(p.M), grad_bias_out = fresh<Compute<T>>(bias_out.size());
     std::vector<Compute<T>> grad_weight_out = fresh<Compute<T>>(weight_out.size());
-    MlpBackward<T> backward{threads,
-                            p.N,
-                            p.M,
-                            p.O,
-                            p.activation,
-                            p.floored,
-                            Compute<T>(kMinLogvar),
-                            K,
-                            x_rows,
-                            w_rows,
-                            second,
-                            {grad.data(), p.two ? p.O : p.M},
-                            {p.floored ? grad.data() + outputs : nullptr, p.O},
-                            logvar.data(),
-                            hidden.data(),
-                            grad_x_pointers,
-                            grad_w_rows,
-                            grad_bias.data(),
-                            p.two ? grad_weight_out.data() : nullptr,
-                            p.two ? grad_bias_out.data() : nullptr};
+    MlpBackward<T> backward{.threads = threads,
+                            .N = p.N,
+                            .M = p.M,
+                            .O = p.O,
+                            .activation = p.activation,
+                            .floored = p.floored,
+                            .min_logvar = Compute<T>(kMinLogvar),
+                            .K = K,
+                            .x = x_rows,
+                            .weight = w_rows,
+                            .weight_out = second,
+                            .grad_out = {grad.data(), p.two ? p.O : p.M},
+                            .grad_logvar = {p.floored ? grad.data() + outputs : nullptr, p.O},
+                            .logvar = logvar.data(),
+                            .hidden = hidden.data(),
+                            .grad_x = grad_x_pointers,
+                            .grad_weight = grad_w_rows,
+                            .grad_bias = grad_bias.data(),
+                            .grad_weight_out = p.two ? grad_weight_out.data() : nullptr,
+                            .grad_bias_out = p.two ? grad_bias_out.data() : nullptr};
     call(entries<T>().mlp_backward, entries<T>().mlp_backward_workspace, backward);
     Array grads;
     for (const auto& part : grad_x) grads.insert(grads.end(), part.begin(), part.end());
@@ -653,10 +975,17 @@ Array run(const BernoulliCase& p, int threads, const Array& cotangent, const std
     const std::vector<T> grad = cast<T>(cotangent);
     std::vector<T> log_prob = fresh<T>(p.N), grad_logits = fresh<T>(p.N * p.X), grad_x = fresh<T>(p.N * p.X);
     const Rows<const T> logits_rows{logits.data.data(), logits.stride}, x_rows{x.data.data(), x.stride};
-    entries<T>().bernoulli_forward({threads, p.N, p.X, logits_rows, x_rows, log_prob.data()});
+    entries<T>().bernoulli_forward(
+        {.threads = threads, .N = p.N, .X = p.X, .logits = logits_rows, .x = x_rows, .log_prob = log_prob.data()});
     check_close(name + " forward", log_prob, plain(p), tolerance);
-    entries<T>().bernoulli_backward(
-        {threads, p.N, p.X, logits_rows, x_rows, {grad.data(), 1}, grad_logits.data(), grad_x.data()});
+    entries<T>().bernoulli_backward({.threads = threads,
+                                     .N = p.N,
+                                     .X = p.X,
+                                     .logits = logits_rows,
+                                     .x = x_rows,
+                                     .grad = {grad.data(), 1},
+                                     .grad_logits = grad_logits.data(),
+                                     .grad_x = grad_x.data()});
     Array grads(grad_logits.begin(), grad_logits.end());
     grads.insert(grads.end(), grad_x.begin(), grad_x.end());
     return grads;
@@ -682,7 +1011,80 @@ void test_bernoulli(int64_t N, int64_t X, int threads) {
     check_close(name + " backward", dot(grads, way), difference, 1e-6);
 }
 
+// ---- Programs --------------------------------------------------------------------------------------------
+
+// A hidden layer on [x, a part of the memory] and what the other instructions do with it, in a memory that ends with
+// what is written last.
+template <class T>
+void test_program(int64_t B, int64_t X, int64_t N, double tolerance) {
+    const int64_t wide = kPanelBytes / static_cast<int64_t>(sizeof(T)), P = N <= wide / 4 ? wide / 4 : wide,
+                  panels = (N + P - 1) / P;
+    const int64_t x_at = 0, h_at = X, gates_at = h_at + N, hidden_at = gates_at + 3 * N, size = hidden_at + N;
+    const Array x = normal(B * X), h = normal(B * N), gates = normal(B * 3 * N), weight = normal(N * X),
+                bias = normal(N);
+    std::vector<T> weights(panels * X * P + N, T(0));
+    for (int64_t n = 0; n < N; ++n) {
+        for (int64_t i = 0; i < X; ++i) weights[(n / P * X + i) * P + n % P] = T(weight[n * X + i]);
+        weights[panels * X * P + n] = T(bias[n]);
+    }
+    std::vector<T> memory = fresh<T>(B * size), rows = cast<T>(x);
+    for (int64_t b = 0; b < B; ++b)
+        for (int64_t n = 0; n < N; ++n) {
+            memory[b * size + h_at + n] = T(h[b * N + n]);
+            for (int64_t g = 0; g < 3; ++g) memory[b * size + gates_at + g * N + n] = T(gates[(b * 3 + g) * N + n]);
+        }
+    const std::vector<int64_t> code = {0,  hidden_at, x_at,      X,        N,    0, panels * X * P,
+                                       -1,  // linear
+                                       1,  hidden_at, N,         0,        0,    0, 0,
+                                       0,  // tanh
+                                       2,  h_at,      gates_at,  gates_at, h_at, N, 0,
+                                       0,  // gru
+                                       4,  hidden_at, h_at,      N,        0,    0, 0,
+                                       0,  // add
+                                       3,  h_at,      hidden_at, N,        0,    0, 0,
+                                       0};  // copy
+    const double infinity = std::numeric_limits<double>::infinity();
+    const bool ran = entries<T>().run_program({.B = B,
+                                               .first = 0,
+                                               .last = 5,
+                                               .x = {rows.data(), X},
+                                               .u = {nullptr, 0},
+                                               .X = X,
+                                               .x_at = x_at,
+                                               .U = 0,
+                                               .u_at = 0,
+                                               .low = Compute<T>(-infinity),
+                                               .high = Compute<T>(infinity),
+                                               .whole = false,
+                                               .memory = {memory.data(), size},
+                                               .code = code.data(),
+                                               .weights = weights.data()});
+    Array want, got;
+    for (int64_t b = 0; b < B; ++b)
+        for (int64_t n = 0; n < N; ++n) {
+            double sum = bias[n];
+            for (int64_t i = 0; i < X; ++i) sum += weight[n * X + i] * x[b * X + i];
+            const auto gate = [&](int64_t g) { return gates[(b * 3 + g) * N + n]; };
+            const auto sigmoid = [](double v) { return 1 / (1 + std::exp(-v)); };
+            const double r = sigmoid(2 * gate(0)), z = sigmoid(2 * gate(1)), m = std::tanh(gate(2) + r * gate(2));
+            want.push_back(std::tanh(sum) + (1 - z) * m + z * h[b * N + n]);
+            got.push_back(memory[b * size + h_at + n]);
+        }
+    const std::string name = "program " + std::to_string(B) + "x" + std::to_string(X) + "x" + std::to_string(N);
+    check_close(name, std::vector<double>(got.begin(), got.end()), want, tolerance);
+    check_close(name + " runs", ran, 1, 0);
+}
+
 void test_all() {
+    for (const auto& [B, X, N] : {std::array<int64_t, 3>{1, 1, 1}, {3, 5, 17}, {2, 33, 70}, {0, 3, 2}}) {
+        test_program<double>(B, X, N, 1e-12);
+        test_program<float>(B, X, N, 1e-5);
+    }
+    for (const auto& [B, X, H] : {std::array<int64_t, 3>{1, 1, 1}, {1, 5, 17}, {3, 33, 70}, {13, 4, 40}, {0, 3, 2}})
+        for (int threads : {1, 3}) {
+            test_gru_step<double>(B, X, H, threads, 1e-12);
+            test_gru_step<float>(B, X, H, threads, 1e-5);
+        }
     const int64_t gru_sizes[][3] = {{3, 1, 1},  {4, 2, 7}, {3, 5, 17}, {2, 13, 33}, {2, 29, 16},
                                     {3, 3, 97}, {0, 2, 3}, {2, 0, 3},  {3, 2, 150}};
     const int64_t posterior_sizes[][4] = {{3, 1, 1, 1}, {3, 5, 17, 9}, {2, 13, 33, 16}, {2, 27, 10, 35},
@@ -704,6 +1106,16 @@ void test_all() {
                 for (int64_t b = 0; b < B; ++b) lengths[b] = (b * 5 + 1) % (steps + 1);
                 test_posterior(steps, B, M, Z, Activation(next++ % 4), prior, {}, threads);
                 test_posterior(steps, B, M, Z, Activation(next++ % 4), prior, lengths, threads);
+            }
+        const int64_t interleaved_sizes[][6] = {{3, 1, 1, 1, 1, 1},   {3, 5, 17, 9, 4, 7}, {2, 13, 33, 16, 35, 18},
+                                                {0, 2, 3, 2, 1, 2},   {2, 0, 3, 2, 1, 2},  {4, 2, 90, 120, 40, 33},
+                                                {2, 27, 6, 40, 20, 3}};
+        for (const auto& [steps, B, H, E, M, Z] : interleaved_sizes)
+            for (Scale scale : {Scale::logvar, Scale::softplus}) {
+                std::vector<int64_t> lengths(B);
+                for (int64_t b = 0; b < B; ++b) lengths[b] = (b * 5 + 1) % (steps + 1);
+                test_interleaved(steps, B, {H, E, M, Z}, Activation(next++ % 6), scale, false, {}, threads);
+                test_interleaved(steps, B, {H, E, M, Z}, Activation(next++ % 6), scale, true, lengths, threads);
             }
         test_gaussian(3, 1, threads);
         test_gaussian(5, 17, threads);

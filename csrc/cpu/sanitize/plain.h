@@ -71,6 +71,10 @@ inline double act(Activation activation, double x) {
             return x > 0 ? x : 0;
         case Activation::leaky_relu:
             return x > 0 ? x : kLeakySlope * x;
+        case Activation::elu:
+            return x > 0 ? x : expm1(x);
+        case Activation::identity:
+            return x;
         default:
             return x * sigmoid(x);
     }
@@ -109,6 +113,84 @@ inline Array plain(const Posterior& p) {
                 result[at] = z[j];
                 result[size + at] = mu;
                 result[2 * size + at] = logvar;
+            }
+        }
+    }
+    return result;
+}
+
+// ---- Interleaved -----------------------------------------------------------------------------------------
+
+struct Interleaved {
+    int64_t steps, B, H, E, M, Z;
+    Activation embed_activation, activation;
+    Scale scale;
+    std::vector<int64_t> lengths;
+    std::vector<char> resets;  // [T, B]; empty: none
+    // gates_x, embed_context, context, eps [T, B, .], h0, z0, reset_h, reset_z [B, .], weight_embed, weight_zh,
+    // weight_hh, bias_hh, weight_h, weight_out, bias_out
+    static constexpr int kSequences = 4, kInputs = 15;
+    Array in[kInputs];
+    int64_t length(int64_t b) const { return lengths.empty() ? steps : lengths[b]; }
+    const int64_t* lengths_pointer() const { return lengths.empty() ? nullptr : lengths.data(); }
+    int64_t size(int input) const {
+        const int64_t rows = steps * B,
+                      sizes[kInputs] = {rows * 3 * H, rows * E,  rows * M,  rows * Z, B * H, B * Z,     B * H, B * Z,
+                                        E * Z,        3 * H * E, 3 * H * H, 3 * H,    M * H, 2 * Z * M, 2 * Z};
+        return sizes[input];
+    }
+};
+
+constexpr double kMinStd = 0.2;
+
+// h [T, B, H], then z, mu and logvar, each [T, B, Z].
+inline Array plain(const Interleaved& p) {
+    const auto& [gates_x, embed_context, context, eps, h0, z0, reset_h, reset_z, weight_embed, weight_zh, weight_hh,
+                 bias_hh, weight_h, weight_out, bias_out] = p.in;
+    const int64_t rows = p.steps * p.B;
+    Array result(rows * (p.H + 3 * p.Z), 0.0);
+    const auto dot = [](const Array& weight, int64_t row, const Array& values) {
+        double sum = 0;
+        for (size_t j = 0; j < values.size(); ++j) sum += weight[row * values.size() + j] * values[j];
+        return sum;
+    };
+    const auto row_of = [](const Array& values, int64_t b, int64_t width) {
+        return Array(values.begin() + b * width, values.begin() + (b + 1) * width);
+    };
+    for (int64_t b = 0; b < p.B; ++b) {
+        Array h = row_of(h0, b, p.H), z = row_of(z0, b, p.Z);
+        for (int64_t t = 0; t < p.length(b); ++t) {
+            const int64_t at = t * p.B + b;
+            if (!p.resets.empty() && p.resets[at]) {
+                h = row_of(reset_h, b, p.H);
+                z = row_of(reset_z, b, p.Z);
+            }
+            Array e(p.E), hidden(p.M), next(p.H);
+            for (int64_t i = 0; i < p.E; ++i)
+                e[i] = act(p.embed_activation, embed_context[at * p.E + i] + dot(weight_embed, i, z));
+            for (int64_t i = 0; i < p.H; ++i) {
+                double x[3], a[3];
+                for (int gate = 0; gate < 3; ++gate) {
+                    x[gate] = gates_x[(at * 3 + gate) * p.H + i] + dot(weight_zh, gate * p.H + i, e);
+                    a[gate] = bias_hh[gate * p.H + i] + dot(weight_hh, gate * p.H + i, h);
+                }
+                const double r = sigmoid(x[0] + a[0]), u = sigmoid(x[1] + a[1]), n = tanh(x[2] + r * a[2]);
+                next[i] = (1 - u) * n + u * h[i];
+                result[at * p.H + i] = next[i];
+            }
+            h = next;
+            for (int64_t i = 0; i < p.M; ++i)
+                hidden[i] = act(p.activation, context[at * p.M + i] + dot(weight_h, i, h));
+            for (int64_t i = 0; i < p.Z; ++i) {
+                const double mu = bias_out[i] + dot(weight_out, i, hidden);
+                const double raw = bias_out[p.Z + i] + dot(weight_out, p.Z + i, hidden);
+                const double logvar = p.scale == Scale::softplus ? 2 * log(log1p(exp(raw)) + kMinStd)
+                                                                 : kMinLogvar + log1p(exp(raw - kMinLogvar));
+                z[i] = mu + exp(logvar / 2) * eps[at * p.Z + i];
+                double* out = &result[rows * p.H + at * p.Z + i];
+                out[0] = z[i];
+                out[rows * p.Z] = mu;
+                out[2 * rows * p.Z] = logvar;
             }
         }
     }

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 import pkgutil
 
-_ORDER = ("music", "objectives", "speech", "balls", "pendulum", "demo")  # on the page; other files follow, by name
+_ORDER = (
+    "music",
+    "objectives",
+    "speech",
+    "balls",
+    "pendulum",
+    "series",
+    "demo",
+)  # on the page; other files follow, by name
 _NO_TASKS = ("base", "registry")
 
 _found = {module.name for module in pkgutil.iter_modules(__path__)}.difference(_NO_TASKS)

@@ -50,6 +50,20 @@ class Detail(NamedTuple):
     digits: int
 
 
+class Table(NamedTuple):
+    """A further table of the same models."""
+
+    title: str
+    columns: tuple[Column, ...]
+
+
+class Baseline(NamedTuple):
+    """A row of what stands beside the models, which their records hold: as metrics PREFIX_METRIC."""
+
+    model: str
+    prefix: str
+
+
 class Published(NamedTuple):
     """A published row, to stand beside one's own. It is as the paper of VSSN cites it, but where the note differs."""
 
@@ -83,6 +97,8 @@ class Task(NamedTuple):
     draw: Callable[[Runs, Path, str | None], list[Path]]  # runs, folder of the figures, data folder
     headline: tuple[str, ...]  # the metrics to print when a run ends
     columns: tuple[Column, ...]
+    tables: tuple[Table, ...] = ()  # below that of `columns`
+    baselines: tuple[Baseline, ...] = ()
     details: tuple[Detail, ...] = ()
     published: tuple[Published, ...] = ()
     targets: tuple[Target, ...] = ()

@@ -21,6 +21,7 @@ from vssn_kernels.backend.cpu.gru import (
     gru_packed_forward,
     gru_packed_output,
 )
+from vssn_kernels.backend.cpu.interleaved import interleaved_backward, interleaved_forward
 from vssn_kernels.backend.cpu.mlp import mlp_backward, mlp_forward
 from vssn_kernels.backend.cpu.posterior import posterior_backward, posterior_forward
 
@@ -36,6 +37,8 @@ __all__ = [
     "gru_packed_forward",
     "gru_packed_output",
     "info",
+    "interleaved_backward",
+    "interleaved_forward",
     "mlp_backward",
     "mlp_forward",
     "posterior_backward",

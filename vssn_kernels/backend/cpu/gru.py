@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vssn_kernels import _cpu
 from vssn_kernels.backend.common import Grads, as_rows, as_steps, pointer, row_arguments, step_arguments
-from vssn_kernels.backend.cpu.call import empty_sums, storage, stored, widened
+from vssn_kernels.backend.cpu.call import empty_like, empty_sums, storage, stored, widened
 from vssn_kernels.reference import gru_packed
 from vssn_kernels.reference.gru import states
 
@@ -57,6 +57,11 @@ def _forward(
     need_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, hidden = h0.shape
+    if _is_one_step(steps, lengths, batch_sizes, weight_hh) and product_by_library(batch, hidden):
+        output, h_n = h0.new_empty(*shape, hidden), h0.new_empty(batch, hidden)
+        gates = h0.new_empty(*shape, 4 * hidden) if need_backward else h0.new_empty(0)
+        _cell(gates_x, h0, weight_hh, bias_hh, output, h_n, gates.data_ptr() if need_backward else 0)
+        return output, h_n, gates
     h0_, weight, bias = as_rows(widened(h0)), as_rows(weight_hh), bias_hh.contiguous()
     output, h_n = bias.new_empty(*shape, hidden), h0_.new_empty(batch, hidden)
     gates = bias.new_empty(*shape, 4 * hidden) if need_backward else bias.new_empty(0)
@@ -78,6 +83,109 @@ def _forward(
         gates=gates.data_ptr() if need_backward else 0,
     )
     return output, stored(h_n, h0.dtype), gates
+
+
+def _is_one_step(steps: int, lengths: Tensor | None, batch_sizes: Tensor | None, weight_hh: Tensor) -> bool:
+    """Whether the kernels of a single step may run: there are none for bfloat16."""
+    return steps == 1 and lengths is batch_sizes is None and weight_hh.dtype is not torch.bfloat16
+
+
+def product_by_library(rows: int, hidden: int) -> bool:
+    """Whether W_hh h of a single step is PyTorch's product: for so many rows that weights as they are come too often
+    from the caches, where packing them for one step costs more than PyTorch's product does."""
+    return rows >= (32 if hidden < 512 else 64)
+
+
+def _cell(
+    gates_x: tuple[int, int, int],
+    h0: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor,
+    output: Tensor,
+    h_n: Tensor,
+    gates: int,
+) -> None:
+    (batch, hidden), h0_, bias, product = h0.shape, as_rows(h0), bias_hh.contiguous(), torch.mm(h0, weight_hh.t())
+    address, _, stride = gates_x
+    _cpu.gru_cell(
+        storage=storage(h0),
+        threads=torch.get_num_threads(),
+        B=batch,
+        H=hidden,
+        gates_x=(address, stride),
+        product=row_arguments(product),
+        h=row_arguments(h0_),
+        bias=bias.data_ptr(),
+        output=output.data_ptr(),
+        h_n=h_n.data_ptr(),
+        gates=gates,
+    )
+
+
+def _cell_backward(
+    grad_output: tuple[int, int, int],
+    grad_h_n: Tensor | None,
+    gates: Tensor,
+    h0: Tensor,
+    weight_hh: Tensor,
+    shape: torch.Size,
+    needs: Sequence[bool],
+) -> Grads:
+    need_gates_x, need_h0, need_weight, need_bias = needs
+    batch, hidden = h0.shape
+    grad_gates_x, grad_product = h0.new_empty(*shape, 3 * hidden), h0.new_empty(batch, 3 * hidden)
+    grad_h0, grad_h_n_, h0_ = empty_like(h0, need_h0), as_rows(grad_h_n), as_rows(h0)
+    address, _, stride = grad_output
+    _cpu.gru_cell_backward(
+        storage=storage(h0),
+        threads=torch.get_num_threads(),
+        B=batch,
+        H=hidden,
+        grad_output=(address, stride),
+        grad_h_n=row_arguments(grad_h_n_),
+        h=row_arguments(h0_),
+        gates=gates.data_ptr(),
+        grad_gates_x=grad_gates_x.data_ptr(),
+        grad_product=grad_product.data_ptr(),
+        grad_h=pointer(grad_h0),
+    )
+    return (
+        grad_gates_x if need_gates_x else None,
+        None if grad_h0 is None else grad_h0.addmm_(grad_product, weight_hh),
+        torch.mm(grad_product.t(), h0) if need_weight else None,
+        grad_product.sum(0) if need_bias else None,
+    )
+
+
+def gru_layer_step(
+    x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """x [1, B, X], h [B, H] to (output [1, B, H], h_n [B, H]) of a layer."""
+    batch, hidden = h.shape
+    if batch > (32 if hidden < 128 else 16):  # PyTorch's product with the input is faster than weights as they are
+        bias_hh = weight_hh.new_zeros(3 * hidden) if bias_hh is None else bias_hh
+        gates_x = torch.nn.functional.linear(x, weight_ih, bias_ih)
+        return gru_forward(gates_x, h, weight_hh, bias_hh, None, False, False)[:2]
+    rows, h_ = as_rows(x), as_rows(h)
+    output, h_n = torch.empty((1, batch, hidden), dtype=h.dtype), torch.empty((batch, hidden), dtype=h.dtype)
+    weight_ih_, weight_hh_ = as_rows(weight_ih), as_rows(weight_hh)
+    bias_ih_, bias_hh_ = (None if bias is None else bias.contiguous() for bias in (bias_ih, bias_hh))
+    _cpu.gru_layer_step(
+        storage=storage(h),
+        threads=torch.get_num_threads(),
+        B=batch,
+        X=rows.shape[1],
+        H=hidden,
+        x=row_arguments(rows),
+        h=row_arguments(h_),
+        weight_ih=row_arguments(weight_ih_),
+        weight_hh=row_arguments(weight_hh_),
+        bias_ih=pointer(bias_ih_),
+        bias_hh=pointer(bias_hh_),
+        output=output.data_ptr(),
+        h_n=h_n.data_ptr(),
+    )
+    return output, h_n
 
 
 def gru_backward(
@@ -129,6 +237,8 @@ def _backward(
 ) -> Grads:
     shape, (batch, hidden) = output.shape[:-1], h0.shape
     need_gates_x, need_h0, need_weight, need_bias = needs
+    if _is_one_step(steps, lengths, batch_sizes, weight_hh) and product_by_library(batch, hidden):
+        return _cell_backward(grad_output, grad_h_n, gates, h0, weight_hh, shape, needs)
     grad_gates_x, grad_a = output.new_empty(*shape, 3 * hidden), output.new_empty(*shape, hidden)
     dtype = output.dtype
     grad_h0, grad_weight = empty_sums(h0.shape, dtype, need_h0), empty_sums(weight_hh.shape, dtype, need_weight)

@@ -12,7 +12,7 @@ from vssn_kernels.backend.common import Grads, as_rows, pointer, row_arguments
 from vssn_kernels.backend.cpu.call import empty_sums, storage, stored
 
 
-def _columns(tensors: Sequence[Tensor | None], widths: Sequence[int]) -> list[tuple[int, int]]:
+def columns_of(tensors: Sequence[Tensor | None], widths: Sequence[int]) -> list[tuple[int, int]]:
     """(address, stride) of what meets each input: a weight of its own, or its columns of the one for all."""
     if len(tensors) == len(widths):
         return [row_arguments(tensor) for tensor in tensors]
@@ -58,10 +58,11 @@ def mlp_forward(
         min_logvar=0.0 if min_logvar is None else min_logvar,
         K=widths,
         x=[row_arguments(x) for x in rows],
-        weight=_columns(weights_, widths),
+        weight=columns_of(weights_, widths),
         bias=bias_.data_ptr(),
         weight_out=row_arguments(weight_out_),
         bias_out=pointer(bias_out_),
+        panels=0,
         out=out.data_ptr(),
         logvar=logvar.data_ptr(),
         hidden=hidden.data_ptr() if two and need_backward else 0,
@@ -110,14 +111,14 @@ def mlp_backward(
         min_logvar=0.0 if min_logvar is None else min_logvar,
         K=widths,
         x=[row_arguments(x) for x in rows],
-        weight=_columns(weights_, widths),
+        weight=columns_of(weights_, widths),
         weight_out=row_arguments(weight_out_),
         grad_out=row_arguments(grad_out_),
         grad_logvar=row_arguments(grad_logvar_),
         logvar=logvar.data_ptr(),
         hidden=hidden.data_ptr(),
         grad_x=[pointer(grad) for grad in grad_x],
-        grad_weight=_columns(grad_weights, widths),
+        grad_weight=columns_of(grad_weights, widths),
         grad_bias=pointer(grad_bias),
         grad_weight_out=pointer(grad_weight_out),
         grad_bias_out=pointer(grad_bias_out),

@@ -1,4 +1,4 @@
-"""The command `vssn`: fit, evaluate, reproduce, download, info.
+"""The command `vssn`: init, fit, evaluate, forecast, impute, generate, latents, reproduce, download, info.
 
 A mistake of the user is one line on stderr and exit code 2.
 """
@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vssn.cli import forecast, generate, impute, latents, series
+from vssn.cli.common import add_threads, dataset_of, use_threads, with_data
 from vssn.experiments.tasks import NAMES
 from vssn.training.heartbeat import Heartbeat
-from vssn.utils.command import INTERRUPTED, check_target, positive, run_command, seed, threads, writing
+from vssn.utils.command import INTERRUPTED, check_target, positive, run_command, seed, writing
 from vssn_kernels.version import __version__
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     options = _parser().parse_args(arguments)
+    options.arguments = sys.argv[1:] if arguments is None else list(arguments)
     return run_command("vssn", lambda: int(options.run(options)))
 
 
@@ -32,18 +35,42 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vssn {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    init = commands.add_parser(
+        "init",
+        help="propose a configuration for data of your own",
+        description="Look at data of your own (a table, arrays, HDF5, MIDI, recordings, films: a file or a folder) and "
+        "print a configuration for it, with reasons: vssn init DATA > config.yaml",
+    )
+    init.add_argument("data", metavar="DATA", help="a file or a folder")
+    init.add_argument("--output", metavar="DIR", help="folder of the run (runs/NAME)")
+    init.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="e.g. data.time_column=date")
+    init.set_defaults(run=_init)
+
     fit = commands.add_parser("fit", help="train a model", description="Train a model; the run fills one folder.")
-    fit.add_argument("--config", required=True, help="a YAML file, or the name of a packaged one such as jsb")
-    fit.add_argument("--data", metavar="FOLDER", help="folder of the music sets (else data.folder, else VSSN_DATA)")
+    fit.add_argument(
+        "--config", help="a YAML file, or the name of a packaged one such as jsb; without it one is proposed for --data"
+    )
+    fit.add_argument(
+        "--data",
+        metavar="PATH",
+        help="data of your own, a file or a folder; with --config the place of its set (else data.folder, else "
+        "VSSN_DATA)",
+    )
     fit.add_argument("--output", metavar="DIR", help="folder of the run (else training.output)")
     fit.add_argument("--resume", action="store_true", help="continue the run in that folder from its last.ckpt")
     fit.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="e.g. training.max_epochs=3")
-    _add_threads(fit)
+    fit.add_argument("--devices", metavar="N", type=positive, help="processes of each machine, a device each (1)")
+    fit.add_argument("--nodes", metavar="N", type=positive, help="machines, with srun or torchrun (1)")
+    add_threads(fit)
     fit.set_defaults(run=_fit)
 
     evaluate = commands.add_parser("evaluate", help="score a checkpoint", description="Score a checkpoint.")
     evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="a best.ckpt or last.ckpt")
-    evaluate.add_argument("--data", metavar="FOLDER", help="folder of the music sets (else the run's, else VSSN_DATA)")
+    evaluate.add_argument(
+        "--data",
+        metavar="PATH",
+        help="the place of the run's set, or a file of its form (else the run's, else VSSN_DATA)",
+    )
     evaluate.add_argument("--split", choices=("train", "valid", "test"), default="test")
     evaluate.add_argument("--bound", choices=("elbo", "iwae", "fivo"), default="elbo", help="default: elbo")
     evaluate.add_argument(
@@ -54,9 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--memory", metavar="MIB", type=positive, default=1024, help="that iwae and fivo may use (1024)"
     )
+    series.add_scores(evaluate)
     evaluate.add_argument("--json", metavar="FILE", type=Path, help="write the scores there too")
-    _add_threads(evaluate)
+    add_threads(evaluate)
     evaluate.set_defaults(run=_evaluate)
+
+    for command in (forecast, impute, generate, latents):
+        command.add(commands)
 
     reproduce = commands.add_parser(
         "reproduce",
@@ -82,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="runs whose SET-MODEL-SEED has this part: jsb, jsb-vssn, vssn_nade",
     )
-    _add_threads(reproduce)
+    add_threads(reproduce)
     reproduce.add_argument(
         "--report",
         metavar="FILE",
@@ -101,48 +132,59 @@ def _parser() -> argparse.ArgumentParser:
     download.add_argument("folder", metavar="FOLDER", type=Path)
     download.set_defaults(run=_download)
 
-    info = commands.add_parser("info", help="versions, devices and backends, for bug reports")
+    info = commands.add_parser(
+        "info",
+        help="versions, devices and backends, for bug reports; or what a checkpoint is",
+        description="Print versions, devices and backends, for bug reports; of a checkpoint its model, data, "
+        "training and scores.",
+    )
+    info.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="a best.ckpt or last.ckpt")
     info.set_defaults(run=_info)
     return parser
 
 
-def _add_threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--threads",
-        metavar="N",
-        type=threads,
-        help="of PyTorch and the kernels (else as OMP_NUM_THREADS says, else all cores); 1 where other programs run",
-    )
+def _init(options: argparse.Namespace) -> int:
+    from vssn.training.own_files import propose_for
+
+    print(propose_for(options.data, options.set, options.output).to_yaml(), end="")
+    return 0
 
 
-def _use_threads(options: argparse.Namespace) -> None:
-    import torch
-
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-
-
-def _with_data(config: Config, folder: str | None) -> Config:
+def _config_to_fit(options: argparse.Namespace) -> Config:
+    """The one named; else that of the run which is resumed, or one proposed for the data."""
     from vssn.errors import ConfigError
-
-    if config.data.row.from_python:
-        config.load_data()  # says what to call instead
-    if folder is not None and "folder" not in type(config.data).model_fields:
-        raise ConfigError(f"--data: the set {config.data.set!r} is simulated and has no folder; leave it out")
-    return config.with_folder(folder)
-
-
-def _fit(options: argparse.Namespace) -> int:
-    from vssn.training.config import load_config
+    from vssn.training.config import check_config, load_config
+    from vssn.training.own_files import propose_for
 
     overrides = list(options.set)
     if options.output is not None:
         overrides.append(f"training.output={json.dumps(options.output)}")
-    config = _with_data(load_config(options.config, overrides), options.data)
+    for name in ("devices", "nodes"):
+        if getattr(options, name) is not None:
+            overrides.append(f"training.{name}={getattr(options, name)}")
+    if options.config is not None:
+        return with_data(load_config(options.config, overrides), options.data)
+    if options.resume and options.output is not None:
+        return with_data(load_config(Path(options.output, "config.yaml"), overrides), options.data)
+    if options.data is None:
+        raise ConfigError("--config: expected a configuration, or --data with data of your own; give one of them")
+    proposal = propose_for(options.data, overrides, options.output)
+    print(proposal.to_yaml())
+    return check_config(proposal.settings, options.data, overrides)
+
+
+def _fit(options: argparse.Namespace) -> int:
+    config = _config_to_fit(options)
+    training = config.training
 
     from vssn.training.fit import fit
+    from vssn.training.processes import launch, started
 
-    _use_threads(options)
+    world = started(training)
+    if world is None and training.nodes == 1:
+        return launch(training.devices, options.arguments)
+
+    use_threads(options)
     try:
         result = fit(config, resume=options.resume)
     except KeyboardInterrupt:
@@ -150,6 +192,8 @@ def _fit(options: argparse.Namespace) -> int:
         kept = f"; {last} is kept, continue with --resume" if last.is_file() else "; nothing is kept"
         print(f"vssn: interrupted{kept}", file=sys.stderr)
         return INTERRUPTED
+    if world is not None and not world.writes:
+        return 0
     print(f"\nbest epoch {result.best_epoch}: {result.best_path}  ({result.seconds / 60:.1f} minutes)")
     for split, scores in (("validation", result.valid), ("test", result.test)):
         print(f"\n{split}\n{scores.table()}")
@@ -161,15 +205,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     from vssn.inference.scoring import BoundScores, Scores, evaluate, evaluate_bound
     from vssn.training.checkpoints import load_model
 
-    _use_threads(options)
+    use_threads(options)
     if options.json is not None:
         check_target("--json", options.json)
     model, config = load_model(options.checkpoint)
-    config = _with_data(config, options.data)
     particles = options.particles or (1 if options.bound == "elbo" else 100)
     scores: Scores | BoundScores
     with Heartbeat("reading the data", lambda line: print(line, file=sys.stderr)) as pulse:
-        dataset = getattr(config.load_data(), options.split)
+        config, dataset = dataset_of(config, options.data, options.split)
         pulse.doing = f"scoring {len(dataset)} sequences"
         batch_size = options.batch_size or config.data.batch_size
         loader = sequence_loader(dataset, batch_size, num_workers=config.data.workers)
@@ -187,8 +230,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     print(f"{options.checkpoint}, {config.data.set}, {options.split}\n{scores.table()}")
     further = config.data.row.scores
     more = None if further is None else further(dataset, scores)
+    if config.data.row.model_scores is not None:
+        more = config.data.row.model_scores(dataset, model)
     if more is not None:
         print(more.table())
+    beside = series.scores(options, model, config, dataset)
+    for table in beside.values():
+        print(f"\n{table.table()}")
     if options.json is not None:
         settings = {
             "checkpoint": str(options.checkpoint),
@@ -198,6 +246,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             "seed": options.seed,
         }
         content = settings | scores._asdict() | (more._asdict() if more else {})
+        content |= {name: table.as_dict() for name, table in beside.items()}
         with writing("--json", options.json):
             options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return 0
@@ -214,7 +263,7 @@ def _reproduce(options: argparse.Namespace) -> int:
         raise ConfigError(f"TABLE: expected one of {', '.join(NAMES)}, {came}; name one, or give --report")
     if options.report is not None:
         check_target("--report", options.report)
-    _use_threads(options)
+    use_threads(options)
     settings = Settings(options.output, options.budget, options.seeds, options.data, tuple(options.only))
     failed = reproduce(options.tables, settings) if options.tables else 0
     if options.report is not None:
@@ -232,7 +281,12 @@ def _download(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    import vssn_kernels
+    if options.checkpoint is None:
+        import vssn_kernels
 
-    print(vssn_kernels.info())
+        print(vssn_kernels.info())
+    else:
+        from vssn.cli.describe import describe
+
+        print(describe(options.checkpoint))
     return 0

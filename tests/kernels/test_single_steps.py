@@ -1,0 +1,238 @@
+"""Single steps: with weights packed once, of a whole layer, and by products of PyTorch: what the ops give, and left to
+them where more is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import vssn_kernels
+from vssn_kernels import gaussian_mlp, gru_sequence, mlp, split_linear
+from vssn_kernels.backend.cpu.gru import product_by_library
+from vssn_kernels.ops.prepared import gru_layer_step, prepare_gru, prepare_mlp
+from vssn_kernels.testing import assert_close, assert_equal, poisoned_empty
+
+TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-12}
+each_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def refuse(*_: Tensor) -> Any:
+    raise AssertionError("the weights were not packed")
+
+
+def exact(function: Callable[..., Any], *given: Any, **options: Any) -> Any:
+    return function(*given, backend="reference", **options)
+
+
+@pytest.mark.parametrize(("batch", "hidden"), [(1, 1), (1, 15), (2, 64), (3, 97), (13, 33), (40, 130), (0, 5)])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@each_dtype
+def test_a_step_is_that_of_the_op(batch: int, hidden: int, threads: int, dtype: torch.dtype) -> None:
+    gates_x, h = draw(batch, 3 * hidden), draw(batch, hidden)
+    weight, bias = draw(3 * hidden, hidden) / hidden**0.5, draw(3 * hidden) / 2
+    _, want = exact(gru_sequence, gates_x[None], h, weight, bias)
+    step = prepare_gru(weight.to(dtype), bias.to(dtype), refuse)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad(), poisoned_empty():
+            found = step(gates_x.to(dtype), h.to(dtype))
+            assert_close("h", found, want, TOLERANCES[dtype])
+            torch.set_num_threads(1)
+            assert_equal("h by one thread", step(gates_x.to(dtype), h.to(dtype)), found)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3, 13, 100])
+@pytest.mark.parametrize(("widths", "hidden", "out"), [((3,), 1, 2), ((5, 0, 17), 97, 2), ((64, 33), 130, 66)])
+@each_dtype
+def test_layers_are_those_of_the_ops(
+    rows: int, widths: tuple[int, ...], hidden: int, out: int, dtype: torch.dtype
+) -> None:
+    inputs = [draw(2, rows, width) for width in widths]
+    weights, bias = [draw(hidden, width) / sum(widths) ** 0.5 for width in widths], draw(hidden)
+    weight_out, bias_out = draw(out, hidden) / hidden**0.5, draw(out)
+    rest = (weight_out, bias_out)
+    one = exact(split_linear, inputs, weights, bias)
+    two = exact(mlp, inputs, weights, bias, *rest, activation="silu")
+    mu, logvar = exact(gaussian_mlp, inputs, weights, bias, *rest, activation="relu", min_logvar=-2.0)
+    cast = [x.to(dtype) for x in inputs]
+    own = ([w.to(dtype) for w in weights], bias.to(dtype))
+    last = tuple(part.to(dtype) for part in rest)
+    with torch.no_grad(), poisoned_empty():
+        assert_close("out", prepare_mlp(widths, *own, None, None, refuse)(*cast), one, TOLERANCES[dtype])
+        run = prepare_mlp(widths, [torch.cat(own[0], 1)], own[1], *last, refuse, activation="silu")
+        assert_close("out", run(*cast), two, TOLERANCES[dtype])
+        run = prepare_mlp(widths, *own, *last, refuse, activation="relu", min_logvar=-2.0)
+        for name, found, want in zip(("mu", "logvar"), run(*cast), (mu, logvar), strict=True):
+            assert_close(name, found, want, TOLERANCES[dtype])
+
+
+def test_strides_of_the_inputs_are_free() -> None:
+    wide, h = draw(3, 2 * 15).float()[:, ::2], draw(5, 3).float().T
+    weight, bias = draw(15, 5).float(), draw(15).float()
+    _, want = gru_sequence(wide[None].contiguous(), h.contiguous(), weight, bias)
+    with torch.no_grad():
+        assert_close("h", prepare_gru(weight, bias, refuse)(wide, h), want, 1e-6)
+        assert_close("h", prepare_gru(weight.T.contiguous().T, bias, refuse)(wide, h), want, 1e-6)
+        x = draw(4, 6).float().T
+        linear = prepare_mlp((4,), [weight[:, :4]], bias, None, None, refuse)
+        assert_close("out", linear(x), split_linear((x.contiguous(),), weight[:, :4].contiguous(), bias), 1e-6)
+
+
+def test_what_is_prepared_keeps_the_weights_as_they_were() -> None:
+    gates_x, h, weight, bias = draw(2, 9), draw(2, 3), draw(9, 3), draw(9)
+    _, want = gru_sequence(gates_x[None], h, weight, bias)
+    step = prepare_gru(weight, bias, refuse)
+    weight.zero_(), bias.zero_()
+    with torch.no_grad():
+        assert_close("h", step(gates_x, h), want, 1e-12)
+
+
+@pytest.mark.parametrize("case", ["gradients", "backend", "autocast", "dtype", "shape", "vmap", "mode"])
+def test_other_calls_are_left_to_the_op(case: str) -> None:
+    weight, bias = draw(9, 3), draw(9)
+    gates_x, h = draw(2, 9), draw(2, 3)
+    step = prepare_gru(weight, bias, lambda gates_x, h: "plain")  # type: ignore[arg-type, return-value]
+    linear = prepare_mlp((3,), [weight], bias, None, None, lambda h: "plain")
+    with torch.set_grad_enabled(case == "gradients"):
+        if case == "backend":
+            with vssn_kernels.use_backend("reference"):
+                found = step(gates_x, h), linear(h)
+        elif case == "autocast":
+            with torch.autocast("cpu"):
+                found = step(gates_x, h), linear(h)
+        elif case == "dtype":
+            found = step(gates_x.float(), h.float()), linear(h.float())
+        elif case == "shape":
+            found = step(gates_x[:1], h), linear(gates_x)
+        elif case == "vmap":
+            seen = []
+            torch.vmap(lambda h: (seen.append((step(h[..., :0], h), linear(h))), h)[1])(h[None])
+            found = seen[0]
+        elif case == "mode":
+            with FlopCounterMode(display=False):
+                found = step(gates_x, h), linear(h)
+        else:
+            found = step(gates_x, h), linear(h)
+    assert found == ("plain", "plain")
+
+
+def test_other_backends_and_halves_are_not_prepared() -> None:
+    def plain(*_: Tensor) -> Any:
+        return None
+
+    weight, bias = draw(9, 3), draw(9)
+    with vssn_kernels.use_backend("reference"):
+        assert prepare_gru(weight, bias, plain) is plain
+    assert prepare_gru(weight.to("meta"), bias.to("meta"), plain) is plain
+    for dtype in (torch.float16, torch.bfloat16):
+        assert prepare_gru(weight.to(dtype), bias.to(dtype), plain) is plain
+        assert prepare_mlp((3,), [weight.to(dtype)], bias.to(dtype), None, None, plain) is plain
+
+
+# ---- Single steps of the ops ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("hidden", "rows"), [(5, 31), (5, 32), (511, 32), (512, 63), (512, 64)])
+def test_the_rule_whose_product_a_step_takes(hidden: int, rows: int) -> None:
+    by_library = rows in (32, 64)
+    assert product_by_library(rows, hidden) == by_library
+
+
+@pytest.mark.parametrize(("batch", "hidden"), [(31, 37), (33, 37), (64, 16), (40, 1)])
+@pytest.mark.parametrize("reverse", [False, True])
+@each_dtype
+def test_a_sequence_of_one_step(batch: int, hidden: int, reverse: bool, dtype: torch.dtype) -> None:
+    """Values and every gradient, on both sides of the rule."""
+    tensors = draw(1, batch, 3 * hidden), draw(batch, hidden), draw(3 * hidden, hidden) / hidden**0.5, draw(3 * hidden)
+    weights = draw(1, batch, hidden), draw(batch, hidden)
+    results = []
+    for backend, of in (("reference", torch.float64), ("cpu", dtype)):
+        leaves = [tensor.to(of).requires_grad_() for tensor in tensors]
+        with poisoned_empty():
+            outputs = gru_sequence(*leaves, reverse=reverse, backend=backend)
+            loss = sum((output * weight.to(of)).sum() for output, weight in zip(outputs, weights, strict=True))
+            results.append([*outputs, *torch.autograd.grad(loss, leaves)])
+    names = ("output", "h_n", "gates_x", "h0", "weight_hh", "bias_hh")
+    for name, found, want in zip(names, results[1], results[0], strict=True):
+        assert_close(name, found, want, 10 * TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2, 13, 16, 17, 32, 33, 70])
+@pytest.mark.parametrize(("inputs", "hidden"), [(1, 1), (5, 33), (97, 130)])
+@pytest.mark.parametrize("bias", [False, True])
+@each_dtype
+@torch.no_grad()
+def test_a_layers_step(batch: int, inputs: int, hidden: int, bias: bool, dtype: torch.dtype) -> None:
+    x, h = draw(1, batch, inputs), draw(batch, hidden)
+    weight_ih, weight_hh = draw(3 * hidden, inputs) / inputs**0.5, draw(3 * hidden, hidden) / hidden**0.5
+    biases = (draw(3 * hidden), draw(3 * hidden)) if bias else (None, None)
+    gates_x = torch.nn.functional.linear(x, weight_ih, biases[0])
+    want = exact(gru_sequence, gates_x, h, weight_hh, biases[1] if bias else weight_hh.new_zeros(3 * hidden))
+    given = [None if part is None else part.to(dtype) for part in (x, h, weight_ih, weight_hh, *biases)]
+    with poisoned_empty():
+        found = gru_layer_step(*given)  # type: ignore[arg-type]
+    assert found is not None
+    assert found[0].data_ptr() != found[1].data_ptr() or not batch
+    for name, one, other in zip(("output", "h_n"), found, want, strict=True):
+        assert_close(name, one, other, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("batch", [1, 32, 70])
+@pytest.mark.parametrize("state", [torch.float32, torch.bfloat16], ids=str)
+def test_a_step_in_bfloat16_is_the_ops_own(batch: int, state: torch.dtype) -> None:
+    """There are no kernels of single steps for it, on either side of the rule; a float32 state stays one."""
+    shapes = (1, batch, 99), (batch, 33), (99, 33), (99,)
+    tensors = [(draw(*shape) / 4).bfloat16() for shape in shapes]
+    tensors[1] = tensors[1].to(state)
+    results = []
+    for backend, of in (("reference", torch.float64), ("cpu", None)):
+        leaves = [(tensor if of is None else tensor.to(of)).requires_grad_() for tensor in tensors]
+        outputs = gru_sequence(*leaves, backend=backend)
+        loss = sum((output.double() ** 2).sum() for output in outputs)
+        results.append([*outputs, *torch.autograd.grad(loss, leaves)])
+    for number, (found, want) in enumerate(zip(results[1], results[0], strict=True)):
+        assert found.dtype == (state if number in (1, 3) else torch.bfloat16)
+        assert_close(f"result {number}", found, want, 2e-2)
+    with torch.no_grad():
+        x, weight_ih = (draw(*shape).bfloat16() for shape in ((1, batch, 7), (99, 7)))
+        assert gru_layer_step(x, tensors[1].bfloat16(), weight_ih, tensors[2], tensors[3], tensors[3]) is None
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@torch.no_grad()
+def test_a_layers_step_has_the_same_bits_by_every_number_of_threads(threads: int) -> None:
+    given = [draw(*shape).float() for shape in ((1, 5, 70), (5, 97), (291, 70), (291, 97), (291,), (291,))]
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for number in (1, threads):
+            torch.set_num_threads(number)
+            found.append(gru_layer_step(*given))  # type: ignore[arg-type]
+    finally:
+        torch.set_num_threads(before)
+    assert_equal("h_n", found[1][1], found[0][1])
+
+
+@torch.no_grad()
+def test_tensors_that_do_not_fit_are_left_to_the_op() -> None:
+    shapes = [(1, 2, 4), (2, 3), (9, 4), (9, 3), (9,), (9,)]
+    for number, shape in enumerate(shapes):
+        given = [draw(*shape) for shape in shapes]
+        given[number] = draw(*shape[:-1], shape[-1] + 1)
+        assert gru_layer_step(*given) is None, number  # type: ignore[arg-type]
+        given[number] = draw(*shape).float()
+        assert gru_layer_step(*given) is None, number  # type: ignore[arg-type]
+    with torch.enable_grad():
+        assert gru_layer_step(*(draw(*shape) for shape in shapes)) is None  # type: ignore[arg-type]

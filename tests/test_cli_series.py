@@ -1,0 +1,348 @@
+"""The commands that apply a model to data: forecast, impute, generate, latents, the scores of series, and info of a
+checkpoint."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import pytest
+import torch
+import yaml
+from test_cli import error_of
+
+from vssn.cli import main
+from vssn.cli.common import Progress
+from vssn.data.formats import read
+from vssn.output.music import write_midi
+from vssn.output.results import Look, filled_table, write_forecast
+from vssn.output.tables import Frames
+from vssn.output.targets import choose
+from vssn.training import heartbeat
+from vssn.training.checkpoints import load_model
+from vssn.training.fit import fit
+
+DAYS = pandas.date_range("2024-01-01", periods=40, freq="D")
+
+
+def a_table() -> pandas.DataFrame:
+    angle = np.arange(40) / 7 * 2 * np.pi
+    values = {"temp": 20 + np.sin(angle), "wind": np.cos(angle)}
+    return pandas.DataFrame({"date": DAYS.strftime("%Y-%m-%d"), **values})
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a small model of two features that knows gaps."""
+    folder = tmp_path_factory.mktemp("series") / "run"
+    x = torch.tensor(a_table()[["temp", "wind"]].to_numpy(), dtype=torch.float32)
+    config = {
+        "data": {"batch_size": 4},
+        "model": {"hidden_size": 4, "latent_size": 2, "noise_size": 1, "likelihood": "gaussian", "masked": True},
+        "training": {"max_epochs": 1, "accelerator": "cpu", "output": str(folder)},
+    }
+    fit(config, ([x, x], [x], [x]))
+    return folder / "best.ckpt"
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a small model of films with controls."""
+    folder = tmp_path_factory.mktemp("films")
+    config = {
+        "data": {"set": "pendulum", "num_train": 4, "num_valid": 2, "num_test": 3, "num_frames": 6, "batch_size": 2},
+        "model": {"hidden_size": 4, "latent_size": 2, "noise_size": 1, "control": "external"},
+        "training": {"max_epochs": 1, "accelerator": "cpu"},
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", str(folder / "tiny.yaml"), "--output", str(folder / "run")]) == 0
+    return folder / "run" / "best.ckpt"
+
+
+@pytest.fixture
+def gaps(tmp_path: Path) -> Path:
+    """A table with empty cells and a row that is not there."""
+    table = a_table()
+    table.loc[[3, 4, 20], "temp"] = np.nan
+    table.loc[[10], "wind"] = np.nan
+    table["temp"] += 1 / 3  # more digits than float32 has
+    path = tmp_path / "gaps.csv"
+    table.drop(index=30).to_csv(path, index=False)
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_forecast_of_a_table(series: Path, gaps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    command = ["forecast", str(series), "--data", str(gaps), "--steps", "5", "--samples", "20"]
+    assert main([*command, "--output", str(out), "--quantiles", "0.2", "0.8"]) == 0
+    assert capsys.readouterr().out.split() == [str(out / "forecast.csv"), str(out / "gaps.png")]
+    assert names(out) == ["forecast.csv", "gaps.png"]
+    table = pandas.read_csv(out / "forecast.csv", parse_dates=["time"])
+    assert list(table.columns) == ["series", "time", "channel", "mean", "q20", "q80"]
+    assert table.time.drop_duplicates().tolist() == pandas.date_range("2024-02-10", periods=5).tolist()
+    assert set(table.channel) == {"temp", "wind"}
+    assert bool((table.q20 <= table.q80).all())
+    again = tmp_path / "again.npz"
+    assert main([*command, "--output", str(again)]) == 0
+    with np.load(again) as arrays:
+        assert arrays["samples"].shape == (20, 1, 5, 2)
+        np.testing.assert_allclose(arrays["mean"][0].reshape(-1), table["mean"], rtol=1e-5)  # the same seed
+    assert main([*command, "--output", str(again), "--seed", "1"]) == 0
+    with np.load(again) as arrays:
+        assert not np.allclose(arrays["mean"][0].reshape(-1), table["mean"])
+
+
+def test_a_held_out_end_is_forecast_at_its_own_times(series: Path, gaps: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    command = ["forecast", str(series), "--data", str(gaps), "--steps", "5", "--samples", "2", "--holdout"]
+    assert main([*command, "--output", str(out)]) == 0
+    table = pandas.read_csv(out, parse_dates=["time"])
+    assert table.time.drop_duplicates().tolist() == DAYS[-5:].tolist()
+
+
+def test_imputation_keeps_what_is_there_to_the_last_digit(
+    series: Path, gaps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["impute", str(series), "--data", str(gaps), "--output", str(out), "--samples", "5"]) == 0
+    assert capsys.readouterr().out.startswith("6 of 80 entries were missing (7.5%)\n")
+    assert names(out) == ["filled.csv", "gaps.png", "imputed.csv"]
+    before, after = pandas.read_csv(gaps), pandas.read_csv(out / "filled.csv")
+    assert list(after.columns) == list(before.columns) == ["date", "temp", "wind"]
+    assert after.date.tolist() == DAYS.strftime("%Y-%m-%d").tolist()  # with the row that was not there
+    assert not after.isna().any(axis=None)
+    same = after.set_index("date").loc[before.date]
+    for column in ("temp", "wind"):
+        known = before[column].notna().to_numpy()
+        assert same[column].to_numpy()[known].tolist() == before[column].to_numpy()[known].tolist()
+    missing = pandas.read_csv(out / "imputed.csv")
+    assert len(missing) == 6
+    assert list(missing.columns) == ["series", "time", "channel", "mean", "q10", "q50", "q90"]
+    row = missing[(missing.time == "2024-01-31") & (missing.channel == "wind")].iloc[0]
+    assert after[after.date == "2024-01-31"].wind.iloc[0] == pytest.approx(row["mean"], rel=1e-6)
+
+
+def test_imputation_keeps_digits_beside_dates_whose_day_is_first(series: Path, gaps: Path, tmp_path: Path) -> None:
+    before = pandas.read_csv(gaps)
+    days = pandas.to_datetime(before.date)
+    path, out = tmp_path / "days.csv", tmp_path / "filled.csv"
+    before.assign(date=days.dt.strftime("%d/%m/%Y")).to_csv(path, index=False)
+    assert main(["impute", str(series), "--data", str(path), "--output", str(out), "--samples", "2"]) == 0
+    after = pandas.read_csv(out, parse_dates=["date"]).set_index("date").loc[days]
+    known = before.temp.notna().to_numpy()
+    assert after.temp.to_numpy()[known].tolist() == before.temp.to_numpy()[known].tolist()
+
+
+def test_imputation_of_a_long_table(series: Path, tmp_path: Path) -> None:
+    """Ids, a column that says which feature it is, and a column of its own place."""
+    path = tmp_path / "long.csv"
+    path.write_text("value,kind,day,who\n1,a,0,p\n2,b,0,p\n,a,1,p\n4,b,1,p\n5,a,0,q\n6,b,0,q\n7,a,1,q\n0.1,b,1,q\n")
+    source = read(path, channel_column="kind", id_column="who", time_column="day", value_columns=["value"])
+    means = [np.nan_to_num(x.numpy(), nan=9.5) for x in source.x]
+    assert source.times is not None
+    frames = Frames(source.names, source.channels, source.times, means, [mean[None] for mean in means], ())
+    table = filled_table(source, frames, pandas.read_csv(path))
+    assert list(table.columns) == ["value", "kind", "day", "who"]
+    content = {(row.who, row.day, row.kind): row.value for row in table.itertuples()}
+    assert content == {
+        **{("p", 0, "a"): 1, ("p", 0, "b"): 2, ("p", 1, "a"): 9.5, ("p", 1, "b"): 4},
+        **{("q", 0, "a"): 5, ("q", 0, "b"): 6, ("q", 1, "a"): 7, ("q", 1, "b"): 0.1},
+    }
+
+
+def test_latents_are_those_of_the_model(series: Path, gaps: Path, tmp_path: Path) -> None:
+    model, _ = load_model(series)
+    for kind in ("smooth", "filter"):
+        out = tmp_path / f"{kind}.csv"
+        assert main(["latents", str(series), "--data", str(gaps), "--output", str(out), "--kind", kind]) == 0
+        table = pandas.read_csv(out)
+        assert list(table.columns) == ["series", "time", "d1", "d2", "d3", "d4", "z1", "z2", "w1"]
+        want = model.latents(read(gaps).x[0][:, None], kind=kind)
+        np.testing.assert_allclose(table[["z1", "z2"]], want.z[:, 0].numpy(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(table[["w1"]], want.w[:, 0].numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_generate_draws_anew(series: Path, gaps: Path, tmp_path: Path) -> None:
+    command = ["generate", str(series), "--data", str(gaps), "--steps", "7", "--samples", "3"]
+    for seed in ("0", "0", "1"):
+        assert main([*command, "--output", str(tmp_path / f"{seed}.npz"), "--seed", seed]) == 0
+    one, other = (dict(np.load(tmp_path / f"{seed}.npz")) for seed in "01")
+    assert one["samples"].shape == (1, 3, 7, 2)
+    assert not np.allclose(one["samples"], other["samples"])
+    assert not np.allclose(one["samples"][0, 0], one["samples"][0, 1])
+
+
+def test_films_become_gifs(films: Path, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    out = tmp_path / "out"
+    command = ["forecast", str(films), "--steps", "2", "--samples", "2", "--holdout", "--first", "2"]
+    assert main([*command, "--output", str(out)]) == 0
+    assert names(out) == ["test-000.gif", "test-000.png", "test-001.gif", "test-001.png"]
+    assert image.open(out / "test-000.gif").n_frames == 6
+    assert main(["generate", str(films), "--samples", "2", "--output", str(out / "made"), "--steps", "3"]) == 0
+    assert names(out / "made") == ["generated-001.gif", "generated-001.png", "generated-002.gif", "generated-002.png"]
+
+
+def test_music_becomes_midi_and_sound(tmp_path: Path) -> None:
+    symusic, soundfile = pytest.importorskip("symusic"), pytest.importorskip("soundfile")
+    roll = np.zeros((4, 88), np.float32)
+    roll[:, 39] = 1
+    target = choose("--output", tmp_path / "out", "midi", 1)
+    frames = Frames(["a/b"], [str(key) for key in range(88)], [np.arange(4)], [roll], [roll[None]], ())
+    look = Look("midi", "set", None, 2.0, tempo=100.0)
+    write_forecast(target, look, frames, [roll], None, [np.arange(4)])
+    assert names(tmp_path / "out") == ["a_b.mid", "a_b.png", "a_b.wav"]
+    (note,) = symusic.Score(tmp_path / "out" / "a_b.mid").tracks[0].notes
+    assert (note.pitch, note.duration) == (60, 4 * 480)  # what was given, and goes on
+    wave, rate = soundfile.read(tmp_path / "out" / "a_b.wav")
+    assert len(wave) / rate == pytest.approx(8 * 0.3, abs=0.1)
+
+
+def test_scores_of_series(series: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a_table().to_csv(tmp_path / "a.csv", index=False)
+    target = tmp_path / "scores.json"
+    command = ["evaluate", str(series), "--data", str(tmp_path / "a.csv"), "--samples", "20", "--json", str(target)]
+    assert main([*command, "--steps", "3", "--season", "7", "--windows", "2", "--gaps", "0.3"]) == 0
+    out = capsys.readouterr().out
+    assert "\nforecast, 3 steps " in out
+    assert "\nimputation, 30% hidden " in out
+    scores = json.loads(target.read_text())
+    naive = scores["forecast"]["seasonal naive, 7"]
+    assert naive["MAE"] < 1e-5  # the table repeats every 7 days
+    assert set(scores["forecast"]["model"]) > {"CRPS", "quantile loss", "80% coverage", "MAE", "MASE"}
+    assert scores["forecast"]["entries"] == 2 * 3 * 2
+    assert scores["imputation"]["linear interpolation"]["MAE"] < scores["imputation"]["model"]["MAE"]
+
+
+def test_info_of_a_checkpoint(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(films)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for row in (
+        ["model", "VSSN"],
+        ["data", "pendulum"],
+        ["X", "256"],
+        ["U", "1"],
+        ["hidden_size", "4"],
+        ["epoch", "1"],
+    ):
+        assert row in lines
+    assert main(["info"]) == 0
+    assert "torch" in capsys.readouterr().out
+
+
+def test_mistakes_are_one_line(
+    series: Path, films: Path, gaps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def error(*arguments: Any) -> str:
+        return error_of(capsys, *(str(argument) for argument in arguments))
+
+    out = tmp_path / "out"
+    of_table = ("--data", gaps, "--output")
+    assert "there is no such file" in error("forecast", tmp_path / "no.ckpt", *of_table, out)
+    assert "expected a folder or a file of .csv, .parquet, .npz, .png" in error(
+        "impute", series, *of_table, out / "a.mid"
+    )
+    assert "there is no folder" in error("forecast", series, *of_table, out / "a.csv")
+    assert "--steps: expected fewer than the frames" in error(
+        "forecast", series, *of_table, out, "--holdout", "--steps", 40
+    )
+    assert "the model has controls, u: expected" in error("forecast", films, "--output", out)
+    assert "--data: the run was trained on data from Python" in error("impute", series, "--output", out)
+    assert "there is none; check the path" in error("latents", series, "--data", tmp_path / "no.csv", "--output", out)
+    gaps.write_text("date,temp\n2024-01-01,1\n2024-01-02,2\n")
+    assert "expected x of 2 features as the run has, got 1" in error("impute", series, *of_table, out)
+    assert not out.exists()
+    assert "name a folder, or take one sequence" in error(
+        "forecast", films, "--holdout", "--output", tmp_path / "a.gif"
+    )
+
+
+@pytest.mark.parametrize("value", ["0", "1", "x"])
+def test_levels_lie_between_0_and_1(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["forecast", "best.ckpt", "--output", "out", "--quantiles", value])
+    assert caught.value.code == 2
+    assert f"expected a number between 0 and 1, got '{value}'" in capsys.readouterr().err
+
+
+def test_a_log_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(heartbeat, "EVERY", 0.05)
+    with Progress("filling gaps", 3) as progress:
+        progress.advance(2)
+        time.sleep(0.3)
+    assert "filling gaps: 2 of 3 sequences " in capsys.readouterr().err
+
+
+def test_a_run_on_files_continues_them(gaps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without --data the run's own file: the forecast stands behind its end; scores beside the naive ones come too."""
+    config = {
+        "data": {"set": "files", "path": str(gaps), "standardise": True, "window": 20, "batch_size": 4},
+        "model": {"hidden_size": 4, "latent_size": 2, "likelihood": "gaussian", "masked": True},
+        "training": {"max_epochs": 1, "accelerator": "cpu"},
+    }
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", str(tmp_path / "a.yaml"), "--output", str(tmp_path / "run")]) == 0
+    best = str(tmp_path / "run" / "best.ckpt")
+    assert main(["forecast", best, "--output", str(tmp_path / "out.csv"), "--steps", "3", "--samples", "4"]) == 0
+    table = pandas.read_csv(tmp_path / "out.csv", parse_dates=["time"])
+    assert table.time.min() == pandas.Timestamp("2024-02-10")
+    assert 10 < table[table.channel == "temp"]["mean"].mean() < 30  # in the units of the file
+    assert main(["impute", best, "--output", str(tmp_path / "filled.csv"), "--samples", "2"]) == 0
+    assert len(pandas.read_csv(tmp_path / "filled.csv")) == 40
+    capsys.readouterr()
+    assert main(["evaluate", best, "--samples", "4", "--gaps", "0.5"]) == 0
+    out = capsys.readouterr().out
+    assert "\nforecast, 1 step " in out
+    assert "\nimputation, 50% hidden " in out
+
+
+def test_a_run_on_midi_gives_midi(tmp_path: Path) -> None:
+    symusic = pytest.importorskip("symusic")
+    roll = np.zeros((16, 88))
+    roll[::2, 39] = roll[1::2, 43] = 1
+    (tmp_path / "songs").mkdir()
+    for number in range(3):
+        write_midi(tmp_path / "songs" / f"{number}.mid", roll, frames_per_beat=4)
+    config = {
+        "data": {"set": "files", "path": str(tmp_path / "songs"), "batch_size": 2},
+        "model": {"hidden_size": 4, "latent_size": 2},
+        "training": {"max_epochs": 1, "accelerator": "cpu"},
+    }
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", str(tmp_path / "a.yaml"), "--output", str(tmp_path / "run")]) == 0
+    command = ["forecast", str(tmp_path / "run" / "best.ckpt"), "--first", "1", "--steps", "4", "--samples", "1"]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 0
+    assert names(tmp_path / "out") == ["0.mid", "0.png", "0.wav"]
+    heard = symusic.Score(tmp_path / "out" / "0.mid")
+    given = [note for note in heard.tracks[0].notes if note.time < 16 * 120]
+    assert {(note.time // 120, note.pitch) for note in given} >= {(0, 60), (1, 64), (2, 60)}
+
+
+def test_speech_becomes_sound_in_its_own_scale(tmp_path: Path) -> None:
+    """What was given comes back as it was recorded, before what the model says."""
+    soundfile = pytest.importorskip("soundfile")
+    (tmp_path / "speech").mkdir()
+    for number in range(10):
+        noise = np.random.default_rng(number).normal(500, 900, 8000).astype(np.int16)
+        soundfile.write(tmp_path / "speech" / f"{number}.wav", noise, 16000)
+    config = {
+        "data": {"set": "blizzard", "folder": str(tmp_path / "speech"), "batch_size": 4},
+        "model": {"hidden_size": 4, "latent_size": 2, "likelihood": "gaussian"},
+        "training": {"max_epochs": 1, "accelerator": "cpu"},
+    }
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", str(tmp_path / "a.yaml"), "--output", str(tmp_path / "run")]) == 0
+    command = ["forecast", str(tmp_path / "run" / "best.ckpt"), "--first", "1", "--steps", "2", "--samples", "1"]
+    assert main([*command, "--output", str(tmp_path / "a.wav")]) == 0
+    heard, rate = soundfile.read(tmp_path / "a.wav", dtype="int16")
+    spoken, _ = soundfile.read(tmp_path / "speech" / "9.wav", dtype="int16")
+    assert (rate, len(heard)) == (16000, 8000 + 2 * 200)
+    np.testing.assert_allclose(heard[:8000].astype(int), spoken.astype(int), atol=1)

@@ -1,0 +1,229 @@
+"""What the commands share: options, the data of a run, batches, progress."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vssn.training.heartbeat import Heartbeat
+from vssn.utils.command import positive, seed, threads
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vssn.data.batching import SequenceDataset
+    from vssn.data.formats import Source
+    from vssn.output.results import Look
+    from vssn.training.config import Config
+
+FIRST_OF_A_SET = 8  # sequences of a run's own set that are looked at unless --first says more
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threads",
+        metavar="N",
+        type=threads,
+        help="of PyTorch and the kernels (else as OMP_NUM_THREADS says, else all cores); 1 where other programs run",
+    )
+
+
+def use_threads(options: argparse.Namespace) -> None:
+    import torch
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+
+
+def with_data(config: Config, folder: str | None) -> Config:
+    from vssn.errors import ConfigError
+
+    if config.data.row.from_python:
+        config.load_data()  # says what to call instead
+    if folder is not None and not {"folder", "path"} & type(config.data).model_fields.keys():
+        raise ConfigError(f"--data: the set {config.data.set!r} is simulated and has no folder; leave it out")
+    return config.with_folder(folder)
+
+
+def add_inference(parser: argparse.ArgumentParser, *, samples: int | None, quantiles: bool = False) -> None:
+    """The options of commands that apply a model to data.
+
+    Args:
+        samples: default of --samples; None: no draws.
+    """
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a best.ckpt or last.ckpt")
+    parser.add_argument(
+        "--data", metavar="PATH", help="a file or folder of the form that the run was trained on (else its own data)"
+    )
+    parser.add_argument(
+        "--split", choices=("train", "valid", "test"), default="test", help="of a run's own set, without --data (test)"
+    )
+    parser.add_argument("--first", metavar="N", type=positive, help=f"sequences (all; {FIRST_OF_A_SET} of a run's set)")
+    parser.add_argument(
+        "--output", metavar="PATH", type=Path, required=True, help="a folder, or a file whose suffix says what to write"
+    )
+    help_of = "paths drawn" + (f" ({samples})" if samples is not None else " (none: means)")
+    parser.add_argument("--samples", metavar="S", type=positive, default=samples, help=help_of)
+    if quantiles:
+        parser.add_argument(
+            "--quantiles", metavar="Q", type=level, nargs="+", default=[0.1, 0.5, 0.9], help="in (0, 1) (0.1 0.5 0.9)"
+        )
+    parser.add_argument("--seed", metavar="N", type=seed, default=0, help="of the draws (0)")
+    parser.add_argument("--batch-size", metavar="B", type=positive, help="sequences run at once (else the run's)")
+    add_threads(parser)
+
+
+def level(text: str) -> float:
+    """A number in (0, 1), for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text[:40]!r}")
+    return value
+
+
+class Applied(NamedTuple):
+    """What a model is applied to, and how that is shown."""
+
+    source: Source
+    look: Look
+
+
+def data_of(config: Config, path: str | None, split: str, first: int | None) -> Applied:
+    """The sequences that a command is for: a file in the form of the run's own, or the run's own. Raises DataError."""
+    from vssn.data.formats import read_like
+    from vssn.data.speech import SPEECH_SETS
+    from vssn.errors import ConfigError
+    from vssn.output.results import Look
+
+    own = config.data
+    path_of_set = path is None or ("folder" in type(own).model_fields and Path(path).is_dir()) or own.set in SPEECH_SETS
+    path = getattr(own, "path", None) if path is None else path
+    if path is None and own.row.from_python:
+        raise ConfigError("--data: the run was trained on data from Python; name a file of its form")
+    if path is None or (path_of_set and not hasattr(own, "path")):
+        return _of_set(with_data(config, path), split, first or FIRST_OF_A_SET)
+    source = read_like(own, path)
+    look = Look(source.kind, Path(path).name, source.frame_shape, source.rate)
+    return Applied(source.select(range(min(first or len(source.x), len(source.x)))), look)
+
+
+def _of_set(config: Config, split: str, first: int) -> Applied:
+    """The first sequences of a split of a named set."""
+    from vssn.data.formats.base import Source, numbered
+    from vssn.data.speech import scale_of
+    from vssn.output.results import Look
+
+    dataset, row = getattr(config.load_data(), split), config.data.row
+    items = [dataset[index] for index in range(min(first, len(dataset)))]
+    width, scale = items[0][0].shape[1], scale_of(dataset)
+    side = math.isqrt(width)
+    within_unit = row.values is not None and (row.values.low, row.values.high) == (0, 1)
+    label = f"{config.data.set}, {split}"
+    look = Look("arrays", label)
+    if scale is not None:
+        look = Look("audio", label, None, scale.sample_rate, gain=scale.std / 2**15, offset=scale.mean / 2**15)
+    elif within_unit and row.values is not None and row.values.whole and width == 88:
+        look = Look("midi", label, None, 2.0, tempo=100.0)  # 0.3 seconds a frame, as the authors of the sets play them
+    elif within_unit and side * side == width and side >= 8:
+        look = Look("film", label, (side, side))
+    controls = None if items[0][1] is None else [u for _, u in items]
+    source = Source(
+        x=[x.float() for x, _ in items],
+        u=controls,
+        names=[f"{split}-{number:03d}" for number in range(len(items))],
+        channels=numbered("x", width),
+        controls=[] if controls is None else numbered("u", controls[0].shape[1]),
+        times=None,
+        step=None,
+        kind=look.kind,
+        frame_shape=look.frame_shape,
+        rate=look.rate,
+    )
+    return Applied(source, look)
+
+
+def dataset_of(config: Config, path: str | None, split: str) -> tuple[Config, SequenceDataset]:
+    """What a run is scored on: a split of its set; of a run on data from Python files of its form, that split of them
+    where they have splits. Raises DataError."""
+    from vssn.data.batching import SequenceDataset
+    from vssn.data.formats import read_like
+    from vssn.errors import DataError
+
+    own = config.data
+    if path is None or not own.row.from_python:
+        config = with_data(config, path)
+        return config, getattr(config.load_data(), split)
+    source = read_like(own, path)
+    if source.parts is not None:
+        if split not in source.parts:
+            parts = ", ".join(dict.fromkeys(source.parts))
+            raise DataError(f"{path}: expected a part {split}, got {parts}; name another --split")
+        source = source.select(index for index, part in enumerate(source.parts) if part == split)
+    return config, SequenceDataset(source.x, source.u)
+
+
+class Batch(NamedTuple):
+    first: int  # index of its first sequence
+    x: Tensor  # [T, B, X], NaN where missing, zeros at padding
+    u: Tensor | None  # [T, B, U]
+    lengths: Tensor  # [B]
+
+
+def batches(x: Sequence[Tensor], u: Sequence[Tensor] | None, size: int, like: Tensor) -> Iterator[Batch]:
+    """In their order, on the device and in the dtype of `like`."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    for first in range(0, len(x), size):
+        here = slice(first, first + size)
+        lengths = torch.tensor([len(part) for part in x[here]], device=like.device)
+        controls = None if u is None else pad_sequence(list(u[here])).to(like)
+        yield Batch(first, pad_sequence(list(x[here])).to(like), controls, lengths)
+
+
+class Progress:
+    """How far a command is, on stderr: a line that changes on a terminal, now and then a line in a log."""
+
+    def __init__(self, doing: str, total: int, things: str = "sequences") -> None:
+        self.doing, self.total, self.things, self.done = doing, total, things, 0
+        self.terminal = sys.stderr.isatty()
+        self.pulse = Heartbeat(self.text, lambda line: print(line, file=sys.stderr, flush=True))
+
+    def text(self) -> str:
+        return f"{self.doing}: {self.done} of {self.total} {self.things}"
+
+    def __enter__(self) -> Progress:
+        if self.terminal:
+            self._show()
+        else:
+            self.pulse.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.terminal:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+        else:
+            self.pulse.__exit__(*error)
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        if self.terminal:
+            self._show()
+
+    def _show(self) -> None:
+        print(f"\r\x1b[2K{self.text()}", end="", file=sys.stderr, flush=True)
+
+
+def say_written(paths: Sequence[Path]) -> None:
+    """The files, a line each; of many the first ones and their number."""
+    for path in paths[:12]:
+        print(path)
+    if len(paths) > 12:
+        print(f"and {len(paths) - 12} more in {paths[-1].parent}")

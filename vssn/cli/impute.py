@@ -1,0 +1,76 @@
+"""`vssn impute`: the gaps of the data, filled from what stands before and behind them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from vssn.cli.common import Progress, add_inference, batches, data_of, say_written, use_threads
+from vssn.utils.command import writing
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "impute",
+        help="fill gaps, with intervals",
+        description="Fill what is missing (empty cells, NaN, rows that are not there): a table of the columns "
+        "that came in, charts of the gaps; what is observed stays as it is. The model was made with masked: true.",
+    )
+    add_inference(parser, samples=100, quantiles=True)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    from vssn.output.results import times_of, write_imputed
+    from vssn.output.tables import Frames
+    from vssn.output.targets import choose
+    from vssn.training.checkpoints import load_model
+    from vssn.utils.random import mixed_seed
+
+    use_threads(options)
+    model, config = load_model(options.checkpoint)
+    applied = data_of(config, options.data, options.split, options.first)
+    source = applied.source
+    target = choose("--output", options.output, source.kind, len(source.x))
+    missing = sum(int(x.isnan().sum()) for x in source.x)
+    mean, samples = [], []
+    size = options.batch_size or config.data.batch_size
+    with Progress("filling gaps", len(source.x)) as progress:
+        for batch in batches(source.x, source.u if model.control_size else None, size, model.a_parameter()):
+            filled = model.impute(
+                batch.x,
+                u=batch.u,
+                lengths=batch.lengths,
+                samples=options.samples,
+                seed=mixed_seed(options.seed, batch.first),
+            )
+            for b, length in enumerate(batch.lengths.tolist()):
+                mean.append(filled.mean[:length, b].float().cpu().numpy())
+                samples.append(filled.samples[:, :length, b].float().cpu().numpy())
+            progress.advance(len(batch.lengths))
+    levels = sorted(set(options.quantiles))
+    frames = Frames(source.names, source.channels, times_of(source), mean, samples, levels)
+    with writing("--output", options.output), np.errstate(all="ignore"):
+        written = write_imputed(
+            target,
+            applied.look,
+            frames,
+            source,
+            _table(options.data or getattr(config.data, "path", None), source.kind),
+        )
+    entries = sum(x.numel() for x in source.x)
+    print(f"{missing} of {entries} entries were missing ({missing / entries:.1%})")
+    say_written(written)
+    return 0
+
+
+def _table(path: str | None, kind: str) -> Any:
+    """The table of a single file, as it stands there; None: it is of another kind."""
+    if path is None or kind != "table" or not Path(path).is_file():
+        return None
+    from vssn.data.formats.tables import load_table
+
+    return load_table(Path(path))

@@ -1,0 +1,227 @@
+"""Data of one's own from a file or a folder: `data.set: files` with `data.path`. `vssn.data.formats` says what is read.
+
+split    ratio  whole sequences, drawn by data.seed, as `ratios` says
+         time   the last parts of each sequence validate and test
+         given  by the folders train, valid and test, by the names of arrays, or by a column
+         auto   given where the data says it; else ratio of ten sequences or more, time of fewer
+
+A set that is given without its test part is tested on its validation part; without a validation part, a share of the
+training sequences validates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+
+from vssn.data import given
+from vssn.data.batching import SequenceDataset
+from vssn.data.formats import Source, options_of, read
+from vssn.data.formats.base import PARTS, joined
+from vssn.data.music import Transpose
+from vssn.data.registry import register
+from vssn.data.splits import Splits
+from vssn.errors import DataError
+from vssn.utils.numbers import Count, Share, Size
+from vssn.utils.random import generator
+
+MANY = 10  # sequences, from which on `auto` splits by whole ones
+
+
+class FileDataset(SequenceDataset):
+    """The sequences of a part, with what is known of them."""
+
+    def __init__(self, source: Source, *, transpose: int = 0, seed: int = 0) -> None:
+        self.source = source
+        super().__init__(source.x, source.u, transform=Transpose(transpose) if transpose else None, seed=seed)
+
+
+def split_source(source: Source, how: str, ratios: Iterable[float], seed: int) -> tuple[Source, Source, Source]:
+    """Training, validation and test.
+
+    Raises:
+        DataError: there are too few sequences, or too short ones; the data does not say what is given.
+    """
+    if how == "auto":
+        how = "given" if source.parts is not None else "ratio" if len(source.x) >= MANY else "time"
+    shares = list(ratios)
+    if how == "given":
+        return _as_given(source, shares, seed)
+    if how == "time":
+        return _by_time(source, shares)
+    return _by_ratio(source, shares, seed)
+
+
+def _as_given(source: Source, shares: list[float], seed: int) -> tuple[Source, Source, Source]:
+    if source.parts is None:
+        raise DataError(
+            f"data.split: 'given', but {source.names[0]} is of no part: expected folders train, valid and test, arrays "
+            "x_train, x_valid and x_test, or a column split; choose 'ratio' or 'time'"
+        )
+    found = {part: [index for index, of in enumerate(source.parts) if of == part] for part in PARTS}
+    if not found["train"] or not (found["valid"] or found["test"]):
+        missing = "train" if not found["train"] else "valid"
+        raise DataError(f"data.split: expected parts train and valid as the data says its parts, got no {missing}")
+    if not found["valid"]:
+        found["train"], found["valid"] = _cut(found["train"], shares[1] / (shares[0] + shares[1]), seed)
+    train, valid, test = (source.select(found[part] or found["valid"]) for part in PARTS)
+    return train, valid, test
+
+
+def _cut(indices: list[int], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """The rest, and a share of the sequences."""
+    if len(indices) < 2:
+        raise DataError(f"data.split: expected two training sequences at least, got {len(indices)}; give a part valid")
+    order = torch.randperm(len(indices), generator=generator(seed)).tolist()
+    count = min(max(1, round(share * len(indices))), len(indices) - 1)
+    chosen = set(order[:count])
+    rest = [index for place, index in enumerate(indices) if place not in chosen]
+    return rest, [index for place, index in enumerate(indices) if place in chosen]
+
+
+def _by_ratio(source: Source, shares: list[float], seed: int) -> tuple[Source, Source, Source]:
+    number = len(source.x)
+    if number < 3:
+        raise DataError(
+            f"data.split: expected three sequences at least for 'ratio', got {number}; choose 'time': the last part of "
+            "each validates and tests"
+        )
+    rest, test = _cut(list(range(number)), shares[2] / sum(shares), seed)
+    train, valid = _cut(rest, shares[1] / (shares[0] + shares[1]), seed)
+    return source.select(train), source.select(valid), source.select(test)
+
+
+def _by_time(source: Source, shares: list[float]) -> tuple[Source, Source, Source]:
+    spans: tuple[list[slice], ...] = ([], [], [])
+    for name, length in zip(source.names, source.lengths, strict=True):
+        if length < 3:
+            raise DataError(
+                f"data.split: expected three frames at least in each sequence for 'time', got {length} in {name}; "
+                "leave it out, or choose 'ratio'"
+            )
+        test = max(1, round(length * shares[2] / sum(shares)))
+        valid = max(1, round(length * shares[1] / sum(shares)))
+        first = max(1, length - test - valid)
+        for part, span in zip(
+            spans, (slice(first), slice(first, length - test), slice(length - test, None)), strict=True
+        ):
+            part.append(span)
+    train, valid_part, test_part = (_frames(source, part) for part in spans)
+    return train, valid_part, test_part
+
+
+def _frames(source: Source, spans: list[slice]) -> Source:
+    def of(sequences: list[Any] | None) -> Any:
+        return None if sequences is None else [one[span] for one, span in zip(sequences, spans, strict=True)]
+
+    return replace(source, x=of(source.x), u=of(source.u), times=of(source.times))
+
+
+def windows(source: Source, size: int) -> Source:
+    """Every sequence cut into pieces of so many frames, the last of what is left."""
+    pieces = []
+    for index, length in enumerate(source.lengths):
+        one = source.select([index])
+        pieces += [_frames(one, [slice(start, start + size)]) for start in range(0, length, size)]
+    return joined(pieces)
+
+
+def settings_of(source: Source) -> dict[str, Any]:
+    """By which other data is read as this was: the keys of the set."""
+    return {"format": source.kind, **{name: value for name, value in source.options.items() if value is not None}}
+
+
+def _source(dataset: SequenceDataset) -> Source:
+    assert isinstance(dataset, FileDataset)
+    return dataset.source
+
+
+def _measured(splits: Splits) -> dict[str, Any]:
+    return given.measured(splits) | settings_of(_source(splits.train))
+
+
+def _describe(dataset: SequenceDataset) -> str:
+    source = _source(dataset)
+    step = "" if source.step is None or source.kind != "table" else f" a step of {source.step} apart"
+    missing = sum(int(x.isnan().sum()) for x in source.x) / sum(x.numel() for x in source.x)
+    gaps = f", {missing:.1%} of them missing" if missing else ""
+    return f" of {source.x_size} features{step}{gaps}" if source.x_size > 1 else f" of one feature{step}{gaps}"
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    ratios = settings["ratios"]
+    if len(ratios) != 3 or min(ratios) <= 0:
+        raise ValueError(f"ratios must be three numbers above 0, of train, valid and test, got {list(ratios)}")
+    if settings["format"] is not None:
+        known = options_of(settings["format"])
+        for name in _READING:
+            if settings[name] is not None and name not in known:
+                has = ", ".join(known) or "no options"
+                raise ValueError(f"{name} has no meaning for the format {settings['format']!r}, which has {has}")
+
+
+_READING = (
+    *("time_column", "id_column", "channel_column", "channels", "value_columns", "control_columns", "split_column"),
+    *("freq", "key", "per_beat", "frame_size", "sample_rate", "resize", "grey"),
+)
+
+
+@register("files", values=None, free=("path",), check=_check, measured=_measured, describe=_describe)
+def load_splits(
+    *,
+    seed: int,
+    path: str,
+    format: Literal["table", "arrays", "trials", "midi", "audio", "film"] | None = None,
+    split: Literal["auto", "ratio", "time", "given"] = "auto",
+    ratios: list[Share] = [0.8, 0.1, 0.1],  # noqa: B006  # a default of the configuration, which copies it
+    window: Count | None = None,
+    standardise: bool = False,
+    transpose: Size = 0,
+    time_column: str | None = None,
+    id_column: str | None = None,
+    channel_column: str | None = None,
+    channels: list[str] | None = None,
+    value_columns: list[str] | None = None,
+    control_columns: list[str] | None = None,
+    split_column: str | None = None,
+    freq: str | float | None = None,
+    key: str | None = None,
+    per_beat: Count | None = None,
+    frame_size: Count | None = None,
+    sample_rate: Count | None = None,
+    resize: list[Count] | None = None,
+    grey: bool | None = None,
+    x_size: Count | None = None,
+    control_size: Size | None = None,
+    num_train: Count | None = None,
+    num_valid: Count | None = None,
+    num_test: Count | None = None,
+    num_frames: Count | None = None,
+    fingerprint: str | None = None,
+) -> Splits:
+    """The set as `fit` takes it. Raises DataError.
+
+    Args:
+        path: of the file or folder.
+        format: None: by what is there.
+        split, ratios: how the three parts are made.
+        window: training sequences are cut into pieces of so many frames, each from a start anew.
+        standardise: the model keeps mean and standard deviation of the training data, and works on standardised frames.
+        transpose: augmentation of MIDI: each training sequence moves by up to so many semitones.
+        x_size, control_size, num_train, ..., fingerprint: measured, and kept with the run.
+        the others: of the form, as `vssn.data.formats` has them.
+    """
+    here = locals()
+    source = read(path, format=format, **{name: here[name] for name in _READING})
+    for letter, wanted, came in (("x", x_size, source.x_size), ("u", control_size, source.control_size)):
+        if wanted is not None and wanted != came:
+            raise DataError(f"{path}: expected {letter} of {wanted} features as the run has, got {came}")
+    if transpose and source.kind != "midi":
+        raise DataError(f"data.transpose: expected 0 as {path} is no MIDI, got {transpose}; leave it out")
+    train, valid, test = split_source(source, split, ratios, seed)
+    if window is not None:
+        train = windows(train, window)
+    return Splits(FileDataset(train, transpose=transpose, seed=seed), FileDataset(valid), FileDataset(test))
