@@ -105,7 +105,12 @@ def test_gru_rounds_where_it_says(size: tuple[int, int, int], reverse: bool) -> 
         sums.append(operands)
         states.append(state)
     assert_close("grad_h0", grad_h0, carry, EXACT)
-    assert_close("grad_weight", grad_weight, torch.cat(sums).T @ torch.cat(states), EXACT)
+    exact = torch.cat(sums).T @ torch.cat(states)
+    if steps == batch == 1:  # nothing is summed
+        assert grad_weight is not None
+        assert torch.equal(grad_weight, exact.bfloat16())
+    else:
+        assert_close("grad_weight", grad_weight, exact, EXACT)
     assert_close("grad_bias", grad_bias, torch.cat(sums).sum(0), EXACT)
 
 

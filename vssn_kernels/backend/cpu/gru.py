@@ -241,7 +241,10 @@ def _backward(
         return _cell_backward(grad_output, grad_h_n, gates, h0, weight_hh, shape, needs)
     grad_gates_x, grad_a = output.new_empty(*shape, 3 * hidden), output.new_empty(*shape, hidden)
     dtype = output.dtype
-    grad_h0, grad_weight = empty_sums(h0.shape, dtype, need_h0), empty_sums(weight_hh.shape, dtype, need_weight)
+    # Of one row the gradient of the weight is one product each, no sum: it needs no float32 beside the result.
+    outer = need_weight and dtype is torch.bfloat16 and steps == batch == 1 and lengths is batch_sizes is None
+    grad_h0 = empty_sums(h0.shape, dtype, need_h0)
+    grad_weight = empty_sums(weight_hh.shape, dtype, need_weight and not outer)
     grad_bias = empty_sums((3 * hidden,), dtype, need_bias)
     # The states before the other steps are there as stored.
     grad_h_n_, h0_, weight = as_rows(widened(grad_h_n)), as_rows(stored(h0, dtype)), as_rows(weight_hh)
@@ -266,6 +269,8 @@ def _backward(
         grad_weight=pointer(grad_weight),
         grad_bias=pointer(grad_bias),
     )
+    if outer:
+        grad_weight = torch.outer(torch.cat((grad_gates_x.view(-1)[: 2 * hidden], grad_a.view(-1))), h0_.view(-1))
     return (
         grad_gates_x if need_gates_x else None,
         stored(grad_h0, h0.dtype),
