@@ -46,6 +46,12 @@ void check_close(const std::string& what, const std::vector<T>& actual, const Ar
 
 std::mt19937 generator(1);
 
+// Each case has numbers of its own, whatever runs before it.
+void draw_anew(const std::string& name) {
+    std::seed_seq letters(name.begin(), name.end());
+    generator.seed(letters);
+}
+
 Array normal(int64_t count, double scale = 1) {
     std::normal_distribution<double> distribution(0, scale);
     Array values(count);
@@ -225,6 +231,7 @@ void test_gru(int64_t steps, int64_t B, int64_t H, bool reverse, std::vector<int
                               : lengths.empty() ? ""
                                                 : " lengths") +
                              " on " + std::to_string(threads);
+    draw_anew(name);
     const Gru p{steps,
                 B,
                 H,
@@ -267,6 +274,7 @@ template <class T>
 void test_gru_step(int64_t B, int64_t X, int64_t H, int threads, double tolerance) {
     const std::string name = "gru step " + std::to_string(B) + "x" + std::to_string(X) + "x" + std::to_string(H) +
                              " on " + std::to_string(threads);
+    draw_anew(name);
     const Array x = normal(B * X), weight_ih = normal(3 * H * X), bias_ih = normal(3 * H);
     Gru p{1, B, H, false, {}, Array(B * 3 * H), normal(B * H), normal(3 * H * H, 1 / sqrt(double(H))), normal(3 * H)};
     // rows W^T, for W [3H, K].
@@ -477,6 +485,7 @@ void test_posterior(int64_t steps, int64_t B, int64_t M, int64_t Z, Activation a
                              "x" + std::to_string(Z) + " activation " + std::to_string(int(activation)) +
                              (prior ? " prior" : "") + (lengths.empty() ? "" : " lengths") + " on " +
                              std::to_string(threads);
+    draw_anew(name);
     const double small = 0.2;
     Posterior p{steps,
                 B,
@@ -694,6 +703,7 @@ void test_interleaved(int64_t steps, int64_t B, std::array<int64_t, 4> sizes, Ac
                              std::to_string(H) + " activation " + std::to_string(int(activation)) +
                              (resets ? " resets" : "") + (lengths.empty() ? "" : " lengths") + " on " +
                              std::to_string(threads);
+    draw_anew(name);
     Interleaved p{steps, B, H, E, M, Z, activation, activation, scale, lengths, {}, {}};
     for (int64_t row = 0; resets && row < steps * B; ++row) p.resets.push_back(row % 3 == 1);
     const int64_t inputs[] = {1, 1, 1, 1, 1, 1, 1, 1, Z, E, H, 1, H, M, 1};
@@ -765,6 +775,7 @@ Array run(const Gaussian& p, int threads, const Array& cotangent, const std::str
 void test_gaussian(int64_t N, int64_t Z, int threads) {
     const std::string name =
         "gaussian " + std::to_string(N) + "x" + std::to_string(Z) + " on " + std::to_string(threads);
+    draw_anew(name);
     Gaussian p{N, Z, {}};
     Array way;
     Array ways[5];
@@ -897,6 +908,7 @@ void test_mlp(int64_t N, std::vector<int64_t> widths, int64_t M, int64_t O, Acti
     const bool two = O > 0;
     std::string name = "mlp " + std::to_string(N) + "x" + std::to_string(M) + "x" + std::to_string(O) + " activation " +
                        std::to_string(int(activation)) + (floored ? " floored" : "") + " on " + std::to_string(threads);
+    draw_anew(name);
     Mlp p{N, M, O, widths, activation, two, floored, {}, {}, normal(M), {}, {}};
     for (double& x : p.bias) x += x < 0 ? -6 : 6;  // away from the kink of relu and leaky_relu
     for (int64_t K : widths) {
@@ -946,6 +958,7 @@ void test_mlp(int64_t N, std::vector<int64_t> widths, int64_t M, int64_t O, Acti
 void test_exact_products(int64_t N, std::vector<int64_t> widths, int64_t M, int threads) {
     const std::string name = "exact products " + std::to_string(N) + "x" + std::to_string(widths[0]) + "x" +
                              std::to_string(M) + " on " + std::to_string(threads);
+    draw_anew(name);
     const auto whole = [](int64_t count) {
         std::uniform_int_distribution<int> distribution(-3, 3);
         Array values(count);
@@ -994,6 +1007,7 @@ Array run(const BernoulliCase& p, int threads, const Array& cotangent, const std
 void test_bernoulli(int64_t N, int64_t X, int threads) {
     const std::string name =
         "bernoulli " + std::to_string(N) + "x" + std::to_string(X) + " on " + std::to_string(threads);
+    draw_anew(name);
     const BernoulliCase p{N, X, normal(N * X, 3), normal(N * X)};
     const Array cotangent = normal(N), logits_way = normal(N * X), x_way = normal(N * X);
     const Array grads = run<double>(p, threads, cotangent, name, 1e-12);
@@ -1017,6 +1031,8 @@ void test_bernoulli(int64_t N, int64_t X, int threads) {
 // what is written last.
 template <class T>
 void test_program(int64_t B, int64_t X, int64_t N, double tolerance) {
+    const std::string name = "program " + std::to_string(B) + "x" + std::to_string(X) + "x" + std::to_string(N);
+    draw_anew(name);
     const int64_t wide = kPanelBytes / static_cast<int64_t>(sizeof(T)), P = N <= wide / 4 ? wide / 4 : wide,
                   panels = (N + P - 1) / P;
     const int64_t x_at = 0, h_at = X, gates_at = h_at + N, hidden_at = gates_at + 3 * N, size = hidden_at + N;
@@ -1070,7 +1086,6 @@ void test_program(int64_t B, int64_t X, int64_t N, double tolerance) {
             want.push_back(std::tanh(sum) + (1 - z) * m + z * h[b * N + n]);
             got.push_back(memory[b * size + h_at + n]);
         }
-    const std::string name = "program " + std::to_string(B) + "x" + std::to_string(X) + "x" + std::to_string(N);
     check_close(name, std::vector<double>(got.begin(), got.end()), want, tolerance);
     check_close(name + " runs", ran, 1, 0);
 }
