@@ -27,7 +27,7 @@ struct Entry {
     bool runs_here;
 };
 
-#if defined(__x86_64__) && !defined(VSSN_EMULATED_SETS)
+#if defined(__x86_64__) && defined(VSSN_HAS_BFLOAT16) && !defined(VSSN_EMULATED_SETS)
 
 // The processor's answer for leaf 7: whether the bit is set.
 enum Register { eax, ebx, ecx, edx };
