@@ -1,7 +1,8 @@
 """Builds the extension modules; everything else about the package stands in pyproject.toml.
 
-vssn_kernels._cpu: the KERNELS of csrc/cpu compiled once per instruction set (x86-64: avx512, avx2 and generic;
-elsewhere generic), and the files that choose and bind them, once. Needs g++, ninja and pybind11, no PyTorch.
+vssn_kernels._cpu: the KERNELS of csrc/cpu compiled once per instruction set (x86-64: avx512, avx2 and generic and, for
+bfloat16 where the compiler knows them, amx and avx512_bf16; elsewhere generic), and the files that choose and bind
+them, once. Needs g++, ninja and pybind11, no PyTorch.
 
 vssn_kernels._cuda: csrc/cuda/*.cu and *.cpp by nvcc, which leaves the latter to g++, where nvcc is found and something
 speaks for a use of it: a CUDA build of PyTorch in this Python or, where there is no PyTorch yet, a GPU. The CUDA
@@ -38,16 +39,26 @@ SHARED = Path("csrc/common")
 KERNELS = ("gru", "gru_step", "posterior", "interleaved", "gaussian", "mlp", "bernoulli", "program", "table")
 FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",
          "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi", "-g0"]  # fmt: skip
+AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"]
 ISA_FLAGS = {
-    "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"],
+    "amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-DVSSN_BFLOAT16_ALONE"],
+    "avx512_bf16": [*AVX512, "-mavx512bf16", "-DVSSN_BFLOAT16_ALONE"],
+    "avx512": AVX512,
     "avx2": ["-mavx2", "-mfma"],
     "generic": [],
 }
+BFLOAT16 = ("amx", "avx512_bf16")  # those that need g++ 11
 
 
-def instruction_sets() -> list[str]:
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return list(ISA_FLAGS) if x86 else ["generic"]
+def instruction_sets(compiler: list[str]) -> list[str]:
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return ["generic"]
+    flags = [flag for isa in BFLOAT16 for flag in ISA_FLAGS[isa]]
+    asked = subprocess.run([*compiler, *flags, "-fsyntax-only", "-xc++", os.devnull], capture_output=True, check=False)
+    if asked.returncode == 0:
+        return list(ISA_FLAGS)
+    print(f"vssn_kernels._cpu has no kernels for {' and '.join(BFLOAT16)}: {compiler[0]} does not know their options")
+    return [isa for isa in ISA_FLAGS if isa not in BFLOAT16]
 
 
 CUDA = Path("csrc/cuda")
@@ -122,10 +133,12 @@ def cuda_architectures(nvcc: str) -> list[str]:
 Units = dict[str, tuple[Path, list[str]]]  # by the name of the object file: its source, and flags of its own
 
 
-def cpu_units() -> Units:
+def cpu_units(compiler: list[str]) -> Units:
     """Each kernel file once per instruction set, the others once."""
-    units: Units = {f"{path.stem}.o": (path, []) for path in sorted(CPU.glob("*.cpp")) if path.stem not in KERNELS}
-    for isa in instruction_sets():
+    sets = instruction_sets(compiler)
+    flags = ["-DVSSN_HAS_BFLOAT16"] if set(BFLOAT16) <= set(sets) else []
+    units: Units = {f"{path.stem}.o": (path, flags) for path in sorted(CPU.glob("*.cpp")) if path.stem not in KERNELS}
+    for isa in sets:
         flags = [f"-DVSSN_ISA={isa}", *ISA_FLAGS[isa]]
         units |= {f"{isa}/{name}.o": (CPU / f"{name}.cpp", flags) for name in KERNELS}
     return units
@@ -185,7 +198,7 @@ class BuildExtensions(build_ext):
             linker = [nvcc, "-shared", "-cudart=static", "-Xlinker=--exclude-libs=ALL"]
             advice = "; VSSN_BUILD_CUDA=0 installs without it"
         else:
-            compiler, units = [*self.compiler.compiler_so_cxx, *FLAGS], cpu_units()
+            compiler, units = [*self.compiler.compiler_so_cxx, *FLAGS], cpu_units(self.compiler.compiler_so_cxx)
             linker, advice = [*self.compiler.linker_so_cxx, "-fopenmp"], ""
         compiler += [f"-I{path}" for path in (*ext.include_dirs, *self.include_dirs)]
         folder = Path(self.build_temp, ext.name)

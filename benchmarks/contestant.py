@@ -58,12 +58,24 @@ def gru_module(
 ) -> nn.Module:
     """A GRU of one layer with these weights; its parameters take their places in `leaves`."""
     weight_ih, weight_hh = leaves[names[0]], leaves[names[1]]
-    module = kind(weight_ih.shape[1], weight_hh.shape[1], device=weight_ih.device)
+    module = kind(weight_ih.shape[1], weight_hh.shape[1], device=weight_ih.device, dtype=weight_ih.dtype)
     for name, parameter in zip(names, module.parameters(), strict=True):
         with torch.no_grad():
             parameter.copy_(leaves[name])
         leaves[name] = parameter
     return module
+
+
+def under_autocast(call: Callable[[], Tensors], problem: Problem) -> Callable[[], Tensors]:
+    """The call of a whole model, under autocast where the problem is in bfloat16."""
+    if not problem.bfloat16:
+        return call
+
+    def casting() -> Tensors:
+        with torch.autocast(problem.device, torch.bfloat16):
+            return call()
+
+    return casting
 
 
 def torch_contestant(name: str, bound: Bound, problem: Problem, run: str) -> Contestant:

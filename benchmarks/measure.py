@@ -87,7 +87,7 @@ def admit(
             continue
         try:
             contestant = make_contestant(name, problem, run)
-            error, wrong = disagreement(contestant.results(), expected)
+            error, wrong = disagreement(contestant.results(), expected, problem.bfloat16)
         except Exception as failure:  # a peer's failure is a result; the others go on
             refused[name] = why_not(failure)
         else:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import vssn
 import vssn_kernels
 from benchmarks.cases import MIN_LOGVAR, make_layer, make_model
-from benchmarks.contestant import Bound, Tensors, differentiable, gru_module, layers
+from benchmarks.contestant import Bound, Tensors, differentiable, gru_module, layers, under_autocast
 from benchmarks.problem import Problem
 
 
@@ -108,7 +108,7 @@ def _model(problem: Problem, backend: str | None) -> Bound:
     def train_step() -> Tensors:
         return {"loss": module(x, noise=noise).loss}
 
-    call = layer if problem.family == "layer" else train_step
+    call = under_autocast(layer if problem.family == "layer" else train_step, problem)
     if backend is None:
         return Bound(leaves, call)
 

@@ -13,6 +13,7 @@ from benchmarks.contestant import Absent, Bound, Contestant, torch_contestant
 from benchmarks.problem import Problem
 
 OURS, OURS_COMPILED = "vssn", "vssn+compile"
+OURS_FLOAT32 = "vssn in float32"  # of a problem in bfloat16
 CELL = "torch.cell"  # nn.GRUCell, of one step
 ON_CPU = ("torch", "jax", "torch.compile")
 ON_GPU = ("cuda-graph", "flashrnn", "torchrl", "haste")
@@ -63,6 +64,9 @@ def _compiled(bound: Bound) -> Bound:
 
 def make_contestant(name: str, problem: Problem, run: str) -> Contestant:
     """A peer bound to the problem. Raises Absent."""
+    if name == OURS_FLOAT32:
+        problem = problem.in_float32()
+        return torch_contestant(name, ours.bind(problem), problem, run)
     if name == "cuda-graph":
         return peers_gpu.graph_contestant(problem, run)
     if name == "jax":

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.cases import MIN_LOGVAR
-from benchmarks.contestant import Absent, Bound, Tensors, differentiable, gru_module, layers
+from benchmarks.contestant import Absent, Bound, Tensors, differentiable, gru_module, layers, under_autocast
 from benchmarks.problem import Problem
 
 
@@ -170,4 +170,4 @@ def _model(problem: Problem) -> Bound:
         cross_entropy = F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
         return {"loss": (cross_entropy + kl.sum()) / kl.numel()}
 
-    return Bound(p, layer if problem.family == "layer" else train_step)
+    return Bound(p, under_autocast(layer if problem.family == "layer" else train_step, problem))

@@ -6,9 +6,11 @@ the gradient of the input, 2 for that of the weight.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 FORWARD, BACKWARD, ADAM = "forward", "forward+backward", "forward+backward+adam"
@@ -57,6 +59,7 @@ class Problem:
     matrix_entries: int = 0  # of the weights that each row meets at each step
     bytes_moved: dict[str, int] = field(default_factory=dict)  # by pass; of elementwise problems alone
     settings: dict[str, Any] = field(default_factory=dict)
+    bfloat16: bool = False  # its tensors are; a whole model is under autocast, and its tensors are float32
 
     @property
     def device(self) -> str:
@@ -73,3 +76,21 @@ class Problem:
             for name in ("tensors", "constants", "cotangents")
         }
         return Problem(**{**self.__dict__, **parts})
+
+    def in_bfloat16(self) -> Problem:
+        """The same in bfloat16, on the values that float32 has."""
+        return self._in(torch.bfloat16, f"{self.case} in bfloat16", bfloat16=True)
+
+    def in_float32(self) -> Problem:
+        """What is in bfloat16, on the same values."""
+        return self._in(torch.float32, self.case, bfloat16=False)
+
+    def _in(self, dtype: torch.dtype, case: str, bfloat16: bool) -> Problem:
+        changed = dataclasses.replace(self, case=case, bfloat16=bfloat16)
+        if "size" in self.settings:
+            return changed
+        tensors, constants, cotangents = (
+            {key: value.to(dtype) for key, value in part.items()}
+            for part in (self.tensors, self.constants, self.cotangents)
+        )
+        return dataclasses.replace(changed, tensors=tensors, constants=constants, cotangents=cotangents)

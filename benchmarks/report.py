@@ -107,6 +107,7 @@ TITLES: dict[str, tuple[str, Callable[[dict[Key, list[Row]]], str]]] = {
     "train_step": ("Training step of the whole model", times_table),
     "layer": ("VSSNLayer", times_table),
     "ops": ("Ops", times_table),
+    "bfloat16": ("In bfloat16", times_table),
     "scaling T": ("Over the length of the sequence", steps_table),
     "scaling B": ("Over the batch", times_table),
     "scaling threads": ("Over threads", threads_table),

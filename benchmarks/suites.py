@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from benchmarks import cases, rssm, vrnn
 from benchmarks.measure import MS, Options, lazy, line, measure_all, measure_threads, why_not
 from benchmarks.memory import MakeProblem, first_call_seconds, in_fresh_process, peak_bytes, saved_bytes
-from benchmarks.peers import CELL, OURS, OURS_COMPILED, bind
+from benchmarks.peers import CELL, OURS, OURS_COMPILED, OURS_FLOAT32, bind
 from benchmarks.problem import ADAM, BACKWARD, FORWARD, SIZES, Problem, Size
 from benchmarks.results import Row
 
@@ -67,6 +68,26 @@ def train_step(options: Options) -> Iterator[list[Row]]:
     world_models = [lazy(rssm.rssm, rssm.RSSM_SIZES[name]) for name in options.sizes if name in rssm.RSSM_SIZES]
     peers = (*options.peers, *(() if "torchrl" in options.peers or not options.peers else ("torchrl",)))
     yield from measure_all("train_step", world_models, runs, dataclasses.replace(options, peers=peers), 4)
+
+
+def bfloat16(options: Options) -> Iterator[list[Row]]:
+    """The GRU on tensors of bfloat16, and the whole model under autocast, beside this library in float32."""
+    peers = tuple(name for name in options.peers if name == "torch")
+    own = dataclasses.replace(options, peers=(OURS_FLOAT32, *peers))
+    grus = [_halved(cases.gru, 64, 32, hidden) for hidden in options.hidden]
+    models = [_halved(cases.train_step, SIZES[name]) for name in options.sizes]
+    found = (
+        measure_all("bfloat16", grus, options.passes, own),
+        measure_all("bfloat16", models, (BACKWARD,), own, 4),
+    )
+    for rows in itertools.chain(*found):
+        yield [dataclasses.replace(row, limit=None) for row in rows]  # which is one of products of float32
+
+
+def _halved(make: Callable[..., Problem], *sizes: object) -> tuple[MakeProblem, str, str]:
+    """`lazy`, in bfloat16."""
+    whole, family, case = lazy(make, *sizes)
+    return lambda: whole().in_bfloat16(), family, f"{case} in bfloat16"
 
 
 def scaling(options: Options) -> Iterator[list[Row]]:
@@ -194,5 +215,5 @@ def _first_call_row(
 
 
 SUITES: dict[str, Callable[[Options], Iterator[list[Row]]]] = {
-    suite.__name__: suite for suite in (ops, layer, train_step, scaling, memory, dispatch, compile_time)
+    suite.__name__: suite for suite in (ops, layer, train_step, bfloat16, scaling, memory, dispatch, compile_time)
 }

@@ -21,6 +21,8 @@ import setuptools
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from vssn_kernels import _cpu
+
 ROOT = Path(__file__).resolve().parent.parent
 WITHOUT, WITH = "cuda: Optional[str] = None", "cuda: Optional[str] = '12.8'"
 
@@ -100,7 +102,9 @@ def test_cuda_as_asked_for(
 
 KERNELS = ("bernoulli", "gaussian", "gru", "gru_step", "interleaved", "mlp", "posterior", "program", "table")
 COMMON = ("bindings", "rows")
-SETS = ("avx2", "avx512", "generic") if platform.machine() in ("x86_64", "amd64") else ("generic",)
+X86 = platform.machine() in ("x86_64", "amd64")
+BFLOAT16 = ("amx", "avx512_bf16") if _cpu.bfloat16_products else ()  # as the compiler knows them
+SETS = (*BFLOAT16, "avx2", "avx512", "generic") if X86 else ("generic",)
 # g++ in its place: its own options left out, .cu taken for C++.
 NVCC = """#!/bin/sh
 echo "$@" >> nvcc.log
@@ -179,13 +183,28 @@ def test_each_kernel_file_is_compiled_once_for_each_instruction_set(project: Pro
     for isa in SETS:
         (line,) = (line for line in lines if line.endswith(f"{isa}/gru.o"))
         assert f"-DVSSN_ISA={isa} " in line
-        assert ("-mavx512f" in line) == (isa == "avx512")
+        assert ("-mavx512f" in line) == (isa in ("avx512", *BFLOAT16))
+        assert ("-mavx512bf16" in line) == (isa in BFLOAT16)
+        assert ("-mamx-bf16" in line) == (isa == "amx")
         assert ("-mfma" in line) == (isa != "generic")
         assert "-O3" in line
     assert list((project.folder / "vssn_kernels").glob("_cpu.*.so"))
     # signs that ninja or the shell would take for their own
     assert project.build("--build-temp", "a $temp: 'x'").returncode == 0
     assert (project.folder / "a $temp: 'x'" / "vssn_kernels._cpu" / "rows.o").exists()
+
+
+@pytest.mark.skipif(not X86, reason="of processors that are not here")
+def test_a_compiler_that_does_not_know_an_instruction_set_leaves_it_out(project: Project, tmp_path: Path) -> None:
+    old = tmp_path / "old-g++"
+    old.write_text('#!/bin/sh\ncase "$*" in *-mamx*|*-mavx512bf16*) exit 1 ;; esac\nexec g++ "$@"\n')
+    old.chmod(0o755)
+    done = project.build(CXX=str(old))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "vssn_kernels._cpu has no kernels for amx and avx512_bf16: " in done.stdout
+    assert "-DVSSN_ISA=avx512 " in done.stdout
+    assert "BFLOAT16" not in done.stdout
+    assert project.build().stdout.count("-DVSSN_BFLOAT16_ALONE ") == (2 * len(KERNELS) if BFLOAT16 else 0)
 
 
 def test_only_what_changed_is_compiled_again(project: Project) -> None:

@@ -51,9 +51,9 @@ void backward(const BernoulliBackward<T>& k) {
 
 }  // namespace
 
-void bernoulli_forward(const BernoulliForward<float>& k) { forward(k); }
-void bernoulli_forward(const BernoulliForward<double>& k) { forward(k); }
-void bernoulli_backward(const BernoulliBackward<float>& k) { backward(k); }
-void bernoulli_backward(const BernoulliBackward<double>& k) { backward(k); }
+#define VSSN_ENTRIES(T)                                                  \
+    void bernoulli_forward(const BernoulliForward<T>& k) { forward(k); } \
+    void bernoulli_backward(const BernoulliBackward<T>& k) { backward(k); }
+VSSN_FOR_STORAGES(VSSN_ENTRIES)
 
 }  // namespace vssn::VSSN_ISA

@@ -1,6 +1,6 @@
 // vssn_kernels._cpu: the kernels for Python.
 //
-// Each function takes whether the tensors are float64, and the fields of its struct in kernels.h, by name
+// Each function takes the type that tensors are stored in, and the fields of its struct in kernels.h, by name
 // (../common/arguments.h). vssn_kernels/backend/cpu, the only caller, has checked and allocated everything. The GIL is
 // released while a kernel runs.
 #include <pybind11/pybind11.h>
@@ -37,10 +37,14 @@ struct Evaluate {
 };
 
 // Which version of a function is meant: its first argument.
+VSSN_ENUM(Storage, float32, float64, bfloat16)
 struct Version {
-    bool float64;
-    VSSN_FIELDS(float64)
+    Storage storage;
+    VSSN_FIELDS(storage)
 };
+
+// Thrown where the table has no kernel for a type.
+struct Absent {};
 
 // The function that runs `run` with the kernels of a type and a Problem of that type.
 template <template <class> class Problem, class Run>
@@ -48,16 +52,28 @@ void define(py::module_& module, const char* name, Run run) {
     Signature signature = signature_of(module, name);
     signature.add<Version>();
     signature.add<Problem<float>>();
-    define(module, name, std::move(signature), [run](Arguments& in) {
-        return in.read<Version>().float64 ? result_of(run, kernels().f64, in.read<Problem<double>>())
-                                          : result_of(run, kernels().f32, in.read<Problem<float>>());
+    define(module, name, std::move(signature), [run, name](Arguments& in) -> py::object {
+        switch (in.read<Version>().storage) {
+            case Storage::float32:
+                return result_of(run, *kernels().f32, in.read<Problem<float>>());
+            case Storage::float64:
+                return result_of(run, *kernels().f64, in.read<Problem<double>>());
+            default:
+                try {
+                    return result_of(run, *kernels().bf16, in.read<Problem<BFloat16>>());
+                } catch (const Absent&) {
+                    throw py::type_error(std::string("vssn_kernels._cpu.") + name +
+                                         ": storage must be float32 or float64, got bfloat16");
+                }
+        }
     });
 }
 
 template <class Kernel, class Problem>
-void without_gil(Kernel kernel, const Problem& problem) {
+auto without_gil(Kernel* kernel, const Problem& problem) {
+    if (!kernel) throw Absent();
     py::gil_scoped_release release;
-    kernel(problem);
+    return kernel(problem);
 }
 
 // Memory for one call, as the kernels' buffers are aligned. For the tests: whether it starts as NaN.
@@ -79,7 +95,8 @@ class Workspace {
 };
 
 template <class Kernel, class Bytes, class Problem>
-void without_gil(Kernel kernel, Bytes bytes, const Problem& problem) {
+void without_gil(Kernel* kernel, Bytes* bytes, const Problem& problem) {
+    if (!kernel) throw Absent();
     py::gil_scoped_release release;
     const Workspace workspace(bytes(problem));
     kernel(problem, workspace.data());
@@ -144,7 +161,8 @@ PYBIND11_MODULE(_cpu, module) {
     define<GruBackward>(module, "gru_backward", [](const auto& table, const auto& k) {
         without_gil(table.gru_backward, table.gru_backward_workspace, k);
     });
-    define<GruPack>(module, "gru_pack", [](const auto& table, const auto& k) { return table.gru_pack(k); });
+    define<GruPack>(module, "gru_pack",
+                    [](const auto& table, const auto& k) { return without_gil(table.gru_pack, k); });
     define<GruStep>(module, "gru_step", [](const auto& table, const auto& k) { without_gil(table.gru_step, k); });
     define<GruLayerStep>(module, "gru_layer_step",
                          [](const auto& table, const auto& k) { without_gil(table.gru_layer_step, k); });
@@ -168,7 +186,7 @@ PYBIND11_MODULE(_cpu, module) {
     });
     define<MlpPack>(module, "mlp_pack", [](const auto& table, const auto& k) {
         require(k.weight.count == k.inputs(), "vssn_kernels._cpu.mlp_pack: K and weight must be of one length");
-        return table.mlp_pack(k);
+        return without_gil(table.mlp_pack, k);
     });
     define<MlpBackward>(module, "mlp_backward", [](const auto& table, const auto& k) {
         without_gil(table.mlp_backward, table.mlp_backward_workspace, checked(k));
@@ -177,10 +195,8 @@ PYBIND11_MODULE(_cpu, module) {
                              [](const auto& table, const auto& k) { without_gil(table.bernoulli_forward, k); });
     define<BernoulliBackward>(module, "bernoulli_backward",
                               [](const auto& table, const auto& k) { without_gil(table.bernoulli_backward, k); });
-    define<Program>(module, "run_program", [](const auto& table, const auto& k) {
-        py::gil_scoped_release release;
-        return table.run_program(k);
-    });
+    define<Program>(module, "run_program",
+                    [](const auto& table, const auto& k) { return without_gil(table.run_program, k); });
     define<Evaluate>(module, "evaluate",
                      [](const auto& table, const auto& k) { table.evaluate(k.function, k.x, k.y, k.count); });
     module.def("shorten_waits", shorten_waits, py::call_guard<py::gil_scoped_release>());
@@ -190,6 +206,11 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("waiting_cpu_seconds", waiting_cpu_seconds, py::call_guard<py::gil_scoped_release>());
     module.def("isa", [] { return kernels().isa; });
     module.attr("compiler") = "g++ " __VERSION__;
+#if defined(VSSN_HAS_BFLOAT16)  // whether there are kernels of the processors' instructions for products of bfloat16
+    module.attr("bfloat16_products") = true;
+#else
+    module.attr("bfloat16_products") = false;
+#endif
 }
 
 }  // namespace vssn

@@ -3,8 +3,15 @@
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "kernels.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace vssn {
 
@@ -20,19 +27,56 @@ struct Entry {
     bool runs_here;
 };
 
-Choice choose() {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(VSSN_HAS_BFLOAT16) && !defined(VSSN_EMULATED_SETS)
+
+// The processor's answer for leaf 7: whether the bit is set.
+enum Register { eax, ebx, ecx, edx };
+bool has_feature(unsigned subleaf, Register where, int bit) {
+    unsigned registers[4] = {};
+    return __get_cpuid_count(7, subleaf, registers, registers + 1, registers + 2, registers + 3) &&
+           (registers[where] >> bit & 1);
+}
+
+// Tiles are 8 KB of registers more for the system to save: it gives them to a process that asks, once for all its
+// threads and for those of its children.
+bool may_use_tiles() {
+#if defined(SYS_arch_prctl)
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    constexpr int kTileBit = 24, kTileBf16Bit = 22;
+    return has_feature(0, edx, kTileBit) && has_feature(0, edx, kTileBf16Bit) &&
+           syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
+#endif
+
+// From the best on. VSSN_HAS_BFLOAT16: the compiler knew the instructions, and so there are kernels made of them.
+std::vector<Entry> entries() {
+    std::vector<Entry> found;
+#if defined(VSSN_EMULATED_SETS)
+    found = {{&amx::table, true}, {&avx512_bf16::table, true}};
+#elif defined(__x86_64__)
     __builtin_cpu_init();
     const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-    const Entry entries[] = {{&avx512::table, has_avx512}, {&avx2::table, has_avx2}, {&generic::table, true}};
-#else
-    const Entry entries[] = {{&generic::table, true}};
+#if defined(VSSN_HAS_BFLOAT16)
+    const bool has_bf16 = has_avx512 && has_feature(1, eax, 5);
+    found = {{&amx::table, has_bf16 && may_use_tiles()}, {&avx512_bf16::table, has_bf16}};
 #endif
+    found.push_back({&avx512::table, has_avx512});
+    found.push_back({&avx2::table, has_avx2});
+#endif
+    found.push_back({&generic::table, true});
+    return found;
+}
+
+Choice choose() {
     const char* wanted = getenv("VSSN_CPU_ISA");
     std::string available;
-    for (const Entry& entry : entries) {
+    for (const Entry& entry : entries()) {
         if (!entry.runs_here) continue;
         if (!wanted || !*wanted || std::string(wanted) == entry.table->isa) return {entry.table, ""};
         available += (available.empty() ? "" : ", ") + std::string(entry.table->isa);

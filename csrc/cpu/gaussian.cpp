@@ -37,7 +37,7 @@ void forward(const GaussianForward<T>& k) {
                     store(k.z + i * k.Z + j, mu + standard_deviation<Math>(logvar) * eps, count);
                 }
             }
-            k.kl[i] = sum_lanes<T>(sum) * T(0.5);
+            k.kl[i] = sum_lanes<T>(sum) * Compute<T>(0.5);
         }
     };
     parallel(useful_threads(k.threads, k.N * k.Z), body);
@@ -46,11 +46,11 @@ void forward(const GaussianForward<T>& k) {
 template <class T>
 void backward(const GaussianBackward<T>& k) {
     using Math = VectorMath<T>;
-    const T half = T(0.5);
+    const Compute<T> half = 0.5;
     auto body = [&](Team team) {
         const Range rows = share(k.N, team.rank, team.size);
         for (int64_t i = rows.begin; i < rows.end; ++i) {
-            const Vec<T> grad_kl = broadcast(k.grad_kl.data ? *k.grad_kl.row(i) : T(0));
+            const Vec<T> grad_kl = broadcast(k.grad_kl.data ? Compute<T>(*k.grad_kl.row(i)) : Compute<T>(0));
             for (int64_t j = 0; j < k.Z; j += kLanes<T>) {
                 const int64_t count = k.Z - j, at = i * k.Z + j;
                 const Vec<T> mu = load(k.mu.row(i) + j, count), logvar = load(k.logvar.row(i) + j, count);
@@ -77,9 +77,9 @@ void backward(const GaussianBackward<T>& k) {
 
 }  // namespace
 
-void gaussian_forward(const GaussianForward<float>& k) { forward(k); }
-void gaussian_forward(const GaussianForward<double>& k) { forward(k); }
-void gaussian_backward(const GaussianBackward<float>& k) { backward(k); }
-void gaussian_backward(const GaussianBackward<double>& k) { backward(k); }
+#define VSSN_ENTRIES(T)                                                \
+    void gaussian_forward(const GaussianForward<T>& k) { forward(k); } \
+    void gaussian_backward(const GaussianBackward<T>& k) { backward(k); }
+VSSN_FOR_STORAGES(VSSN_ENTRIES)
 
 }  // namespace vssn::VSSN_ISA

@@ -6,21 +6,28 @@
 // Every element is one chain of multiply-adds over k = 0..K-1 in every shape of tile, so a row's result does not depend
 // on the rows that share its tile. multiply_dots, for few rows, meets the rows of a W [units, K]: there an element is a
 // chain for each lane, and these are folded in one order.
+//
+// E is what operands are made of (operands.h), T what they are summed in. Pairs of BFloat16 are two links of a chain;
+// on tiles of AMX (products_amx.h) every 32 are two chains, whose sum is a link.
 #pragma once
 
 #include "kernels.h"
-#include "simd.h"
+#include "operands.h"
 #include "threads.h"
 
 namespace vssn::VSSN_ISA {
 
 // As many rows as keep the tile, one row of the panel and a broadcast in the registers.
 #if defined(__AVX512F__)
-template <int vectors>
-constexpr int kTileRows = vectors == 3 ? 8 : 12;
+template <class E, int vectors>
+constexpr int kTileRows = kByTiles<E>    ? 32
+                          : vectors == 3 ? 8
+                                         : 12;
 #else
-template <int vectors>
-constexpr int kTileRows = vectors == 3 ? 4 : 6;
+template <class E, int vectors>
+constexpr int kTileRows = kByTiles<E>    ? 32
+                          : vectors == 3 ? 4
+                                         : 6;
 #endif
 
 constexpr int64_t kAlign = 64;  // bytes; also the unit of padding between rows
@@ -42,71 +49,93 @@ VSSN_INLINE int tile_height(int64_t units, int most) {
     return static_cast<int>((units + tiles - 1) / tiles);
 }
 
-template <class T, int vectors>
-using Tile = Vec<T>[kTileRows<vectors>][vectors];
+template <class E, int vectors>
+using Tile = Vec<E>[kTileRows<E, vectors>][vectors];
 
-// Packing: panels from a weight W. Entries outside of W are 0. W is read in whole cache lines.
+// Packing: panels from a weight W [., .] of S. Entries outside of W are 0. W is read in whole cache lines.
 //
 // panel[k][j] = W[first + j][k] for j < units, k < rows: the panel's columns are rows of W (a product with W^T).
 // stride: from one of the panel's rows to the next. width: whole vectors.
-template <class T>
-VSSN_INLINE void pack_transposed(T* panel, int64_t rows, int64_t width, int64_t stride, const Rows<const T>& weight,
+template <class E, class S>
+VSSN_INLINE void pack_transposed(E* panel, int64_t rows, int64_t width, int64_t stride, const Rows<const S>& weight,
                                  int64_t first, int64_t units) {
-    constexpr int64_t L = kLanes<T>;
-    for (int64_t k = 0; k < rows; k += L)
+    constexpr int64_t L = kLanes<E>, together = Products<E>::kTogether;
+    using Entry = std::conditional_t<together == 2, int32_t, E>;
+    for (int64_t k = 0; k < depth<E>(rows); k += together * L)
         for (int64_t j = 0; j < width; j += L) {
-            Vec<T> square[L];
+            Vec<Entry> square[L];
             for (int64_t i = 0; i < L; ++i)
-                square[i] = j + i < units ? load(weight.row(first + j + i) + k, rows - k) : Vec<T>{};
-            transpose<T>(square);
-            for (int64_t i = 0; i < L && k + i < rows; ++i) store(panel + (k + i) * stride + j, square[i]);
+                square[i] = j + i < units ? Products<E>::part(weight.row(first + j + i) + k, rows - k) : Vec<Entry>{};
+            transpose<Entry>(square);
+            for (int64_t i = 0; i < L && k + together * i < depth<E>(rows); ++i) {
+                E* row = panel + (k + together * i) * stride + together * j;
+                if constexpr (together == 2)
+                    store_pairs(row, square[i]);
+                else
+                    store(row, square[i]);
+            }
         }
+}
+
+// The next rows of a panel of some vectors (two where they meet in pairs): W[row][column + j] for row < end,
+// column + j < columns.
+template <class E, class S>
+VSSN_INLINE void pack_next(E* target, int vectors, const Rows<const S>& weight, int64_t row, int64_t end,
+                           int64_t column, int64_t columns) {
+    const auto entries = [&](int64_t row, int64_t column) VSSN_INLINED {
+        const int64_t count = row < end ? columns - column : 0;
+        return count > 0 ? load(weight.row(row) + column, count) : Vec<S>{};
+    };
+    for (int j = 0; j < vectors; ++j, column += kLanes<E>) {
+        if constexpr (Products<E>::kTogether == 2)
+            store_pairs(target + j * 2 * kLanes<E>, pair(entries(row, column), entries(row + 1, column)));
+        else
+            store(target + j * kLanes<E>, entries(row, column));
+    }
 }
 
 // panels[block][k][j] = W[first + k][block width + j] for k < units, block width + j < columns, for a range of blocks
 // panel_stride apart: rows of the panel are rows of W.
-template <class T, int vectors>
-VSSN_INLINE void pack_rows(T* panels, int64_t panel_stride, Range blocks, int64_t rows, const Rows<const T>& weight,
+template <class E, int vectors, class S>
+VSSN_INLINE void pack_rows(E* panels, int64_t panel_stride, Range blocks, int64_t rows, const Rows<const S>& weight,
                            int64_t first, int64_t units, int64_t columns) {
-    constexpr int64_t together = 8, L = kLanes<T>;
+    constexpr int64_t together = 8, width = vectors * kLanes<E>;
     for (int64_t begin = 0; begin < rows; begin += together)
         for (int64_t block = blocks.begin; block < blocks.end; ++block)
-            for (int64_t k = begin; k < rows && k < begin + together; ++k)
-                for (int64_t j = 0; j < vectors; ++j) {
-                    const int64_t column = (block * vectors + j) * L, count = k < units ? columns - column : 0;
-                    const Vec<T> entries = count > 0 ? load(weight.row(first + k) + column, count) : Vec<T>{};
-                    store(panels + block * panel_stride + (k * vectors + j) * L, entries);
-                }
+            for (int64_t k = begin; k < rows && k < begin + together; k += Products<E>::kTogether)
+                pack_next(panels + block * panel_stride + k * width, vectors, weight, first + k, first + units,
+                          block * width, columns);
 }
 
 // Where the panels lie: from one to the next, and from one row of a panel to the next. Packed ones follow each other; a
 // weight as it is may be read as panels too, as far as these are whole.
-template <class T>
+template <class P>
 struct Panels {
-    const T* data;
+    const P* data;
     int64_t stride, row;
-    VSSN_INLINE const T* block(int64_t number) const { return data + number * stride; }
+    VSSN_INLINE const P* block(int64_t number) const { return data + number * stride; }
 };
 
-template <class T, int vectors>
-VSSN_INLINE Panels<T> packed_panels(const T* panels, int64_t K) {
-    return {panels, K * vectors * kLanes<T>, vectors * kLanes<T>};
+template <class E, int vectors>
+VSSN_INLINE Panels<E> packed_panels(const E* panels, int64_t K) {
+    return {panels, K * vectors * kLanes<E>, vectors * kLanes<E>};
 }
 
 // [rows, K]: some columns of A.
-template <class T>
+template <class E>
 struct Segment {
-    const T* a;
+    const E* a;
     int64_t stride, K;
 };
 
 // Rows [first, first + rows) of A times `panels` panels from `panel` on; out: a tile for each, added to where `add`.
 // One panel: brings a line at `ahead` and after it into the second-level cache with each of its rows.
-template <class T, int vectors, int rows, int panels>
-__attribute__((noinline)) void multiply_tile(const Segment<T>* segments, int count, int64_t first, const T* panel,
-                                             int64_t stride, int64_t row, Tile<T, vectors>* out, bool add,
-                                             const T* ahead) {
-    Vec<T> sum[panels][rows][vectors] = {};
+template <class E, class P, int vectors, int rows, int panels>
+__attribute__((noinline)) void multiply_tile(const Segment<E>* segments, int count, int64_t first, const P* panel,
+                                             int64_t stride, int64_t row, Tile<E, vectors>* out, bool add,
+                                             const P* ahead) {
+    using Own = Products<E>;
+    Vec<E> sum[panels][rows][vectors] = {};
     if (add)
 #pragma GCC unroll 16
         for (int p = 0; p < panels; ++p)
@@ -116,19 +145,20 @@ __attribute__((noinline)) void multiply_tile(const Segment<T>* segments, int cou
                 for (int j = 0; j < vectors; ++j) sum[p][i][j] = out[p][i][j];
     for (int s = 0; s < count; ++s) {
         const int64_t a_stride = segments[s].stride, K = segments[s].K;
-        const T* a = segments[s].a + first * a_stride;
-        for (int64_t k = 0; k < K; ++k) {
-            if (panels == 1) __builtin_prefetch(ahead + k * kLanes<T>, 0, 2);
+        const E* a = segments[s].a + first * a_stride;
+        for (int64_t k = 0; k < K; k += Own::kTogether) {
+            if (panels == 1) __builtin_prefetch(ahead + k * kLanes<E>, 0, 2);
 #pragma GCC unroll 16
             for (int p = 0; p < panels; ++p) {
-                Vec<T> w[vectors];
+                decltype(Own::right(panel)) w[vectors];
 #pragma GCC unroll 16
-                for (int j = 0; j < vectors; ++j) w[j] = load(panel + p * stride + k * row + j * kLanes<T>);
+                for (int j = 0; j < vectors; ++j)
+                    w[j] = Own::right(panel + p * stride + k * row + j * Own::kTogether * kLanes<E>);
 #pragma GCC unroll 16
                 for (int i = 0; i < rows; ++i) {
-                    const Vec<T> x = broadcast(a[i * a_stride + k]);
+                    const auto x = Own::left(a + i * a_stride + k);
 #pragma GCC unroll 16
-                    for (int j = 0; j < vectors; ++j) sum[p][i][j] += x * w[j];
+                    for (int j = 0; j < vectors; ++j) Own::add(sum[p][i][j], x, w[j]);
                 }
             }
         }
@@ -143,43 +173,61 @@ __attribute__((noinline)) void multiply_tile(const Segment<T>* segments, int cou
 }
 
 // multiply_tile for 1 .. kTileRows rows and one panel.
-template <class T, int vectors, int... row>
-VSSN_INLINE void multiply_rows(int rows, const Segment<T>* segments, int count, int64_t first, const T* panel,
-                               int64_t panel_row, Tile<T, vectors>* out, bool add, const T* ahead,
+template <class E, class P, int vectors, int... row>
+VSSN_INLINE void multiply_some(int rows, const Segment<E>* segments, int count, int64_t first, const P* panel,
+                               int64_t panel_row, Tile<E, vectors>* out, bool add, const P* ahead,
                                std::integer_sequence<int, row...>) {
     using Multiply =
-        void (*)(const Segment<T>*, int, int64_t, const T*, int64_t, int64_t, Tile<T, vectors>*, bool, const T*);
-    static constexpr Multiply table[] = {multiply_tile<T, vectors, row + 1, 1>...};
+        void (*)(const Segment<E>*, int, int64_t, const P*, int64_t, int64_t, Tile<E, vectors>*, bool, const P*);
+    static constexpr Multiply table[] = {multiply_tile<E, P, vectors, row + 1, 1>...};
     table[rows - 1](segments, count, first, panel, 0, panel_row, out, add, ahead);
+}
+
+// products_amx.h: multiply_tile on the tiles of AMX, and their use while one of these lives.
+template <int vectors>
+void multiply_by_tiles(int rows, const Segment<BFloat16>* segments, int count, int64_t first, const BFloat16* panel,
+                       int64_t panel_row, Tile<BFloat16, vectors>* out, bool add);
+template <class E>
+struct TileUse {};
+
+template <class E, class P, int vectors>
+VSSN_INLINE void multiply_rows(int rows, const Segment<E>* segments, int count, int64_t first, const P* panel,
+                               int64_t panel_row, Tile<E, vectors>* out, bool add, const P* ahead) {
+    if constexpr (kByTiles<E>)
+        multiply_by_tiles<vectors>(rows, segments, count, first, panel, panel_row, out, add);
+    else
+        multiply_some<E, P, vectors>(rows, segments, count, first, panel, panel_row, out, add, ahead,
+                                     std::make_integer_sequence<int, kTileRows<E, vectors>>{});
 }
 
 constexpr auto nothing_to_expect = [](int64_t, int64_t, int) {};
 
-constexpr int kTogether = 8;           // tiles that share a part of a panel while it is in the first-level cache
+// Tiles that share a part of a panel while it is in the first-level cache.
+template <class E>
+constexpr int kTogether = kByTiles<E> ? 3 : 8;
 constexpr int64_t kPanelPart = 24576;  // bytes of it
 
 // Rows [first, first + n) of A, at most kTogether tiles of about the same height, times one packed panel: a part of the
 // panel after the other, each for all tiles, which keep their sums in `tiles` in between.
-template <class T, int vectors, class Expect, class Finish>
-VSSN_INLINE void multiply_parts(const Segment<T>* segments, int count, int64_t first, int64_t n, const T* panel,
-                                int64_t block, Tile<T, vectors>* tiles, const Expect& expect, const Finish& finish) {
-    constexpr int64_t most = kTileRows<vectors>, width = vectors * kLanes<T>;
-    constexpr int64_t whole = kPanelPart / (width * static_cast<int64_t>(sizeof(T)));
-    constexpr auto heights = std::make_integer_sequence<int, most>{};
+template <class E, class P, int vectors, class Expect, class Finish>
+VSSN_INLINE void multiply_parts(const Segment<E>* segments, int count, int64_t first, int64_t n, const P* panel,
+                                int64_t block, Tile<E, vectors>* tiles, const Expect& expect, const Finish& finish) {
+    constexpr int64_t most = kTileRows<E, vectors>, width = vectors * kLanes<E>;
+    constexpr int64_t whole = kPanelPart / (width * static_cast<int64_t>(sizeof(P)));
     const int64_t number = (n + most - 1) / most;
     const auto row = [&](int64_t tile) { return first + n * tile / number; };
     bool add = false;
     for (int s = 0; s < count; ++s) {
         const int64_t K = segments[s].K, parts = (K + whole - 1) / whole;
+        const auto begin = [&](int64_t part) { return K / kDepth<E> * part / parts * kDepth<E>; };
         for (int64_t part = 0; part < parts; ++part) {
-            const int64_t from = K * part / parts, to = K * (part + 1) / parts;
-            const Segment<T> piece{segments[s].a + from, segments[s].stride, to - from};
-            const T* next = panel + piece.K * width;  // its lines are brought along by the tiles, each its share
+            const Segment<E> piece{segments[s].a + begin(part), segments[s].stride, begin(part + 1) - begin(part)};
+            const P* next = panel + piece.K * width;  // its lines are brought along by the tiles, each its share
             for (int64_t tile = 0; tile < number; ++tile) {
                 const int rows = static_cast<int>(row(tile + 1) - row(tile));
                 if (s == count - 1 && part == parts - 1) expect(block, row(tile), rows);
-                multiply_rows<T, vectors>(rows, &piece, 1, row(tile), panel, width, tiles + tile, add,
-                                          next + tile * piece.K * kLanes<T>, heights);
+                multiply_rows<E, P, vectors>(rows, &piece, 1, row(tile), panel, width, tiles + tile, add,
+                                             next + tile * piece.K * kLanes<E>);
             }
             panel = next;
             add = true;
@@ -192,29 +240,30 @@ VSSN_INLINE void multiply_parts(const Segment<T>* segments, int count, int64_t f
 // Rows [0, n) of A times the panels of `blocks`, in tiles: calls expect(block, first_row, rows) before a tile, to
 // prefetch what finish(block, first_row, rows, tile) will read and write after it. A single row takes four panels at a
 // time: one would wait for its few chains of additions.
-template <class T, int vectors, class Expect, class Finish>
-VSSN_INLINE void multiply(const Segment<T>* segments, int count, int64_t n, const Panels<T>& panels, Range blocks,
+template <class E, int vectors, class P, class Expect, class Finish>
+VSSN_INLINE void multiply(const Segment<E>* segments, int count, int64_t n, const Panels<P>& panels, Range blocks,
                           const Expect& expect, const Finish& finish) {
-    constexpr int most = kTileRows<vectors>, together = 4;
-    alignas(kAlign) Tile<T, vectors> tiles[kTogether];
+    constexpr int most = kTileRows<E, vectors>, together = 4;
+    [[maybe_unused]] const TileUse<E> use;
+    alignas(kAlign) Tile<E, vectors> tiles[kTogether<E>];
     int64_t block = blocks.begin;
-    for (; n == 1 && block + together <= blocks.end; block += together) {
-        for (int p = 0; p < together; ++p) expect(block + p, 0, 1);
-        multiply_tile<T, vectors, 1, together>(segments, count, 0, panels.block(block), panels.stride, panels.row,
-                                               tiles, false, nullptr);
-        for (int p = 0; p < together; ++p) finish(block + p, 0, 1, tiles[p]);
-    }
-    const bool in_parts = n > most && panels.stride * static_cast<int64_t>(sizeof(T)) > kPanelPart;  // and so packed
+    if constexpr (!kByTiles<E>)
+        for (; n == 1 && block + together <= blocks.end; block += together) {
+            for (int p = 0; p < together; ++p) expect(block + p, 0, 1);
+            multiply_tile<E, P, vectors, 1, together>(segments, count, 0, panels.block(block), panels.stride,
+                                                      panels.row, tiles, false, nullptr);
+            for (int p = 0; p < together; ++p) finish(block + p, 0, 1, tiles[p]);
+        }
+    const bool in_parts = n > most && panels.stride * static_cast<int64_t>(sizeof(P)) > kPanelPart;  // and so packed
     for (; block < blocks.end; ++block) {
-        const T* panel = panels.block(block);
+        const P* panel = panels.block(block);
         for (int64_t i = 0; i < n;) {
-            const int rows = tile_height(n - i, in_parts ? kTogether * most : most);
+            const int rows = tile_height(n - i, in_parts ? kTogether<E> * most : most);
             if (in_parts) {
-                multiply_parts<T, vectors>(segments, count, i, rows, panel, block, tiles, expect, finish);
+                multiply_parts<E, P, vectors>(segments, count, i, rows, panel, block, tiles, expect, finish);
             } else {
                 expect(block, i, rows);
-                multiply_rows<T, vectors>(rows, segments, count, i, panel, panels.row, tiles, false, panel,
-                                          std::make_integer_sequence<int, most>{});
+                multiply_rows<E, P, vectors>(rows, segments, count, i, panel, panels.row, tiles, false, panel);
                 finish(block, i, rows, tiles[0]);
             }
             i += rows;
@@ -223,18 +272,18 @@ VSSN_INLINE void multiply(const Segment<T>* segments, int count, int64_t n, cons
 }
 
 // The same for packed panels over the K columns of all segments.
-template <class T, int vectors, class Expect, class Finish>
-VSSN_INLINE void multiply(const Segment<T>* segments, int count, int64_t n, const T* panels, Range blocks, int64_t K,
+template <class E, int vectors, class Expect, class Finish>
+VSSN_INLINE void multiply(const Segment<E>* segments, int count, int64_t n, const E* panels, Range blocks, int64_t K,
                           const Expect& expect, const Finish& finish) {
-    multiply<T, vectors>(segments, count, n, packed_panels<T, vectors>(panels, K), blocks, expect, finish);
+    multiply<E, vectors>(segments, count, n, packed_panels<E, vectors>(panels, K), blocks, expect, finish);
 }
 
 // The same for an A in one piece.
-template <class T, int vectors, class Expect, class Finish>
-VSSN_INLINE void multiply(const T* a, int64_t a_stride, int64_t n, const T* panels, Range blocks, int64_t K,
+template <class E, int vectors, class Expect, class Finish>
+VSSN_INLINE void multiply(const E* a, int64_t a_stride, int64_t n, const E* panels, Range blocks, int64_t K,
                           const Expect& expect, const Finish& finish) {
-    const Segment<T> segment{a, a_stride, K};
-    multiply<T, vectors>(&segment, 1, n, panels, blocks, K, expect, finish);
+    const Segment<E> segment{a, a_stride, K};
+    multiply<E, vectors>(&segment, 1, n, panels, blocks, K, expect, finish);
 }
 
 // ---- Weights as they are ---------------------------------------------------------------------------------
@@ -270,20 +319,21 @@ VSSN_INLINE void fold_all(Vec<T>* sums) {
 
 // sums[row * stride]: the products of `rows` rows of A with `units` rows of W, K columns; lane l has that of the unit
 // l % units, or a part of it that goes on in the lanes `units` apart.
-template <class T, int units, int rows>
-__attribute__((noinline)) void dot_tile(const T* a, int64_t a_stride, const T* const* w, int64_t K, Vec<T>* sums,
+template <class E, class S, int units, int rows>
+__attribute__((noinline)) void dot_tile(const E* a, int64_t a_stride, const S* const* w, int64_t K, Vec<E>* sums,
                                         int stride) {
-    constexpr int L = kLanes<T>;
-    Vec<T> sum[rows][units] = {};
+    using Own = Dots<E, S>;
+    constexpr int L = Own::kTogether * kLanes<E>;
+    Vec<E> sum[rows][units] = {};
     const auto add = [&](int64_t k, int64_t lanes) VSSN_INLINED {
-        Vec<T> x[rows];
+        decltype(Own::left(a, lanes)) x[rows];
 #pragma GCC unroll 16
-        for (int i = 0; i < rows; ++i) x[i] = load(a + i * a_stride + k, lanes);
+        for (int i = 0; i < rows; ++i) x[i] = Own::left(a + i * a_stride + k, lanes);
 #pragma GCC unroll 16
         for (int j = 0; j < units; ++j) {
-            const Vec<T> y = load(w[j] + k, lanes);
+            const auto y = Own::right(w[j] + k, lanes);
 #pragma GCC unroll 16
-            for (int i = 0; i < rows; ++i) sum[i][j] += x[i] * y;
+            for (int i = 0; i < rows; ++i) Own::add(sum[i][j], x[i], y);
         }
     };
     const int64_t whole = K / L * L;
@@ -291,38 +341,42 @@ __attribute__((noinline)) void dot_tile(const T* a, int64_t a_stride, const T* c
     if (whole < K) add(whole, K - whole);
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
-        fold_all<T, units, 1>(sum[i]);
+        fold_all<E, units, 1>(sum[i]);
         sums[i * stride] = sum[i][0];
     }
 }
 
-template <class T, int units, int... row>
-VSSN_INLINE void dot_rows(int rows, const T* a, int64_t a_stride, const T* const* w, int64_t K, Vec<T>* sums,
+template <class E, class S, int units, int... row>
+VSSN_INLINE void dot_rows(int rows, const E* a, int64_t a_stride, const S* const* w, int64_t K, Vec<E>* sums,
                           int stride, std::integer_sequence<int, row...>) {
-    using Dot = void (*)(const T*, int64_t, const T* const*, int64_t, Vec<T>*, int);
-    static constexpr Dot table[] = {dot_tile<T, units, row + 1>...};
+    using Dot = void (*)(const E*, int64_t, const S* const*, int64_t, Vec<E>*, int);
+    static constexpr Dot table[] = {dot_tile<E, S, units, row + 1>...};
     table[rows - 1](a, a_stride, w, K, sums, stride);
 }
 
 // out[row]: the products of `rows` rows of A, at most kDotRows, with rows [first, first + units) of W, at most kLanes.
-template <class T>
-void multiply_dots(const T* a, int64_t a_stride, int rows, const Rows<const T>& weight, int64_t first, int64_t units,
-                   int64_t K, Vec<T>* out) {
-    constexpr int L = kLanes<T>, group = L < 4 ? L : 4, groups = L / group;
-    const T* w[L];
+template <class E, class S>
+void multiply_dots(const E* a, int64_t a_stride, int rows, const Rows<const S>& weight, int64_t first, int64_t units,
+                   int64_t K, Vec<E>* out) {
+    constexpr int L = kLanes<E>, group = L < 4 ? L : 4, groups = L / group;
+    const S* w[L];
     for (int j = 0; j < L; ++j) w[j] = weight.row(first + (j < units ? j : units - 1));
     if (rows == 1) {  // as many chains of additions as there are units
-        dot_tile<T, L, 1>(a, a_stride, w, K, out, 1);
+        dot_tile<E, S, L, 1>(a, a_stride, w, K, out, 1);
         return;
     }
-    Vec<T> sums[kDotRows][groups];
+    Vec<E> sums[kDotRows][groups];
     for (int g = 0; g < groups; ++g)
-        dot_rows<T, group>(rows, a, a_stride, w + g * group, K, &sums[0][g], groups,
-                           std::make_integer_sequence<int, kDotRows>{});
+        dot_rows<E, S, group>(rows, a, a_stride, w + g * group, K, &sums[0][g], groups,
+                              std::make_integer_sequence<int, kDotRows>{});
     for (int i = 0; i < rows; ++i) {
-        fold_all<T, groups, group>(sums[i]);
+        fold_all<E, groups, group>(sums[i]);
         out[i] = sums[i][0];
     }
 }
 
 }  // namespace vssn::VSSN_ISA
+
+#if defined(VSSN_BF16_TILES)
+#include "products_amx.h"
+#endif

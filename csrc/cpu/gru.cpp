@@ -12,6 +12,9 @@
 // Packed (batch_sizes), there is no padding: [N, .] has of step t the first batch_sizes[t] rows, step after step, and
 // the batch is in order of falling length; rows.h's Layout tells where a row is.
 //
+// In BFloat16 the gates, the output and the gradients of the gates are stored rounded, and h and these gradients enter
+// products rounded; the state itself, sums and the gradient of the state are floats.
+//
 // Threads take rows of the batch and need no barrier, or, where the rows are too few or the weights too large for a
 // core's cache, blocks of hidden units with one barrier a step. Both give the same bits.
 #include "../common/cell.h"
@@ -42,24 +45,31 @@ Partition plan_threads(const Problem& k, const Layout& layout, int64_t blocks, s
 inline bool forward_unpacked(int64_t rows, int64_t H) { return rows <= (H < 128 ? 16 : 64); }
 inline bool backward_unpacked(int64_t rows) { return rows <= 12; }
 
-template <class T>
+template <class S>
 struct ForwardBuffers {
+    using T = Compute<S>;
+    using E = Operand<S>;
     bool packed;
-    int64_t blocks, stride;  // blocks of kLanes units; distance between rows of a state
-    T* panels;               // [blocks][H][3 L]: for a block the columns of r, z and n
-    T* bias;                 // [blocks][3 L]
-    T* state[2];             // [B][stride] each, read and written in turn
+    int64_t blocks, K;               // blocks of kLanes units; H in whole depth
+    int64_t stride, operand_stride;  // distance between rows of a state
+    E* panels;                       // [blocks][K][3 L]: for a block the columns of r, z and n
+    T* bias;                         // [blocks][3 L]
+    T* state[2];                     // [B][stride] each, read and written in turn
+    E* operand[2];                   // [B][operand_stride]: the same as products take it, where that is not as it is
     int64_t *order, *slices, *places;
     int64_t bytes;
 
-    ForwardBuffers(void* memory, const GruForward<T>& k)
+    ForwardBuffers(void* memory, const GruForward<S>& k)
         : packed(!forward_unpacked(count_rows(k.batch_sizes, k.steps, k.B), k.H)),
           blocks((k.H + kLanes<T> - 1) / kLanes<T>),
-          stride(row_stride<T>(k.H)) {
+          K(depth<E>(k.H)),
+          stride(row_stride<T>(k.H)),
+          operand_stride(row_stride<E>(round_up(k.H, 2 * kLanes<T>))) {
         Arena arena(memory);
-        panels = arena.take<T>(packed ? blocks * k.H * 3 * kLanes<T> : 0);
+        panels = arena.take<E>(packed ? blocks * K * 3 * kLanes<T> : 0);
         bias = arena.take<T>(blocks * 3 * kLanes<T>);
         for (T*& buffer : state) buffer = arena.take<T>(k.B * stride);
+        for (E*& buffer : operand) buffer = arena.take<E>(kRounds<S> ? k.B * operand_stride : 0);
         order = arena.take<int64_t>(k.B);
         slices = arena.take<int64_t>(k.B);
         places = arena.take<int64_t>(Layout::places(k.batch_sizes, k.steps, k.B));
@@ -67,45 +77,67 @@ struct ForwardBuffers {
     }
 };
 
-template <class T>
-void pack_forward(const GruForward<T>& k, const ForwardBuffers<T>& w, Range blocks) {
-    constexpr int64_t L = kLanes<T>;
+// A state for some rows on, and as products take it: the same where nothing is rounded.
+template <class S>
+struct State {
+    Compute<S>* values;
+    Operand<S>* operands;
+};
+
+template <class S>
+State<S> state_of(const ForwardBuffers<S>& w, int turn, int64_t first) {
+    Compute<S>* values = w.state[turn] + first * w.stride;
+    if constexpr (kRounds<S>)
+        return {values, w.operand[turn] + first * w.operand_stride};
+    else
+        return {values, values};
+}
+
+template <class S>
+void pack_forward(const GruForward<S>& k, const ForwardBuffers<S>& w, Range blocks) {
+    constexpr int64_t L = kLanes<S>, vector = Products<Operand<S>>::kTogether * L;  // of a panel
     for (int64_t block = blocks.begin; block < blocks.end; ++block)
         for (int64_t gate = 0; gate < 3; ++gate) {
             const int64_t first = gate * k.H + block * L, units = k.H - block * L;
             if (w.packed)
-                pack_transposed(w.panels + block * k.H * 3 * L + gate * L, k.H, L, 3 * L, k.weight, first, units);
-            for (int64_t j = 0; j < L; ++j) w.bias[(block * 3 + gate) * L + j] = j < units ? k.bias[first + j] : T(0);
+                pack_transposed(w.panels + block * w.K * 3 * L + gate * vector, k.H, L, 3 * L, k.weight, first, units);
+            for (int64_t j = 0; j < L; ++j)
+                w.bias[(block * 3 + gate) * L + j] = j < units ? k.bias[first + j] : Compute<S>(0);
         }
 }
 
-template <class T>
-void forward_step(const GruForward<T>& k, const Layout& layout, const ForwardBuffers<T>& w, const RowList& list,
-                  Range blocks, int64_t t, const T* state, T* next) {
+template <class S>
+void forward_step(const GruForward<S>& k, const Layout& layout, const ForwardBuffers<S>& w, const RowList& list,
+                  Range blocks, int64_t t, const State<S>& now, const State<S>& next) {
+    using T = Compute<S>;
+    using E = Operand<S>;
     using Math = VectorMath<T>;
     constexpr int64_t L = kLanes<T>;
-    const Rows<const T> gates_x = layout.step(k.gates_x, t);
-    const int64_t begin = layout.begin(t);
+    const Rows<const S> gates_x = layout.step(k.gates_x, t);
+    const int64_t begin = layout.begin(t), operand_stride = kRounds<S> ? w.operand_stride : w.stride;
     auto expect = [&](int64_t block, int64_t first, int rows) VSSN_INLINED {
         for (int i = 0; i < rows; ++i) {
-            const T* x = gates_x.row(list.rows[first + i]) + block * L;
+            const S* x = gates_x.row(list.rows[first + i]) + block * L;
             for (int gate = 0; gate < 3; ++gate) prefetch(x + gate * k.H);
         }
     };
-    auto finish = [&](int64_t block, int64_t first, int rows, const Tile<T, 3>& product) {
+    auto finish = [&](int64_t block, int64_t first, int rows, const Tile<E, 3>& product) {
         const int64_t unit = block * L, count = k.H - unit < L ? k.H - unit : L;
         const T* bias = w.bias + block * 3 * L;
         for (int i = 0; i < rows; ++i) {
             const int64_t b = list.rows[first + i], at = begin + b, slot = (first + i) * w.stride + unit;
-            const T* x = gates_x.row(b) + unit;
+            const S* x = gates_x.row(b) + unit;
             const GruGates<Vec<T>> g = gru_gates<Math>(load(x, count) + (product[i][0] + load(bias)),
                                                        load(x + k.H, count) + (product[i][1] + load(bias + L)),
                                                        load(x + 2 * k.H, count), product[i][2] + load(bias + 2 * L));
-            const Vec<T> h = gru_next(g, load(state + slot));
-            store(next + slot, h);
+            const Vec<T> h = gru_next(g, load(now.values + slot));
+            store(next.values + slot, h);
+            E* operands = next.operands + (first + i) * w.operand_stride;
+            if (kRounds<S> && w.packed) store_operand<S>(operands + unit, h);
+            if (kRounds<S> && !w.packed) Dots<E, S>::store_part(operands, unit, h);
             store(k.output + at * k.H + unit, h, count);
             if (k.gates) {
-                T* gates = k.gates + 4 * (at * k.H + unit);
+                S* gates = k.gates + 4 * (at * k.H + unit);
                 store(gates, g.r, count);
                 store(gates + count, g.z, count);
                 store(gates + 2 * count, g.n, count);
@@ -114,17 +146,17 @@ void forward_step(const GruForward<T>& k, const Layout& layout, const ForwardBuf
         }
     };
     if (w.packed) {
-        multiply<T, 3>(state, w.stride, list.active, w.panels, blocks, k.H, expect, finish);
+        multiply<E, 3>(now.operands, operand_stride, list.active, w.panels, blocks, w.K, expect, finish);
     } else {
-        Tile<T, 3> product;
+        Tile<E, 3> product;
         Vec<T> dots[kDotRows];
         for (int64_t block = blocks.begin; block < blocks.end; ++block)
             for (int64_t first = 0; first < list.active;) {
                 const int64_t units = k.H - block * L < L ? k.H - block * L : L;
                 const int rows = tile_height(list.active - first, kDotRows);
+                const E* operands = now.operands + first * operand_stride;
                 for (int gate = 0; gate < 3; ++gate) {
-                    multiply_dots(state + first * w.stride, w.stride, rows, k.weight, gate * k.H + block * L, units,
-                                  k.H, dots);
+                    multiply_dots(operands, operand_stride, rows, k.weight, gate * k.H + block * L, units, k.H, dots);
                     for (int i = 0; i < rows; ++i) product[i][gate] = dots[i];
                 }
                 finish(block, first, rows, product);
@@ -141,22 +173,30 @@ void forward_step(const GruForward<T>& k, const Layout& layout, const ForwardBuf
     }
 }
 
-template <class T>
-void forward(const GruForward<T>& k, void* workspace) {
-    const ForwardBuffers<T> w(workspace, k);
+template <class S>
+void forward(const GruForward<S>& k, void* workspace) {
+    using T = Compute<S>;
+    const ForwardBuffers<S> w(workspace, k);
     const Layout layout(k.steps, k.B, k.lengths, k.batch_sizes, w.places);
-    const Partition plan = plan_threads(k, layout, w.blocks, sizeof(T));
+    const Partition plan = plan_threads(k, layout, w.blocks, sizeof(Operand<S>));
     order_rows(layout.lengths, k.B, w.order);
+    for (Operand<S>* operands : w.operand)
+        if (kRounds<S>) fill_zeros(operands, k.B * w.operand_stride);
     auto body = [&](Team team) {
         RowList list = take_rows(plan, team, w.order, w.slices, layout.lengths, k.B);
         const Range blocks = plan.blocks(w.blocks, team);
         const int64_t from = blocks.begin * kLanes<T>, end = blocks.end * kLanes<T>;
         const int64_t to = end < k.H ? end : k.H;
-        T* states[2] = {w.state[0] + list.first * w.stride, w.state[1] + list.first * w.stride};
+        const State<S> states[2] = {state_of(w, 0, list.first), state_of(w, 1, list.first)};
         pack_forward(k, w, share(w.blocks, team.rank, team.size));
         for (int64_t i = 0; i < list.count; ++i)
             for (int64_t unit = from; unit < end; ++unit)
-                for (T* state : states) state[i * w.stride + unit] = unit < k.H ? k.h0.row(list.rows[i])[unit] : T(0);
+                for (const State<S>& state : states) {
+                    const T h = unit < k.H ? k.h0.row(list.rows[i])[unit] : T(0);
+                    state.values[i * w.stride + unit] = h;
+                    const int64_t place = w.packed ? unit : Dots<Operand<S>, S>::place(unit);
+                    if (kRounds<S>) state.operands[i * w.operand_stride + place] = operand<S>(h);
+                }
         team.wait();
         for (int64_t s = 0; s < k.steps; ++s) {
             const int64_t t = k.reverse ? k.steps - 1 - s : s;
@@ -168,7 +208,7 @@ void forward(const GruForward<T>& k, void* workspace) {
             const int64_t b = list.rows[i];
             // The buffer that the row's last step wrote: forward stops at its length, reverse ends at t = 0.
             const int64_t last = layout.lengths && !k.reverse ? layout.lengths[b] : k.steps;
-            const T* state = states[last % 2] + i * w.stride;
+            const T* state = states[last % 2].values + i * w.stride;
             for (int64_t unit = from; unit < to; ++unit) k.h_n[b * k.H + unit] = state[unit];
         }
     };
@@ -177,29 +217,31 @@ void forward(const GruForward<T>& k, void* workspace) {
 
 // ---- Backward --------------------------------------------------------------------------------------------
 
-template <class T>
+template <class S>
 struct BackwardBuffers {
+    using T = Compute<S>;
+    using E = Operand<S>;
     bool packed;                  // else whole blocks are read from W_h, and one that is not whole from panels
-    int64_t blocks, padded;       // blocks of 2 kLanes units; H in whole vectors
+    int64_t blocks, padded;       // blocks of 2 kLanes units; H in whole vectors and whole depth
     int64_t grad_stride, stride;  // distance between rows of grads and of carry
-    T* panels;                    // [blocks][3 padded][2 L]: W_h's columns; rows of r, z, n, each padded with zeros
-    T* grads[2];                  // [B][grad_stride]: gradients of W_h h, as the panels' rows
+    E* panels;                    // [blocks][3 padded][2 L]: W_h's columns; rows of r, z, n, each padded with zeros
+    E* grads[2];                  // [B][grad_stride]: gradients of W_h h, as the panels' rows
     T* carry;                     // [B][stride]: the gradient of the state, on its way to the step before
-    T* starts;                    // [B][4 H]: the gates' gradients at each row's first step, where it is not the same t
+    S* starts;                    // [B][4 H]: the gates' gradients at each row's first step, where it is not the same t
     int64_t *order, *slices, *places;
     int64_t bytes;
 
-    BackwardBuffers(void* memory, const GruBackward<T>& k)
-        : packed(!backward_unpacked(count_rows(k.batch_sizes, k.steps, k.B))),
+    BackwardBuffers(void* memory, const GruBackward<S>& k)
+        : packed(kRounds<E> || !backward_unpacked(count_rows(k.batch_sizes, k.steps, k.B))),  // pairs have to be made
           blocks((k.H + 2 * kLanes<T> - 1) / (2 * kLanes<T>)),
-          padded(round_up(k.H, kLanes<T>)),
-          grad_stride(row_stride<T>(3 * padded)),
+          padded(round_up(k.H, kDepth<E> > kLanes<T> ? kDepth<E> : kLanes<T>)),
+          grad_stride(row_stride<E>(3 * padded)),
           stride(row_stride<T>(blocks * 2 * kLanes<T>)) {
         Arena arena(memory);
-        panels = arena.take<T>((packed ? blocks : 1) * 3 * padded * 2 * kLanes<T>);
-        for (T*& buffer : grads) buffer = arena.take<T>(k.B * grad_stride);
+        panels = arena.take<E>((packed ? blocks : 1) * 3 * padded * 2 * kLanes<T>);
+        for (E*& buffer : grads) buffer = arena.take<E>(k.B * grad_stride);
         carry = arena.take<T>(k.B * stride);
-        starts = arena.take<T>(k.B * 4 * k.H);
+        starts = arena.take<S>(k.B * 4 * k.H);
         order = arena.take<int64_t>(k.B);
         slices = arena.take<int64_t>(k.B);
         places = arena.take<int64_t>(Layout::places(k.batch_sizes, k.steps, k.B));
@@ -208,21 +250,23 @@ struct BackwardBuffers {
 };
 
 // The gradients of a step's gates for this thread's units [from, to); dh z stays in carry.
-template <class T>
-void gate_step(const GruBackward<T>& k, const Layout& layout, const BackwardBuffers<T>& w, const RowList& list,
-               int64_t t, int64_t from, int64_t to, T* grads, T* carry) {
+template <class S>
+void gate_step(const GruBackward<S>& k, const Layout& layout, const BackwardBuffers<S>& w, const RowList& list,
+               int64_t t, int64_t from, int64_t to, Operand<S>* grads, Compute<S>* carry) {
+    using T = Compute<S>;
     constexpr int64_t L = kLanes<T>;
-    const Rows<const T> grad_output = layout.step(k.grad_output, t);
+    const Rows<const S> grad_output = layout.step(k.grad_output, t);
     const int64_t begin = layout.begin(t), previous = k.reverse ? layout.begin(t + 1) : t > 0 ? layout.begin(t - 1) : 0;
     for (int64_t i = 0; i < list.active; ++i) {
         const int64_t b = list.rows[i], at = begin + b;
         const int64_t first = !k.reverse ? 0 : (layout.lengths ? layout.lengths[b] : k.steps) - 1;  // of its steps
-        const T* state = t == first ? k.h0.row(b) : k.output + (previous + b) * k.H;
-        T *grad_row = grads + i * w.grad_stride, *carry_row = carry + i * w.stride;
-        T *grad_x = k.grad_gates_x + at * 3 * k.H, *grad_a = k.grad_a + at * k.H;
+        const S* state = t == first ? k.h0.row(b) : k.output + (previous + b) * k.H;
+        Operand<S>* grad_row = grads + i * w.grad_stride;
+        T* carry_row = carry + i * w.stride;
+        S *grad_x = k.grad_gates_x + at * 3 * k.H, *grad_a = k.grad_a + at * k.H;
         for (int64_t unit = from; unit < to; unit += L) {
             const int64_t count = k.H - unit < L ? k.H - unit : L;
-            const T* gates = k.gates + 4 * (at * k.H + unit);
+            const S* gates = k.gates + 4 * (at * k.H + unit);
             const GruGates<Vec<T>> g = {load(gates, count), load(gates + count, count), load(gates + 2 * count, count),
                                         load(gates + 3 * count, count)};
             Vec<T> dh = load(carry_row + unit);
@@ -233,9 +277,9 @@ void gate_step(const GruBackward<T>& k, const Layout& layout, const BackwardBuff
             store(grad_x + 2 * k.H + unit, grad.n, count);
             store(grad_a + unit, grad.a, count);
             // Lanes past H hold zeros: everything that they were computed from is 0.
-            store(grad_row + unit, grad.r);
-            store(grad_row + w.padded + unit, grad.z);
-            store(grad_row + 2 * w.padded + unit, grad.a);
+            store_operand<S>(grad_row + unit, grad.r);
+            store_operand<S>(grad_row + w.padded + unit, grad.z);
+            store_operand<S>(grad_row + 2 * w.padded + unit, grad.a);
             store(carry_row + unit, dh * g.z);
         }
     }
@@ -249,16 +293,16 @@ void gate_step(const GruBackward<T>& k, const Layout& layout, const BackwardBuff
 }
 
 // The gradients of the gates at the last valid step of each row, zeros where there is none, for units [from, to).
-template <class T>
-void gather_starts(const GruBackward<T>& k, const Layout& layout, const BackwardBuffers<T>& w, const RowList& list,
+template <class S>
+void gather_starts(const GruBackward<S>& k, const Layout& layout, const BackwardBuffers<S>& w, const RowList& list,
                    int64_t from, int64_t to) {
     for (int64_t i = 0; i < list.count; ++i) {
         const int64_t b = list.rows[i], last = layout.lengths[b] - 1, at = last < 0 ? -1 : layout.begin(last) + b;
-        T* starts = w.starts + b * 4 * k.H;
+        S* starts = w.starts + b * 4 * k.H;
         for (int64_t unit = from; unit < to; ++unit) {
             for (int64_t gate = 0; gate < 3; ++gate)
-                starts[gate * k.H + unit] = at < 0 ? T(0) : k.grad_gates_x[(at * 3 + gate) * k.H + unit];
-            starts[3 * k.H + unit] = at < 0 ? T(0) : k.grad_a[at * k.H + unit];
+                starts[gate * k.H + unit] = at < 0 ? S(0) : k.grad_gates_x[(at * 3 + gate) * k.H + unit];
+            starts[3 * k.H + unit] = at < 0 ? S(0) : k.grad_a[at * k.H + unit];
         }
     }
 }
@@ -281,36 +325,36 @@ VSSN_INLINE void for_rows_and_before(const Layout& layout, bool reverse, const M
 }
 
 // This thread's part of grad_weight and grad_bias: every step's gradients with the state before the step.
-template <class T>
-void weight_grads(const GruBackward<T>& k, const Layout& layout, const BackwardBuffers<T>& w, Team team) {
+template <class S>
+void weight_grads(const GruBackward<S>& k, const Layout& layout, const BackwardBuffers<S>& w, Team team) {
     const int64_t H = k.H, all = layout.rows(), first = k.steps > 0 ? k.B : 0;
     const int64_t later = k.steps > 0 ? all - layout.begin(1) : 0;
     const int64_t start = k.reverse && k.steps > 0 ? layout.begin(k.steps - 1) : 0;
     const bool gather = k.reverse && layout.lengths;
     // [rows, .] of r and z, and of a: at all steps, and at each row's first one.
-    const Rows<const T> rz = {k.grad_gates_x, 3 * H}, a = {k.grad_a, H};
-    const Rows<const T> first_rz = gather ? Rows<const T>{w.starts, 4 * H} : Rows<const T>{rz.row(start), 3 * H};
-    const Rows<const T> first_a = gather ? Rows<const T>{w.starts + 3 * H, 4 * H} : Rows<const T>{a.row(start), H};
-    auto add_later = [&](const Rows<const T>& grads, int64_t units, T* out, int turn) {
+    const Rows<const S> rz = {k.grad_gates_x, 3 * H}, a = {k.grad_a, H};
+    const Rows<const S> first_rz = gather ? Rows<const S>{w.starts, 4 * H} : Rows<const S>{rz.row(start), 3 * H};
+    const Rows<const S> first_a = gather ? Rows<const S>{w.starts + 3 * H, 4 * H} : Rows<const S>{a.row(start), H};
+    auto add_later = [&](const Rows<const S>& grads, int64_t units, Compute<S>* out, int turn) {
         for_rows_and_before(layout, k.reverse, [&](int64_t from, int64_t before, int64_t count, bool add) {
-            const Rows<const T> run = {grads.row(from), grads.stride}, states = {k.output + before * H, H};
-            weight_gradient<T>({run, states, count, units, H, out, H, add}, team, turn);
+            const Rows<const S> run = {grads.row(from), grads.stride}, states = {k.output + before * H, H};
+            weight_gradient<S>({run, states, count, units, H, out, H, add}, team, turn);
         });
     };
     // Rows without a valid step are left out: their h0 may be anything, and 0 times inf is NaN.
-    auto add_first = [&](const Rows<const T>& grads, int64_t units, T* out, int turn) {
+    auto add_first = [&](const Rows<const S>& grads, int64_t units, Compute<S>* out, int turn) {
         for (int64_t from = 0, to = 0; to <= first; ++to) {
             if (to < first && (!layout.lengths || layout.lengths[to] > 0)) continue;
-            const Rows<const T> run = {grads.row(from), grads.stride}, h0 = {k.h0.row(from), k.h0.stride};
-            if (to > from) weight_gradient<T>({run, h0, to - from, units, H, out, H, true}, team, turn);
+            const Rows<const S> run = {grads.row(from), grads.stride}, h0 = {k.h0.row(from), k.h0.stride};
+            if (to > from) weight_gradient<S>({run, h0, to - from, units, H, out, H, true}, team, turn);
             from = to + 1;
         }
     };
     if (k.grad_weight) {
-        T* grad_n = k.grad_weight + 2 * H * H;
+        Compute<S>* grad_n = k.grad_weight + 2 * H * H;
         if (later == 0 && !layout.lengths) {  // a single step: nothing to add to
-            weight_gradient<T>({first_rz, k.h0, first, 2 * H, H, k.grad_weight, H, false}, team, 0);
-            weight_gradient<T>({first_a, k.h0, first, H, H, grad_n, H, false}, team, 1);
+            weight_gradient<S>({first_rz, k.h0, first, 2 * H, H, k.grad_weight, H, false}, team, 0);
+            weight_gradient<S>({first_a, k.h0, first, H, H, grad_n, H, false}, team, 1);
         } else {
             add_later(rz, 2 * H, k.grad_weight, 0);
             add_first(first_rz, 2 * H, k.grad_weight, 0);
@@ -324,47 +368,54 @@ void weight_grads(const GruBackward<T>& k, const Layout& layout, const BackwardB
     }
 }
 
-template <class T>
-void pack_backward(const GruBackward<T>& k, const BackwardBuffers<T>& w, Team team) {
-    constexpr int64_t width = 2 * kLanes<T>;
+template <class S>
+void pack_backward(const GruBackward<S>& k, const BackwardBuffers<S>& w, Team team) {
+    constexpr int64_t width = 2 * kLanes<S>;
     Range mine = share(w.blocks, team.rank, team.size);
-    T* panels = w.panels;
+    Operand<S>* panels = w.panels;
     if (!w.packed) {  // the one that is not whole, by the thread that packs the last one
         mine.begin = k.H / width > mine.begin ? k.H / width : mine.begin;
         panels -= (k.H / width) * 3 * w.padded * width;
     }
     for (int64_t gate = 0; gate < 3; ++gate)
-        pack_rows<T, 2>(panels + gate * w.padded * width, 3 * w.padded * width, mine, w.padded, k.weight, gate * k.H,
-                        k.H, k.H);
+        pack_rows<Operand<S>, 2>(panels + gate * w.padded * width, 3 * w.padded * width, mine, w.padded, k.weight,
+                                 gate * k.H, k.H, k.H);
 }
 
 // The gradients of a step's gates times W_h, for some blocks of its columns: add(block, first, rows, tile).
-template <class T, class Add>
-VSSN_INLINE void multiply_backward(const GruBackward<T>& k, const BackwardBuffers<T>& w, const T* grads, int64_t rows,
-                                   Range blocks, const Add& add) {
-    constexpr int64_t width = 2 * kLanes<T>;
-    if (w.packed)
-        return multiply<T, 2>(grads, w.grad_stride, rows, w.panels, blocks, 3 * w.padded, nothing_to_expect, add);
-    const Segment<T> gates[3] = {{grads, w.grad_stride, k.H},
-                                 {grads + w.padded, w.grad_stride, k.H},
-                                 {grads + 2 * w.padded, w.grad_stride, k.H}};
-    const int64_t whole = k.H / width < blocks.end ? k.H / width : blocks.end;
-    multiply<T, 2>(gates, 3, rows, Panels<T>{k.weight.data, width, k.weight.stride}, {blocks.begin, whole},
-                   nothing_to_expect, add);
-    if (whole < blocks.end)
-        multiply<T, 2>(grads, w.grad_stride, rows, w.panels, Range{0, 1}, 3 * w.padded, nothing_to_expect,
-                       [&](int64_t, int64_t first, int rows, const Tile<T, 2>& tile)
-                           VSSN_INLINED { add(whole, first, rows, tile); });
+template <class S, class Add>
+VSSN_INLINE void multiply_backward(const GruBackward<S>& k, const BackwardBuffers<S>& w, const Operand<S>* grads,
+                                   int64_t rows, Range blocks, const Add& add) {
+    using E = Operand<S>;
+    constexpr int64_t width = 2 * kLanes<S>;
+    if (kRounds<E> || w.packed)
+        return multiply<E, 2>(grads, w.grad_stride, rows, w.panels, blocks, 3 * w.padded, nothing_to_expect, add);
+    if constexpr (!kRounds<E>) {
+        const Segment<E> gates[3] = {{grads, w.grad_stride, k.H},
+                                     {grads + w.padded, w.grad_stride, k.H},
+                                     {grads + 2 * w.padded, w.grad_stride, k.H}};
+        const int64_t whole = k.H / width < blocks.end ? k.H / width : blocks.end;
+        multiply<E, 2>(gates, 3, rows, Panels<S>{k.weight.data, width, k.weight.stride}, {blocks.begin, whole},
+                       nothing_to_expect, add);
+        if (whole < blocks.end)
+            multiply<E, 2>(grads, w.grad_stride, rows, w.panels, Range{0, 1}, 3 * w.padded, nothing_to_expect,
+                           [&](int64_t, int64_t first, int rows, const Tile<E, 2>& tile)
+                               VSSN_INLINED { add(whole, first, rows, tile); });
+    }
 }
 
-template <class T>
-void backward(const GruBackward<T>& k, void* workspace) {
+template <class S>
+void backward(const GruBackward<S>& k, void* workspace) {
+    using T = Compute<S>;
+    using E = Operand<S>;
     constexpr int64_t L = kLanes<T>, width = 2 * L;
-    const BackwardBuffers<T> w(workspace, k);
+    const BackwardBuffers<S> w(workspace, k);
     const Layout layout(k.steps, k.B, k.lengths, k.batch_sizes, w.places);
-    const Partition plan = plan_threads(k, layout, w.blocks, sizeof(T));
+    const Partition plan = plan_threads(k, layout, w.blocks, sizeof(E));
     const int64_t products = k.steps - (k.grad_h0 ? 0 : 1);  // what goes back past the first step is grad_h0
     order_rows(layout.lengths, k.B, w.order);
+    for (E* grads : w.grads)
+        if (w.padded > round_up(k.H, L)) fill_zeros(grads, k.B * w.grad_stride);
     auto body = [&](Team team) {
         RowList list = take_rows(plan, team, w.order, w.slices, layout.lengths, k.B);
         const Range blocks = plan.blocks(w.blocks, team);
@@ -379,10 +430,10 @@ void backward(const GruBackward<T>& k, void* workspace) {
             const int64_t t = k.reverse ? k.steps - 1 - s : s;
             list.step(t);
             // Units split: one thread may begin the next step while another still reads this step's gradients.
-            T* grads = w.grads[plan.split_units ? s % 2 : 0] + list.first * w.grad_stride;
+            E* grads = w.grads[plan.split_units ? s % 2 : 0] + list.first * w.grad_stride;
             gate_step(k, layout, w, list, t, from, to, grads, carry);
             if (plan.split_units) team.wait();
-            auto add = [&](int64_t block, int64_t first, int rows, const Tile<T, 2>& product) {
+            auto add = [&](int64_t block, int64_t first, int rows, const Tile<E, 2>& product) {
                 for (int i = 0; i < rows; ++i)
                     for (int j = 0; j < 2; ++j) {
                         T* sum = carry + (first + i) * w.stride + block * width + j * L;
@@ -404,14 +455,11 @@ void backward(const GruBackward<T>& k, void* workspace) {
 
 }  // namespace
 
-void gru_forward(const GruForward<float>& k, void* workspace) { forward(k, workspace); }
-void gru_forward(const GruForward<double>& k, void* workspace) { forward(k, workspace); }
-void gru_backward(const GruBackward<float>& k, void* workspace) { backward(k, workspace); }
-void gru_backward(const GruBackward<double>& k, void* workspace) { backward(k, workspace); }
-
-int64_t gru_forward_workspace(const GruForward<float>& k) { return ForwardBuffers<float>(nullptr, k).bytes; }
-int64_t gru_forward_workspace(const GruForward<double>& k) { return ForwardBuffers<double>(nullptr, k).bytes; }
-int64_t gru_backward_workspace(const GruBackward<float>& k) { return BackwardBuffers<float>(nullptr, k).bytes; }
-int64_t gru_backward_workspace(const GruBackward<double>& k) { return BackwardBuffers<double>(nullptr, k).bytes; }
+#define VSSN_ENTRIES(T)                                                                                   \
+    void gru_forward(const GruForward<T>& k, void* workspace) { forward(k, workspace); }                  \
+    void gru_backward(const GruBackward<T>& k, void* workspace) { backward(k, workspace); }               \
+    int64_t gru_forward_workspace(const GruForward<T>& k) { return ForwardBuffers<T>(nullptr, k).bytes; } \
+    int64_t gru_backward_workspace(const GruBackward<T>& k) { return BackwardBuffers<T>(nullptr, k).bytes; }
+VSSN_FOR_STORAGES(VSSN_ENTRIES)
 
 }  // namespace vssn::VSSN_ISA

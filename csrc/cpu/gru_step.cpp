@@ -171,15 +171,12 @@ void cell_backward(const GruCellBackward<T>& k) {
 
 }  // namespace
 
-int64_t gru_pack(const GruPack<float>& k) { return pack(k); }
-int64_t gru_pack(const GruPack<double>& k) { return pack(k); }
-void gru_step(const GruStep<float>& k) { step(k); }
-void gru_step(const GruStep<double>& k) { step(k); }
-void gru_layer_step(const GruLayerStep<float>& k) { layer_step(k); }
-void gru_layer_step(const GruLayerStep<double>& k) { layer_step(k); }
-void gru_cell(const GruCell<float>& k) { cell(k); }
-void gru_cell(const GruCell<double>& k) { cell(k); }
-void gru_cell_backward(const GruCellBackward<float>& k) { cell_backward(k); }
-void gru_cell_backward(const GruCellBackward<double>& k) { cell_backward(k); }
+#define VSSN_ENTRIES(T)                                              \
+    int64_t gru_pack(const GruPack<T>& k) { return pack(k); }        \
+    void gru_step(const GruStep<T>& k) { step(k); }                  \
+    void gru_layer_step(const GruLayerStep<T>& k) { layer_step(k); } \
+    void gru_cell(const GruCell<T>& k) { cell(k); }                  \
+    void gru_cell_backward(const GruCellBackward<T>& k) { cell_backward(k); }
+VSSN_FOR_FLOATS(VSSN_ENTRIES)
 
 }  // namespace vssn::VSSN_ISA

@@ -552,14 +552,14 @@ void backward(const InterleavedBackward<T>& k, void* workspace) {
     const Partition plan = plan_threads(k, w.blocks.state, sizeof(T));
     order_rows(k.lengths, k.B, w.order);
     // The products also run over the columns that pad a layer; the panels hold zeros there.
-    fill_zeros(w.grad_out, k.B, w.out_stride);
-    fill_zeros(w.grad_hidden, k.B, w.hidden_stride);
-    fill_zeros(w.grad_gates, k.B, w.gates_stride);
-    fill_zeros(w.grad_embed, k.B, w.embed_stride);
-    fill_zeros(w.carry_h, k.B, w.state_stride);
-    fill_zeros(w.carry_z, k.B, w.latent_stride);
-    if (k.grad_reset_h) fill_zeros(k.grad_reset_h, k.B, k.H);
-    if (k.grad_reset_z) fill_zeros(k.grad_reset_z, k.B, k.Z);
+    fill_zeros(w.grad_out, k.B * w.out_stride);
+    fill_zeros(w.grad_hidden, k.B * w.hidden_stride);
+    fill_zeros(w.grad_gates, k.B * w.gates_stride);
+    fill_zeros(w.grad_embed, k.B * w.embed_stride);
+    fill_zeros(w.carry_h, k.B * w.state_stride);
+    fill_zeros(w.carry_z, k.B * w.latent_stride);
+    if (k.grad_reset_h) fill_zeros(k.grad_reset_h, k.B * k.H);
+    if (k.grad_reset_z) fill_zeros(k.grad_reset_z, k.B * k.Z);
     auto body = [&](Team team) {
         RowList list = take_rows(plan, team, w.order, w.slices, k.lengths, k.B);
         const Share mine = take_blocks(plan, w.blocks, team);
@@ -608,22 +608,15 @@ void backward(const InterleavedBackward<T>& k, void* workspace) {
 
 }  // namespace
 
-void interleaved_forward(const InterleavedForward<float>& k, void* workspace) { forward(k, workspace); }
-void interleaved_forward(const InterleavedForward<double>& k, void* workspace) { forward(k, workspace); }
-void interleaved_backward(const InterleavedBackward<float>& k, void* workspace) { backward(k, workspace); }
-void interleaved_backward(const InterleavedBackward<double>& k, void* workspace) { backward(k, workspace); }
-
-int64_t interleaved_forward_workspace(const InterleavedForward<float>& k) {
-    return ForwardBuffers<float>(nullptr, k).bytes;
-}
-int64_t interleaved_forward_workspace(const InterleavedForward<double>& k) {
-    return ForwardBuffers<double>(nullptr, k).bytes;
-}
-int64_t interleaved_backward_workspace(const InterleavedBackward<float>& k) {
-    return BackwardBuffers<float>(nullptr, k).bytes;
-}
-int64_t interleaved_backward_workspace(const InterleavedBackward<double>& k) {
-    return BackwardBuffers<double>(nullptr, k).bytes;
-}
+#define VSSN_ENTRIES(T)                                                                                     \
+    void interleaved_forward(const InterleavedForward<T>& k, void* workspace) { forward(k, workspace); }    \
+    void interleaved_backward(const InterleavedBackward<T>& k, void* workspace) { backward(k, workspace); } \
+    int64_t interleaved_forward_workspace(const InterleavedForward<T>& k) {                                 \
+        return ForwardBuffers<T>(nullptr, k).bytes;                                                         \
+    }                                                                                                       \
+    int64_t interleaved_backward_workspace(const InterleavedBackward<T>& k) {                               \
+        return BackwardBuffers<T>(nullptr, k).bytes;                                                        \
+    }
+VSSN_FOR_FLOATS(VSSN_ENTRIES)
 
 }  // namespace vssn::VSSN_ISA

@@ -3,12 +3,16 @@
 //
 // All memory belongs to the caller. Strides count elements; the last dimension of every tensor is contiguous.
 // A null pointer means: not given, or not needed.
+//
+// T is the type of storage. States and the gradients of states, weights and biases are Compute<T>: sums that a BFloat16
+// would round at every step.
 #pragma once
 
 #include <stdint.h>
 
 #include "../common/cell.h"
 #include "../common/fields.h"
+#include "bfloat16.h"
 
 namespace vssn {
 
@@ -64,11 +68,11 @@ struct GruForward {
     const int64_t* lengths;      // [B]; null where packed
     const int64_t* batch_sizes;  // [T], falling, B at most: [T, B, .] is packed as [N, .]; null: it is not
     Steps<const T> gates_x;      // [T, B, 3H]
-    Rows<const T> h0;            // [B, H]
+    Rows<const Compute<T>> h0;   // [B, H]
     Rows<const T> weight;        // [3H, H]
     const T* bias;               // [3H]
     T* output;                   // [T, B, H]
-    T* h_n;                      // [B, H]
+    Compute<T>* h_n;             // [B, H]
     T* gates;                    // [T, B, 4H]: for each vector of units r, z, n, W_hn h + b_hn; null: not kept
     VSSN_FIELDS(threads, steps, B, H, reverse, lengths, batch_sizes, gates_x, h0, weight, bias, output, h_n, gates)
 };
@@ -79,16 +83,16 @@ struct GruBackward {
     int64_t steps, B, H;
     bool reverse;
     const int64_t *lengths, *batch_sizes;
-    Steps<const T> grad_output;  // [T, B, H]
-    Rows<const T> grad_h_n;      // [B, H]
-    const T* output;             // [T, B, H]
-    const T* gates;              // as forward wrote them
+    Steps<const T> grad_output;       // [T, B, H]
+    Rows<const Compute<T>> grad_h_n;  // [B, H]
+    const T* output;                  // [T, B, H]
+    const T* gates;                   // as forward wrote them
     Rows<const T> h0, weight;
-    T* grad_gates_x;  // [T, B, 3H]
-    T* grad_a;        // [T, B, H]: of W_hn h + b_hn
-    T* grad_h0;       // [B, H]
-    T* grad_weight;   // [3H, H]
-    T* grad_bias;     // [3H]
+    T* grad_gates_x;          // [T, B, 3H]
+    T* grad_a;                // [T, B, H]: of W_hn h + b_hn
+    Compute<T>* grad_h0;      // [B, H]
+    Compute<T>* grad_weight;  // [3H, H]
+    Compute<T>* grad_bias;    // [3H]
     VSSN_FIELDS(threads, steps, B, H, reverse, lengths, batch_sizes, grad_output, grad_h_n, output, gates, h0, weight,
                 grad_gates_x, grad_a, grad_h0, grad_weight, grad_bias)
 };
@@ -154,10 +158,10 @@ struct PosteriorForward {
     int threads;
     int64_t steps, B, M, Z;
     Activation activation;
-    T min_logvar;
+    Compute<T> min_logvar;
     const int64_t* lengths;              // [B]
     Steps<const T> context, eps;         // [T, B, M], [T, B, Z]
-    Rows<const T> z0;                    // [B, Z]
+    Rows<const Compute<T>> z0;           // [B, Z]
     Rows<const T> weight_z, weight_out;  // [M, Z], [2Z, M]
     const T* bias_out;                   // [2Z]
     Steps<const T> prior_context;        // [T, B, M]; null: no prior mean
@@ -176,22 +180,22 @@ struct PosteriorBackward {
     int threads;
     int64_t steps, B, M, Z;
     Activation activation;
-    T min_logvar;
+    Compute<T> min_logvar;
     const int64_t* lengths;
     Steps<const T> grad_z, grad_mu, grad_logvar;  // [T, B, Z]
     const T* logvar;                              // [T, B, Z]
     const T *hidden, *prior_hidden;               // [T, B, M]
     Steps<const T> eps;                           // [T, B, Z]
     Rows<const T> weight_z, weight_out, prior_weight_z, prior_weight_mu;
-    const T* z;                                                          // [T, B, Z]
-    Rows<const T> z0;                                                    // [B, Z]
-    const T *active, *prior_active;                                      // [T, B, M]: after the activation
-    T *grad_context, *grad_prior_context;                                // [T, B, M]
-    T* grad_out;                                                         // [T, B, 2Z]: of the output layer (mu, raw)
-    T* grad_eps;                                                         // [T, B, Z]
-    T* grad_z0;                                                          // [B, Z]
-    T *grad_weight_z, *grad_weight_out, *grad_bias_out;                  // [M, Z], [2Z, M], [2Z]
-    T *grad_prior_weight_z, *grad_prior_weight_mu, *grad_prior_bias_mu;  // [M, Z], [Z, M], [Z]
+    const T* z;                                                  // [T, B, Z]
+    Rows<const T> z0;                                            // [B, Z]
+    const T *active, *prior_active;                              // [T, B, M]: after the activation
+    T *grad_context, *grad_prior_context;                        // [T, B, M]
+    T* grad_out;                                                 // [T, B, 2Z]: of the output layer (mu, raw)
+    T* grad_eps;                                                 // [T, B, Z]
+    Compute<T>* grad_z0;                                         // [B, Z]
+    Compute<T>*grad_weight_z, *grad_weight_out, *grad_bias_out;  // [M, Z], [2Z, M], [2Z]
+    Compute<T>*grad_prior_weight_z, *grad_prior_weight_mu, *grad_prior_bias_mu;  // [M, Z], [Z, M], [Z]
     VSSN_FIELDS(threads, steps, B, M, Z, activation, min_logvar, lengths, grad_z, grad_mu, grad_logvar, logvar, hidden,
                 prior_hidden, eps, weight_z, weight_out, prior_weight_z, prior_weight_mu, z, z0, active, prior_active,
                 grad_context, grad_prior_context, grad_out, grad_eps, grad_z0, grad_weight_z, grad_weight_out,
@@ -206,7 +210,7 @@ struct InterleavedForward {
     int64_t steps, B, H, E, M, Z;
     Activation embed_activation, activation;
     Scale scale;
-    T min_logvar, min_std;
+    Compute<T> min_logvar, min_std;
     const int64_t* lengths;                         // [B]
     const bool* resets;                             // [T, B]
     Steps<const T> gates_x, embed_context;          // [T, B, 3H], [T, B, E]
@@ -229,7 +233,7 @@ struct InterleavedBackward {
     int64_t steps, B, H, E, M, Z;
     Activation embed_activation, activation;
     Scale scale;
-    T min_logvar, min_std;
+    Compute<T> min_logvar, min_std;
     const int64_t* lengths;
     const bool* resets;
     Steps<const T> grad_h, grad_z, grad_mu, grad_logvar;  // [T, B, H], [T, B, Z]
@@ -267,7 +271,7 @@ struct MlpForward {
     int64_t N, M, O;  // O: columns of each output
     Activation activation;
     bool floored;  // a second output, the log-variance with its floor
-    T min_logvar;
+    Compute<T> min_logvar;
     MlpList<int64_t> K;             // columns
     MlpList<Rows<const T>> x;       // [N, K]
     MlpList<Rows<const T>> weight;  // [M, K]: the columns that meet the input
@@ -301,18 +305,18 @@ struct MlpBackward {
     int64_t N, M, O;
     Activation activation;
     bool floored;
-    T min_logvar;
+    Compute<T> min_logvar;
     MlpList<int64_t> K;
     MlpList<Rows<const T>> x, weight;
     Rows<const T> weight_out;
-    Rows<const T> grad_out, grad_logvar;  // [N, O], one layer: grad_out [N, M]; null: zeros
-    const T* logvar;                      // [N, O], where floored
-    const T* hidden;                      // [N, M] as forward kept it
-    MlpList<T*> grad_x;                   // [N, K]
-    MlpList<Rows<T>> grad_weight;         // [M, K]
-    T* grad_bias;                         // [M]
-    T* grad_weight_out;                   // [O, M], [2 O, M]
-    T* grad_bias_out;                     // [O], [2 O]
+    Rows<const T> grad_out, grad_logvar;    // [N, O], one layer: grad_out [N, M]; null: zeros
+    const T* logvar;                        // [N, O], where floored
+    const T* hidden;                        // [N, M] as forward kept it
+    MlpList<T*> grad_x;                     // [N, K]
+    MlpList<Rows<Compute<T>>> grad_weight;  // [M, K]
+    Compute<T>* grad_bias;                  // [M]
+    Compute<T>* grad_weight_out;            // [O, M], [2 O, M]
+    Compute<T>* grad_bias_out;              // [O], [2 O]
     VSSN_FIELDS(threads, N, M, O, activation, floored, min_logvar, K, x, weight, weight_out, grad_out, grad_logvar,
                 logvar, hidden, grad_x, grad_weight, grad_bias, grad_weight_out, grad_bias_out)
     int inputs() const { return K.count; }
@@ -358,7 +362,7 @@ struct Program {
     int64_t first, last;       // instructions to run
     Rows<const T> x, u;        // [B, X], [B, U]
     int64_t X, x_at, U, u_at;  // and their places
-    T low, high;               // of x
+    Compute<T> low, high;      // of x
     bool whole;                // x is
     Rows<T> memory;            // [B, size]
     const int64_t* code;       // [n, 8]
@@ -371,6 +375,8 @@ struct Program {
 VSSN_ENUM(Function, exp, expm1, log, sigmoid, tanh, softplus)
 
 // workspace: memory for the call alone, of as many bytes as the function behind it tells from sizes and what is null.
+// Null is what there is not for a type: for BFloat16 the steps with weights prepared or as they are,
+// interleaved_sequence and programs (tables.h), which are computed in float.
 template <class T>
 struct Kernels {
     void (*gaussian_forward)(const GaussianForward<T>&);
@@ -403,21 +409,26 @@ struct Kernels {
     void (*evaluate)(Function function, const T* x, T* y, int64_t count);  // for the tests of math.h
 };
 
+// amx and avx512_bf16 are avx512 with kernels of their own for BFloat16.
 struct KernelTable {
     const char* isa;
-    Kernels<float> f32;
-    Kernels<double> f64;
+    const Kernels<float>* f32;
+    const Kernels<double>* f64;
+    const Kernels<BFloat16>* bf16;
 };
 
-namespace avx512 {
-extern const KernelTable table;
-}
-namespace avx2 {
-extern const KernelTable table;
-}
-namespace generic {
-extern const KernelTable table;
-}
+#define VSSN_DECLARE_TABLE(isa)          \
+    namespace isa {                      \
+    extern const Kernels<float> f32;     \
+    extern const Kernels<double> f64;    \
+    extern const Kernels<BFloat16> bf16; \
+    extern const KernelTable table;      \
+    }
+VSSN_DECLARE_TABLE(amx)
+VSSN_DECLARE_TABLE(avx512_bf16)
+VSSN_DECLARE_TABLE(avx512)
+VSSN_DECLARE_TABLE(avx2)
+VSSN_DECLARE_TABLE(generic)
 
 // The table in use: the best one that the processor runs, or the one that VSSN_CPU_ISA names.
 // Throws std::runtime_error where VSSN_CPU_ISA names an unknown one, or one that this processor lacks.

@@ -168,4 +168,7 @@ struct VectorMath {
     static VSSN_INLINE V softplus(V x) { return select_positive(x, x, V{}) + log1p(bounded_exp(-absolute(x))); }
 };
 
+template <>
+struct VectorMath<BFloat16> : VectorMath<float> {};
+
 }  // namespace vssn::VSSN_ISA

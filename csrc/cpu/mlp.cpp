@@ -38,6 +38,32 @@ int64_t columns_in(const K& k) {
     return columns;
 }
 
+// The same, each input's in whole depth: rows of the panels.
+template <class E, class K>
+int64_t depth_in(const K& k) {
+    int64_t rows = 0;
+    for (int i = 0; i < k.inputs(); ++i) rows += depth<E>(k.K[i]);
+    return rows;
+}
+
+// Columns [0, K) of n rows for a product: as they are or, where that takes another type or zeros behind them, copied
+// to `memory`, as wide as row_stride<E>(depth<E>(K)) says for all that goes into one row, and `column` on.
+template <class S>
+VSSN_INLINE Segment<Operand<S>> as_segment(const S* rows, int64_t stride, int64_t n, int64_t K, Operand<S>* memory,
+                                           int64_t memory_stride, int64_t column) {
+    using E = Operand<S>;
+    if constexpr (kRounds<S>) {
+        for (int64_t i = 0; i < n; ++i)
+            for (int64_t k = 0; k < depth<E>(K); k += kLanes<E>) {
+                const Vec<S> entries = k < K ? load(rows + i * stride + k, K - k) : Vec<S>{};
+                store(memory + i * memory_stride + column + k, entries, depth<E>(K) - k);
+            }
+        return {memory + column, memory_stride, depth<E>(K)};
+    } else {
+        return {rows, stride, K};
+    }
+}
+
 template <class K>
 int useful_threads(const K& k, int64_t outputs) {
     const int64_t useful = k.N * k.M * (columns_in(k) + outputs) / kThreadWork + 1;
@@ -46,58 +72,69 @@ int useful_threads(const K& k, int64_t outputs) {
 
 // ---- Forward ---------------------------------------------------------------------------------------------
 
-template <class T>
+template <class S>
 struct ForwardBuffers {
-    PanelPlan<T> in_plan, out_plan;  // columns: units of the hidden layer; of one output
-    int64_t K, stride;               // columns of all inputs; distance between rows of hidden
+    using E = Operand<S>;
+    PanelPlan<E> in_plan, out_plan;  // columns: units of the hidden layer; of one output
+    int64_t K, in_stride, stride;    // rows of all inputs' panels; distance between rows of inputs and of hidden
     int heads;                       // outputs of the second layer
-    const T* in;                     // W_i, one after another
-    const T* out[2];                 // W_out of each output
-    T* panels;                       // the memory of both, where they are packed within; else null
-    T* hidden;                       // [threads][kChunk][stride]
+    const E* in;                     // W_i, one after another
+    const E* out[2];                 // W_out of each output
+    E* panels;                       // the memory of both, where they are packed within; else null
+    E* inputs;                       // [threads][kChunk][in_stride]: x_i, where they are not taken as they are
+    E* hidden;                       // [threads][kChunk][stride]
     int64_t bytes;
 
-    ForwardBuffers(void* memory, const MlpForward<T>& k)
+    ForwardBuffers(void* memory, const MlpForward<S>& k)
         : in_plan(k.M),
           out_plan(k.O),
-          K(columns_in(k)),
-          stride(row_stride<T>(in_plan.size(1))),
+          K(depth_in<E>(k)),
+          in_stride(row_stride<E>(K)),
+          stride(row_stride<E>(in_plan.size(1))),
           heads(!k.weight_out.data ? 0
                 : k.floored        ? 2
                                    : 1) {
         Arena arena(memory);
-        panels = k.panels ? nullptr : arena.take<T>(panels_size());
-        in = k.panels ? k.panels : panels;
-        for (int head = 0; head < heads; ++head) out[head] = in + in_plan.size(K) + head * out_plan.size(k.M);
-        hidden = arena.take<T>(heads ? k.threads * kChunk * stride : 0);
+        panels = k.panels ? nullptr : arena.take<E>(panels_size());
+        in = panels;
+        if constexpr (!kRounds<S>) in = k.panels ? k.panels : panels;
+        for (int head = 0; head < heads; ++head) out[head] = in + in_plan.size(K) + head * out_plan.size(depth<E>(k.M));
+        inputs = arena.take<E>(kRounds<S> ? k.threads * kChunk * in_stride : 0);
+        hidden = arena.take<E>(heads ? k.threads * kChunk * stride : 0);
         bytes = arena.bytes();
     }
 
-    int64_t panels_size() const { return in_plan.size(K) + heads * out_plan.size(in_plan.columns); }
+    int64_t panels_size() const { return in_plan.size(K) + heads * out_plan.size(depth<E>(in_plan.columns)); }
 };
 
 // This thread's part of the panels, for a Problem with the weights.
-template <class T, class Problem>
-void pack_forward(const Problem& k, const ForwardBuffers<T>& w, T* panels, Team team) {
+template <class S, class Problem>
+void pack_forward(const Problem& k, const ForwardBuffers<S>& w, Operand<S>* panels, Team team) {
+    using E = Operand<S>;
     const Range in = share(w.in_plan.count(), team.rank, team.size);
     const Range out = share(w.out_plan.count(), team.rank, team.size);
     int64_t from = 0;
-    for (int i = 0; i < k.inputs(); from += k.K[i++])
+    for (int i = 0; i < k.inputs(); from += depth<E>(k.K[i++]))
         pack_panels_transposed(panels, w.in_plan, in, w.K, from, k.weight[i], 0, k.K[i]);
     panels += w.in_plan.size(w.K);
-    for (int head = 0; head < w.heads; ++head, panels += w.out_plan.size(k.M))
-        pack_panels_transposed(panels, w.out_plan, out, k.M, 0, k.weight_out, head * k.O, k.M);
+    for (int head = 0; head < w.heads; ++head, panels += w.out_plan.size(depth<E>(k.M)))
+        pack_panels_transposed(panels, w.out_plan, out, depth<E>(k.M), 0, k.weight_out, head * k.O, k.M);
 }
 
-template <class T>
-void forward_rows(const MlpForward<T>& k, const ForwardBuffers<T>& w, int64_t row, int64_t n, T* hidden) {
+template <class S>
+void forward_rows(const MlpForward<S>& k, const ForwardBuffers<S>& w, int64_t row, int64_t n, int rank) {
+    using T = Compute<S>;
+    using E = Operand<S>;
     using Math = VectorMath<T>;
     constexpr int64_t L = kLanes<T>;
-    Segment<T> segments[kMlpInputs];
-    for (int i = 0; i < k.inputs(); ++i) segments[i] = {k.x[i].row(row), k.x[i].stride, k.K[i]};
+    E *inputs = w.inputs + rank * kChunk * w.in_stride, *hidden = w.hidden + rank * kChunk * w.stride;
+    Segment<E> segments[kMlpInputs];
+    int64_t column = 0;
+    for (int i = 0; i < k.inputs(); column += depth<E>(k.K[i++]))
+        segments[i] = as_segment(k.x[i].row(row), k.x[i].stride, n, k.K[i], inputs, w.in_stride, column);
     if (!w.heads) {
         auto finish = [&](int64_t column, int64_t first, int rows, const auto& tile) VSSN_INLINED {
-            for (int j = 0; j < tile_vectors<T>(tile); ++j) {
+            for (int j = 0; j < tile_vectors<E>(tile); ++j) {
                 const int64_t unit = column + j * L, lanes = k.M - unit;
                 const Vec<T> bias = load(k.bias + unit, lanes);
                 for (int i = 0; i < rows; ++i) store(k.out + (row + first + i) * k.M + unit, tile[i][j] + bias, lanes);
@@ -108,23 +145,23 @@ void forward_rows(const MlpForward<T>& k, const ForwardBuffers<T>& w, int64_t ro
     }
     const bool keep_input = keeps_input(k.activation);
     auto finish_hidden = [&](int64_t column, int64_t first, int rows, const auto& tile) VSSN_INLINED {
-        for (int j = 0; j < tile_vectors<T>(tile); ++j) {
+        for (int j = 0; j < tile_vectors<E>(tile); ++j) {
             const int64_t unit = column + j * L, lanes = k.M - unit;
             const Vec<T> bias = load(k.bias + unit, lanes);
             for (int i = 0; i < rows; ++i) {
                 const Vec<T> input = tile[i][j] + bias, active = activate_by<T>(k.activation, input);
-                store(hidden + (first + i) * w.stride + unit, active);
+                store_operand<S>(hidden + (first + i) * w.stride + unit, active);
                 if (k.hidden) store(k.hidden + (row + first + i) * k.M + unit, keep_input ? input : active, lanes);
             }
         }
     };
     multiply_panels(segments, k.inputs(), n, w.in, w.in_plan, w.K, finish_hidden);
-    const Segment<T> segment{hidden, w.stride, k.M};
+    const Segment<E> segment{hidden, w.stride, depth<E>(k.M)};
     const Vec<T> min_logvar = broadcast(k.min_logvar);
     for (int head = 0; head < w.heads; ++head) {
-        T* out = head ? k.logvar : k.out;
+        S* out = head ? k.logvar : k.out;
         auto finish = [&](int64_t column, int64_t first, int rows, const auto& tile) VSSN_INLINED {
-            for (int j = 0; j < tile_vectors<T>(tile); ++j) {
+            for (int j = 0; j < tile_vectors<E>(tile); ++j) {
                 const int64_t unit = column + j * L, lanes = k.O - unit;
                 const Vec<T> bias = load(k.bias_out + head * k.O + unit, lanes);
                 for (int i = 0; i < rows; ++i) {
@@ -134,22 +171,23 @@ void forward_rows(const MlpForward<T>& k, const ForwardBuffers<T>& w, int64_t ro
                 }
             }
         };
-        multiply_panels(&segment, 1, n, w.out[head], w.out_plan, k.M, finish);
+        multiply_panels(&segment, 1, n, w.out[head], w.out_plan, segment.K, finish);
     }
 }
 
-template <class T>
-void forward(const MlpForward<T>& k, void* workspace) {
-    const ForwardBuffers<T> w(workspace, k);
+template <class S>
+void forward(const MlpForward<S>& k, void* workspace) {
+    using E = Operand<S>;
+    const ForwardBuffers<S> w(workspace, k);
+    if (kDepth<E> > 1 && w.heads) fill_zeros(w.hidden, k.threads * kChunk * w.stride);
     auto body = [&](Team team) {
         if (w.panels) {
             pack_forward(k, w, w.panels, team);
             team.wait();
         }
-        const Range rows = share(k.N, team.rank, team.size, kTileRows<1>);
-        T* hidden = w.hidden + team.rank * kChunk * w.stride;
+        const Range rows = share(k.N, team.rank, team.size, kTileRows<E, 1>);
         for (int64_t row = rows.begin; row < rows.end; row += kChunk)
-            forward_rows(k, w, row, rows.end - row < kChunk ? rows.end - row : kChunk, hidden);
+            forward_rows(k, w, row, rows.end - row < kChunk ? rows.end - row : kChunk, team.rank);
     };
     parallel(useful_threads(k, w.heads * k.O), body);
 }
@@ -169,20 +207,23 @@ int64_t pack(const MlpPack<T>& k) {
 
 // ---- Backward --------------------------------------------------------------------------------------------
 
-template <class T>
+template <class S>
 struct BackwardBuffers {
+    using E = Operand<S>;
     int heads;
     bool sums, raw, active;    // whether grad_sum, the gradient behind the floor, act(hidden) stand in buffers of ours
-    PanelPlan<T> hidden_plan;  // columns: units of the hidden layer
-    T* out;                    // W_out: rows of the outputs that have a gradient
+    PanelPlan<E> hidden_plan;  // columns: units of the hidden layer
+    E* out;                    // W_out: rows of the outputs that have a gradient
     int64_t out_rows;
-    T* in[kMlpInputs];  // W_i for each grad_x_i that is asked for
-    Rows<T> grad_sum;   // [N, M]
-    Rows<T> grad_raw;   // [N, O]
-    Rows<T> hidden;     // [N, M]: act(.), where forward kept its input
+    E* in[kMlpInputs];        // W_i for each grad_x_i that is asked for
+    Rows<S> grad_sum;         // [N, M]
+    Rows<S> grad_raw;         // [N, O]
+    Rows<S> hidden;           // [N, M]: act(.), where forward kept its input
+    int64_t operands_stride;  // distance between rows of
+    E* operands;              // [threads][kChunk][.]: the rows of a product, where they are not taken as they are
     int64_t bytes;
 
-    BackwardBuffers(void* memory, const MlpBackward<T>& k) : hidden_plan(k.M) {
+    BackwardBuffers(void* memory, const MlpBackward<S>& k) : hidden_plan(k.M) {
         heads = !k.weight_out.data ? 0 : k.floored ? 2 : 1;
         bool asked = k.grad_bias != nullptr;
         for (int i = 0; i < k.inputs(); ++i) asked = asked || k.grad_x[i] || k.grad_weight[i].data;
@@ -190,27 +231,37 @@ struct BackwardBuffers {
         sums = heads && asked;
         raw = second;
         active = heads && keeps_input(k.activation) && k.grad_weight_out;
-        out_rows = (int64_t(first) + int64_t(second)) * k.O;
+        out_rows = (int64_t(first) + int64_t(second)) * depth<E>(k.O);
         Arena arena(memory);
-        out = arena.take<T>(sums ? hidden_plan.size(out_rows) : 0);
-        for (int i = 0; i < k.inputs(); ++i) in[i] = arena.take<T>(k.grad_x[i] ? PanelPlan<T>(k.K[i]).size(k.M) : 0);
-        const int64_t stride = row_stride<T>(k.M), raw_stride = row_stride<T>(k.O);
-        grad_sum = {arena.take<T>(sums ? k.N * stride : 0), stride};
-        grad_raw = {arena.take<T>(raw ? k.N * raw_stride : 0), raw_stride};
-        hidden = {arena.take<T>(active ? k.N * stride : 0), stride};
+        out = arena.take<E>(sums ? hidden_plan.size(out_rows) : 0);
+        for (int i = 0; i < k.inputs(); ++i)
+            in[i] = arena.take<E>(k.grad_x[i] ? PanelPlan<E>(k.K[i]).size(depth<E>(k.M)) : 0);
+        const int64_t stride = row_stride<S>(k.M), raw_stride = row_stride<S>(k.O);
+        grad_sum = {arena.take<S>(sums ? k.N * stride : 0), stride};
+        grad_raw = {arena.take<S>(raw ? k.N * raw_stride : 0), raw_stride};
+        hidden = {arena.take<S>(active ? k.N * stride : 0), stride};
+        const int64_t widest = depth<E>(k.M) > 2 * depth<E>(k.O) ? depth<E>(k.M) : 2 * depth<E>(k.O);
+        operands_stride = row_stride<E>(widest);
+        operands = arena.take<E>(kRounds<S> ? k.threads * kChunk * operands_stride : 0);
         bytes = arena.bytes();
     }
 };
 
-template <class T>
-Rows<const T> constant(const Rows<T>& rows) {
+template <class S>
+Rows<const S> constant(const Rows<S>& rows) {
     return {rows.data, rows.stride};
 }
 
-template <class T>
-void backward_rows(const MlpBackward<T>& k, const BackwardBuffers<T>& w, int64_t row, int64_t n) {
+template <class S>
+void backward_rows(const MlpBackward<S>& k, const BackwardBuffers<S>& w, int64_t row, int64_t n, int rank) {
+    using T = Compute<S>;
+    using E = Operand<S>;
     using Math = VectorMath<T>;
     constexpr int64_t L = kLanes<T>;
+    E* operands = w.operands + rank * kChunk * w.operands_stride;
+    const auto segment = [&](const Rows<const S>& rows, int64_t K, int64_t column) {
+        return as_segment(rows.row(row), rows.stride, n, K, operands, w.operands_stride, column);
+    };
     if (w.raw) {
         const Vec<T> min_logvar = broadcast(k.min_logvar);
         for (int64_t i = row; i < row + n; ++i)
@@ -224,14 +275,14 @@ void backward_rows(const MlpBackward<T>& k, const BackwardBuffers<T>& w, int64_t
         for (int64_t i = row; i < row + n; ++i)
             for (int64_t j = 0; j < k.M; j += L)
                 store(w.hidden.row(i) + j, activate_by<T>(k.activation, load(k.hidden + i * k.M + j, k.M - j)));
-    Segment<T> sums{k.grad_out.data ? k.grad_out.row(row) : nullptr, k.grad_out.stride, k.M};
     if (w.sums) {
-        Segment<T> segments[2];
+        Segment<E> segments[2];
         int count = 0;
-        if (k.grad_out.data) segments[count++] = {k.grad_out.row(row), k.grad_out.stride, k.O};
-        if (w.raw) segments[count++] = {w.grad_raw.row(row), w.grad_raw.stride, k.O};
+        if (k.grad_out.data) segments[count++] = segment(k.grad_out, k.O, 0);
+        const int64_t column = count * depth<E>(k.O);
+        if (w.raw) segments[count++] = segment(constant(w.grad_raw), k.O, column);
         auto finish = [&](int64_t column, int64_t first, int rows, const auto& tile) VSSN_INLINED {
-            for (int j = 0; j < tile_vectors<T>(tile); ++j) {
+            for (int j = 0; j < tile_vectors<E>(tile); ++j) {
                 const int64_t unit = column + j * L, lanes = k.M - unit;
                 for (int i = 0; i < rows; ++i) {
                     const Vec<T> kept = load(k.hidden + (row + first + i) * k.M + unit, lanes);
@@ -240,41 +291,44 @@ void backward_rows(const MlpBackward<T>& k, const BackwardBuffers<T>& w, int64_t
             }
         };
         multiply_panels(segments, count, n, w.out, w.hidden_plan, w.out_rows, finish);
-        sums = {w.grad_sum.row(row), w.grad_sum.stride, k.M};
     }
+    bool asked = false;
+    for (int p = 0; p < k.inputs(); ++p) asked = asked || k.grad_x[p];
+    if (!asked) return;
+    const Segment<E> sums = segment(w.sums ? constant(w.grad_sum) : k.grad_out, k.M, 0);
     for (int p = 0; p < k.inputs(); ++p) {
-        T* grad_x = k.grad_x[p];
+        S* grad_x = k.grad_x[p];
         const int64_t K = k.K[p];
         if (!grad_x) continue;
         auto finish = [&](int64_t column, int64_t first, int rows, const auto& tile) VSSN_INLINED {
-            for (int j = 0; j < tile_vectors<T>(tile); ++j) {
+            for (int j = 0; j < tile_vectors<E>(tile); ++j) {
                 const int64_t unit = column + j * L;
                 for (int i = 0; i < rows; ++i) store(grad_x + (row + first + i) * K + unit, tile[i][j], K - unit);
             }
         };
-        multiply_panels(&sums, 1, n, w.in[p], PanelPlan<T>(K), k.M, finish);
+        multiply_panels(&sums, 1, n, w.in[p], PanelPlan<E>(K), sums.K, finish);
     }
 }
 
 // This thread's part of grad^T x, or zeros where there is no gradient.
-template <class T>
-void weight_gradient_or_zeros(const Rows<const T>& grad, const Rows<const T>& x, int64_t N, int64_t M, int64_t K,
-                              T* out, int64_t stride, Team team, int turn) {
-    weight_gradient<T>({grad, x, grad.data ? N : 0, M, K, out, stride, false}, team, turn);
+template <class S>
+void weight_gradient_or_zeros(const Rows<const S>& grad, const Rows<const S>& x, int64_t N, int64_t M, int64_t K,
+                              Compute<S>* out, int64_t stride, Team team, int turn) {
+    weight_gradient<S>({grad, x, grad.data ? N : 0, M, K, out, stride, false}, team, turn);
 }
 
-template <class T>
-void weight_grads(const MlpBackward<T>& k, const BackwardBuffers<T>& w, Team team) {
+template <class S>
+void weight_grads(const MlpBackward<S>& k, const BackwardBuffers<S>& w, Team team) {
     int turn = 0;
-    const Rows<const T> sums = w.sums ? constant(w.grad_sum) : k.grad_out;
+    const Rows<const S> sums = w.sums ? constant(w.grad_sum) : k.grad_out;
     for (int i = 0; i < k.inputs(); ++i)
         if (k.grad_weight[i].data)
             weight_gradient_or_zeros(sums, k.x[i], k.N, k.M, k.K[i], k.grad_weight[i].data, k.grad_weight[i].stride,
                                      team, turn++);
     if (k.grad_bias) bias_gradient(sums, sums.data ? k.N : 0, k.M, k.grad_bias, team, turn++);
-    const Rows<const T> hidden = w.active ? constant(w.hidden) : Rows<const T>{k.hidden, k.M};
+    const Rows<const S> hidden = w.active ? constant(w.hidden) : Rows<const S>{k.hidden, k.M};
     for (int head = 0; head < w.heads; ++head) {
-        const Rows<const T> grad = head ? (w.raw ? constant(w.grad_raw) : Rows<const T>{nullptr, 0}) : k.grad_out;
+        const Rows<const S> grad = head ? (w.raw ? constant(w.grad_raw) : Rows<const S>{nullptr, 0}) : k.grad_out;
         if (k.grad_weight_out)
             weight_gradient_or_zeros(grad, hidden, k.N, k.O, k.M, k.grad_weight_out + head * k.O * k.M, k.M, team,
                                      turn++);
@@ -282,28 +336,30 @@ void weight_grads(const MlpBackward<T>& k, const BackwardBuffers<T>& w, Team tea
     }
 }
 
-template <class T>
-void backward(const MlpBackward<T>& k, void* workspace) {
-    const BackwardBuffers<T> w(workspace, k);
+template <class S>
+void backward(const MlpBackward<S>& k, void* workspace) {
+    using E = Operand<S>;
+    const BackwardBuffers<S> w(workspace, k);
     auto body = [&](Team team) {
         if (w.sums) {
             const Range panels = share(w.hidden_plan.count(), team.rank, team.size);
             int64_t from = 0;
             if (k.grad_out.data) {
                 pack_panels(w.out, w.hidden_plan, panels, w.out_rows, 0, k.weight_out, 0, k.O);
-                from = k.O;
+                from = depth<E>(k.O);
             }
             if (w.raw) pack_panels(w.out, w.hidden_plan, panels, w.out_rows, from, k.weight_out, k.O, k.O);
         }
         for (int i = 0; i < k.inputs(); ++i)
             if (k.grad_x[i]) {
-                const PanelPlan<T> plan(k.K[i]);
-                pack_panels(w.in[i], plan, share(plan.count(), team.rank, team.size), k.M, 0, k.weight[i], 0, k.M);
+                const PanelPlan<E> plan(k.K[i]);
+                pack_panels(w.in[i], plan, share(plan.count(), team.rank, team.size), depth<E>(k.M), 0, k.weight[i], 0,
+                            k.M);
             }
         team.wait();
-        const Range rows = share(k.N, team.rank, team.size, kTileRows<1>);
+        const Range rows = share(k.N, team.rank, team.size, kTileRows<E, 1>);
         for (int64_t row = rows.begin; row < rows.end; row += kChunk)
-            backward_rows(k, w, row, rows.end - row < kChunk ? rows.end - row : kChunk);
+            backward_rows(k, w, row, rows.end - row < kChunk ? rows.end - row : kChunk, team.rank);
         team.wait();
         weight_grads(k, w, team);
     };
@@ -312,15 +368,16 @@ void backward(const MlpBackward<T>& k, void* workspace) {
 
 }  // namespace
 
-void mlp_forward(const MlpForward<float>& k, void* workspace) { forward(k, workspace); }
-void mlp_forward(const MlpForward<double>& k, void* workspace) { forward(k, workspace); }
-int64_t mlp_pack(const MlpPack<float>& k) { return pack(k); }
-int64_t mlp_pack(const MlpPack<double>& k) { return pack(k); }
-void mlp_backward(const MlpBackward<float>& k, void* workspace) { backward(k, workspace); }
-void mlp_backward(const MlpBackward<double>& k, void* workspace) { backward(k, workspace); }
-int64_t mlp_forward_workspace(const MlpForward<float>& k) { return ForwardBuffers<float>(nullptr, k).bytes; }
-int64_t mlp_forward_workspace(const MlpForward<double>& k) { return ForwardBuffers<double>(nullptr, k).bytes; }
-int64_t mlp_backward_workspace(const MlpBackward<float>& k) { return BackwardBuffers<float>(nullptr, k).bytes; }
-int64_t mlp_backward_workspace(const MlpBackward<double>& k) { return BackwardBuffers<double>(nullptr, k).bytes; }
+#define VSSN_ENTRIES(T)                                                                                   \
+    void mlp_forward(const MlpForward<T>& k, void* workspace) { forward(k, workspace); }                  \
+    void mlp_backward(const MlpBackward<T>& k, void* workspace) { backward(k, workspace); }               \
+    int64_t mlp_forward_workspace(const MlpForward<T>& k) { return ForwardBuffers<T>(nullptr, k).bytes; } \
+    int64_t mlp_backward_workspace(const MlpBackward<T>& k) { return BackwardBuffers<T>(nullptr, k).bytes; }
+VSSN_FOR_STORAGES(VSSN_ENTRIES)
+#undef VSSN_ENTRIES
+
+#define VSSN_ENTRIES(T) \
+    int64_t mlp_pack(const MlpPack<T>& k) { return pack(k); }
+VSSN_FOR_FLOATS(VSSN_ENTRIES)
 
 }  // namespace vssn::VSSN_ISA

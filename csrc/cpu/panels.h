@@ -35,53 +35,52 @@ VSSN_INLINE T* panel_rows(T* packed, const PanelPlan<T>& plan, int64_t panel, in
     return packed + plan.first_column(panel) * K + row * plan.vectors(panel) * kLanes<T>;
 }
 
-// Rows [row, row + inputs) of the panels get W^T: [k][j] = W[first + j][k], for W [columns, inputs] from row `first`
-// on.
-template <class T>
-void pack_panels_transposed(T* packed, const PanelPlan<T>& plan, Range panels, int64_t K, int64_t row,
-                            const Rows<const T>& weight, int64_t first, int64_t inputs) {
+// Rows [row, row + inputs) of the panels, and zeros up to whole depth, get W^T: [k][j] = W[first + j][k], for
+// W [columns, inputs] from row `first` on.
+template <class E, class S>
+void pack_panels_transposed(E* packed, const PanelPlan<E>& plan, Range panels, int64_t K, int64_t row,
+                            const Rows<const S>& weight, int64_t first, int64_t inputs) {
     for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-        const int64_t column = plan.first_column(panel), width = plan.vectors(panel) * kLanes<T>;
+        const int64_t column = plan.first_column(panel), width = plan.vectors(panel) * kLanes<E>;
         pack_transposed(panel_rows(packed, plan, panel, K, row), inputs, width, width, weight, first + column,
                         plan.columns - column);
     }
 }
 
-// Rows [row, row + rows) of the panels get W: [k][j] = W[first + k][j], for W [., columns].
-template <class T>
-void pack_panels(T* packed, const PanelPlan<T>& plan, Range panels, int64_t K, int64_t row, const Rows<const T>& weight,
+// Rows [row, row + rows) of the panels, and zeros up to whole depth, get W: [k][j] = W[first + k][j], for W [.,
+// columns].
+template <class E, class S>
+void pack_panels(E* packed, const PanelPlan<E>& plan, Range panels, int64_t K, int64_t row, const Rows<const S>& weight,
                  int64_t first, int64_t rows) {
     for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-        const int64_t column = plan.first_column(panel);
         const int vectors = plan.vectors(panel);
-        T* target = panel_rows(packed, plan, panel, K, row);
-        for (int64_t k = 0; k < rows; ++k)
-            for (int j = 0; j < vectors; ++j, target += kLanes<T>)
-                store(target,
-                      load(weight.row(first + k) + column + j * kLanes<T>, plan.columns - column - j * kLanes<T>));
+        E* target = panel_rows(packed, plan, panel, K, row);
+        for (int64_t k = 0; k < depth<E>(rows); k += Products<E>::kTogether)
+            pack_next(target + k * vectors * kLanes<E>, vectors, weight, first + k, first + rows,
+                      plan.first_column(panel), plan.columns);
     }
 }
 
 // Rows [0, n) of A times all panels over K rows: calls finish(column, first_row, rows, tile) for every tile.
-template <class T, class Finish>
-VSSN_INLINE void multiply_panels(const Segment<T>* segments, int count, int64_t n, const T* packed,
-                                 const PanelPlan<T>& plan, int64_t K, const Finish& finish) {
-    constexpr int64_t L = kLanes<T>;
-    multiply<T, 3>(segments, count, n, packed, {0, plan.threes}, K, nothing_to_expect,
-                   [&](int64_t block, int64_t first, int rows, const Tile<T, 3>& tile)
+template <class E, class Finish>
+VSSN_INLINE void multiply_panels(const Segment<E>* segments, int count, int64_t n, const E* packed,
+                                 const PanelPlan<E>& plan, int64_t K, const Finish& finish) {
+    constexpr int64_t L = kLanes<E>;
+    multiply<E, 3>(segments, count, n, packed, {0, plan.threes}, K, nothing_to_expect,
+                   [&](int64_t block, int64_t first, int rows, const Tile<E, 3>& tile)
                        VSSN_INLINED { finish(block * 3 * L, first, rows, tile); });
     packed += 3 * L * K * plan.threes;
     const int64_t column = 3 * L * plan.threes;
-    multiply<T, 2>(segments, count, n, packed, {0, plan.twos}, K, nothing_to_expect,
-                   [&](int64_t block, int64_t first, int rows, const Tile<T, 2>& tile)
+    multiply<E, 2>(segments, count, n, packed, {0, plan.twos}, K, nothing_to_expect,
+                   [&](int64_t block, int64_t first, int rows, const Tile<E, 2>& tile)
                        VSSN_INLINED { finish(column + block * 2 * L, first, rows, tile); });
-    multiply<T, 1>(segments, count, n, packed, {0, plan.ones}, K, nothing_to_expect,
-                   [&](int64_t, int64_t first, int rows, const Tile<T, 1>& tile)
+    multiply<E, 1>(segments, count, n, packed, {0, plan.ones}, K, nothing_to_expect,
+                   [&](int64_t, int64_t first, int rows, const Tile<E, 1>& tile)
                        VSSN_INLINED { finish(0, first, rows, tile); });
 }
 
-template <class T, int vectors>
-constexpr int tile_vectors(const Tile<T, vectors>&) {
+template <class E, int vectors>
+constexpr int tile_vectors(const Tile<E, vectors>&) {
     return vectors;
 }
 

@@ -125,7 +125,8 @@ bool program(const Program<T>& k) {
 
 }  // namespace
 
-bool run_program(const Program<float>& k) { return program(k); }
-bool run_program(const Program<double>& k) { return program(k); }
+#define VSSN_ENTRIES(T) \
+    bool run_program(const Program<T>& k) { return program(k); }
+VSSN_FOR_FLOATS(VSSN_ENTRIES)
 
 }  // namespace vssn::VSSN_ISA

@@ -11,6 +11,8 @@
 
 #include <utility>
 
+#include "bfloat16.h"
+
 // Part of a vector in one instruction; AddressSanitizer sees plain copies only.
 #if defined(__AVX2__) && !defined(__SANITIZE_ADDRESS__)
 #include <immintrin.h>
@@ -23,7 +25,7 @@
 
 namespace vssn::VSSN_ISA {
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(VSSN_EMULATED)
 constexpr int kVectorBytes = 64;
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32;
@@ -49,10 +51,20 @@ struct VectorOf<double> {
     using Bits = Int64Vector;
 };
 
+// Of what is computed: loads widen, stores round.
+template <>
+struct VectorOf<BFloat16> : VectorOf<float> {};
+// Pairs of BFloat16, the first one low.
+template <>
+struct VectorOf<int32_t> {
+    using Type = Int32Vector;
+    using Bits = Int32Vector;
+};
+
 template <class T>
 using Vec = typename VectorOf<T>::Type;
 template <class T>
-constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(Compute<T>));
 
 template <class T, int... lane>
 VSSN_INLINE Vec<T> broadcast_lanes(T x, std::integer_sequence<int, lane...>) {
@@ -125,6 +137,74 @@ VSSN_INLINE void store_masked(T* p, Vec<T> v, int64_t count) {
 }
 #endif
 
+// ---- BFloat16 --------------------------------------------------------------------------------------------
+
+typedef uint16_t HalfBits __attribute__((vector_size(kVectorBytes / 2)));
+typedef uint32_t Uint32Vector __attribute__((vector_size(kVectorBytes)));
+
+VSSN_INLINE FloatVector widen(HalfBits bits) {
+    return (FloatVector)(__builtin_convertvector(bits, Uint32Vector) << 16);
+}
+
+// To the nearest, to even in the middle; the lower half of every lane is then to be ignored.
+VSSN_INLINE Uint32Vector rounded_bits(FloatVector v) {
+    const Uint32Vector whole = (Uint32Vector)v;
+    return v != v ? whole | 0x400000 : whole + 0x7fff + (whole >> 16 & 1);
+}
+VSSN_INLINE FloatVector rounded(FloatVector v) { return (FloatVector)(rounded_bits(v) & 0xffff0000); }
+VSSN_INLINE HalfBits narrow(FloatVector v) { return __builtin_convertvector(rounded_bits(v) >> 16, HalfBits); }
+
+VSSN_INLINE FloatVector load(const BFloat16* p) {
+    HalfBits bits;
+    __builtin_memcpy(&bits, p, sizeof bits);
+    return widen(bits);
+}
+VSSN_INLINE void store(BFloat16* p, FloatVector v) {
+    const HalfBits bits = narrow(v);
+    __builtin_memcpy(p, &bits, sizeof bits);
+}
+#if defined(VSSN_MASKED_MEMORY) && defined(__AVX512F__)
+VSSN_INLINE FloatVector load_masked(const BFloat16* p, int64_t count) {
+    return widen((HalfBits)_mm256_maskz_loadu_epi16(lanes_below(count), p));
+}
+VSSN_INLINE void store_masked(BFloat16* p, FloatVector v, int64_t count) {
+    _mm256_mask_storeu_epi16(p, lanes_below(count), (__m256i)narrow(v));
+}
+#else
+VSSN_INLINE FloatVector load_masked(const BFloat16* p, int64_t count) {
+    HalfBits bits{};
+    __builtin_memcpy(&bits, p, static_cast<size_t>(count) * sizeof(BFloat16));
+    return widen(bits);
+}
+VSSN_INLINE void store_masked(BFloat16* p, FloatVector v, int64_t count) {
+    const HalfBits bits = narrow(v);
+    __builtin_memcpy(p, &bits, static_cast<size_t>(count) * sizeof(BFloat16));
+}
+#endif
+
+// The first `count` entries at p in pairs, zeros behind them.
+VSSN_INLINE Int32Vector load_pairs(const BFloat16* p, int64_t count) {
+    Int32Vector pairs{};
+    if (count >= 2 * kLanes<float>) {
+        __builtin_memcpy(&pairs, p, sizeof pairs);
+    } else if (count > 0) {
+#if defined(VSSN_MASKED_MEMORY) && defined(__AVX512F__)
+        pairs = (Int32Vector)_mm512_maskz_loadu_epi16((1u << count) - 1, p);
+#else
+        __builtin_memcpy(&pairs, p, static_cast<size_t>(count) * sizeof(BFloat16));
+#endif
+    }
+    return pairs;
+}
+VSSN_INLINE void store_pairs(BFloat16* p, Int32Vector pairs) { __builtin_memcpy(p, &pairs, sizeof pairs); }
+
+// Lanes of a, then of b, both as loads have widened them.
+VSSN_INLINE Int32Vector pair(FloatVector a, FloatVector b) {
+    return (Int32Vector)((Uint32Vector)a >> 16 | (Uint32Vector)b);
+}
+
+// ---- Parts of vectors, lanes -----------------------------------------------------------------------------
+
 // The first `count` lanes; the others are 0 and their memory is not touched.
 template <class T>
 VSSN_INLINE Vec<T> load(const T* p, int64_t count) {
@@ -142,13 +222,13 @@ template <class T>
 VSSN_INLINE Vec<T> keep(Vec<T> v, int64_t count) {
     if (count >= kLanes<T>) return v;
     Vec<T> kept{};
-    __builtin_memcpy(&kept, &v, static_cast<size_t>(count) * sizeof(T));
+    __builtin_memcpy(&kept, &v, static_cast<size_t>(count) * sizeof(Compute<T>));
     return kept;
 }
 
 template <class T>
-VSSN_INLINE T sum_lanes(Vec<T> v) {
-    T lanes[kLanes<T>];
+VSSN_INLINE Compute<T> sum_lanes(Vec<T> v) {
+    Compute<T> lanes[kLanes<T>];
     store(lanes, v);
     for (int width = kLanes<T> / 2; width > 0; width /= 2)
         for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];

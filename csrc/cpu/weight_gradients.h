@@ -1,11 +1,12 @@
 // Gradients of weights and biases: sums over rows of outer products, straight from the rows, or from a copy of some of
 // them.
 //
-//   out[m, k] = sum_n g[n, m] x[n, k]          g [N, M], x [N, K] with any distance between rows
+//   out[m, k] = sum_n g[n, m] x[n, k]          g [N, M], x [N, K] of S with any distance between rows
 //   sums[m]   = sum_n g[n, m]
 //
 // Threads share m. An element is a chain of multiply-adds over each kGradientRows rows, and a chain of these sums: the
-// bits do not depend on the threads.
+// bits do not depend on the threads. Rows of BFloat16 are always copied: widened, or turned and in pairs for gemm.h's
+// products.
 #pragma once
 
 #include "panels.h"
@@ -16,12 +17,12 @@ constexpr int64_t kGradientRows = 192;  // so that what a tile reads stays in th
 constexpr int64_t kCopyBytes = 1024;    // rows of x as long repay the copies
 constexpr int64_t kFewRows = 16;        // as few cost less than the writes of out, which are then made row by row
 
-template <class T>
+template <class S>
 struct WeightGradient {
-    Rows<const T> g;  // [N, M]
-    Rows<const T> x;  // [N, K]
+    Rows<const S> g;  // [N, M]
+    Rows<const S> x;  // [N, K]
     int64_t N, M, K;
-    T* out;  // [M, K]
+    Compute<S>* out;  // [M, K]
     int64_t stride;
     bool add;  // to what out holds
 };
@@ -72,39 +73,51 @@ struct GradientCopies {
     alignas(kAlign) T x[kGradientRows * 3 * kLanes<T>];       // [n][the panel's columns]
 };
 
-template <class T>
-void copy_units(const WeightGradient<T>& k, Range units, int most, int64_t from, int64_t n, T* copy) {
+template <class S>
+void copy_units(const WeightGradient<S>& k, Range units, int most, int64_t from, int64_t n, Compute<S>* copy) {
     for (int64_t m = units.begin; m < units.end;) {
         const int height = tile_height(units.end - m, most);
         // Whole vectors: what is too much, the next row takes back.
         for (int64_t row = 0; row < n; ++row, copy += height)
-            for (int i = 0; i < height; i += kLanes<T>) store(copy + i, load(k.g.row(from + row) + m + i, height - i));
+            for (int i = 0; i < height; i += kLanes<S>) store(copy + i, load(k.g.row(from + row) + m + i, height - i));
         m += height;
     }
 }
 
 // The rows [from, from + n) for the units m and one panel of columns.
-template <class T, int vectors>
-VSSN_INLINE void gradient_panel(const WeightGradient<T>& k, Range units, int64_t column, int64_t from, int64_t n,
-                                bool add, GradientCopies<T>* copies) {
-    constexpr int L = kLanes<T>, most = kTileRows<vectors>, width = vectors * L;
+template <int vectors, class S>
+VSSN_INLINE void gradient_panel(const WeightGradient<S>& k, Range units, int64_t column, int64_t from, int64_t n,
+                                bool add, GradientCopies<Compute<S>>* copies) {
+    using T = Compute<S>;
+    constexpr int L = kLanes<T>, most = kTileRows<T, vectors>, width = vectors * L;
     constexpr auto sizes = std::make_integer_sequence<int, most>{};
     const int64_t count = k.K - column;
-    const T* x = k.x.row(from) + column;
-    int64_t x_stride = k.x.stride;
+    const T* x = nullptr;
+    int64_t x_stride = width;
     if (copies) {
+        const S* rows = k.x.row(from) + column;
         for (int64_t row = 0; row < n; ++row) {
-            prefetch(x + (row + 8) * k.x.stride, vectors);
-            for (int j = 0; j < vectors; ++j)
-                store(copies->x + row * width + j * L, load(x + row * k.x.stride + j * L, count - j * L));
+            prefetch(rows + (row + 8) * k.x.stride, vectors);
+            for (int j = 0; j < vectors; ++j) {
+                const int64_t lanes = count - j * L;
+                store(copies->x + row * width + j * L, load(rows + row * k.x.stride + j * L, lanes));
+            }
         }
         x = copies->x;
-        x_stride = width;
+    } else if constexpr (!kRounds<S>) {
+        x = k.x.row(from) + column;
+        x_stride = k.x.stride;
     }
     for (int64_t m = units.begin; m < units.end;) {
-        const int rows = tile_height(units.end - m, copies ? kTileRows<3> : most);
-        const T* g = copies ? copies->g + (m - units.begin) * n : k.g.row(from) + m;
-        const int64_t g_stride = copies ? rows : k.g.stride;
+        const int rows = tile_height(units.end - m, copies ? kTileRows<T, 3> : most);
+        const T* g = nullptr;
+        int64_t g_stride = rows;
+        if (copies) {
+            g = copies->g + (m - units.begin) * n;
+        } else if constexpr (!kRounds<S>) {
+            g = k.g.row(from) + m;
+            g_stride = k.g.stride;
+        }
         T* out = k.out + m * k.stride + column;
         if (add)
             for (int i = 0; i < rows; ++i) prefetch(out + i * k.stride, vectors);
@@ -116,65 +129,126 @@ VSSN_INLINE void gradient_panel(const WeightGradient<T>& k, Range units, int64_t
     }
 }
 
-template <class T>
-VSSN_INLINE void gradient_panels(const WeightGradient<T>& k, const PanelPlan<T>& plan, Range units, int64_t from,
-                                 int64_t n, bool add, GradientCopies<T>* copies) {
-    for (int64_t panel = 0; panel < plan.count(); ++panel) {
-        const int64_t column = plan.first_column(panel);
-        if (plan.vectors(panel) == 3)
-            gradient_panel<T, 3>(k, units, column, from, n, add, copies);
-        else if (plan.vectors(panel) == 2)
-            gradient_panel<T, 2>(k, units, column, from, n, add, copies);
-        else
-            gradient_panel<T, 1>(k, units, column, from, n, add, copies);
+#if defined(VSSN_BF16_DOTS)
+
+// The copies for products of pairs: rows of g become columns, rows of x a panel.
+struct PairCopies {
+    static constexpr int64_t kUnits = 128, kStride = kGradientRows + 32;  // an odd number of cache lines
+    alignas(kAlign) BFloat16 g[kUnits * kStride];                         // [units][n]
+    alignas(kAlign) BFloat16 x[kGradientRows * 3 * kLanes<float>];        // [n / 2][the panel's columns][2]
+};
+
+// copies->g of the units, with zeros behind the n rows.
+inline void copy_units(const WeightGradient<BFloat16>& k, Range units, int64_t from, int64_t n, PairCopies* copies) {
+    constexpr int64_t L = kLanes<float>;
+    for (int64_t row = 0; row < depth<BFloat16>(n); row += L)
+        for (int64_t m = units.begin; m < units.end; m += L) {
+            FloatVector square[L];
+            for (int64_t i = 0; i < L; ++i)
+                square[i] = row + i < n ? load(k.g.row(from + row + i) + m, units.end - m) : FloatVector{};
+            transpose<float>(square);
+            for (int64_t i = 0; i < L && m + i < units.end; ++i)
+                store(copies->g + (m - units.begin + i) * copies->kStride + row, square[i]);
+        }
+}
+
+template <int vectors>
+VSSN_INLINE void gradient_panel(const WeightGradient<BFloat16>& k, Range units, int64_t column, int64_t from, int64_t n,
+                                bool add, PairCopies* copies) {
+    using E = BFloat16;
+    constexpr int64_t L = kLanes<E>, width = vectors * L;
+    for (int64_t row = 0; row < depth<E>(n); row += 2)
+        pack_next(copies->x + row * width, vectors, k.x, from + row, from + n, column, k.K);
+    const Segment<E> g{copies->g, copies->kStride, depth<E>(n)};
+    alignas(kAlign) Tile<E, vectors> tile;
+    for (int64_t m = units.begin; m < units.end;) {
+        const int rows = tile_height(units.end - m, kTileRows<E, vectors>);
+        multiply_rows<E, E, vectors>(rows, &g, 1, m - units.begin, copies->x, width, &tile, false, copies->x);
+        for (int i = 0; i < rows; ++i, ++m)
+            for (int j = 0; j < vectors; ++j) {
+                float* target = k.out + m * k.stride + column + j * L;
+                const int64_t lanes = k.K - column - j * L;
+                store(target, add ? load(target, lanes) + tile[i][j] : tile[i][j], lanes);
+            }
     }
 }
 
-template <class T>
-__attribute__((noinline)) void gradient_by_copies(const WeightGradient<T>& k, const PanelPlan<T>& plan, Range units,
-                                                  int64_t from, int64_t n, bool add) {
-    GradientCopies<T> copies;
-    for (int64_t m = units.begin; m < units.end; m += copies.kUnits) {
-        const Range some{m, units.end - m < copies.kUnits ? units.end : m + copies.kUnits};
-        copy_units(k, some, kTileRows<3>, from, n, copies.g);
-        gradient_panels(k, plan, some, from, n, add, &copies);
+#endif
+
+template <class S, class Copies>
+VSSN_INLINE void gradient_panels(const WeightGradient<S>& k, const PanelPlan<Compute<S>>& plan, Range units,
+                                 int64_t from, int64_t n, bool add, Copies* copies) {
+    for (int64_t panel = 0; panel < plan.count(); ++panel) {
+        const int64_t column = plan.first_column(panel);
+        if (plan.vectors(panel) == 3)
+            gradient_panel<3>(k, units, column, from, n, add, copies);
+        else if (plan.vectors(panel) == 2)
+            gradient_panel<2>(k, units, column, from, n, add, copies);
+        else
+            gradient_panel<1>(k, units, column, from, n, add, copies);
+    }
+}
+
+template <class S>
+__attribute__((noinline)) void gradient_by_copies(const WeightGradient<S>& k, const PanelPlan<Compute<S>>& plan,
+                                                  Range units, int64_t from, int64_t n, bool add) {
+    using T = Compute<S>;
+    const auto run = [&](auto& copies, const auto& copy_some) VSSN_INLINED {
+        for (int64_t m = units.begin; m < units.end; m += copies.kUnits) {
+            const Range some{m, units.end - m < copies.kUnits ? units.end : m + copies.kUnits};
+            copy_some(some);
+            gradient_panels(k, plan, some, from, n, add, &copies);
+        }
+    };
+#if defined(VSSN_BF16_DOTS)
+    if constexpr (kRounds<S>) {
+        [[maybe_unused]] const TileUse<S> use;
+        PairCopies copies;
+        return run(copies, [&](Range some) { copy_units(k, some, from, n, &copies); });
+    }
+#endif
+    if constexpr (!kRounds<Operand<S>>) {
+        GradientCopies<T> copies;
+        run(copies, [&](Range some) { copy_units(k, some, kTileRows<T, 3>, from, n, copies.g); });
     }
 }
 
 // This thread's part of out. `turn` moves the parts on: short ones of several products fall to different threads.
-template <class T>
-void weight_gradient(const WeightGradient<T>& k, Team team, int turn) {
+template <class S>
+void weight_gradient(const WeightGradient<S>& k, Team team, int turn) {
+    using T = Compute<S>;
     const PanelPlan<T> plan(k.K);
     const Range units = share(k.M, (team.rank + turn) % team.size, team.size, 4);
     if (units.begin == units.end) return;
-    if (k.N <= kFewRows) {
+    GradientCopies<T>* const none = nullptr;
+    if (!kRounds<S> && k.N <= kFewRows) {
         for (int64_t m = units.begin, rows; m < units.end; m += rows) {
-            rows = tile_height(units.end - m, kTileRows<3>);
-            gradient_panels<T>(k, plan, {m, m + rows}, 0, k.N, k.add, nullptr);
+            rows = tile_height(units.end - m, kTileRows<T, 3>);
+            gradient_panels(k, plan, {m, m + rows}, 0, k.N, k.add, none);
         }
         return;
     }
-    const bool copy = k.K * static_cast<int64_t>(sizeof(T)) >= kCopyBytes;
-    for (int64_t from = 0; from < k.N; from += kGradientRows) {
+    const bool copy = kRounds<S> || k.K * static_cast<int64_t>(sizeof(T)) >= kCopyBytes;
+    for (int64_t from = 0; from == 0 || from < k.N; from += kGradientRows) {  // without rows there are zeros to write
         const int64_t n = k.N - from < kGradientRows ? k.N - from : kGradientRows;
         const bool add = k.add || from > 0;
         if (copy)
             gradient_by_copies(k, plan, units, from, n, add);
         else
-            gradient_panels<T>(k, plan, units, from, n, add, nullptr);
+            gradient_panels(k, plan, units, from, n, add, none);
     }
 }
 
 // This thread's part of sums [M].
-template <class T>
-void bias_gradient(const Rows<const T>& g, int64_t N, int64_t M, T* sums, Team team, int turn) {
-    constexpr int64_t L = kLanes<T>;
+template <class S>
+void bias_gradient(const Rows<const S>& g, int64_t N, int64_t M, Compute<S>* sums, Team team, int turn) {
+    constexpr int64_t L = kLanes<S>;
     const Range units = share(M, (team.rank + turn) % team.size, team.size, L);
     for (int64_t m = units.begin; m < units.end; m += L) {
         const int64_t count = units.end - m;
-        Vec<T> total{};
+        Vec<S> total{};
         for (int64_t from = 0; from < N; from += kGradientRows) {
-            Vec<T> sum[4] = {};
+            Vec<S> sum[4] = {};
             const int64_t end = N - from < kGradientRows ? N : from + kGradientRows;
             int64_t row = from;
             for (; row + 4 <= end; row += 4)

@@ -15,17 +15,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks import cases, counts, measure, peers_torchrl, regression, report, rssm, run, suites, vrnn
 from benchmarks.agreement import disagreement
 from benchmarks.contestant import Absent, Contestant, Tensors
 from benchmarks.limits import Limits, Rate
 from benchmarks.memory import saved_bytes
-from benchmarks.peers import CELL, OURS, bind, make_contestant
+from benchmarks.peers import CELL, OURS, OURS_FLOAT32, bind, make_contestant
 from benchmarks.problem import ADAM, BACKWARD, FORWARD, SIZES, Problem, Size
 from benchmarks.results import FIELDS, Environment, Row, append_csv, read_csv
 from benchmarks.timing import SAMPLE_S, interleave, median_ratio, quantile
-from vssn_kernels.testing import ops_of
+from vssn_kernels.testing import RecordCalls, ops_of
 
 ODD = Size("", T=5, B=3, X=7, D=6, Z=5, W=2)
 ODD_VRNN = vrnn.VRNNSize("", T=5, B=3, X=7, H=6, E=4, M=8, Z=2)
@@ -91,6 +92,36 @@ def test_peers_agree_on_one_step(name: str, run_of: str) -> None:
     weights = {f"gradient of {key}" for key in problem.tensors}
     assert set(expected) == {"output"} | (weights if run_of == BACKWARD else set())
     assert problem.case == measure.lazy(cases.gru_step, 7)[2] == "H=7 X=7"
+
+
+@pytest.mark.parametrize("name", ["torch", OURS_FLOAT32])
+@pytest.mark.parametrize("family", ["gru", "train_step"])
+def test_peers_agree_in_bfloat16(name: str, family: str) -> None:
+    """The GRU's tensors are bfloat16; the model's stay float32, under autocast, with products in bfloat16."""
+    problem = TINY[family]().in_bfloat16()
+    bound = bind(OURS, problem)
+    with torch.no_grad(), RecordCalls() as record:
+        outputs = bound.call()
+    products = {call[0]: call[1] for call in record.calls if call[0] == "gru_sequence"}
+    assert next(tensor for tensor in products["gru_sequence"] if isinstance(tensor, Tensor)).dtype == torch.bfloat16
+    assert outputs[next(iter(outputs))].dtype == (torch.bfloat16 if family == "gru" else torch.float32)
+    assert problem.in_float32().case == problem.case
+    expected = make_contestant(OURS, problem, BACKWARD).results()
+    actual = make_contestant(name, problem, BACKWARD).results()
+    error, wrong = disagreement(actual, expected, problem.bfloat16)
+    assert wrong == ""
+    assert error > 1e-4  # what float32 rounds is another matter
+    assert disagreement(actual, expected)[1] != ""
+
+
+def test_bfloat16_stands_beside_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.limits.SQUARES", (16,))
+    options = measure.Options(peers=("torch", "jax"), hidden=(4,), sizes=(), seconds=1e-3, min_rounds=1, quick=True)
+    ((ours, float32, torch_),) = suites.bfloat16(options)
+    assert [row.contestant for row in (ours, float32, torch_)] == [OURS, OURS_FLOAT32, "torch"]
+    assert {row.status for row in (ours, float32, torch_)} == {"ok"}
+    assert ours.case == "T=64 B=32 H=4 X=4 in bfloat16"
+    assert ours.limit is None
 
 
 def test_a_cell_takes_one_step_alone() -> None:

@@ -300,7 +300,7 @@ def test_choice_without_a_name(op: str, without_environment: None) -> None:
     for dtype, want in (
         (torch.float32, "cpu"),
         (torch.float64, "cpu"),
-        (torch.bfloat16, "reference"),
+        (torch.bfloat16, "cpu"),
         (torch.float16, "reference"),
     ):
         here = sample(op, dtype)
@@ -411,9 +411,9 @@ def test_an_absent_backend_raises_and_says_why(name: str) -> None:
 @each_op_of_cpu
 def test_a_named_backend_refuses_a_dtype_that_it_does_not_take(op: str) -> None:
     with pytest.raises(
-        ValueError, match=rf"{op}: backend 'cpu' takes torch.float32, torch.float64, got torch.bfloat16"
+        ValueError, match=rf"{op}: backend 'cpu' takes torch.bfloat16, torch.float32, torch.float64, got torch.float16"
     ):
-        sample(op, torch.bfloat16).run("cpu")
+        sample(op, torch.float16).run("cpu")
 
 
 # ---- Environment ---------------------------------------------------------------------------------

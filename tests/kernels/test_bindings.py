@@ -27,17 +27,17 @@ def refused(call: Callable[..., object], *values: object, **arguments: object) -
 
 
 def test_a_missing_an_unknown_and_a_wrongly_typed_argument_is_named() -> None:
-    sizes = {"float64": False, "function": "tanh", "x": 0, "y": 0, "count": 0}
+    sizes = {"storage": "float32", "function": "tanh", "x": 0, "y": 0, "count": 0}
     where = "vssn_kernels._cpu.evaluate: "
     for name in sizes:
         others = {other: value for other, value in sizes.items() if other != name}
         assert refused(_cpu.evaluate, **others) == f"{where}argument {name!r} is missing"
-        unknown = f"{where}there is no argument '{name}_'; it takes float64, function, x, y, count"
+        unknown = f"{where}there is no argument '{name}_'; it takes storage, function, x, y, count"
         assert refused(_cpu.evaluate, **others, **{f"{name}_": sizes[name]}) == unknown
         assert refused(_cpu.evaluate, **sizes, **{f"{name}_": sizes[name]}) == unknown
     for name, value, expected in (
-        ("float64", 0, "a bool"),
-        ("float64", None, "a bool"),
+        ("storage", 0, "one of float32, float64, bfloat16"),
+        ("storage", None, "one of float32, float64, bfloat16"),
         ("count", 3.0, "an int"),
         ("count", True, "an int"),
         ("count", None, "an int"),
@@ -47,9 +47,30 @@ def test_a_missing_an_unknown_and_a_wrongly_typed_argument_is_named() -> None:
         wrong = {**sizes, name: value}
         assert refused(_cpu.evaluate, **wrong) == f"{where}{name} must be {expected}, got {value}"
     assert refused(_cpu.evaluate, *sizes.values()) == f"{where}arguments are passed by name"
-    by_position = {name: value for name, value in sizes.items() if name != "float64"}
-    assert refused(_cpu.evaluate, False, **by_position) == f"{where}arguments are passed by name"
+    by_position = {name: value for name, value in sizes.items() if name != "storage"}
+    assert refused(_cpu.evaluate, "float32", **by_position) == f"{where}arguments are passed by name"
     _cpu.evaluate(**sizes)  # what was refused leaves nothing behind
+
+
+def test_what_has_no_kernel_for_bfloat16_says_so() -> None:
+    """Nothing is called through a null entry of the table."""
+    absent = (
+        *("gru_pack", "gru_step", "gru_layer_step", "gru_cell", "gru_cell_backward", "interleaved_forward"),
+        *("interleaved_backward", "mlp_pack", "run_program"),
+    )
+    zeros = {"an int": 0, "a float": 0.0, "a bool": False, "an address": 0}
+    for name in absent:
+        empty: dict[str, object] = {}
+        for field, kind in _cpu.fields[name].items():
+            if kind.startswith("a tuple"):
+                empty[field] = (0,) * len(kind.split(","))
+            elif kind.startswith("one of "):
+                empty[field] = kind.removeprefix("one of ").split(", ")[0]
+            else:
+                empty[field] = zeros.get(kind, [])
+        empty["storage"] = "bfloat16"
+        message = f"vssn_kernels._cpu.{name}: storage must be float32 or float64, got bfloat16"
+        assert refused(getattr(_cpu, name), **empty) == message
 
 
 def test_any_order_will_do_and_no_call_remembers_that_of_another() -> None:
@@ -57,9 +78,9 @@ def test_any_order_will_do_and_no_call_remembers_that_of_another() -> None:
     results = []
     for turn in range(6):
         y, z = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
-        _cpu.evaluate(float64=False, function="tanh", x=x.data_ptr(), y=y.data_ptr(), count=7)
-        _cpu.evaluate(count=7, y=z.data_ptr(), x=x.data_ptr(), float64=False, function="tanh")
-        reordered = {"y": z.data_ptr(), "x": x.data_ptr(), "count": 7, "function": "tanh", "float64": False}
+        _cpu.evaluate(storage="float32", function="tanh", x=x.data_ptr(), y=y.data_ptr(), count=7)
+        _cpu.evaluate(count=7, y=z.data_ptr(), x=x.data_ptr(), storage="float32", function="tanh")
+        reordered = {"y": z.data_ptr(), "x": x.data_ptr(), "count": 7, "function": "tanh", "storage": "float32"}
         if turn > 2:
             _cpu.evaluate(**reordered)
         results += [y, z]
@@ -72,7 +93,7 @@ def test_a_value_of_several_parts_is_checked_in_full() -> None:
     x = torch.ones(2, 3)
     out = torch.empty(2)
     arguments = {
-        "float64": False,
+        "storage": "float32",
         "threads": 1,
         "N": 2,
         "X": 3,
@@ -87,7 +108,7 @@ def test_a_value_of_several_parts_is_checked_in_full() -> None:
     _cpu.bernoulli_forward(**arguments)
     torch.testing.assert_close(out, (x - torch.nn.functional.softplus(x)).sum(1))
 
-    function = refused(_cpu.evaluate, float64=False, function="sin", x=0, y=0, count=0)
+    function = refused(_cpu.evaluate, storage="float32", function="sin", x=0, y=0, count=0)
     assert function == (
         "vssn_kernels._cpu.evaluate: function must be one of exp, expm1, log, sigmoid, tanh, softplus, got 'sin'"
     )
@@ -103,7 +124,7 @@ def test_the_lists_of_a_linear_maps_inputs_are_of_one_length_and_bounded() -> No
         of_inputs = [field for field, kind in fields.items() if kind.startswith("a list")]
         assert of_inputs == lists.replace(" and", ",").split(", ")
         rest = {
-            field: "tanh" if field == "activation" else kinds[kind]
+            field: {"activation": "tanh", "storage": "float32"}.get(field) or kinds[kind]
             for field, kind in fields.items()
             if field not in of_inputs
         }

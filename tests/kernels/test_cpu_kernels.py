@@ -16,8 +16,8 @@ from vssn_kernels.backend import cpu
 from vssn_kernels.testing import Sample, assert_all_close, assert_close, cotangents, expected, gradients, poisoned_empty
 
 # (of outputs, of gradients)
-TOLERANCES = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-12, 1e-11)}
-INSTRUCTION_SETS = ("avx512", "avx2", "generic")
+TOLERANCES = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-12, 1e-11), torch.bfloat16: (7e-3, 3e-2)}
+INSTRUCTION_SETS = ("amx", "avx512_bf16", "avx512", "avx2", "generic")
 
 each_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 
@@ -219,10 +219,11 @@ def test_a_long_sequence_keeps_its_precision() -> None:
     check(gru_sample(200, 3, 20, lengths=torch.tensor([200, 130, 1])), torch.float32)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("hidden", [1, 5, 16, 37, 64])
 def test_the_output_told_again_from_the_gates_agrees(hidden: int, dtype: torch.dtype) -> None:
     """Whatever order the kernels keep the gates in."""
+    tolerance = {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 7e-3}[dtype]
     gates_x, h0, weight, bias = (
         torch.randn(shape, dtype=dtype)
         for shape in ((4, 3, 3 * hidden), (3, hidden), (3 * hidden, hidden), (3 * hidden,))
@@ -231,12 +232,12 @@ def test_the_output_told_again_from_the_gates_agrees(hidden: int, dtype: torch.d
         for reverse in (False, True):
             output, _, gates = cpu.gru_forward(gates_x, h0, weight, bias, lengths, reverse, True)
             again = cpu.gru_output(gates, h0, lengths, reverse)
-            assert_close("output", again, output, 1e-6 if dtype == torch.float32 else 1e-14)
+            assert_close("output", again, output, tolerance)
     sizes = torch.tensor([3, 2, 2, 1, 0])
     for reverse in (False, True):
         output, _, gates = cpu.gru_packed_forward(gates_x.flatten(0, 1)[:8], h0, weight, bias, sizes, reverse, True)
         again = cpu.gru_packed_output(gates, h0, sizes, reverse)
-        assert_close("packed output", again, output, 1e-6 if dtype == torch.float32 else 1e-14)
+        assert_close("packed output", again, output, tolerance)
 
 
 # ---- Instruction sets ------------------------------------------------------------------------------------
@@ -260,9 +261,10 @@ def test_the_kernels_agree_in_every_instruction_set(name: str) -> None:
         pytest.skip(f"this processor has no {name}")
     in_use = run_python("from vssn_kernels import _cpu; print(_cpu.isa())", name)
     assert in_use.stdout.strip() == name, in_use.stderr
-    files = [__file__, os.path.join(os.path.dirname(__file__), "test_cpu_math.py")]
+    names = ("test_cpu_kernels.py", "test_cpu_math.py", "test_cpu_bfloat16.py")
+    files = [os.path.join(os.path.dirname(__file__), file) for file in names]
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", "agrees or ulp"],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", "agrees or ulp or rounds"],
         env=os.environ | {"VSSN_CPU_ISA": name},
         capture_output=True,
         text=True,

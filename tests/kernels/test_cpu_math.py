@@ -23,7 +23,8 @@ ULP = {"exp": 2, "expm1": 3, "log": 3, "sigmoid": 3, "tanh": 3, "softplus": 3}  
 
 def evaluate(name: str, x: torch.Tensor) -> torch.Tensor:
     y = torch.full_like(x, torch.nan)
-    _cpu.evaluate(float64=x.dtype is torch.float64, function=name, x=x.data_ptr(), y=y.data_ptr(), count=x.numel())
+    storage = str(x.dtype).removeprefix("torch.")
+    _cpu.evaluate(storage=storage, function=name, x=x.data_ptr(), y=y.data_ptr(), count=x.numel())
     return y
 
 

@@ -136,7 +136,9 @@ def test_other_backends_and_halves_are_not_prepared() -> None:
     with vssn_kernels.use_backend("reference"):
         assert prepare_gru(weight, bias, plain) is plain
     assert prepare_gru(weight.to("meta"), bias.to("meta"), plain) is plain
-    assert prepare_mlp((3,), [weight.half()], bias.half(), None, None, plain) is plain
+    for dtype in (torch.float16, torch.bfloat16):
+        assert prepare_gru(weight.to(dtype), bias.to(dtype), plain) is plain
+        assert prepare_mlp((3,), [weight.to(dtype)], bias.to(dtype), None, None, plain) is plain
 
 
 # ---- Single steps of the ops ----------------------------------------------------------------------------
@@ -185,6 +187,27 @@ def test_a_layers_step(batch: int, inputs: int, hidden: int, bias: bool, dtype: 
     assert found[0].data_ptr() != found[1].data_ptr() or not batch
     for name, one, other in zip(("output", "h_n"), found, want, strict=True):
         assert_close(name, one, other, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("batch", [1, 32, 70])
+@pytest.mark.parametrize("state", [torch.float32, torch.bfloat16], ids=str)
+def test_a_step_in_bfloat16_is_the_ops_own(batch: int, state: torch.dtype) -> None:
+    """There are no kernels of single steps for it, on either side of the rule; a float32 state stays one."""
+    shapes = (1, batch, 99), (batch, 33), (99, 33), (99,)
+    tensors = [(draw(*shape) / 4).bfloat16() for shape in shapes]
+    tensors[1] = tensors[1].to(state)
+    results = []
+    for backend, of in (("reference", torch.float64), ("cpu", None)):
+        leaves = [(tensor if of is None else tensor.to(of)).requires_grad_() for tensor in tensors]
+        outputs = gru_sequence(*leaves, backend=backend)
+        loss = sum((output.double() ** 2).sum() for output in outputs)
+        results.append([*outputs, *torch.autograd.grad(loss, leaves)])
+    for number, (found, want) in enumerate(zip(results[1], results[0], strict=True)):
+        assert found.dtype == (state if number in (1, 3) else torch.bfloat16)
+        assert_close(f"result {number}", found, want, 2e-2)
+    with torch.no_grad():
+        x, weight_ih = (draw(*shape).bfloat16() for shape in ((1, batch, 7), (99, 7)))
+        assert gru_layer_step(x, tensors[1].bfloat16(), weight_ih, tensors[2], tensors[3], tensors[3]) is None
 
 
 @pytest.mark.parametrize("threads", [2, 3])

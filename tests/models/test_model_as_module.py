@@ -18,10 +18,12 @@ from small_models import (
     make,
     parameter_gradients,
 )
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 import vssn_kernels
 from vssn import VSSN, State
-from vssn_kernels.testing import assert_all_close, assert_close, assert_equal, targets
+from vssn_kernels.testing import RecordCalls, assert_all_close, assert_close, assert_equal, targets
 
 
 @pytest.mark.parametrize("name", ["vssn", "initial_state", "universal", "embedded_both", "smoothing"])
@@ -62,6 +64,31 @@ def test_autocast() -> None:
     for name, grad in parameter_gradients(model, want.loss).items():
         assert grads[name].dtype == torch.float32
         assert_close(f"grad of {name}", grads[name], grad, 0.1)
+
+
+@pytest.mark.parametrize("how", ["autocast", "module"])
+@pytest.mark.parametrize("name", ["vssn", "sizes", "both", "dkf_both_residual"])
+def test_bfloat16_runs_on_the_cpu_kernels(name: str, how: str) -> None:
+    """Every recurrence and every linear layer, forward and backward, in bfloat16."""
+    model = make(name, torch.float32)
+    given = batch(model)
+    want = model(**given, lengths=LENGTHS)
+    if how == "module":
+        model.bfloat16()
+        given = batch(model)
+    with RecordCalls() as record:
+        with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+            out = model(**given, lengths=LENGTHS)
+        grads = parameter_gradients(model, out.loss)
+    assert_close("elbo", out.elbo.float(), want.elbo, 3e-2)
+    assert all(grad.isfinite().all() for grad in grads.values())
+    seen = {name: arguments for name, arguments, _ in record.calls}
+    wanted = {"posterior_sequence", "gru_sequence", "mlp"}
+    assert set(seen) >= wanted | {f"{name}_backward" for name in wanted}
+    for name in sorted(wanted | {f"{name}_backward" for name in wanted}):
+        tensors = [tensor for tensor in tree_leaves(seen[name]) if isinstance(tensor, Tensor)]
+        assert {tensor.dtype for tensor in tensors} >= {torch.bfloat16}, name
+        assert seen[name][-1] == "cpu", name
 
 
 def test_new_models_start_sensibly() -> None:

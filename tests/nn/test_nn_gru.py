@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
+from torch.utils._pytree import tree_leaves
 
 import vssn
-from vssn_kernels.testing import assert_all_close, assert_close
+from vssn_kernels.testing import RecordCalls, assert_all_close, assert_close
 
 OUTPUT, GRADIENT = 1e-12, 1e-11  # in float64
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -257,6 +258,33 @@ def test_autocast() -> None:
         output, h_n = net(x)
     assert_close("output", output.float(), net(x)[0], 2e-2)
     assert_close("h_n", h_n.float(), net(x)[1], 2e-2)
+
+
+@pytest.mark.parametrize("how", ["autocast", "module"])
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_bfloat16_runs_on_the_cpu_kernels(packed: bool, how: str) -> None:
+    """The projection of the input and the recurrence; dtypes as nn.GRU's."""
+    ours, theirs = vssn.GRU(X, H, 2, bidirectional=True), nn.GRU(X, H, 2, bidirectional=True)
+    theirs.load_state_dict(ours.state_dict())
+    want = theirs(torch.ones(T, B, X))[0]
+    x = torch.ones(T, B, X)
+    if how == "module":
+        ours, theirs, x = ours.bfloat16(), theirs.bfloat16(), x.bfloat16()
+    leaf = x.clone().requires_grad_()
+    given = pack_padded_sequence(leaf, torch.full((B,), T)) if packed else leaf
+    with RecordCalls() as record, torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        output, h_n = ours(given)
+        output = output.data.view(T, B, -1) if packed else output
+        (grad,) = torch.autograd.grad(output.sum() + h_n.sum(), leaf)
+        like_output, like_h_n = theirs(x)
+    assert (output.dtype, h_n.dtype) == (like_output.dtype, like_h_n.dtype)
+    assert_close("output", output.float(), want, 1e-2)
+    assert grad.isfinite().all()
+    op = "gru_packed" if packed else "gru_sequence"
+    assert {name for name, _, _ in record.calls} == {op, f"{op}_backward", "mlp", "mlp_backward"}
+    for name, arguments, _ in record.calls:
+        assert arguments[-1] == "cpu", name
+        assert torch.bfloat16 in {leaf.dtype for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)}, name
 
 
 def test_the_arguments_of_nn_gru_by_name() -> None:

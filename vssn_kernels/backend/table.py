@@ -87,7 +87,7 @@ def _triton_status() -> str:
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 BACKENDS: dict[str, Backend] = {
     "reference": Backend(None, (*HALF, torch.float32, torch.float64), "available"),
-    "cpu": Backend(("cpu",), (torch.float32, torch.float64), _cpu_status()),
+    "cpu": Backend(("cpu",), (torch.bfloat16, torch.float32, torch.float64), _cpu_status()),
     "cuda": Backend(("cuda",), (*HALF, torch.float32), _cuda_status()),
     "triton": Backend(("cuda", "xpu", *(("cpu",) if _INTERPRETED else ())), (*HALF, torch.float32), _triton_status()),
 }

@@ -84,7 +84,8 @@ def interleaved_sequence(
         backend: "reference", "cpu", "cuda" or "triton"; None: `use_backend`, VSSN_BACKEND, else the fastest.
 
     Returns:
-        h [T, B, H], z, mu, logvar [T, B, Z] in the dtype of gates_x, zeros at padding.
+        h [T, B, H], z, mu, logvar [T, B, Z] in the dtype of gates_x, zeros at padding. On "cpu" bfloat16 is computed in
+        float32 and rounded once.
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came; or a backend that is not there.

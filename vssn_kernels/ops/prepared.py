@@ -3,8 +3,8 @@ prepared once for many calls, for loops that change no weight. Not public: vssn/
 
 The `cpu` backend packs the weights of an op at every call, which for a few rows takes longer than the product. What is
 prepared here keeps them packed, as they were at that time. A call that is to be differentiated, compiled, transformed
-or looked at, one under autocast, one on another backend and one of tensors that do not fit is given to `plain`, which
-computes the same from the weights themselves.
+or looked at, one under autocast, one on another backend, one in bfloat16 and one of tensors that do not fit is given to
+`plain`, which computes the same from the weights themselves.
 """
 
 from __future__ import annotations
@@ -107,8 +107,7 @@ def _packs(op: str, weights: Sequence[Tensor]) -> bool:
     first = weights[0]
     return (
         not torch.compiler.is_compiling()
-        and first.device.type == "cpu"
-        and choose(op, None, first.device, first.dtype) == "cpu"
+        and _has_steps(op, first)
         and fast_path.is_open(weights)
         and all(weight.dtype == first.dtype and weight.device == first.device for weight in weights)
     )
@@ -120,7 +119,12 @@ def is_bare(op: str, inputs: Sequence[Tensor]) -> bool:
         not torch.compiler.is_compiling()
         and not torch.is_grad_enabled()
         and fast_path.is_open(inputs)
-        and (device := inputs[0].device).type == "cpu"
-        and not registration.autocast_is_on(device)
-        and choose(op, None, device, inputs[0].dtype) == "cpu"
+        and _has_steps(op, inputs[0])
+        and not registration.autocast_is_on(inputs[0].device)
     )
+
+
+def _has_steps(op: str, tensor: Tensor) -> bool:
+    """Whether the backend of the op on such tensors has kernels of single steps: `cpu`, but none for bfloat16."""
+    device, dtype = tensor.device, tensor.dtype
+    return device.type == "cpu" and dtype is not torch.bfloat16 and choose(op, None, device, dtype) == "cpu"

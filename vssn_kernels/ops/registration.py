@@ -205,8 +205,9 @@ _any_autocast = torch_internals.find("torch._C._is_any_autocast_enabled")
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype:
-    """The dtype that autocast gives a matrix op's inputs: on the CPU float32."""
-    return torch.float32 if device.type == "cpu" else torch.get_autocast_dtype(device.type)
+    """The dtype that autocast gives a matrix op's inputs: float32 for float16 on the CPU, where no kernel takes it."""
+    dtype = torch.get_autocast_dtype(device.type)
+    return torch.float32 if device.type == "cpu" and dtype == torch.float16 else dtype
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

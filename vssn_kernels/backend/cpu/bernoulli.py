@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vssn_kernels import _cpu
 from vssn_kernels.backend.common import Grads, as_rows, pointer, row_arguments
-from vssn_kernels.backend.cpu.call import empty_like, is_float64
+from vssn_kernels.backend.cpu.call import empty_like, storage
 
 
 def bernoulli_log_prob_forward(logits: Tensor, x: Tensor) -> Tensor:
@@ -17,7 +17,7 @@ def bernoulli_log_prob_forward(logits: Tensor, x: Tensor) -> Tensor:
     result = torch.empty(logits.shape[:-1], dtype=logits.dtype)
     logits_, x_ = as_rows(logits), as_rows(x)
     _cpu.bernoulli_forward(
-        float64=is_float64(logits),
+        storage=storage(logits),
         threads=torch.get_num_threads(),
         N=result.numel(),
         X=logits.shape[-1],
@@ -33,7 +33,7 @@ def bernoulli_log_prob_backward(grad: Tensor, logits: Tensor, x: Tensor, needs: 
     logits_, x_, grad_ = as_rows(logits), as_rows(x), grad.reshape(-1, 1)
     grad_logits, grad_x = (empty_like(logits, need) for need in needs)
     _cpu.bernoulli_backward(
-        float64=is_float64(logits),
+        storage=storage(logits),
         threads=torch.get_num_threads(),
         N=grad.numel(),
         X=logits.shape[-1],

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vssn_kernels import _cpu
 from vssn_kernels.backend.common import Grads, as_rows, pointer, row_arguments
-from vssn_kernels.backend.cpu.call import empty_like, is_float64
+from vssn_kernels.backend.cpu.call import empty_like, storage
 
 
 def gaussian_forward(
@@ -21,7 +21,7 @@ def gaussian_forward(
     mu_, logvar_, eps_ = as_rows(mu), as_rows(logvar), as_rows(eps)
     prior_mu_, prior_logvar_ = as_rows(prior_mu), as_rows(prior_logvar)
     _cpu.gaussian_forward(
-        float64=is_float64(mu),
+        storage=storage(mu),
         threads=torch.get_num_threads(),
         N=kl.numel(),
         Z=mu.shape[-1],
@@ -52,7 +52,7 @@ def gaussian_backward(
     grad_z_, grad_kl_ = as_rows(grad_z), None if grad_kl is None else grad_kl.reshape(-1, 1)
     grad_mu, grad_logvar, grad_eps, grad_prior_mu, grad_prior_logvar = (empty_like(mu, need) for need in needs)
     _cpu.gaussian_backward(
-        float64=is_float64(mu),
+        storage=storage(mu),
         threads=torch.get_num_threads(),
         N=mu.shape[:-1].numel(),
         Z=mu.shape[-1],

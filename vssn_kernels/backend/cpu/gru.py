@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vssn_kernels import _cpu
 from vssn_kernels.backend.common import Grads, as_rows, as_steps, pointer, row_arguments, step_arguments
-from vssn_kernels.backend.cpu.call import empty_like, is_float64
+from vssn_kernels.backend.cpu.call import empty_like, empty_sums, storage, stored, widened
 from vssn_kernels.reference import gru_packed
 from vssn_kernels.reference.gru import states
 
@@ -57,15 +57,16 @@ def _forward(
     need_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, hidden = h0.shape
-    output, h_n = h0.new_empty(*shape, hidden), h0.new_empty(batch, hidden)
-    gates = h0.new_empty(*shape, 4 * hidden) if need_backward else h0.new_empty(0)
-    if steps == 1 and lengths is batch_sizes is None and product_by_library(batch, hidden):
+    if _is_one_step(steps, lengths, batch_sizes, weight_hh) and product_by_library(batch, hidden):
+        output, h_n = h0.new_empty(*shape, hidden), h0.new_empty(batch, hidden)
+        gates = h0.new_empty(*shape, 4 * hidden) if need_backward else h0.new_empty(0)
         _cell(gates_x, h0, weight_hh, bias_hh, output, h_n, gates.data_ptr() if need_backward else 0)
         return output, h_n, gates
-    h0_, weight, bias = as_rows(h0), as_rows(weight_hh), bias_hh.contiguous()
-    float64 = is_float64(h0)
+    h0_, weight, bias = as_rows(widened(h0)), as_rows(weight_hh), bias_hh.contiguous()
+    output, h_n = bias.new_empty(*shape, hidden), h0_.new_empty(batch, hidden)
+    gates = bias.new_empty(*shape, 4 * hidden) if need_backward else bias.new_empty(0)
     _cpu.gru_forward(
-        float64=float64,
+        storage=storage(bias),
         threads=torch.get_num_threads(),
         steps=steps,
         B=batch,
@@ -81,7 +82,12 @@ def _forward(
         h_n=h_n.data_ptr(),
         gates=gates.data_ptr() if need_backward else 0,
     )
-    return output, h_n, gates
+    return output, stored(h_n, h0.dtype), gates
+
+
+def _is_one_step(steps: int, lengths: Tensor | None, batch_sizes: Tensor | None, weight_hh: Tensor) -> bool:
+    """Whether the kernels of a single step may run: there are none for bfloat16."""
+    return steps == 1 and lengths is batch_sizes is None and weight_hh.dtype is not torch.bfloat16
 
 
 def product_by_library(rows: int, hidden: int) -> bool:
@@ -102,7 +108,7 @@ def _cell(
     (batch, hidden), h0_, bias, product = h0.shape, as_rows(h0), bias_hh.contiguous(), torch.mm(h0, weight_hh.t())
     address, _, stride = gates_x
     _cpu.gru_cell(
-        float64=is_float64(h0),
+        storage=storage(h0),
         threads=torch.get_num_threads(),
         B=batch,
         H=hidden,
@@ -131,7 +137,7 @@ def _cell_backward(
     grad_h0, grad_h_n_, h0_ = empty_like(h0, need_h0), as_rows(grad_h_n), as_rows(h0)
     address, _, stride = grad_output
     _cpu.gru_cell_backward(
-        float64=is_float64(h0),
+        storage=storage(h0),
         threads=torch.get_num_threads(),
         B=batch,
         H=hidden,
@@ -165,7 +171,7 @@ def gru_layer_step(
     weight_ih_, weight_hh_ = as_rows(weight_ih), as_rows(weight_hh)
     bias_ih_, bias_hh_ = (None if bias is None else bias.contiguous() for bias in (bias_ih, bias_hh))
     _cpu.gru_layer_step(
-        float64=is_float64(h),
+        storage=storage(h),
         threads=torch.get_num_threads(),
         B=batch,
         X=rows.shape[1],
@@ -231,15 +237,19 @@ def _backward(
 ) -> Grads:
     shape, (batch, hidden) = output.shape[:-1], h0.shape
     need_gates_x, need_h0, need_weight, need_bias = needs
-    if steps == 1 and lengths is batch_sizes is None and product_by_library(batch, hidden):
+    if _is_one_step(steps, lengths, batch_sizes, weight_hh) and product_by_library(batch, hidden):
         return _cell_backward(grad_output, grad_h_n, gates, h0, weight_hh, shape, needs)
     grad_gates_x, grad_a = output.new_empty(*shape, 3 * hidden), output.new_empty(*shape, hidden)
-    grad_h0, grad_weight = empty_like(h0, need_h0), empty_like(weight_hh, need_weight)
-    grad_bias = output.new_empty(3 * hidden) if need_bias else None
-    grad_h_n_, h0_, weight = as_rows(grad_h_n), as_rows(h0), as_rows(weight_hh)
-    float64 = is_float64(output)
+    dtype = output.dtype
+    # Of one row the gradient of the weight is one product each, no sum: it needs no float32 beside the result.
+    outer = need_weight and dtype is torch.bfloat16 and steps == batch == 1 and lengths is batch_sizes is None
+    grad_h0 = empty_sums(h0.shape, dtype, need_h0)
+    grad_weight = empty_sums(weight_hh.shape, dtype, need_weight and not outer)
+    grad_bias = empty_sums((3 * hidden,), dtype, need_bias)
+    # The states before the other steps are there as stored.
+    grad_h_n_, h0_, weight = as_rows(widened(grad_h_n)), as_rows(stored(h0, dtype)), as_rows(weight_hh)
     _cpu.gru_backward(
-        float64=float64,
+        storage=storage(output),
         threads=torch.get_num_threads(),
         steps=steps,
         B=batch,
@@ -259,7 +269,14 @@ def _backward(
         grad_weight=pointer(grad_weight),
         grad_bias=pointer(grad_bias),
     )
-    return grad_gates_x if need_gates_x else None, grad_h0, grad_weight, grad_bias
+    if outer:
+        grad_weight = torch.outer(torch.cat((grad_gates_x.view(-1)[: 2 * hidden], grad_a.view(-1))), h0_.view(-1))
+    return (
+        grad_gates_x if need_gates_x else None,
+        stored(grad_h0, h0.dtype),
+        stored(grad_weight, dtype),
+        stored(grad_bias, dtype),
+    )
 
 
 def _packed_arguments(rows: Tensor | None) -> tuple[int, int, int]:
@@ -268,22 +285,22 @@ def _packed_arguments(rows: Tensor | None) -> tuple[int, int, int]:
     return at, 0, stride
 
 
-_VECTOR_BYTES = {"avx512": 64, "avx2": 32, "generic": 16}  # csrc/cpu/simd.h
+_VECTOR_BYTES = {"amx": 64, "avx512_bf16": 64, "avx512": 64, "avx2": 32, "generic": 16}  # csrc/cpu/simd.h
 
 
 def gru_output(gates: Tensor, h0: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
     """Forward's output [T, B, H] once more, from the gates that it kept."""
-    return states(*_kept(gates), h0, lengths, reverse)
+    return stored(states(*_kept(gates), h0, lengths, reverse), gates.dtype)
 
 
 def gru_packed_output(gates: Tensor, h0: Tensor, batch_sizes: Tensor, reverse: bool) -> Tensor:
     """Forward's output [N, H] once more, from the gates that it kept."""
-    return gru_packed.states(*_kept(gates), h0, batch_sizes, reverse)
+    return stored(gru_packed.states(*_kept(gates), h0, batch_sizes, reverse), gates.dtype)
 
 
 def _kept(gates: Tensor) -> tuple[Tensor, Tensor]:
-    """z and n [..., H], from the gates [..., 4H] in the kernels' order."""
-    hidden = gates.shape[-1] // 4
+    """z and n [..., H], from the gates [..., 4H] in the kernels' order; float32 where they are bfloat16."""
+    gates, hidden = widened(gates), gates.shape[-1] // 4
     lanes = _VECTOR_BYTES[_cpu.isa()] // gates.element_size()
     whole = hidden // lanes * lanes  # the units of whole vectors: for each vector r, z, n, a; then the rest alike
     vectors = gates[..., : 4 * whole].unflatten(-1, (whole // lanes, 4, lanes))

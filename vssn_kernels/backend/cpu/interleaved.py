@@ -1,15 +1,18 @@
-"""interleaved_sequence on the CPU: csrc/cpu/interleaved.cpp."""
+"""interleaved_sequence on the CPU: csrc/cpu/interleaved.cpp.
+
+bfloat16 is computed in float32: all tensors of a call are widened before it, and its results rounded after it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from vssn_kernels import _cpu
 from vssn_kernels.backend.common import Grads, activated, as_rows, as_steps, pointer, row_arguments, step_arguments
-from vssn_kernels.backend.cpu.call import empty_like, is_float64
+from vssn_kernels.backend.cpu.call import empty_like, storage, stored, widened
 from vssn_kernels.reference.interleaved import states_before
 
 
@@ -40,6 +43,14 @@ def interleaved_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(h [T, B, H], z, mu, logvar [T, B, Z], gates [T, B, 4H], its order the kernels' own, embed [T, B, E] and hidden
     [T, B, M]: after their activations, for "silu" before it; the last three empty where not needed)"""
+    if context.dtype is torch.bfloat16:
+        forward: Callable[..., tuple[Tensor, ...]] = interleaved_forward
+        inputs = (gates_x, embed_context, context, h0, z0, eps, weight_embed, weight_zh, weight_hh, bias_hh, weight_h)
+        others = (weight_out, bias_out, reset_h, reset_z)
+        options = (resets, lengths, embed_activation, activation, scale, min_logvar, min_std, need_backward)
+        results = forward(*map(widened, inputs), *map(widened, others), *options)
+        h, z, mu, logvar, gates, embed, hidden = (stored(result, torch.bfloat16) for result in results)
+        return h, z, mu, logvar, gates, embed, hidden
     (steps, batch, width), size, embed_size, latent = context.shape, h0.shape[1], embed_context.shape[2], z0.shape[1]
     h, z, mu, logvar = (h0.new_empty(steps, batch, units) for units in (size, latent, latent, latent))
     gates, embed, hidden = (
@@ -54,7 +65,7 @@ def interleaved_forward(
     biases = bias_hh.contiguous(), bias_out.contiguous()
     resets_ = None if resets is None else resets.contiguous()
     _cpu.interleaved_forward(
-        float64=is_float64(h0),
+        storage=storage(h0),
         threads=torch.get_num_threads(),
         steps=steps,
         B=batch,
@@ -116,6 +127,15 @@ def interleaved_backward(
 ) -> Grads:
     """Gradients of (gates_x, embed_context, context, h0, z0, eps, weight_embed, weight_zh, weight_hh, bias_hh,
     weight_h, weight_out, bias_out, reset_h, reset_z)."""
+    if h.dtype is torch.bfloat16:
+        backward: Callable[..., Grads] = interleaved_backward
+        saved = (grad_h, grad_z, grad_mu, grad_logvar, h, z, logvar, gates, embed, hidden, h0, z0, eps, weight_embed)
+        others = (weight_zh, weight_hh, weight_h, weight_out, reset_h, reset_z)
+        options = (resets, lengths, embed_activation, activation, scale, min_logvar, min_std, needs)
+        sums = backward(*map(widened, saved), *map(widened, others), *options)
+        states = {3: h0, 4: z0, 13: reset_h, 14: reset_z}  # may be float32, and then are their gradients
+        dtypes = (h.dtype if (state := states.get(i)) is None else state.dtype for i in range(len(sums)))
+        return tuple(stored(grad, dtype) for grad, dtype in zip(sums, dtypes, strict=True))
     (steps, batch, size), latent, embed_size, width = h.shape, z.shape[2], embed.shape[2], hidden.shape[2]
     grad_gates_x, grad_a, grad_embed_context, grad_context, grad_out = (
         h.new_empty(steps, batch, units) for units in (3 * size, size, embed_size, width, 2 * latent)
@@ -152,7 +172,7 @@ def interleaved_backward(
     rows = {name: as_rows(tensor) for name, tensor in rows.items()}
     resets_ = None if resets is None else resets.contiguous()
     _cpu.interleaved_backward(
-        float64=is_float64(h),
+        storage=storage(h),
         threads=torch.get_num_threads(),
         steps=steps,
         B=batch,

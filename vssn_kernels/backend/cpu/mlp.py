@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vssn_kernels import _cpu
 from vssn_kernels.backend.common import Grads, as_rows, pointer, row_arguments
-from vssn_kernels.backend.cpu.call import empty_like, is_float64
+from vssn_kernels.backend.cpu.call import empty_sums, storage, stored
 
 
 def columns_of(tensors: Sequence[Tensor | None], widths: Sequence[int]) -> list[tuple[int, int]]:
@@ -48,7 +48,7 @@ def mlp_forward(
     bias_, weight_out_ = bias.contiguous(), as_rows(weight_out)
     bias_out_ = None if bias_out is None else bias_out.contiguous()
     _cpu.mlp_forward(
-        float64=is_float64(bias),
+        storage=storage(bias),
         threads=torch.get_num_threads(),
         N=leading.numel(),
         M=width,
@@ -87,19 +87,21 @@ def mlp_backward(
     columns = (weight_out.shape[0] // (1 if min_logvar is None else 2)) if weight_out is not None else width
     rows, weights_, weight_out_ = [as_rows(x) for x in inputs], [as_rows(w) for w in weights], as_rows(weight_out)
     widths = [x.shape[1] for x in rows]
-    grads = [
-        torch.empty(tensor.shape, dtype=tensor.dtype) if need else None
-        for tensor, need in zip((*inputs, *weights), needs, strict=False)
+    dtype, first_bias = weights[0].dtype, len(inputs) + len(weights)
+    need_bias, need_weight_out, need_bias_out = needs[first_bias:]
+    grad_x = [torch.empty(x.shape, dtype=dtype) if need else None for x, need in zip(inputs, needs, strict=False)]
+    grad_weights = [
+        empty_sums(weight.shape, dtype, need)
+        for weight, need in zip(weights, needs[len(inputs) : first_bias], strict=True)
     ]
-    dtype, (need_bias, need_weight_out, need_bias_out) = weights[0].dtype, needs[len(grads) :]
-    grad_bias = torch.empty(width, dtype=dtype) if need_bias else None
+    grad_bias = empty_sums((width,), dtype, need_bias)
     grad_weight_out = grad_bias_out = None
     if weight_out is not None:
-        grad_weight_out = empty_like(weight_out, need_weight_out)
-        grad_bias_out = torch.empty(weight_out.shape[0], dtype=dtype) if need_bias_out else None
+        grad_weight_out = empty_sums(weight_out.shape, dtype, need_weight_out)
+        grad_bias_out = empty_sums(weight_out.shape[:1], dtype, need_bias_out)
     grad_out_, grad_logvar_ = as_rows(grad_out), as_rows(grad_logvar)
     _cpu.mlp_backward(
-        float64=dtype is torch.float64,
+        storage=storage(weights[0]),
         threads=torch.get_num_threads(),
         N=inputs[0].shape[:-1].numel(),
         M=width,
@@ -115,10 +117,11 @@ def mlp_backward(
         grad_logvar=row_arguments(grad_logvar_),
         logvar=logvar.data_ptr(),
         hidden=hidden.data_ptr(),
-        grad_x=[pointer(grad) for grad in grads[: len(inputs)]],
-        grad_weight=columns_of(grads[len(inputs) :], widths),
+        grad_x=[pointer(grad) for grad in grad_x],
+        grad_weight=columns_of(grad_weights, widths),
         grad_bias=pointer(grad_bias),
         grad_weight_out=pointer(grad_weight_out),
         grad_bias_out=pointer(grad_bias_out),
     )
-    return *grads, grad_bias, grad_weight_out, grad_bias_out
+    sums = (*grad_weights, grad_bias, grad_weight_out, grad_bias_out)
+    return *grad_x, *(stored(grad, dtype) for grad in sums)

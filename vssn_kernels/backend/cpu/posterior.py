@@ -17,7 +17,7 @@ from vssn_kernels.backend.common import (
     row_arguments,
     step_arguments,
 )
-from vssn_kernels.backend.cpu.call import empty_like, is_float64
+from vssn_kernels.backend.cpu.call import empty_like, empty_sums, storage, stored, widened
 
 
 def posterior_forward(
@@ -41,17 +41,18 @@ def posterior_forward(
     steps, batch, width = context.shape
     latent = z0.shape[1]
     prior = prior_context is not None
-    z, mu, logvar = (torch.empty((steps, batch, latent), dtype=z0.dtype) for _ in range(3))
+    dtype = context.dtype
+    z, mu, logvar = (torch.empty((steps, batch, latent), dtype=dtype) for _ in range(3))
     hidden, prior_hidden = (
-        torch.empty((steps, batch, width) if keep else 0, dtype=z0.dtype)
+        torch.empty((steps, batch, width) if keep else 0, dtype=dtype)
         for keep in (need_backward, need_backward and prior)
     )
     context_, eps_, prior_context_ = as_steps(context), as_steps(eps), as_steps(prior_context)
-    z0_, weight_z_, weight_out_ = as_rows(z0), as_rows(weight_z), as_rows(weight_out)
+    z0_, weight_z_, weight_out_ = as_rows(widened(z0)), as_rows(weight_z), as_rows(weight_out)
     prior_weight_z_, prior_weight_mu_ = as_rows(prior_weight_z), as_rows(prior_weight_mu)
     bias, prior_bias = bias_out.contiguous(), None if prior_bias_mu is None else prior_bias_mu.contiguous()
     _cpu.posterior_forward(
-        float64=is_float64(z0),
+        storage=storage(context),
         threads=torch.get_num_threads(),
         steps=steps,
         B=batch,
@@ -106,18 +107,18 @@ def posterior_backward(
     grad_context = torch.empty(hidden.shape, dtype=z.dtype)
     grad_prior_context = torch.empty(hidden.shape, dtype=z.dtype) if prior else None
     grad_out = torch.empty((steps, batch, 2 * latent), dtype=z.dtype)
-    grad_z0, grad_eps = empty_like(z0, needs[1]), empty_like(eps, needs[2])
+    grad_z0, grad_eps = empty_sums(z0.shape, z.dtype, needs[1]), empty_like(eps, needs[2])
     grad_z_, grad_mu_, grad_logvar_, eps_ = as_steps(grad_z), as_steps(grad_mu), as_steps(grad_logvar), as_steps(eps)
     weight_z_, weight_out_ = as_rows(weight_z), as_rows(weight_out)
     prior_weight_z_, prior_weight_mu_ = as_rows(prior_weight_z), as_rows(prior_weight_mu)
-    z0_, active, prior_active = as_rows(z0), activated(hidden, activation), activated(prior_hidden, activation)
+    z0_ = as_rows(stored(z0, z.dtype))
+    active, prior_active = activated(hidden, activation), activated(prior_hidden, activation)
     shapes = ((width, latent), (2 * latent, width), (2 * latent,), (width, latent), (latent, width), (latent,))
     grad_weight_z, grad_weight_out, grad_bias_out, grad_prior_weight_z, grad_prior_weight_mu, grad_prior_bias_mu = (
-        torch.empty(shape, dtype=z.dtype) if need else None
-        for shape, need in zip(shapes, (*needs[3:6], *needs[7:]), strict=True)
+        empty_sums(shape, z.dtype, need) for shape, need in zip(shapes, (*needs[3:6], *needs[7:]), strict=True)
     )
     _cpu.posterior_backward(
-        float64=is_float64(z),
+        storage=storage(z),
         threads=torch.get_num_threads(),
         steps=steps,
         B=batch,
@@ -155,13 +156,13 @@ def posterior_backward(
     )
     return (
         grad_context if needs[0] else None,
-        grad_z0,
+        stored(grad_z0, z0.dtype),
         grad_eps,
-        grad_weight_z,
-        grad_weight_out,
-        grad_bias_out,
+        stored(grad_weight_z, z.dtype),
+        stored(grad_weight_out, z.dtype),
+        stored(grad_bias_out, z.dtype),
         grad_prior_context if needs[6] else None,
-        grad_prior_weight_z,
-        grad_prior_weight_mu,
-        grad_prior_bias_mu,
+        stored(grad_prior_weight_z, z.dtype),
+        stored(grad_prior_weight_mu, z.dtype),
+        stored(grad_prior_bias_mu, z.dtype),
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vssn_kernels import _cpu
 from vssn_kernels.backend.common import as_rows, pointer, row_arguments
-from vssn_kernels.backend.cpu.call import is_float64
+from vssn_kernels.backend.cpu.call import storage
 from vssn_kernels.backend.cpu.mlp import columns_of
 
 
@@ -17,11 +17,11 @@ class PreparedGru:
     """A step of the GRU: gates_x [B, 3H], h [B, H] to the next h [B, H]."""
 
     def __init__(self, weight_hh: Tensor, bias_hh: Tensor) -> None:
-        self.hidden, self.dtype, self.float64 = weight_hh.shape[1], weight_hh.dtype, is_float64(weight_hh)
+        self.hidden, self.dtype, self.storage = weight_hh.shape[1], weight_hh.dtype, storage(weight_hh)
         weight = as_rows(weight_hh.detach())
-        size = _cpu.gru_pack(float64=self.float64, H=self.hidden, weight=(0, 0), panels=0)
+        size = _cpu.gru_pack(storage=self.storage, H=self.hidden, weight=(0, 0), panels=0)
         self.panels = torch.empty(size, dtype=self.dtype)
-        _cpu.gru_pack(float64=self.float64, H=self.hidden, weight=row_arguments(weight), panels=self.panels.data_ptr())
+        _cpu.gru_pack(storage=self.storage, H=self.hidden, weight=row_arguments(weight), panels=self.panels.data_ptr())
         self.bias = bias_hh.detach().clone(memory_format=torch.contiguous_format)
 
     def fits(self, gates_x: Tensor, h: Tensor) -> bool:
@@ -37,7 +37,7 @@ class PreparedGru:
         gates_x_, h_ = as_rows(gates_x), as_rows(h)
         out = torch.empty(h.shape, dtype=self.dtype)
         _cpu.gru_step(
-            float64=self.float64,
+            storage=self.storage,
             threads=torch.get_num_threads(),
             B=h.shape[0],
             H=self.hidden,
@@ -64,7 +64,7 @@ class PreparedMlp:
         min_logvar: float | None,
     ) -> None:
         self.widths, self.activation, self.dtype = list(widths), activation, bias.dtype
-        self.float64, self.hidden = is_float64(bias), bias.shape[0]
+        self.storage, self.hidden = storage(bias), bias.shape[0]
         self.floored, self.min_logvar = min_logvar is not None, 0.0 if min_logvar is None else min_logvar
         self.two, self.columns = weight_out is not None, self.hidden
         if weight_out is not None:
@@ -82,7 +82,7 @@ class PreparedMlp:
 
     def _pack(self, weights: Sequence[Tensor], weight_out: Tensor | None, panels: int) -> int:
         return _cpu.mlp_pack(
-            float64=self.float64,
+            storage=self.storage,
             M=self.hidden,
             O=self.columns,
             floored=self.floored,
@@ -107,7 +107,7 @@ class PreparedMlp:
         out = torch.empty((*leading, self.columns), dtype=self.dtype)
         logvar = torch.empty((*leading, self.columns), dtype=self.dtype) if self.floored else None
         _cpu.mlp_forward(
-            float64=self.float64,
+            storage=self.storage,
             threads=torch.get_num_threads(),
             N=leading.numel(),
             M=self.hidden,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vssn_kernels import _cpu
 from vssn_kernels.activations import ACTIVATIONS
+from vssn_kernels.backend.cpu.call import storage
 
 PANEL_BYTES = 256  # kPanelBytes
 LINEAR, ACTIVATE, GRU, COPY, ADD = range(5)  # Instruction
@@ -64,10 +65,10 @@ class Program:
     def finish(self) -> None:
         """Behind the last instruction, before the first run."""
         self.code = torch.tensor(self._code, dtype=torch.int64).reshape(-1, 8)
-        self.weights = torch.cat([part.reshape(-1) for part in self._weights]) if self._weights else torch.empty(0)
+        self.weights = torch.cat([torch.empty(0, dtype=self.dtype), *self._weights])
         self._weights = []
         self._fixed = {
-            "float64": self.dtype == torch.float64,
+            "storage": storage(self.weights),
             "code": self.code.data_ptr(),
             "weights": self.weights.data_ptr(),
         }
