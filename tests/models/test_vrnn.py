@@ -16,6 +16,7 @@ from vrnn_step_by_step import PlainVRNN
 
 import vssn
 from vssn import VRNN, State
+from vssn.export import FilterStep, GenerationStep
 from vssn.inference.filtering import one_step_predictions
 from vssn.inference.streaming import ParticleFilter, PathFilter
 from vssn_kernels.testing import assert_all_close, assert_close, assert_equal
@@ -242,6 +243,14 @@ def test_generation_draws_chungs_model(name: str) -> None:
         frame = torch.cat((mean, torch.ones_like(mean)), -1) if model.masked else mean
     assert z is not None
     assert_close("state", out.state.z, z, 1e-12)
+    with torch.enable_grad():  # by the plain steps
+        prior = model.prior_steps()
+        h, drawn = prior.step(model.control(out.state.x_last, None if u is None else u[:1]), h, z, (z[None], z[None]))
+        by_hand = model.step_from_prior(
+            model.control(out.state.x_last, None if u is None else u[:1]), *out.state[:2], (z[None], z[None])
+        )
+    assert_close("h", h, by_hand[0], 1e-12)
+    assert_close("z", drawn, by_hand[1], 1e-12)
     longer = model.generate(2, u=None if u is None else u[:2], state=out.state)
     assert longer.x.shape == (2, 2, X)
 
@@ -291,6 +300,16 @@ def test_files_keep_a_model(name: str, tmp_path: Path) -> None:
         assert found.config == model.config
         given = batch(model)
         assert_equal("elbo", found(**given).elbo, model(**given).elbo)
+
+
+@pytest.mark.parametrize("name", ["plain", "both"])
+def test_single_steps_are_exported(name: str) -> None:
+    model = make(name, torch.float32)
+    for step in (GenerationStep(model), FilterStep(model)):
+        given = step.example()
+        exported = torch.export.export(step, (), given).module()
+        for part, want in zip(exported(**given), step(**given), strict=True):
+            assert_close("step", part, want, 1e-6)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

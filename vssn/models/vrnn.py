@@ -21,21 +21,19 @@ from torch import Tensor, nn
 from vssn.likelihoods.base import Likelihood
 from vssn.models.base import FrameModel
 from vssn.nn.blocks import GaussianMLP, SplitLinear, is_plain
-from vssn.nn.given import check_noise, check_state, draw_noise
-from vssn.nn.interface import EncodedBatch, Floats, SequenceOutput
+from vssn.nn.given import check_noise, check_resets, check_state, draw_noise
+from vssn.nn.interface import EncodedBatch, Floats, PriorSteps, SequenceOutput
 from vssn.nn.interleaved import InterleavedChain
 from vssn.nn.layer import AnyState, Inference, State
-from vssn.nn.vrnn_particles import VRNNParticles
+from vssn.nn.prepared import VRNNSteps
+from vssn.nn.vrnn_particles import VRNNParticles, log_ratio
 from vssn.utils.checks import (
     require_choice,
-    require_device,
     require_factor,
-    require_shape,
     require_size,
-    require_tensor,
 )
 from vssn.utils.scaling import Scaling
-from vssn.utils.sequences import last_valid, swap, zero_padding
+from vssn.utils.sequences import last_valid, zero_padding
 from vssn_kernels import gaussian_kl, split_linear
 from vssn_kernels.activations import ACTIVATIONS
 
@@ -236,14 +234,7 @@ class VRNN(FrameModel):
         given = super().prepare(x, u, lengths, state, mask, coordinated_dropout)
         if resets is None:
             return given
-        resets = require_tensor("resets", resets, "bool torch.Tensor")
-        if resets.dtype != torch.bool:
-            raise TypeError(f"resets must be a bool torch.Tensor, got {resets.dtype}; convert it with .bool()")
-        steps, batch = given.x.shape[:2]
-        expected = ("[B, T]", (batch, steps)) if self.batch_first else ("[T, B]", (steps, batch))
-        require_shape("resets", resets, *expected)
-        require_device("resets", resets, given.x.device, "x is")
-        resets = swap(resets, self.batch_first)
+        resets = check_resets(resets, given.x, self.batch_first)
         previous, first, *more = given.controls
         none = resets[..., None]
         controls = (torch.where(none, 0, previous), torch.where(none, 1, first), *more)
@@ -349,20 +340,18 @@ class VRNN(FrameModel):
         mu, logvar = self.prior_of(h[None], controls[2:])
         return h, eps[0] if mu is None or logvar is None else (mu + torch.exp(logvar / 2) * eps)[0]
 
+    def prior_steps(self) -> PriorSteps:
+        if not is_plain(self.input, SplitLinear):
+            return super().prior_steps()
+        steps = VRNNSteps(self)
+        return PriorSteps(steps.step, steps.decode)
+
     def propose(self, given: EncodedBatch, state: AnyState, noise: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         gates, context = self.inputs_of_chain(given)
         h = self.chain.step(gates[0], self.bias_embed, state.d, state.z)[None]
         mu, logvar = self.chain.posterior(context, h)
         z = mu + torch.exp(logvar / 2) * noise[1]
-        return h[0], z[0], self.log_ratio(z, noise[1], logvar, self.prior_of(h, given.controls[2:]))[0]
-
-    @staticmethod
-    def log_ratio(z: Tensor, eps: Tensor, logvar: Tensor, prior: tuple[Tensor | None, Tensor | None]) -> Tensor:
-        """log p(z)/q(z) [T, B] of z drawn with eps from a q of that log-variance, each [T, B, Z]."""
-        terms, (mu, prior_logvar) = z.square(), prior
-        if mu is not None and prior_logvar is not None:
-            terms = (z - mu).square() * torch.exp(-prior_logvar) + prior_logvar
-        return (eps.square() + logvar - terms).sum(-1) / 2
+        return h[0], z[0], log_ratio(z, noise[1], logvar, self.prior_of(h, given.controls[2:]))[0]
 
     def decode(self, z: Tensor, d: Tensor) -> Tensor:
         return super().decode(self.chain.embed(self.bias_embed, z), d)

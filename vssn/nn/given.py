@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
-from vssn.utils.checks import require_like, require_parts, require_shape
+from vssn.utils.checks import require_device, require_like, require_parts, require_shape, require_tensor
 from vssn.utils.sequences import swap
 from vssn.utils.values import require_finite
 
@@ -67,3 +68,15 @@ def check_noise(
         require_finite("noise's eps_0", part, draw)
         parts.append(part)
     return tuple(parts)
+
+
+def check_resets(resets: object, like: Tensor, batch_first: bool) -> Tensor:
+    """[T, B] bool, time-major. Raises TypeError or ValueError where they do not fit `like` [T, B, ·]."""
+    given = require_tensor("resets", resets, "bool torch.Tensor")
+    if given.dtype != torch.bool:
+        raise TypeError(f"resets must be a bool torch.Tensor, got {given.dtype}; convert it with .bool()")
+    steps, batch = like.shape[:2]
+    expected = ("[B, T]", (batch, steps)) if batch_first else ("[T, B]", (steps, batch))
+    require_shape("resets", given, *expected)
+    require_device("resets", given, like.device, "x is")
+    return swap(given, batch_first)

@@ -10,6 +10,15 @@ from torch import Tensor
 from vssn.nn.interface import EncodedBatch
 
 
+def log_ratio(z: Tensor, eps: Tensor, logvar: Tensor, prior: tuple[Tensor | None, Tensor | None]) -> Tensor:
+    """log p(z)/q(z) [T, B] of z drawn with eps from a q of that log-variance, each [T, B, Z]; the prior's mean and
+    log-variance, None for N(0, I)."""
+    terms, (mu, prior_logvar) = z.square(), prior
+    if mu is not None and prior_logvar is not None:
+        terms = (z - mu).square() * torch.exp(-prior_logvar) + prior_logvar
+    return (eps.square() + logvar - terms).sum(-1) / 2
+
+
 class VRNNParticles:
     """`vssn.nn.interface.ParticleHooks`: nothing is run along the frames in whole, z and then h are what is drawn.
 
@@ -52,4 +61,4 @@ class VRNNParticles:
         model, (gates, context), u = self.model, hidden_inputs[:2], hidden_inputs[2:]
         z_0, h_0 = z_before.split((model.latent_size, model.hidden_size), -1)
         h, z, _, logvar = model.chain(gates, model.bias_embed.expand(*eps.shape[:2], -1), context, h_0, z_0, eps)
-        return torch.cat((z, h), -1), model.log_ratio(z, eps, logvar, model.prior_of(h, u))
+        return torch.cat((z, h), -1), log_ratio(z, eps, logvar, model.prior_of(h, u))
