@@ -122,8 +122,7 @@ def test_subclasses_and_other_models(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert_same(Mine.from_pretrained(tmp_path / "mine"), mine)
     with pytest.raises(CheckpointError, match=r"mine: expected a VSSN, got a Mine; load it with vssn\.from_pretrained"):
         VSSN.from_pretrained(tmp_path / "mine")
-    message = "mine: expected a model of class VSSN, VRNN, RSSM, got 'Mine'; load it with"
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=r"mine: expected a model of class VSSN, .*, got 'Mine'; load it"):
         vssn.from_pretrained(tmp_path / "mine")
     monkeypatch.setitem(registry.MODELS, "twin", Twin)
     twin = Twin(4, 2, likelihood="gaussian")
