@@ -66,6 +66,7 @@ FAST = {
 STATED = {
     ("sm_90", Case("interleaved", (128, 64, 64, 32), "bfloat16")): 40,
     ("gfx942", Case("posterior", (512, 100, 1), "bfloat16")): 12,
+    ("sm_120", Case("interleaved", (64, 64, 64, 16), "float32")): 24,
     ("sm_120", Case("gru", (128,), "float32")): 8,
     ("sm_120", Case("gru", (512,), "float32")): 8,
     ("sm_120", Case("posterior", (256, 64, 1), "float32")): 8,
