@@ -45,7 +45,8 @@ VSSN_DEVICE float softplus_slope(float logvar, float min_std) {
 }
 
 // (r, u, n, a) of two neighbouring units of a batch row, as they were loaded for a later step. together: as one access
-// of 16 bytes; else each is one, or as much as its type has.
+// of 16 bytes; else in accesses of 8, which find their registers wherever these are: for what comes in fours the
+// compiler moves it, and so waits for it.
 template <class T, bool together>
 struct LoadedGates {
     Packed<T, 8> both;
@@ -62,15 +63,20 @@ struct LoadedGates {
 
 template <class T>
 struct LoadedGates<T, false> {
-    Packed<T, 4> one, other;
+    static constexpr int kOfAccess = 8 / sizeof(T), kAccesses = 4 / kOfAccess;
+
+    Packed<T, kOfAccess> units[2][kAccesses];
 
     VSSN_DEVICE void load_over(const T* p, int count) {
-        if (count > 0) one = Packed<T, 4>::load(p);
-        if (count > 1) other = Packed<T, 4>::load(p + 4);
+#pragma unroll
+        for (int unit = 0; unit < 2; ++unit)
+#pragma unroll
+            for (int i = 0; i < kAccesses; ++i)
+                if (count > unit) units[unit][i] = Packed<T, kOfAccess>::load(p + 4 * unit + i * kOfAccess);
     }
     VSSN_DEVICE GruGates<float> of(int unit) const {
-        const Packed<T, 4>& g = unit == 0 ? one : other;
-        return {g[0], g[1], g[2], g[3]};
+        const auto at = [&](int gate) { return units[unit][gate / kOfAccess][gate % kOfAccess]; };
+        return {at(0), at(1), at(2), at(3)};
     }
 };
 
