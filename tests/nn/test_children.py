@@ -20,7 +20,7 @@ from vssn import VSSN, LayerOutput
 from vssn.inference.filtering import latent_states, one_step_predictions
 from vssn.inference.importance import sequence_bounds
 from vssn.nn.blocks import SplitLinear, is_plain, is_plain_linear
-from vssn.nn.layer import Inference
+from vssn.nn.states import Inference
 from vssn_kernels.testing import assert_all_close, assert_close
 
 AR = ("vssn", {"likelihood": "ar_gaussian"})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vssn.nn.interface import EncodedBatch, SequenceModel, require_model
-from vssn.nn.layer import AnyState
+from vssn.nn.states import AnyState
 from vssn.utils.checks import require_seed, require_size
 from vssn.utils.evaluation_mode import evaluating, time_major
 from vssn.utils.random import seeded

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from vssn.nn.interface import SequenceModel, require_model
-from vssn.nn.layer import AnyState, State
+from vssn.nn.states import AnyState, State
 from vssn.utils.checks import require_choice, require_flag, require_seed, require_shape, require_size, require_tensor
 from vssn.utils.evaluation_mode import evaluating, time_major
 from vssn.utils.random import seeded

@@ -37,7 +37,7 @@ from torch import Tensor
 from vssn.errors import MemoryLimitError
 from vssn.inference.particles import PART, Particles, Plan
 from vssn.nn.interface import DEFAULT_MEMORY, SequenceModel, require_model
-from vssn.nn.layer import AnyState
+from vssn.nn.states import AnyState
 from vssn.utils.checks import require_choice, require_number, require_seed, require_size
 from vssn.utils.evaluation_mode import evaluating, time_major
 from vssn.utils.sequences import check_lengths, check_mask, check_sequences, swap

@@ -26,7 +26,7 @@ from torch import Tensor
 from vssn.data.batching import SequenceBatch
 from vssn.inference.importance import DEFAULT_MEMORY, check_bound, sequence_bounds
 from vssn.nn.interface import SequenceModel, SequenceOutput, require_model
-from vssn.nn.layer import AnyState
+from vssn.nn.states import AnyState
 from vssn.utils.checks import require_seed, require_shape, require_size, require_tensor
 from vssn.utils.evaluation_mode import evaluating, time_major
 

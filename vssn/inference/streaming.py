@@ -27,7 +27,7 @@ from vssn.inference.draws import Noise, repeat_rows, state_of_priors
 from vssn.inference.latents import check_noise
 from vssn.inference.particles import resample
 from vssn.nn.interface import EncodedBatch, SequenceModel, require_model
-from vssn.nn.layer import AnyState
+from vssn.nn.states import AnyState
 from vssn.utils.checks import require_seed, require_shape, require_size, require_tensor
 from vssn.utils.evaluation_mode import evaluating, time_major
 from vssn.utils.random import seeded

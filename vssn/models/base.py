@@ -18,7 +18,7 @@ from vssn.likelihoods.registry import make_likelihood
 from vssn.likelihoods.scaled import Scaled
 from vssn.nn.blocks import MLP, Embedding, reset_children
 from vssn.nn.interface import EncodedBatch, Generation, Hiding, SequenceModel, SequenceOutput
-from vssn.nn.layer import AnyState, Inference, charged
+from vssn.nn.states import AnyState, Inference, charged
 from vssn.utils.checks import require_choice, require_flag, require_number, require_shape, require_size
 from vssn.utils.scaling import Scaling, check_scaling
 from vssn.utils.sequences import (

@@ -17,10 +17,10 @@ from vssn.likelihoods.base import Likelihood
 from vssn.models.base import FrameModel
 from vssn.nn.given import check_noise, check_state, draw_noise
 from vssn.nn.interface import EncodedBatch, Floats, Hiding, SequenceOutput
-from vssn.nn.layer import AnyState, Inference, State
 from vssn.nn.rssm_layer import Inferred, RSSMLayer, check_is_first
 from vssn.nn.rssm_particles import RSSMParticles, floats_of_particles
 from vssn.nn.rssm_states import KLLoss, Observed, RSSMState, balanced_kl, check_balance, kl_loss
+from vssn.nn.states import AnyState, Inference, State
 from vssn.utils.checks import require_choice, require_factor, require_size, require_tensor
 from vssn.utils.numbers import Count, NotNegative, Share
 from vssn.utils.scaling import Scaling

@@ -24,8 +24,8 @@ from vssn.nn.blocks import GaussianMLP, SplitLinear, is_plain
 from vssn.nn.given import check_noise, check_resets, check_state, draw_noise
 from vssn.nn.interface import EncodedBatch, Floats, Hiding, PriorSteps, SequenceOutput
 from vssn.nn.interleaved import InterleavedChain
-from vssn.nn.layer import AnyState, Inference, State
 from vssn.nn.prepared import VRNNSteps
+from vssn.nn.states import AnyState, Inference, State
 from vssn.nn.vrnn_particles import VRNNParticles, log_ratio
 from vssn.utils.checks import (
     require_choice,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vssn.errors import CheckpointError
 from vssn.nn import hub, model_files
 from vssn.nn.given import noise_shapes
-from vssn.nn.layer import AnyState
+from vssn.nn.states import AnyState
 
 DEFAULT_MEMORY = 2**30  # bytes, of the paths and particles that run at once
 _Model = TypeVar("_Model", bound="SequenceModel")
