@@ -287,9 +287,9 @@ def interleaved_backward(
         lambda: dh_anew.clone(),
         lambda: dz_anew.clone(),
     )
-    states = {3: h0.dtype, 4: z0.dtype, 13: h0.dtype, 14: z0.dtype}
+    states = {3: h0, 4: z0, 13: h0 if reset_h is None else reset_h, 14: z0 if reset_z is None else reset_z}
     return tuple(
-        grad().to(states.get(number, storage)) if need else None
+        grad().to(states[number].dtype if number in states else storage) if need else None
         for number, (grad, need) in enumerate(zip(grads, needs, strict=True))
     )
 
