@@ -292,12 +292,17 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
             if (this->multiplies(kState, slot))
                 this->template multiply<1>(dh, kState, kIntoState, slot, grad_hidden, plan.hidden_stride);
             this->join(kState, slot, dh);
-            if (this->finishes(kState, slot)) finish_state(step, slot, dh[0], input, resets);
+            const bool own = this->finishes(kState, slot);
+            if (own) finish_state(step, slot, dh[0], input, resets);
+            // Not in the branch, behind which the compiler would move what was loaded, and so wait for it.
+            const NextSlot next(*this, kState, slot, step);
+            load_gates(input, own ? next.step : last + 1, next.slot);
             slot += this->groups(kState);
         } while (slot < slots(kState));
     }
 
-    VSSN_DEVICE void finish_state(int step, int slot, const Four& dh, GatesInput& input, const Resets& resets) const {
+    VSSN_DEVICE void finish_state(int step, int slot, const Four& dh, const GatesInput& input,
+                                  const Resets& resets) const {
         const int t = last - step;
         Quad& carry = lane_quad(plan.carry_at, slot);
         Four before = input.before.wide();
@@ -321,8 +326,6 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
             grad[3].v[i] = valid ? of.n : 0.0f;
             stays.v[i] = valid ? total * g.z : 0.0f;
         }
-        const NextSlot next(*this, kState, slot, step);
-        load_gates(input, next.step, next.slot);
         carry = stays;
 #pragma unroll
         for (int part = 0; part < 4; ++part)
