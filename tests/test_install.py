@@ -311,8 +311,8 @@ def test_make_tells_what_it_installs(tmp_path: Path) -> None:
     assert "--no-deps" not in install(plan())
 
 
-# Pinned without a place in pyproject.toml: an optional peer of the benchmarks, and what two requirements ask for.
-NOT_NAMED = {"jax", "torchmetrics", "cffi"}
+# Pinned without a place in pyproject.toml: an optional peer of the benchmarks, and what three requirements ask for.
+NOT_NAMED = {"jax", "torchmetrics", "cffi", "sortedcontainers"}
 NOT_PINNED = {"triton"}  # a CUDA build of PyTorch asks for its own
 
 

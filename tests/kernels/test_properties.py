@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 
 from vssn_kernels.testing import FULL, HALF, OPS, Target, targets
 
-# Cases that failed once.
-EXAMPLES: tuple[Case, ...] = ()
+# Cases that failed once: a relu's jump, which rounding moves, counted as an error of the gradients.
+EXAMPLES = (Case("mlp", (1, 42, 4, 31, 48, 16), seed=1, choices=(("activation", "relu"), ("one", False))),)
 
 TARGETS = [*targets(*FULL), *(target for target in targets(*HALF) if target.backend != "reference")]
 each_target = pytest.mark.parametrize("target", TARGETS, ids=str)
