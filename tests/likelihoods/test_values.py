@@ -271,3 +271,23 @@ def test_on_a_gpu_nothing_waits_unless_asked(monkeypatch: pytest.MonkeyPatch) ->
         torch.cuda.set_sync_debug_mode("default")
     monkeypatch.setattr(arguments, "CHECK_ON_DEVICE", True)
     assert message_of(lambda: model(x)).startswith("x must be finite")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_half_precision_draws_and_forecasts(name: str, dtype: torch.dtype) -> None:
+    """Of gammas, counts and triangular systems, which PyTorch has in float32 and float64 alone on a CPU."""
+    torch.manual_seed(0)
+    model = of(name).to(dtype)
+    x = torch.zeros(T, B, X, dtype=dtype)
+    found = model.forecast(x, 3, samples=4, quantiles=(0.1, 0.9))
+    assert {part.dtype for part in found} == {dtype}
+    assert all(part.isfinite().all() for part in found)
+    parameters = torch.randn(200, model.likelihood.parameter_size, dtype=dtype)
+    exact = of(name).double().likelihood
+    exact.load_state_dict(model.likelihood.state_dict())
+    drawn, wanted = (
+        likelihood.sample(parameters.to(kind)[None].expand(500, -1, -1)).double().mean((0, 1))
+        for likelihood, kind in ((model.likelihood, dtype), (exact, torch.float64))
+    )
+    torch.testing.assert_close(drawn, wanted, rtol=0.1, atol=0.1)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vssn.likelihoods.base import Likelihood, bounded, sum_observed
+from vssn.likelihoods.base import Likelihood, bounded, full_precision, sum_observed
 from vssn.likelihoods.poisson import log_rates
 from vssn.likelihoods.registry import register
 from vssn.utils.values import COUNTS
@@ -49,9 +49,9 @@ class NegativeBinomial(Likelihood):
         return torch.exp(self._split(parameters)[0])
 
     def sample(self, parameters: Tensor) -> Tensor:
-        log_mean, log_shape = self._split(parameters)
+        log_mean, log_shape = map(full_precision, self._split(parameters))
         rate = torch._standard_gamma(torch.exp(log_shape)) * torch.exp(log_mean - log_shape)
-        return torch.poisson(rate)
+        return torch.poisson(rate).to(parameters.dtype)
 
     def floats_per_frame(self, x: Tensor) -> int:
         return super().floats_per_frame(x) + 4 * self.x_size

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vssn.likelihoods.base import Likelihood, bounded, sum_observed
+from vssn.likelihoods.base import Likelihood, bounded, full_precision, sum_observed
 from vssn.likelihoods.registry import register
 from vssn.utils.values import COUNTS
 
@@ -38,7 +38,7 @@ class Poisson(Likelihood):
         return torch.exp(log_rates(parameters))
 
     def sample(self, parameters: Tensor) -> Tensor:
-        return torch.poisson(self.mean(parameters))
+        return torch.poisson(self.mean(full_precision(parameters))).to(parameters.dtype)
 
     def _quantile(self, parameters: Tensor, q: float) -> Tensor:
         """The least count k with P(x <= k) = Q(k + 1, rate) >= q, between two counts that are brought together."""

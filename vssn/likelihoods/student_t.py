@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vssn.likelihoods.base import Likelihood, sum_observed
+from vssn.likelihoods.base import Likelihood, full_precision, sum_observed
 from vssn.likelihoods.registry import register
 from vssn.nn.blocks import floor_logvar
 
@@ -66,10 +66,10 @@ class StudentT(Likelihood):
 
     def sample(self, parameters: Tensor) -> Tensor:
         mu, logvar = self._split(parameters)
-        df = self.df()
+        df = full_precision(self.df())
         # A Gaussian over the root of chi^2 / df, which is Gamma(df / 2) 2 / df.
         shared = torch._standard_gamma((df / 2).expand_as(mu)) * 2 / df
-        return mu + torch.exp(logvar / 2) * torch.randn_like(mu) * torch.rsqrt(shared)
+        return mu + torch.exp(logvar / 2) * torch.randn_like(mu) * torch.rsqrt(shared).to(mu.dtype)
 
     def _quantile(self, parameters: Tensor, q: float) -> Tensor:
         mu, logvar = self._split(parameters)
