@@ -291,3 +291,26 @@ def test_half_precision_draws_and_forecasts(name: str, dtype: torch.dtype) -> No
         for likelihood, kind in ((model.likelihood, dtype), (exact, torch.float64))
     )
     torch.testing.assert_close(drawn, wanted, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("name", ["student_t", "poisson", "negative_binomial"])
+def test_log_gammas_keep_their_digits_in_bfloat16(name: str) -> None:
+    """Nats and gradients are what float64 makes of the same numbers, but for their own rounding."""
+    generator = torch.Generator().manual_seed(0)
+    half = of(name).bfloat16().likelihood
+    exact = of(name).double().likelihood
+    exact.load_state_dict(half.state_dict())
+    parameters = torch.randn(64, 3, half.parameter_size, generator=generator)
+    x = torch.randn(64, 3, X, generator=generator)
+    if name != "student_t":
+        parameters[..., :X] += math.log(200)
+        x = (200 * torch.rand(64, 3, X, generator=generator)).round()
+    found, wanted = {}, {}
+    for likelihood, into, dtype in ((half, found, torch.bfloat16), (exact, wanted, torch.float64)):
+        given = parameters.bfloat16().to(dtype).requires_grad_()
+        nats = likelihood.log_prob(given, x.bfloat16().to(dtype), None)
+        assert nats.dtype == dtype
+        nats.sum(dtype=torch.float64).backward()
+        into |= {"nats": nats.detach(), "parameters": given.grad}
+        into |= {key: parameter.grad for key, parameter in likelihood.named_parameters()}
+    assert_all_close(found, wanted, 4e-3)

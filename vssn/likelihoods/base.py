@@ -31,7 +31,8 @@ def sum_observed(terms: Tensor, observed: Tensor | None) -> Tensor:
 
 
 def full_precision(tensor: Tensor) -> Tensor:
-    """float32 of half precision, for what PyTorch has in half precision on no CPU."""
+    """float32 of half precision, for what PyTorch has in half precision on no CPU, and for differences of large terms,
+    such as log-gammas, which half precision has not the digits for."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 

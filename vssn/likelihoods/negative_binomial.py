@@ -40,16 +40,18 @@ class NegativeBinomial(Likelihood):
 
     def forward(self, parameters: Tensor, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """[T, B, 2X], x [T, B, X], observed [T, B, X] bool or None to nats [T, B]."""
-        log_mean, log_shape = self._split(parameters)
+        log_mean, log_shape = self._split(full_precision(parameters))
+        x = full_precision(x)
         shape, log_sum = torch.exp(log_shape), torch.logaddexp(log_mean, log_shape)
         ways = torch.lgamma(x + shape) - torch.lgamma(shape) - torch.lgamma(x + 1)
-        return sum_observed(ways + shape * (log_shape - log_sum) + x * (log_mean - log_sum), observed)
+        terms = ways + shape * (log_shape - log_sum) + x * (log_mean - log_sum)
+        return sum_observed(terms, observed).to(parameters.dtype)
 
     def mean(self, parameters: Tensor) -> Tensor:
         return torch.exp(self._split(parameters)[0])
 
     def sample(self, parameters: Tensor) -> Tensor:
-        log_mean, log_shape = map(full_precision, self._split(parameters))
+        log_mean, log_shape = self._split(full_precision(parameters))
         rate = torch._standard_gamma(torch.exp(log_shape)) * torch.exp(log_mean - log_shape)
         return torch.poisson(rate).to(parameters.dtype)
 

@@ -30,8 +30,9 @@ class Poisson(Likelihood):
 
     def forward(self, parameters: Tensor, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """Raw log rates [T, B, X], x [T, B, X], observed [T, B, X] bool or None to nats [T, B]."""
-        log_rate = log_rates(parameters)
-        return sum_observed(x * log_rate - torch.exp(log_rate) - torch.lgamma(x + 1), observed)
+        log_rate, x = log_rates(full_precision(parameters)), full_precision(x)
+        terms = x * log_rate - torch.exp(log_rate) - torch.lgamma(x + 1)
+        return sum_observed(terms, observed).to(parameters.dtype)
 
     def mean(self, parameters: Tensor) -> Tensor:
         """The rates."""
