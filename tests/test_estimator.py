@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
@@ -17,7 +18,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.utils.validation import check_is_fitted
 
 import vssn
-from vssn.errors import DataError, NotFittedError
+from vssn.errors import CheckpointError, DataError, NotFittedError
 
 N, T, X, U, D, Z = 12, 20, 2, 1, 6, 3
 SMALL: dict[str, Any] = {"hidden_size": D, "latent_size": Z, "noise_size": 2, "max_epochs": 2, "random_state": 0}
@@ -241,6 +242,18 @@ def test_the_likelihood_is_that_of_the_values() -> None:
         ({"random_state": "now"}, waves(), r"^random_state must be an int, a numpy.random.RandomState or None"),
         ({"likelihood": "normal"}, waves(), r"^config: model\.likelihood: expected 'bernoulli'"),
         ({"window": 0}, waves(), r"^window must be an int of at least 1"),
+        ({"batch_size": 0}, waves(), r"^batch_size must be an int of at least 1, got 0$"),
+        ({"standardise": "no"}, waves(), r"^standardise must be True or False, got 'no'$"),
+        ({"model": ["masked"]}, waves(), r"^model must be a dict of keys of a configuration, got list$"),
+        ({"training": "seed"}, waves(), r"^training must be a dict of keys of a configuration, got str$"),
+        ({"output": 3}, waves(), r"^output must be a str or a Path, got int$"),
+        ({}, np.zeros((N, T, 0)), r"^x must be of one feature at least, got shape \[20, 0\]$"),
+        ({}, np.full((N, T, X), np.nan), r"^x must hold values to learn from, got none but NaN$"),
+        ({}, waves() * 1e39, r"^x\[0\] must be finite, got -?inf; NaN stands for what is missing; leave out what is "),
+        ({}, waves().tolist(), r"^x\[0\] must be a tensor or an array \[T, X\], got list; give numpy.asarray of it$"),
+        ({}, pd.DataFrame(waves()[0]), r"^x must be an array .* got DataFrame; give its \.to_numpy\(\)$"),
+        ({}, [pd.DataFrame(waves()[0])], r"^x\[0\] must be a tensor .* got DataFrame; give its \.to_numpy\(\)$"),
+        ({}, np.ma.masked_invalid(waves()), r"^x must be a plain array, got a masked one; give \.filled\(numpy\.nan\)"),
     ],
 )
 def test_a_mistake_is_one_line(parameters: dict[str, Any], x: Any, message: str) -> None:
@@ -251,6 +264,54 @@ def test_a_mistake_is_one_line(parameters: dict[str, Any], x: Any, message: str)
 def test_other_data_must_have_the_features(fitted: vssn.Forecaster) -> None:
     with pytest.raises(ValueError, match=r"^x must have 2 features as in fit, got 1$"):
         fitted.transform(waves()[..., :1])
+
+
+def test_what_is_infinite_is_told_in_words_of_this_class(fitted: vssn.Forecaster) -> None:
+    """Which has no mask to give."""
+    for call in (fitted.impute, fitted.transform, fitted.score, fitted.score_samples, lambda x: fitted.forecast(x, 2)):
+        with pytest.raises(DataError, match=r"^x\[0\] must be finite, got inf; NaN stands for what is missing; leave "):
+            call(np.full((1, 4, X), np.inf))
+
+
+def test_a_mask_of_numpy_is_not_passed_over(fitted: vssn.Forecaster) -> None:
+    """What is masked was taken as observed."""
+    hidden = np.ma.array(np.nan_to_num(waves()), mask=np.isnan(waves()))
+    with pytest.raises(TypeError, match=r"^x must be a plain array, got a masked one"):
+        fitted.score(hidden)
+    assert fitted.score(hidden.filled(np.nan)) == fitted.score(waves())
+
+
+def test_numbers_of_numpy_are_numbers(fitted: vssn.Forecaster, tmp_path: Path) -> None:
+    """As searches draw them."""
+    x = waves()
+    ahead = fitted.forecast(x, np.int64(3), samples=np.int32(2), quantiles=np.array([0.1, 0.9]))
+    np.testing.assert_array_equal(ahead.quantiles, fitted.forecast(x, 3, samples=2, quantiles=LEVELS).quantiles)
+    filled = fitted.impute(x, samples=np.int64(2), quantiles=np.array(LEVELS))
+    assert filled.quantiles.shape == (2, N, T, X)
+    assert fitted.score_samples(x, samples=np.int64(2)).shape == (N, T)
+    numbers = {"hidden_size": np.int64(D), "max_epochs": np.int64(1), "window": np.int32(9), "batch_size": np.int64(4)}
+    more = {"learning_rate": np.float32(0.01), "validation": np.float32(0.2), "model": {"free_bits": np.float64(0.5)}}
+    other = vssn.Forecaster(**SMALL | numbers | more).fit(x)
+    other.save(tmp_path / "kept")
+    back = vssn.Forecaster.load(tmp_path / "kept")
+    assert back.get_params() == other.get_params()
+    assert {type(back.hidden_size), type(back.model["free_bits"])} == {int, float}
+
+
+def test_a_list_of_two_precisions_gives_the_wider(fitted: vssn.Forecaster) -> None:
+    x = [waves(1)[0].astype("float32"), waves(1)[0]]
+    filled = fitted.impute(x, samples=2).mean
+    assert {part.dtype for part in filled} == {np.dtype("float64")}
+    known = ~np.isnan(x[1])
+    assert np.array_equal(filled[1][known], x[1][known])
+    assert fitted.impute([np.ones((T, X), dtype=int), x[1]], samples=2).mean[1].dtype == np.float64
+
+
+def test_batches_have_one_sequence_at_least(fitted: vssn.Forecaster) -> None:
+    other = vssn.Forecaster(batch_size=0)
+    other._take(fitted.model_, 0)
+    with pytest.raises(ValueError, match=r"^batch_size must be an int of at least 1, got 0$"):
+        other.transform(waves())
 
 
 def test_one_frame_alone_is_refused() -> None:
@@ -317,6 +378,14 @@ def test_what_cannot_be_written_is_named(fitted: vssn.Forecaster, tmp_path: Path
     with pytest.raises(TypeError, match=r"^random_state must be a plain value to be saved, got RandomState"):
         other.save(tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"parameters": {"units": 3}}', '{"history": {"loss": []}}'])
+def test_damaged_parameters_are_named(content: str, fitted: vssn.Forecaster, tmp_path: Path) -> None:
+    fitted.save(tmp_path)
+    Path(tmp_path, "forecaster.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"forecaster.json is damaged or of another version; save it again$"):
+        vssn.Forecaster.load(tmp_path)
 
 
 def test_training_is_silent_unless_asked(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,19 @@ from vssn.data.files import FileDataset, hold_out, windows
 from vssn.data.formats.base import Source, numbered
 from vssn.data.layouts import sequences_of
 from vssn.data.proposals import STANDARDISED_FLOOR, propose
-from vssn.data.splits import check_values
-from vssn.errors import NotFittedError
-from vssn.inference.by_sequence import Call, Found, Padded, by_sequence, frames_and_controls, with_observed
+from vssn.errors import CheckpointError, DataError, NotFittedError
+from vssn.inference.by_sequence import (
+    Call,
+    Found,
+    Padded,
+    by_sequence,
+    frames_and_controls,
+    require_finite_or_missing,
+    with_observed,
+)
 from vssn.likelihoods import LIKELIHOODS
 from vssn.nn.interface import Forecast, Imputation, SequenceModel
-from vssn.utils.checks import require_number, require_size
+from vssn.utils.checks import require_flag, require_number, require_size
 from vssn.utils.command import replacing
 from vssn.utils.random import undisturbed
 from vssn.utils.values import REAL
@@ -148,56 +156,30 @@ class Forecaster:
         from vssn.training.fit import fit
 
         _refuse_controls(y, x)
+        chosen = _checked(self.get_params())
         xs, us, _ = frames_and_controls(x, u)
-        require_number("validation", self.validation)
-        if not 0 < self.validation < 1:
-            raise ValueError(f"validation must be a share between 0 and 1, got {self.validation}")
-        for index, part in enumerate(xs):
-            check_values(f"x[{index}]", part, None if us is None else us[index], REAL, "", missing=True)
-        seed = _seed(self.random_state)
+        require_finite_or_missing(xs, us)
+        if not any(bool(part.isfinite().any()) for part in xs):
+            raise DataError("x must hold values to learn from, got none but NaN")
+        seed = _seed(chosen.random_state)
         channels, controls = numbered("x", xs[0].shape[1]), [] if us is None else numbered("u", us[0].shape[1])
         names = [f"x[{index}]" for index in range(len(xs))]
         frames = [part.float() for part in xs]
         driven = None if us is None else [part.float() for part in us]
         source = Source(frames, driven, names, channels, controls, None, None, "arrays")
         with contextlib.ExitStack() as stack:
-            folder = stack.enter_context(TemporaryDirectory()) if self.output is None else str(self.output)
-            settings, window = self._settings(source, folder, seed)
-            train, valid = hold_out(source, self.validation, seed)
+            folder = stack.enter_context(TemporaryDirectory()) if chosen.output is None else str(chosen.output)
+            settings, window = _settings(chosen, source, folder, seed)
+            train, valid = hold_out(source, chosen.validation, seed)
             if window is not None:
                 train = windows(train, window)
             parts = [FileDataset(part) for part in (train, valid)]
             stack.enter_context(undisturbed())
-            result = fit(settings, (*parts, parts[-1]), verbose=bool(self.verbose))
+            result = fit(settings, (*parts, parts[-1]), verbose=bool(chosen.verbose))
             self.history_ = _history(Path(folder, "metrics.csv"))
         self._take(result.model, seed)
         self.n_iter_, self.best_epoch_ = len(self.history_["epoch"]), result.best_epoch
         return self
-
-    def _settings(self, source: Source, folder: str, seed: int) -> tuple[dict[str, Any], int | None]:
-        """The configuration of a run, and the frames of a window."""
-        proposed = propose(source, "x", folder, tuple(LIKELIHOODS)).settings
-        data, model, training = proposed["data"], proposed["model"], proposed["training"]
-        likelihood = (self.model or {}).get("likelihood", self.likelihood or model["likelihood"])
-        real = getattr(LIKELIHOODS.get(likelihood), "support", None) == REAL
-        standardise = real if self.standardise is None else self.standardise
-        model.pop("min_logvar_x", None)
-        if standardise:
-            model["min_logvar_x"] = STANDARDISED_FLOOR
-        sizes = {"hidden_size": self.hidden_size, "latent_size": self.latent_size, "noise_size": self.noise_size}
-        model |= {"masked": True} | _given(**sizes, likelihood=self.likelihood) | dict(self.model or {})
-        if self.max_epochs is not None:  # the KL's weight rises over the same share of training
-            require_size("max_epochs", self.max_epochs, 1)
-            rise = training["kl_anneal_updates"] * self.max_epochs / training["max_epochs"]
-            training |= {"max_epochs": self.max_epochs, "kl_anneal_updates": max(1, round(rise))}
-        training |= _given(seed=seed, learning_rate=self.learning_rate, early_stopping_patience=self.patience)
-        training |= dict(self.training or {})
-        if self.window is not None:
-            require_size("window", self.window, 1)
-        window = data.get("window") if self.window is None else self.window
-        size = data["batch_size"] if self.batch_size is None else self.batch_size
-        data = {"set": "given", "batch_size": size, "seed": seed, "standardise": standardise}
-        return {"data": data, "model": model, "training": training}, window
 
     def _take(self, model: SequenceModel, seed: int) -> None:
         model.set_batch_first(True)
@@ -227,6 +209,7 @@ class Forecaster:
             Forecast(mean [N, steps, X], samples [S, N, steps, X], quantiles [Q, N, steps, X] or None); of a list lists,
             of one sequence without N.
         """
+        steps, samples, quantiles = _plain(steps), _plain(samples), _plain(quantiles)
         ahead = None if u_future is None else sequences_of("u_future", u_future, "U")[0]
         if ahead is not None and [len(part) for part in ahead] != [steps] * len(sequences_of("x", x)[0]):
             raise ValueError(
@@ -255,6 +238,8 @@ class Forecaster:
             Imputation(mean [N, T, X], samples [S, N, T, X], quantiles [Q, N, T, X] or None), in all of which x stands
             as it came where it is observed; of a list lists, of one sequence without N.
         """
+
+        samples, quantiles = _plain(samples), _plain(quantiles)
 
         def call(model: SequenceModel, batch: Padded) -> Imputation:
             return model.impute(batch.x, None, samples, quantiles, u=batch.u, lengths=batch.lengths, seed=batch.seed)
@@ -287,7 +272,7 @@ class Forecaster:
         Args:
             samples: draws that are averaged.
         """
-        found = self._scores(x, u, samples)
+        found = self._scores(x, u, _plain(samples))
         return found.shown(found.results[0])
 
     def score(self, x: Any, y: Any = None, *, u: Any = None) -> float:
@@ -317,7 +302,7 @@ class Forecaster:
             TypeError: a parameter is no plain value.
             TargetError: the folder cannot be written.
         """
-        model, parameters = self._model(), self.get_params()
+        model, parameters = self._model(), _plain(self.get_params())
         if self.output is not None:
             parameters["output"] = str(self.output)
         for name, value in parameters.items():
@@ -345,12 +330,15 @@ class Forecaster:
         from vssn.models.pretrained import from_pretrained
 
         model, place = from_pretrained(source), Path(source, SETTINGS)
-        kept = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
-        made = cls(**kept.get("parameters", {}))
-        made._take(model, kept.get("seed", 0))
-        if kept.get("history"):
-            made.history_, made.best_epoch_ = kept["history"], kept["best_epoch"]
-            made.n_iter_ = len(made.history_["epoch"])
+        try:
+            kept = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
+            made = cls(**kept.get("parameters", {}))
+            made._take(model, kept.get("seed", 0))
+            if kept.get("history"):
+                made.history_, made.best_epoch_ = kept["history"], kept["best_epoch"]
+                made.n_iter_ = len(made.history_["epoch"])
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise CheckpointError(f"{source}: {SETTINGS} is damaged or of another version; save it again") from None
         return made
 
     # How
@@ -361,8 +349,60 @@ class Forecaster:
         return self.model_
 
     def _apply(self, call: Call, x: Any, u: Any, *, whole: bool = False) -> Found:
-        model, size = self._model(), TOGETHER if self.batch_size is None else self.batch_size
+        model, size = self._model(), TOGETHER if self.batch_size is None else _plain(self.batch_size)
+        require_size("batch_size", size, 1)
         return by_sequence(model, call, x, u, seed=self.seed_, batch_size=size, whole=whole)
+
+
+def _settings(chosen: SimpleNamespace, source: Source, folder: str, seed: int) -> tuple[dict[str, Any], int | None]:
+    """The configuration of a run, and the frames of a window."""
+    proposed = propose(source, "x", folder, tuple(LIKELIHOODS)).settings
+    data, model, training = proposed["data"], proposed["model"], proposed["training"]
+    likelihood = (chosen.model or {}).get("likelihood", chosen.likelihood or model["likelihood"])
+    real = getattr(LIKELIHOODS.get(likelihood), "support", None) == REAL
+    standardise = real if chosen.standardise is None else chosen.standardise
+    model.pop("min_logvar_x", None)
+    if standardise:
+        model["min_logvar_x"] = STANDARDISED_FLOOR
+    sizes = {"hidden_size": chosen.hidden_size, "latent_size": chosen.latent_size, "noise_size": chosen.noise_size}
+    model |= {"masked": True} | _given(**sizes, likelihood=chosen.likelihood) | dict(chosen.model or {})
+    if chosen.max_epochs is not None:  # the KL's weight rises over the same share of training
+        rise = training["kl_anneal_updates"] * chosen.max_epochs / training["max_epochs"]
+        training |= {"max_epochs": chosen.max_epochs, "kl_anneal_updates": max(1, round(rise))}
+    training |= _given(seed=seed, learning_rate=chosen.learning_rate, early_stopping_patience=chosen.patience)
+    training |= dict(chosen.training or {})
+    window = data.get("window") if chosen.window is None else chosen.window
+    size = data["batch_size"] if chosen.batch_size is None else chosen.batch_size
+    data = {"set": "given", "batch_size": size, "seed": seed, "standardise": standardise}
+    return {"data": data, "model": model, "training": training}, window
+
+
+def _checked(parameters: Mapping[str, Any]) -> SimpleNamespace:
+    """As plain values; raises TypeError, ValueError of those that no configuration checks."""
+    chosen = SimpleNamespace(**_plain(parameters))
+    require_number("validation", chosen.validation)
+    if not 0 < chosen.validation < 1:
+        raise ValueError(f"validation must be a share between 0 and 1, got {chosen.validation}")
+    for name in ("max_epochs", "window", "batch_size"):
+        if parameters[name] is not None:
+            require_size(name, getattr(chosen, name), 1)
+    for name in ("model", "training"):
+        if not isinstance(parameters[name], Mapping | None):
+            raise TypeError(f"{name} must be a dict of keys of a configuration, got {type(parameters[name]).__name__}")
+    if chosen.standardise is not None:
+        require_flag("standardise", chosen.standardise)
+    if not isinstance(chosen.output, str | Path | None):
+        raise TypeError(f"output must be a str or a Path, got {type(chosen.output).__name__}")
+    return chosen
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers, which searches draw, as Python's."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def _refuse_controls(y: Any, x: Any) -> None:

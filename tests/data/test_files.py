@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +277,14 @@ def test_a_proposal_says_how_the_data_was_read(tmp_path: Path) -> None:
     assert "1 sequence of 4 frames, 1 feature (table, a step of D)" in proposal.head[0]
     text = proposal.to_yaml()
     assert "  # 50.0% of the values are missing: the networks see which\n  masked: true\n" in text
+
+
+def test_features_without_a_value_are_said() -> None:
+    """They were proposed for training without a word."""
+    x = torch.randn(1, 40, 3)
+    x[..., 1] = math.nan
+    given = Source(list(x), None, ["own"], ["a", "b", "c"], [], None, None, "arrays")
+    head = propose(given, "own.npz", "runs/own", tuple(LIKELIHOODS)).head
+    assert head[-1] == "Note: no value at all in b; leave out what is never observed"
+    with pytest.raises(DataError, match=r"^own\.npz: expected values to learn from, got none: all are missing$"):
+        propose(replace(given, x=[torch.full_like(x[0], math.nan)]), "own.npz", "runs/own", tuple(LIKELIHOODS))

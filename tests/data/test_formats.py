@@ -199,6 +199,8 @@ BROKEN: list[tuple[str, str, dict[str, Any], str]] = [
     ("t,v\n0,1\n", "x.csv", {"channels": ["p"]}, r"x\.csv: channels: expected channel_column with it"),
     ("t,c,v,w\n0,p,1,2\n", "x.csv", {"channel_column": "c"}, r"x\.csv: channel_column: expected a time column and one"),
     ("t\n0\n1\n", "x.csv", {}, r"x\.csv: expected a column of numbers, got 't'"),
+    ("a;b\n1;2,5\n3;4,5\n", "x.csv", {}, r"column 'b', row 2: expected a number with a decimal point, got '2,5'; "),
+    ("time,v\n1500-01-01,1\n1500-01-02,2\n", "x.csv", {}, r"'time', row 2: .* years 1678 to 2261, got '1500-01-01'"),
     ("", "x.csv", {}, r"x\.csv: expected a table, but it cannot be read"),
     ("a,b\n", "x.csv", {}, r"x\.csv: expected a table with a row of names and rows of numbers, got no row"),
     ("no parquet", "x.parquet", {}, r"x\.parquet: expected a table, but it cannot be read"),
@@ -216,6 +218,25 @@ def test_a_broken_table_is_one_line(
     with pytest.raises(DataError, match=message) as caught:
         read(tmp_path / name, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("times", "zoned"),
+    [
+        (["2024-03-31 00:00+01:00", "2024-03-31 01:00+01:00", "2024-03-31 03:00+02:00"], True),
+        (["2024-03-30T23:00Z", "2024-03-31T00:00Z", "2024-03-31T01:00Z"], True),
+        (["2024-03-31 01:00:00+02", "2024-03-31 02:00:00+02", "2024-03-31 03:00:00+02"], True),
+        (["2024-03-30 23:00", "2024-03-31 00:00", "2024-03-31 01:00"], False),
+        (["29-12-2024", "30-12-2024", "31-12-2024"], False),
+    ],
+)
+def test_a_time_zone_is_said(times: list[str], zoned: bool, tmp_path: Path) -> None:
+    """What comes out is of UTC, without a mark."""
+    source = read(table(tmp_path / "x.csv", time=times, v=[1.0, 2.0, 3.0]))
+    assert source.remarks == (("times are of UTC from here on: column 'time' has a time zone",) if zoned else ())
+    if zoned:
+        assert str(source.times[0][0])[:16] == "2024-03-30T23:00"
+    assert len(source.x[0]) == 3
 
 
 # Arrays and trials

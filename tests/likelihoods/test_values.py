@@ -271,3 +271,46 @@ def test_on_a_gpu_nothing_waits_unless_asked(monkeypatch: pytest.MonkeyPatch) ->
         torch.cuda.set_sync_debug_mode("default")
     monkeypatch.setattr(arguments, "CHECK_ON_DEVICE", True)
     assert message_of(lambda: model(x)).startswith("x must be finite")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_half_precision_draws_and_forecasts(name: str, dtype: torch.dtype) -> None:
+    """Of gammas, counts and triangular systems, which PyTorch has in float32 and float64 alone on a CPU."""
+    torch.manual_seed(0)
+    model = of(name).to(dtype)
+    x = torch.zeros(T, B, X, dtype=dtype)
+    found = model.forecast(x, 3, samples=4, quantiles=(0.1, 0.9))
+    assert {part.dtype for part in found} == {dtype}
+    assert all(part.isfinite().all() for part in found)
+    parameters = torch.randn(200, model.likelihood.parameter_size, dtype=dtype)
+    exact = of(name).double().likelihood
+    exact.load_state_dict(model.likelihood.state_dict())
+    drawn, wanted = (
+        likelihood.sample(parameters.to(kind)[None].expand(500, -1, -1)).double().mean((0, 1))
+        for likelihood, kind in ((model.likelihood, dtype), (exact, torch.float64))
+    )
+    torch.testing.assert_close(drawn, wanted, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("name", ["student_t", "poisson", "negative_binomial"])
+def test_log_gammas_keep_their_digits_in_bfloat16(name: str) -> None:
+    """Nats and gradients are what float64 makes of the same numbers, but for their own rounding."""
+    generator = torch.Generator().manual_seed(0)
+    half = of(name).bfloat16().likelihood
+    exact = of(name).double().likelihood
+    exact.load_state_dict(half.state_dict())
+    parameters = torch.randn(64, 3, half.parameter_size, generator=generator)
+    x = torch.randn(64, 3, X, generator=generator)
+    if name != "student_t":
+        parameters[..., :X] += math.log(200)
+        x = (200 * torch.rand(64, 3, X, generator=generator)).round()
+    found, wanted = {}, {}
+    for likelihood, into, dtype in ((half, found, torch.bfloat16), (exact, wanted, torch.float64)):
+        given = parameters.bfloat16().to(dtype).requires_grad_()
+        nats = likelihood.log_prob(given, x.bfloat16().to(dtype), None)
+        assert nats.dtype == dtype
+        nats.sum(dtype=torch.float64).backward()
+        into |= {"nats": nats.detach(), "parameters": given.grad}
+        into |= {key: parameter.grad for key, parameter in likelihood.named_parameters()}
+    assert_all_close(found, wanted, 4e-3)

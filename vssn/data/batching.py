@@ -125,6 +125,8 @@ def _listed(name: str, sequences: object, features: str = "X") -> Sequence[Any]:
         return whole  # type: ignore[return-value]  # a tensor has a length and an index
     if isinstance(sequences, list | tuple):
         return [as_sequence(f"{name}[{index}]", sequence, features) for index, sequence in enumerate(sequences)]
+    if hasattr(sequences, "to_numpy"):
+        raise TypeError(f"{name} must be a list of tensors [T, {features}], got {named_type(sequences)} in a list")
     if isinstance(sequences, str | dict) or not (hasattr(sequences, "__len__") and hasattr(sequences, "__getitem__")):
         raise TypeError(f"{name} must be a list of tensors [T, {features}], got {type(sequences).__name__}")
     return sequences  # type: ignore[return-value]  # as described
@@ -133,6 +135,8 @@ def _listed(name: str, sequences: object, features: str = "X") -> Sequence[Any]:
 def as_sequence(name: str, sequence: object, features: str = "X", dims: int = 2) -> Tensor:
     """The sequence [T, `features`] as a tensor of real numbers; an array shares its memory where it can. Raises
     TypeError, ValueError, naming it."""
+    if isinstance(sequence, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a plain array, got a masked one; give .filled(numpy.nan) of floats, or .data")
     if isinstance(sequence, np.ndarray):
         if sequence.dtype.kind not in "biuf":
             then = "; convert it with .astype('float32')" if sequence.dtype == object else ""
@@ -143,7 +147,7 @@ def as_sequence(name: str, sequence: object, features: str = "X", dims: int = 2)
         except TypeError:
             raise TypeError(f"{name} must have a dtype that PyTorch has too, got {sequence.dtype}") from None
     if not isinstance(sequence, Tensor):
-        raise TypeError(f"{name} must be a tensor or an array [T, {features}], got {type(sequence).__name__}")
+        raise TypeError(f"{name} must be a tensor or an array [T, {features}], got {named_type(sequence)}")
     if sequence.dim() != dims:
         raise ValueError(
             f"{name} must have shape [T, {features}], got {list(sequence.shape)}; give a feature alone as [T, 1]"
@@ -151,6 +155,14 @@ def as_sequence(name: str, sequence: object, features: str = "X", dims: int = 2)
     if sequence.is_complex():
         raise TypeError(f"{name} must hold real numbers, got {sequence.dtype}")
     return sequence
+
+
+def named_type(value: object) -> str:
+    """For messages, with what makes an array of it."""
+    name = type(value).__name__
+    if hasattr(value, "to_numpy"):  # a table of pandas
+        return f"{name}; give its .to_numpy()"
+    return f"{name}; give numpy.asarray of it" if isinstance(value, list | tuple) else name
 
 
 def collate_sequences(items: Sequence[tuple[Any, ...]]) -> SequenceBatch:

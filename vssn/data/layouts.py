@@ -10,19 +10,20 @@ Each an array of NumPy's or a tensor.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vssn.data.batching import as_sequence
+from vssn.data.batching import as_sequence, named_type
 
 
 class Layout(NamedTuple):
     form: str  # one, stack or list
     numpy: bool
-    dtype: torch.dtype  # of results: that which came if it is a floating one, else float32
+    dtype: torch.dtype  # of results: that which came, the wider of two, if it is a floating one, else float32
     device: torch.device
 
     def back(self, parts: Sequence[Tensor], axis: int = 0) -> Any:
@@ -48,7 +49,7 @@ def sequences_of(name: str, data: Any, features: str = "X") -> tuple[list[Tensor
     elif not isinstance(data, Tensor | np.ndarray):
         raise TypeError(
             f"{name} must be an array or a tensor [N, T, {features}] or [T, {features}], or a list of [T, {features}], "
-            f"got {type(data).__name__}"
+            f"got {named_type(data)}"
         )
     elif data.ndim == 2:
         form, items = "one", [as_sequence(name, data, features)]
@@ -61,8 +62,11 @@ def sequences_of(name: str, data: Any, features: str = "X") -> tuple[list[Tensor
         )
     if not items:
         raise ValueError(f"{name} must hold one sequence at least, got none")
+    if not items[0].shape[1]:
+        raise ValueError(f"{name} must be of one feature at least, got shape {list(items[0].shape)}")
     if len(widths := {item.shape[1] for item in items}) > 1:
         raise ValueError(f"{name} must be of one number of features, got {' and '.join(map(str, sorted(widths)))}")
     first = data[0] if form == "list" else data
-    dtype = items[0].dtype if items[0].dtype.is_floating_point else torch.float32
+    widest = reduce(torch.promote_types, {item.dtype for item in items})
+    dtype = widest if widest.is_floating_point else torch.float32
     return items, Layout(form, isinstance(first, np.ndarray), dtype, items[0].device)

@@ -83,6 +83,8 @@ def propose(source: Source, path: str, output: str, likelihoods: Collection[str]
         DataError: there is too little of it to train on and to score.
     """
     values = Values.of(source.x)
+    if values.missing == 1.0:
+        raise DataError(f"{path}: expected values to learn from, got none: all are missing")
     reasons: dict[str, str] = {}
     data: dict[str, Any] = {"set": "files", "path": path}
     data |= {name: value for name, value in settings_of(source).items() if name not in _DEFAULTS}
@@ -126,7 +128,14 @@ def _head(source: Source, path: str) -> list[str]:
         f"Proposed by vssn init for {path}: {one} of {span} frames, {features} ({source.kind}{unit}).",
         "Train with: vssn fit --config THIS-FILE",
     ]
-    return [*lines, *(f"Note: {remark}" for remark in source.remarks)]
+    return [*lines, *(f"Note: {remark}" for remark in [*source.remarks, *_without_values(source)])]
+
+
+def _without_values(source: Source) -> list[str]:
+    """Of features that nothing can be learnt of."""
+    known = torch.stack([(~x.isnan()).any(0) for x in source.x]).any(0).tolist()
+    names = [name for name, has_some in zip(source.channels, known, strict=True) if not has_some]
+    return [f"no value at all in {', '.join(names[:6])}; leave out what is never observed"] if names else []
 
 
 def _likelihood(source: Source, values: Values, likelihoods: Collection[str]) -> tuple[str, str]:

@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vssn.data.layouts import Layout, sequences_of
+from vssn.data.splits import check_values
 from vssn.nn.interface import SequenceModel
 from vssn.utils.random import mixed_seed
+from vssn.utils.values import REAL
 
 
 class Padded(NamedTuple):
@@ -48,6 +50,13 @@ def frames_and_controls(x: Any, u: Any) -> tuple[list[Tensor], list[Tensor] | No
     return xs, us, layout
 
 
+def require_finite_or_missing(xs: Sequence[Tensor], us: Sequence[Tensor] | None = None) -> None:
+    """Raises DataError, naming x[i] or u of it, where an entry is infinite as float32, or a control NaN."""
+    advice = "NaN stands for what is missing; leave out what is infinite or too large for float32"
+    for index, x in enumerate(xs):
+        check_values(f"x[{index}]", x, None if us is None else us[index], REAL, "", missing=True, advice=advice)
+
+
 def by_sequence(
     model: SequenceModel, call: Call, x: Any, u: Any, *, seed: int, batch_size: int, whole: bool = False
 ) -> Found:
@@ -63,6 +72,7 @@ def by_sequence(
     xs, us, layout = frames_and_controls(x, u)
     if (came := xs[0].shape[1]) != model.x_size:
         raise ValueError(f"x must have {model.x_size} features as in fit, got {came}")
+    require_finite_or_missing(xs)
     found: list[list[Tensor] | None] = []
     for batch in _batches(xs, us, model.a_parameter(), seed, batch_size):
         results = call(model, batch)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vssn.likelihoods.base import Likelihood
+from vssn.likelihoods.base import Likelihood, full_precision
 from vssn.likelihoods.registry import register
 from vssn.nn.blocks import floor_logvar, gaussian_log_density
 from vssn.utils.sequences import terms_of_whole_frames
@@ -86,6 +86,7 @@ class ArGaussian(Likelihood):
 
     def _solve(self, right: Tensor) -> Tensor:
         """(I - L)^-1 right, for each of [..., X]."""
-        system = -self.weight.tril(-1)  # the diagonal of ones is implied
-        columns = right.reshape(-1, self.x_size).T
-        return torch.linalg.solve_triangular(system, columns, upper=False, unitriangular=True).T.reshape(right.shape)
+        system = full_precision(-self.weight.tril(-1))  # the diagonal of ones is implied
+        columns = full_precision(right.reshape(-1, self.x_size).T)
+        solved = torch.linalg.solve_triangular(system, columns, upper=False, unitriangular=True)
+        return solved.T.reshape(right.shape).to(right.dtype)

@@ -30,6 +30,12 @@ def sum_observed(terms: Tensor, observed: Tensor | None) -> Tensor:
     return terms.sum(-1)
 
 
+def full_precision(tensor: Tensor) -> Tensor:
+    """float32 of half precision, for what PyTorch has in half precision on no CPU, and for differences of large terms,
+    such as log-gammas, which half precision has not the digits for."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 class Likelihood(nn.Module):
     """The base of an emission density. One of your own gives `forward` (or `log_prob`), `sample` and `mean`, and goes
     into a model as an instance, `VSSN(likelihood=...)`, or by the name that `register` gave it.

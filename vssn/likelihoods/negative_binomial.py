@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vssn.likelihoods.base import Likelihood, bounded, sum_observed
+from vssn.likelihoods.base import Likelihood, bounded, full_precision, sum_observed
 from vssn.likelihoods.poisson import log_rates
 from vssn.likelihoods.registry import register
 from vssn.utils.values import COUNTS
@@ -40,18 +40,20 @@ class NegativeBinomial(Likelihood):
 
     def forward(self, parameters: Tensor, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """[T, B, 2X], x [T, B, X], observed [T, B, X] bool or None to nats [T, B]."""
-        log_mean, log_shape = self._split(parameters)
+        log_mean, log_shape = self._split(full_precision(parameters))
+        x = full_precision(x)
         shape, log_sum = torch.exp(log_shape), torch.logaddexp(log_mean, log_shape)
         ways = torch.lgamma(x + shape) - torch.lgamma(shape) - torch.lgamma(x + 1)
-        return sum_observed(ways + shape * (log_shape - log_sum) + x * (log_mean - log_sum), observed)
+        terms = ways + shape * (log_shape - log_sum) + x * (log_mean - log_sum)
+        return sum_observed(terms, observed).to(parameters.dtype)
 
     def mean(self, parameters: Tensor) -> Tensor:
         return torch.exp(self._split(parameters)[0])
 
     def sample(self, parameters: Tensor) -> Tensor:
-        log_mean, log_shape = self._split(parameters)
+        log_mean, log_shape = self._split(full_precision(parameters))
         rate = torch._standard_gamma(torch.exp(log_shape)) * torch.exp(log_mean - log_shape)
-        return torch.poisson(rate)
+        return torch.poisson(rate).to(parameters.dtype)
 
     def floats_per_frame(self, x: Tensor) -> int:
         return super().floats_per_frame(x) + 4 * self.x_size

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vssn.likelihoods.base import Likelihood, bounded, sum_observed
+from vssn.likelihoods.base import Likelihood, bounded, full_precision, sum_observed
 from vssn.likelihoods.registry import register
 from vssn.utils.values import COUNTS
 
@@ -30,15 +30,16 @@ class Poisson(Likelihood):
 
     def forward(self, parameters: Tensor, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """Raw log rates [T, B, X], x [T, B, X], observed [T, B, X] bool or None to nats [T, B]."""
-        log_rate = log_rates(parameters)
-        return sum_observed(x * log_rate - torch.exp(log_rate) - torch.lgamma(x + 1), observed)
+        log_rate, x = log_rates(full_precision(parameters)), full_precision(x)
+        terms = x * log_rate - torch.exp(log_rate) - torch.lgamma(x + 1)
+        return sum_observed(terms, observed).to(parameters.dtype)
 
     def mean(self, parameters: Tensor) -> Tensor:
         """The rates."""
         return torch.exp(log_rates(parameters))
 
     def sample(self, parameters: Tensor) -> Tensor:
-        return torch.poisson(self.mean(parameters))
+        return torch.poisson(self.mean(full_precision(parameters))).to(parameters.dtype)
 
     def _quantile(self, parameters: Tensor, q: float) -> Tensor:
         """The least count k with P(x <= k) = Q(k + 1, rate) >= q, between two counts that are brought together."""

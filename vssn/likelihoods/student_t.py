@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vssn.likelihoods.base import Likelihood, sum_observed
+from vssn.likelihoods.base import Likelihood, full_precision, sum_observed
 from vssn.likelihoods.registry import register
 from vssn.nn.blocks import floor_logvar
 
@@ -46,8 +46,8 @@ class StudentT(Likelihood):
         nn.init.constant_(self.raw_df, math.log(math.expm1(START_DF - MIN_DF)))
 
     def df(self) -> Tensor:
-        """The degrees of freedom, [X]."""
-        return MIN_DF + F.softplus(self.raw_df)
+        """The degrees of freedom, [X], float32 at least."""
+        return MIN_DF + F.softplus(full_precision(self.raw_df))
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         mu, raw = parameters.chunk(2, -1)
@@ -55,11 +55,11 @@ class StudentT(Likelihood):
 
     def forward(self, parameters: Tensor, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """[T, B, 2X], x [T, B, X], observed [T, B, X] bool or None to nats [T, B]."""
-        mu, logvar = self._split(parameters)
+        mu, logvar = self._split(full_precision(parameters))
         df = self.df()
         constant = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - torch.log(df * math.pi) / 2
         distance = torch.log1p((x - mu) ** 2 * torch.exp(-logvar) / df)
-        return sum_observed(constant - logvar / 2 - (df + 1) / 2 * distance, observed)
+        return sum_observed(constant - logvar / 2 - (df + 1) / 2 * distance, observed).to(parameters.dtype)
 
     def mean(self, parameters: Tensor) -> Tensor:
         return self._split(parameters)[0]
@@ -69,7 +69,7 @@ class StudentT(Likelihood):
         df = self.df()
         # A Gaussian over the root of chi^2 / df, which is Gamma(df / 2) 2 / df.
         shared = torch._standard_gamma((df / 2).expand_as(mu)) * 2 / df
-        return mu + torch.exp(logvar / 2) * torch.randn_like(mu) * torch.rsqrt(shared)
+        return mu + torch.exp(logvar / 2) * torch.randn_like(mu) * torch.rsqrt(shared).to(mu.dtype)
 
     def _quantile(self, parameters: Tensor, q: float) -> Tensor:
         mu, logvar = self._split(parameters)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,7 +94,10 @@ def read_table(
         raise DataError(f"{path}: expected a column of numbers, got {_listed(frame)}; name them in value_columns")
     for name in (*values, *controls):
         frame[name] = _numbers(path, frame, name)
+    remarks = []
     if time_column is not None:
+        if _has_zone(frame[time_column]):
+            remarks.append(f"times are of UTC from here on: column {time_column!r} has a time zone")
         frame[time_column] = times_of_column(path, frame, time_column)
     if channel_column is not None:
         keys = [name for name in (split_column, id_column, time_column) if name is not None]
@@ -140,7 +144,7 @@ def read_table(
             "freq": freq,
             "step": step if freq is None else None,
         },
-        remarks=() if freq is None else (_binned(freq, [piece.rows_in for piece in pieces]),),
+        remarks=(*remarks, *([] if freq is None else [_binned(freq, [piece.rows_in for piece in pieces])])),
     )
 
 
@@ -227,10 +231,13 @@ def _find_time(frame: Frame, free: Sequence[str]) -> str | None:
     return dates[0] if dates else None
 
 
+_DECIMAL_COMMA = r"^\s*[-+]?\d+,\d+\s*$"
+
+
 def _are_dates(column: Any) -> bool:
     """Most of them: one that is wrong is to be said, not to be taken for text."""
     some = column.dropna().astype(str).head(50)
-    some = some[some.str.contains(r"\d")]
+    some = some[some.str.contains(r"\d") & ~some.str.contains(_DECIMAL_COMMA)]
     if not len(some):
         return False
     with warnings.catch_warnings():
@@ -276,6 +283,11 @@ def _numbers(path: Path, frame: Frame, name: str) -> Any:
     wrong = np.flatnonzero(numbers.isna().to_numpy() & column.notna().to_numpy())
     if len(wrong):
         came = str(column.iloc[wrong[0]])[:40]
+        if re.match(_DECIMAL_COMMA, came):
+            raise DataError(
+                f"{path}: column {name!r}, {_row(frame, wrong[0])}: expected a number with a decimal point, got "
+                f"{came!r}; write points for commas"
+            )
         raise DataError(
             f"{path}: column {name!r}, {_row(frame, wrong[0])}: expected a number or nothing, got {came!r}; correct "
             "it, or leave the column out by value_columns, or name it as id_column"
@@ -299,9 +311,8 @@ def times_of_column(path: Path, frame: Frame, name: str) -> Any:
     if pandas.api.types.is_numeric_dtype(column):
         return column.astype("float64")
     if not pandas.api.types.is_datetime64_any_dtype(column):
-        zoned = bool(column.astype(str).str.contains(r"(?:Z|[+-]\d\d:?\d\d)$", regex=True).any())
         day_first = _day_first(path, frame, name)
-        parsed = pandas.to_datetime(column, errors="coerce", format="mixed", utc=zoned, dayfirst=day_first)
+        parsed = pandas.to_datetime(column, errors="coerce", format="mixed", utc=_has_zone(column), dayfirst=day_first)
         wrong = np.flatnonzero(parsed.isna().to_numpy())
         if len(wrong):
             raise DataError(
@@ -311,7 +322,22 @@ def times_of_column(path: Path, frame: Frame, name: str) -> Any:
         column = parsed
     if column.dt.tz is not None:
         column = column.dt.tz_convert("UTC").dt.tz_localize(None)
+    beyond = np.flatnonzero(~column.dt.year.between(1678, 2261).to_numpy())
+    if len(beyond):
+        raise DataError(
+            f"{path}: column {name!r}, {_row(frame, beyond[0])}: expected a time of the years 1678 to 2261, got "
+            f"{str(frame[name].iloc[beyond[0]])[:40]!r}; count other times in numbers"
+        )
     return column.astype("datetime64[ns]")
+
+
+_ZONE = r"(?:\dZ|[:T].*[+-]\d\d(?::?\d\d)?)$"
+
+
+def _has_zone(column: Any) -> bool:
+    if _pandas().api.types.is_datetime64_any_dtype(column):
+        return column.dt.tz is not None
+    return _is_text(column) and bool(column.astype(str).str.contains(_ZONE, regex=True).any())
 
 
 def _day_first(path: Path, frame: Frame, name: str) -> bool:
