@@ -117,6 +117,7 @@ class VRNNSteps:
 
     def __init__(self, model: Any) -> None:
         chain, linear = model.chain, model.input
+        hold = model.hold(linear.weight.detach())
         self._model, self._activation = model, chain.embed_activation
 
         def embed(z: Tensor) -> Tensor:
@@ -124,13 +125,13 @@ class VRNNSteps:
 
         def gates(*inputs: Tensor) -> Tensor:
             *others, first, e = inputs
-            gates_x: Tensor = linear(*others) + first * model.hold[:, 0] + e @ chain.weight_zh.T
+            gates_x: Tensor = linear(*others) + first * hold[:, 0] + e @ chain.weight_zh.T
             return gates_x
 
         def gru(gates_x: Tensor, h: Tensor) -> Tensor:
             return gru_sequence(gates_x[None], h, chain.weight_hh, chain.bias_hh)[1]
 
-        weights = [*linear.weight.split(linear.in_sizes, 1), model.hold, chain.weight_zh]
+        weights = [*linear.weight.split(linear.in_sizes, 1), hold, chain.weight_zh]
         sizes = (*linear.in_sizes, 1, chain.embed_size)
         self._embed = prepare_mlp((model.latent_size,), [chain.weight_embed], model.bias_embed, None, None, embed)
         self._gates = prepare_mlp(sizes, weights, linear.bias, None, None, gates)

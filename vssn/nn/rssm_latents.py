@@ -129,6 +129,8 @@ class ClassesChain(InterleavedChain):
         The rest as in `InterleavedChain`, but for what is Gaussian.
     """
 
+    outputs = 1
+
     def __init__(
         self,
         hidden_size: int,
@@ -138,15 +140,10 @@ class ClassesChain(InterleavedChain):
         *,
         classes: int,
         unimix: float,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(hidden_size, latent_size, embed_size, mlp_size, device=device, dtype=dtype, **options)
+        super().__init__(hidden_size, latent_size, embed_size, mlp_size, **options)
         self.classes, self.unimix = classes, unimix
-        self.weight_out = torch.nn.Parameter(torch.empty(latent_size, mlp_size, device=device, dtype=dtype))
-        self.bias_out = torch.nn.Parameter(torch.empty(latent_size, device=device, dtype=dtype))
-        self.reset_parameters()
 
     def forward(  # type: ignore[override]
         self,
