@@ -263,7 +263,8 @@ class RSSMLayer(nn.Module):
             Observed(posterior, prior), each RSSMState(mean, std, stoch, deter) of [T, B, ·].
 
         Raises:
-            ValueError, TypeError: naming the argument, what was expected and what came.
+            ValueError, TypeError: naming the argument, what was expected and what came; so too for NaN and infinity
+                (DataError, a ValueError; on a GPU with VSSN_CHECK=1 only).
         """
         like = self.a_parameter()
         embed = require_tensor("embed", embed)
@@ -272,8 +273,8 @@ class RSSMLayer(nn.Module):
         require_like("embed", embed, like)
         require_finite("embed", embed, "its encoder gave what is no number")
         steps, batch = embed.shape[:2]
-        action = self._check_action(action, (steps, batch), "[T, B, U]")
         is_first = check_is_first(is_first, (steps, batch), "[T, B]", embed)
+        action = self._check_action(action, (steps, batch), "[T, B, U]", is_first=is_first)
         start = None if state is None else self._check_state(state, batch)
         noise = self._check_noise(noise, (steps, batch, self.latent_size), "[T, B, Z]", embed)
         result = self(embed, action, noise, start, is_first)
@@ -306,11 +307,11 @@ class RSSMLayer(nn.Module):
             RSSMState of [K, B, ·].
 
         Raises:
-            ValueError, TypeError: naming the argument, what was expected and what came.
+            ValueError, TypeError: naming the argument, what was expected and what came; so too for NaN and infinity
+                (DataError, a ValueError; on a GPU with VSSN_CHECK=1 only).
         """
-        stoch = state[-2] if isinstance(state, tuple) and len(state) > 1 else None
-        batch = stoch.shape[0] if isinstance(stoch, Tensor) and stoch.dim() == 2 else 0
-        h, z = self._check_state(state, batch)
+        h, z = self._check_state(state)
+        batch = len(h)
         current: Any = (RSSMState if isinstance(self.latent, Gaussians) else ClassesState)(*state)
         count = self._count_steps(action, steps)
         if not callable(action):  # so is no tensor
@@ -358,7 +359,12 @@ class RSSMLayer(nn.Module):
         return steps
 
     def _check_action(
-        self, action: Tensor | None, leading: tuple[int, ...], letters: str, name: str = "action"
+        self,
+        action: Tensor | None,
+        leading: tuple[int, ...],
+        letters: str,
+        name: str = "action",
+        is_first: Tensor | None = None,
     ) -> Tensor | None:
         if not self.action_size:
             if action is not None:
@@ -368,16 +374,26 @@ class RSSMLayer(nn.Module):
             raise ValueError(f"{name} is missing: this model has actions of size {self.action_size}")
         require_shape(name, action, letters, (*leading, self.action_size))
         require_like(name, action, self.a_parameter())
+        require_finite(name, action, "fill in what is missing", None if is_first is None else ~is_first)
         return action
 
-    def _check_state(self, state: object, batch: int) -> tuple[Tensor, Tensor]:
-        """h [B, H] and z [B, Z]."""
+    def _check_state(self, state: object, batch: int | None = None) -> tuple[Tensor, Tensor]:
+        """h [B, H] and z [B, Z]; B is that of stoch if it is not given."""
         names = ", ".join((*self.latent.names, "stoch", "deter"))
         *_, stoch, deter = require_parts("state", state, f"({names})")
+        if batch is None:
+            stoch = require_tensor("state's stoch", stoch)
+            if stoch.dim() != 2:
+                of_steps = "; of the states of several steps take .at(-1) or .flat()" if stoch.dim() == 3 else ""
+                raise ValueError(
+                    f"state's stoch must have shape [B, {self.latent_size}], got {list(stoch.shape)}{of_steps}"
+                )
+            batch = len(stoch)
         sizes = (("state's stoch", stoch, "Z", self.latent_size), ("state's deter", deter, "H", self.hidden_size))
         for name, part, letter, size in sizes:
             require_shape(name, part, f"[B, {letter}]", (batch, size))
             require_like(name, part, self.a_parameter(), or_float32=True)
+            require_finite(name, part, "start anew with initial(batch_size)")
         return deter, stoch
 
     def _check_noise(self, noise: Tensor | None, shape: tuple[int, ...], letters: str, like: Tensor) -> Tensor:
@@ -385,6 +401,7 @@ class RSSMLayer(nn.Module):
             return torch.randn(shape, dtype=like.dtype, device=like.device)
         require_shape("noise", noise, letters, shape)
         require_like("noise", noise, like)
+        require_finite("noise", noise, "draw it from a standard normal distribution")
         return noise
 
     # What the model is made of
