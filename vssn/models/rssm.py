@@ -8,6 +8,7 @@ elbo:   F = sum_t log p(x_t | z_t, h_t) - KL(q(z_t | h_t, x_t) || p(z_t | h_t))
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from vssn.likelihoods.base import Likelihood
 from vssn.models.base import FrameModel
 from vssn.nn.given import check_noise, check_state, draw_noise
-from vssn.nn.interface import EncodedBatch, Floats, Hiding, SequenceOutput
+from vssn.nn.interface import EncodedBatch, Floats, Hiding, PriorSteps, SequenceOutput
+from vssn.nn.prepared import is_own
 from vssn.nn.rssm_layer import Inferred, RSSMLayer, check_is_first
 from vssn.nn.rssm_particles import RSSMParticles, floats_of_particles
 from vssn.nn.rssm_states import KLLoss, Observed, RSSMState, balanced_kl, check_balance, kl_loss
@@ -243,9 +245,26 @@ class RSSM(FrameModel):
     def step_from_prior(
         self, controls: tuple[Tensor, ...], d: Tensor, z: Tensor, noise: tuple[Tensor, ...] | None = None
     ) -> tuple[Tensor, Tensor]:
+        return self._step(self.layer.step_from_prior, controls, d, z, noise)
+
+    @staticmethod
+    def _step(
+        step: Callable[..., tuple[Tensor, Tensor, Any]],
+        controls: tuple[Tensor, ...],
+        d: Tensor,
+        z: Tensor,
+        noise: tuple[Tensor, ...] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Args: step: the layer's `step_from_prior`, or what is prepared for it."""
         eps = torch.randn_like(z) if noise is None else noise[1][0]
-        h, z, *_ = self.layer.step_from_prior(d, z, controls[0][0] if controls else None, eps)
+        h, z, *_ = step(d, z, controls[0][0] if controls else None, eps)
         return h, z
+
+    def prior_steps(self) -> PriorSteps:
+        step = self.step_from_prior
+        if is_own(self, RSSM, "step_from_prior"):
+            step = partial(self._step, self.layer.prior_steps())
+        return PriorSteps(step, self.prepared_decode())
 
     def _start(self, given: EncodedBatch) -> tuple[Tensor, Tensor] | None:
         return None if given.start is None else (given.start.d, given.start.z)

@@ -24,7 +24,7 @@ from vssn.nn.blocks import GaussianMLP, SplitLinear, is_plain
 from vssn.nn.given import check_noise, check_resets, check_state, draw_noise
 from vssn.nn.interface import EncodedBatch, Floats, Hiding, PriorSteps, SequenceOutput
 from vssn.nn.interleaved import InterleavedChain
-from vssn.nn.prepared import VRNNSteps
+from vssn.nn.prepared import VRNNSteps, is_own
 from vssn.nn.states import AnyState, Inference, State
 from vssn.nn.vrnn_particles import VRNNParticles, log_ratio
 from vssn.utils.checks import (
@@ -344,7 +344,8 @@ class VRNN(FrameModel):
         return h, eps[0] if mu is None or logvar is None else (mu + torch.exp(logvar / 2) * eps)[0]
 
     def prior_steps(self) -> PriorSteps:
-        if not is_plain(self.input, SplitLinear):
+        own = is_own(self, VRNN, "step_from_prior", "decode", "prior_of")
+        if not own or not is_plain(self.input, SplitLinear):
             return super().prior_steps()
         steps = VRNNSteps(self)
         return PriorSteps(steps.step, steps.decode)

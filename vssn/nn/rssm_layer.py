@@ -18,10 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vssn.nn.blocks import MLP, reset_children
+from vssn.nn.blocks import MLP, is_plain, reset_children
 from vssn.nn.interleaved import SCALES, InterleavedChain
-from vssn.nn.rssm_latents import Classes, ClassesChain, ClassesMLP, Gaussians, Parameters
+from vssn.nn.prepared import is_own
+from vssn.nn.rssm_latents import Classes, ClassesChain, ClassesMLP, GaussianOfScale, Gaussians, Parameters
 from vssn.nn.rssm_states import ClassesState, KLLoss, Observed, RSSMState, kl_loss
+from vssn.nn.rssm_steps import RSSMSteps
 from vssn.utils.checks import (
     require_choice,
     require_like,
@@ -33,9 +35,7 @@ from vssn.utils.checks import (
 )
 from vssn.utils.sequences import valid_steps, zero_padding
 from vssn.utils.values import require_finite
-from vssn_kernels import gaussian_mlp
 from vssn_kernels.activations import MORE_ACTIVATIONS
-from vssn_kernels.reference.interleaved import log_variance
 
 STARTS = ("zeros", "learned")
 LATENTS = ("gaussian", "categorical")
@@ -48,40 +48,6 @@ class Inferred(NamedTuple):
     z: Tensor  # [T, B, Z]
     posterior: Parameters  # of q, each [T, B, Z]
     prior: Parameters  # of p
-
-
-class GaussianOfScale(MLP):
-    """An MLP whose output is the mean and the raw scale of Z Gaussians, read as `scale` says.
-
-    Args:
-        scale: "logvar": logvar = min_logvar + softplus(raw - min_logvar); "softplus": std = softplus(raw) + min_std.
-    """
-
-    def __init__(
-        self,
-        in_sizes: tuple[int, ...],
-        hidden_size: int,
-        latent_size: int,
-        activation: str,
-        scale: str,
-        min_logvar: float,
-        min_std: float,
-        **factory: Any,
-    ) -> None:
-        super().__init__(in_sizes, hidden_size, 2 * latent_size, activation, **factory)
-        self.scale, self.min_logvar, self.min_std = scale, min_logvar, min_std
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Inputs [..., in_sizes[i]] to the mean and the log-variance, each [..., Z]."""
-        if self.scale == "logvar" and self._is_fused():
-            weights = self._parameters_in_order()
-            return gaussian_mlp(inputs, *weights, activation=self.activation, min_logvar=self.min_logvar)
-        mu, raw = MLP.forward(self, *inputs).chunk(2, -1)
-        return mu, log_variance(raw, self.scale, self.min_logvar, self.min_std)
-
-    def extra_repr(self) -> str:
-        floor = f"min_std={self.min_std}" if self.scale == "softplus" else f"min_logvar={self.min_logvar}"
-        return f"{super().extra_repr()}, scale={self.scale!r}, {floor}"
 
 
 class BesideLatent(nn.Module):
@@ -317,13 +283,14 @@ class RSSMLayer(nn.Module):
         if not callable(action):  # so is no tensor
             self._check_action(action, (count, batch), "[K, B, U]")
         noise = self._check_noise(noise, (count, batch, self.latent_size), "[K, B, Z]", z)
+        step = self.prior_steps() if count > 1 else self.step_from_prior
         states = []
         for k in range(count):
             if callable(action):
                 here = self._check_action(action(current), (batch,), "[B, U]", "what action returns")
             else:
                 here = None if action is None else action[k]
-            h, z, parameters = self.step_from_prior(h, z, here, noise[k])
+            h, z, parameters = step(h, z, here, noise[k])
             current = self._state(parameters, z, h)
             states.append(current)
         if not states:
@@ -463,6 +430,13 @@ class RSSMLayer(nn.Module):
         h = self.chain.step(self.gates_bias, self.action(action, ()), h, z)
         parameters = self.prior(h)
         return h, self.latent.draw(parameters, eps), parameters
+
+    def prior_steps(self) -> Callable[..., tuple[Tensor, Tensor, Parameters]]:
+        """`step_from_prior` for a loop of many steps, in which no weight changes."""
+        plain = is_own(self, RSSMLayer, "step_from_prior") and is_plain(self.action, BesideLatent)
+        if not plain or torch.is_grad_enabled():
+            return self.step_from_prior
+        return RSSMSteps(self)
 
     def extra_repr(self) -> str:
         return (
