@@ -18,7 +18,6 @@ from vssn.likelihoods.base import Likelihood
 from vssn.likelihoods.registry import make_likelihood
 from vssn.likelihoods.scaled import Scaled
 from vssn.nn.blocks import MLP, Embedding, reset_children
-from vssn.nn.given import draw_noise
 from vssn.nn.interface import EncodedBatch, Generation, Hiding, SequenceModel, SequenceOutput
 from vssn.nn.prepared import is_own, prepare
 from vssn.nn.states import AnyState, Inference, charged
@@ -335,8 +334,7 @@ class FrameModel(SequenceModel):
         for t in range(steps):
             here = None if u is None else u[t : t + 1]
             controls = self.control(current.x_last, here)
-            noise = draw_noise(current.x_last[None], self.noise_sizes, self.initial_size)
-            d, z = prior.step(controls, current.d, current.z, noise)
+            d, z = prior.step(controls, current.d, current.z)
             parameters = prior.decode(z[None], d[None])
             mean = self.likelihood.mean(parameters)
             x = self.likelihood.sample(parameters) if sample else mean

@@ -288,9 +288,12 @@ class VSSN(FrameModel):
         return make_filter_steps(self, batch) if type(self) is VSSN else None
 
     def prior_steps(self) -> PriorSteps:
-        step: Any = self.step_from_prior
-        if is_own(self, VSSN, "step_from_prior") and is_own(self.layer, VSSNLayer, "step_from_prior"):
-            step = LayerSteps(self.layer, self.layer.weight_noise())
+        if is_own(self, VSSN, "step_from_prior"):
+            return PriorSteps(LayerSteps(self.layer, self.layer.weight_noise()), self.prepared_decode())
+
+        def step(controls: tuple[Tensor, ...], d: Tensor, z: Tensor, noise: Any = None) -> tuple[Tensor, Tensor]:
+            return self.step_from_prior(controls, d, z, self.layer.draw_noise(d[None]) if noise is None else noise)
+
         return PriorSteps(step, self.prepared_decode())
 
     def particles(self, given: EncodedBatch, lengths: Tensor) -> LayerParticles:
