@@ -17,7 +17,7 @@ from torch import Tensor
 import vssn
 from vssn import RSSM, State, sequence_bounds
 from vssn.cli import main
-from vssn.errors import ConfigError
+from vssn.errors import ConfigError, DataError
 from vssn.inference.filtering import latent_states, one_step_predictions, rollouts
 from vssn.nn.rssm_states import RSSMState
 from vssn.training.checkpoints import load_model
@@ -53,6 +53,11 @@ def batch(model: RSSM, steps: int = T, rows: int = B) -> dict[str, Any]:
         x = (x > 0).to(like)
     noise = (normal(steps, rows, 0), normal(steps, rows, Z))
     return {"x": x, "u": u if model.control_size else None, "noise": noise}
+
+
+def _scaled_model() -> RSSM:
+    parts = (torch.full((size,), value).double() for size in (X, U) for value in (0.5, 2.0))
+    return make(likelihood="gaussian", scaling=Scaling(*parts))
 
 
 def elbo_by_hand(
@@ -143,6 +148,31 @@ def test_padding_is_not_read_and_resets_there_do_nothing() -> None:
     for out in (want, got):
         assert not out.kl_z[padding].any()
     assert_all_close(got.state._asdict() | {"elbo": got.elbo}, want.state._asdict() | {"elbo": want.elbo}, 0.0)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_action_of_a_first_frame_may_be_anything(scaled: bool, batch_first: bool) -> None:
+    """It has no part in the frame: neither NaN nor another number is read."""
+    of_x, of_u = (torch.zeros(X), torch.ones(X)), (torch.tensor([0.3, -1.0]), torch.tensor([2.0, 0.7]))
+    scaling = Scaling(*(part.double() for part in (*of_x, *of_u))) if scaled else None
+    model = make(likelihood="gaussian", scaling=scaling)
+    given, is_first = batch(model), episodes()
+    x, u, eps = given["x"], given["u"], given["noise"][1]
+    anything = torch.where(is_first[..., None], torch.full_like(u, math.nan), u)
+    noise = (eps[..., :0], eps)
+
+    def elbo(action: Tensor) -> Tensor:
+        parts = [x, action, is_first, *noise]
+        if batch_first:
+            parts = [part.transpose(0, 1) for part in parts]
+        return model(parts[0], parts[1], noise=(parts[3], parts[4]), is_first=parts[2]).elbo
+
+    model.set_batch_first(batch_first)
+    assert_all_close({"elbo": elbo(anything)}, {"elbo": elbo(u)}, 0.0)
+    model.set_batch_first(False)
+    with pytest.raises(DataError, match=r"^u must be finite"):
+        model(x, anything, noise=noise)
 
 
 def test_a_batch_with_resets_is_its_pieces_run_apart() -> None:
@@ -444,6 +474,16 @@ def test_own_arrays_with_actions(tmp_path: Path) -> None:
         ),
         (lambda m, g: m.observe(g["x"], g["u"][1:]), "action must have shape [T, B, U] = [7, 4, 2], got [6, 4, 2]"),
         (lambda m, g: m.encode(g["u"]), "x must have shape [T, B, 6], got [7, 4, 2]"),
+        (lambda m, g: m.encode(g["x"].float()), "x must be torch.float64 as the parameters are, got torch.float32"),
+        (lambda m, g: m.encode(g["x"] / 0), "x must be finite, got nan; a model made with masked=True takes NaN as"),
+        *(
+            (lambda m, g, bad=bad: _scaled_model().observe(g["x"], bad(g["u"])), message)
+            for bad, message in (
+                (lambda u: u.numpy(), "action must be a torch.Tensor, got a NumPy array of float64"),
+                (lambda u: u[..., :1], "action must have shape [T, B, U] = [7, 4, 2], got [7, 4, 1]"),
+                (lambda u: u.long(), "action must be floating point, got torch.int64"),
+            )
+        ),
     ],
 )
 def test_mistakes_are_one_line(call: Any, message: str) -> None:

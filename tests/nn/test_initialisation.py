@@ -10,7 +10,7 @@ import torch
 from small_models import LENGTHS, MODELS, B, D, T, W, X, Z, batch, flat, make
 from torch import Tensor, nn
 
-from vssn import GRU, VSSN, VSSNLayer
+from vssn import GRU, RSSM, VRNN, VSSN, RSSMLayer, VSSNLayer
 from vssn.likelihoods.ar_gaussian import ArGaussian
 from vssn.likelihoods.nade import NADE
 from vssn.nn.blocks import MLP, Embedding, GaussianMLP, LatentNetwork, Recurrence, SplitLinear
@@ -34,6 +34,14 @@ MODULES: dict[str, Any] = {
 for _name in MODELS:
     MODULES[f"VSSN {_name}"] = lambda _name=_name, **f: VSSN(X, *MODELS[_name][0], **MODELS[_name][1], **f)
 MODULES["VSSN ar_gaussian"] = lambda **f: VSSN(X, D, Z, W, likelihood="ar_gaussian", **f)
+RECURRENT: dict[str, Any] = {
+    "VRNN": lambda **f: VRNN(X, D, Z, **f),
+    "VRNN learned": lambda **f: VRNN(X, D, Z, control="both", control_size=2, initial_state="learned", **f),
+    "RSSM": lambda **f: RSSM(X, D, Z, control="none", embed_size=6, **f),
+    "RSSM classes": lambda **f: RSSM(X, D, 4, control="none", latent="categorical", classes=2, **f),
+}
+MODULES |= RECURRENT
+MODULES["RSSMLayer"] = lambda **f: RSSMLayer(X, 2, D, Z, initial_state="learned", **f)
 each_module = pytest.mark.parametrize("name", MODULES)
 
 
@@ -193,3 +201,16 @@ def test_an_encoder_of_the_caller_is_reset_or_named() -> None:
     model = VSSN(X, D, Z, embed_size=6, encoder=nn.Sequential(nn.Linear(X, 6), Scale()))
     with pytest.raises(TypeError, match=r"^encoder\.1 must have reset_parameters as it has parameters, got Scale$"):
         model.reset_parameters()
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("name", RECURRENT)
+def test_a_recurrent_model_made_on_meta_is_the_one_whose_weights_it_loads(name: str, assign: bool) -> None:
+    want = RECURRENT[name](dtype=torch.float64)
+    found = RECURRENT[name](device="meta", dtype=torch.float64)
+    found = found if assign else poisoned(found)
+    found.load_state_dict(want.state_dict(), assign=assign)
+    x = (torch.rand(T, B, X) > 0.5).double()
+    u = torch.randn(T, B, 2, dtype=torch.float64) if want.control_size else None
+    noise = tuple(torch.randn(shape, dtype=torch.float64) for shape in want.noise_shapes(T, B))
+    assert_close("elbo", found(x, u, noise=noise).elbo, want(x, u, noise=noise).elbo, 1e-12)

@@ -286,7 +286,10 @@ def test_extremes_of_shape(steps: int, batch: int) -> None:
     is_first = torch.ones(steps, batch, dtype=torch.bool)
     posterior, prior = layer.observe(parts["embed"], parts["action"], is_first)
     assert posterior.features.shape == prior.features.shape == (steps, batch, Z + H)
-    (posterior.features.sum() + prior.mean.sum()).backward()
+    losses = [layer.kl_loss(posterior, prior, free_bits=bits, average=bits > 0).loss for bits in (0.0, 3.0)]
+    if not steps * batch:
+        assert losses == [0, 0]  # as every loss here where there is no frame
+    (posterior.features.sum() + prior.mean.sum() + sum(losses)).backward()
     assert layer.chain.weight_hh.grad is not None
     assert layer.chain.weight_hh.grad.isfinite().all()
 
@@ -321,6 +324,11 @@ _FRAMES = torch.zeros(T, B, X, dtype=torch.float64)
 _ACTIONS = torch.zeros(T, B, U, dtype=torch.float64)
 
 
+def _not_finite(layer: RSSMLayer) -> Any:
+    state = layer.initial(B)
+    return state._replace(stoch=state.stoch / 0)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -328,6 +336,19 @@ _ACTIONS = torch.zeros(T, B, U, dtype=torch.float64)
         (lambda m: m.observe(_FRAMES[0], _ACTIONS), "embed must have shape [T, B, 6], got [4, 6]"),
         (lambda m: m.observe(_FRAMES.float(), _ACTIONS), "embed must be torch.float64 as the parameters are, got"),
         (lambda m: m.observe(_FRAMES / 0, _ACTIONS), "embed must be finite"),
+        (lambda m: m.observe(_FRAMES, _ACTIONS / 0), "action must be finite"),
+        (lambda m: m.observe(_FRAMES, _ACTIONS, noise=_FRAMES[..., :3] / 0), "noise must be finite"),
+        (lambda m: m.observe(_FRAMES, _ACTIONS, None, _not_finite(m)), "state's stoch must be finite"),
+        (lambda m: m.imagine(_ACTIONS / 0, m.initial(4)), "action must be finite"),
+        (lambda m: m.imagine(_ACTIONS, _not_finite(m)), "state's stoch must be finite"),
+        (
+            lambda m: m.imagine(lambda s: s.stoch[:, :2] / 0, m.initial(4), steps=2),
+            "what action returns must be finite",
+        ),
+        (
+            lambda m: m.imagine(_ACTIONS, m.observe(_FRAMES, _ACTIONS).posterior),
+            "state's stoch must have shape [B, 3], got [7, 4, 3]; of the states of several steps take .at(-1)",
+        ),
         (lambda m: m.observe(_FRAMES, _ACTIONS[1:]), "action must have shape [T, B, U] = [7, 4, 2], got [6, 4, 2]"),
         (
             lambda m: m.observe(_FRAMES, _ACTIONS, torch.zeros(T, B)),

@@ -8,6 +8,7 @@ paper:  L = sum_t R_t - KL_w,t / 2 - KL_z,t / 2      a training objective, not a
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from vssn.likelihoods.registry import make_likelihood
 from vssn.likelihoods.scaled import Scaled
 from vssn.nn.blocks import MLP, Embedding, reset_children
 from vssn.nn.interface import EncodedBatch, Generation, Hiding, SequenceModel, SequenceOutput
+from vssn.nn.prepared import is_own, prepare
 from vssn.nn.states import AnyState, Inference, charged
 from vssn.utils.checks import require_choice, require_flag, require_number, require_shape, require_size
 from vssn.utils.scaling import Scaling, check_scaling
@@ -235,6 +237,12 @@ class FrameModel(SequenceModel):
         expected = (z.shape[0] * z.shape[1], self.likelihood.parameter_size)
         require_shape("what decoder returns", rows, "[N, parameters of the likelihood]", expected)
         return rows.view(*z.shape[:2], self.likelihood.parameter_size)
+
+    def prepared_decode(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """`decode` for a loop in which no weight changes."""
+        if self.decoder is not None or not is_own(self, FrameModel, "decode"):
+            return self.decode
+        return prepare(self.emission)
 
     def _output(
         self,

@@ -8,6 +8,7 @@ elbo:   F = sum_t log p(x_t | z_t, h_t) - KL(q(z_t | h_t, x_t) || p(z_t | h_t))
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,16 +17,17 @@ from torch import Tensor, nn
 from vssn.likelihoods.base import Likelihood
 from vssn.models.base import FrameModel
 from vssn.nn.given import check_noise, check_state, draw_noise
-from vssn.nn.interface import EncodedBatch, Floats, Hiding, SequenceOutput
+from vssn.nn.interface import EncodedBatch, Floats, Hiding, PriorSteps, SequenceOutput
+from vssn.nn.prepared import is_own
 from vssn.nn.rssm_layer import Inferred, RSSMLayer, check_is_first
 from vssn.nn.rssm_particles import RSSMParticles, floats_of_particles
 from vssn.nn.rssm_states import KLLoss, Observed, RSSMState, balanced_kl, check_balance, kl_loss
 from vssn.nn.states import AnyState, Inference, State
-from vssn.utils.checks import require_choice, require_factor, require_size, require_tensor
+from vssn.utils.checks import require_choice, require_factor, require_like, require_size, require_tensor
 from vssn.utils.numbers import Count, NotNegative, Share
 from vssn.utils.scaling import Scaling
 from vssn.utils.sequences import last_valid, swap, zero_padding
-from vssn.utils.values import nan_as_missing
+from vssn.utils.values import nan_as_missing, require_finite
 
 CONTROLS = ("external", "none")
 
@@ -184,7 +186,7 @@ class RSSM(FrameModel):
                 likelihood's support, NaN and infinity (DataError, a ValueError; on a GPU with VSSN_CHECK=1 only).
         """
         kl_weight = require_factor("kl_weight", kl_weight)
-        given = self.prepare(x, u, lengths, state, mask, coordinated_dropout)
+        given = self.prepare(x, _without_first(u, is_first), lengths, state, mask, coordinated_dropout)
         x = given.x
         steps, batch = x.shape[:2]
         shape, letters = ((batch, steps), "[B, T]") if self.batch_first else ((steps, batch), "[T, B]")
@@ -243,9 +245,26 @@ class RSSM(FrameModel):
     def step_from_prior(
         self, controls: tuple[Tensor, ...], d: Tensor, z: Tensor, noise: tuple[Tensor, ...] | None = None
     ) -> tuple[Tensor, Tensor]:
+        return self._step(self.layer.step_from_prior, controls, d, z, noise)
+
+    @staticmethod
+    def _step(
+        step: Callable[..., tuple[Tensor, Tensor, Any]],
+        controls: tuple[Tensor, ...],
+        d: Tensor,
+        z: Tensor,
+        noise: tuple[Tensor, ...] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Args: step: the layer's `step_from_prior`, or what is prepared for it."""
         eps = torch.randn_like(z) if noise is None else noise[1][0]
-        h, z, *_ = self.layer.step_from_prior(d, z, controls[0][0] if controls else None, eps)
+        h, z, *_ = step(d, z, controls[0][0] if controls else None, eps)
         return h, z
+
+    def prior_steps(self) -> PriorSteps:
+        step = self.step_from_prior
+        if is_own(self, RSSM, "step_from_prior"):
+            step = partial(self._step, self.layer.prior_steps())
+        return PriorSteps(step, self.prepared_decode())
 
     def _start(self, given: EncodedBatch) -> tuple[Tensor, Tensor] | None:
         return None if given.start is None else (given.start.d, given.start.z)
@@ -273,14 +292,17 @@ class RSSM(FrameModel):
         """Frames [T, B, X] as `observe` takes them, [T, B, embed_size]; with masked=True NaN is missing.
 
         Raises:
-            ValueError, TypeError: naming the argument, what was expected and what came.
+            ValueError, TypeError: naming the argument, what was expected and what came; so too for infinity and, unless
+                it is missing, NaN (DataError, a ValueError; on a GPU with VSSN_CHECK=1 only).
         """
         x = require_tensor("x", x)
         if x.dim() != 3 or x.shape[-1] != self.x_size:
             raise ValueError(f"x must have shape [T, B, {self.x_size}], got {list(x.shape)}")
+        require_like("x", x, self.a_parameter())
         observed = nan_as_missing(x) if self.masked else None
         if observed is not None:
             x = torch.where(observed, x, x.new_zeros(()))
+        require_finite("x", x, "a model made with masked=True takes NaN as missing")
         return self._encode(self.frames(x, observed))
 
     def observe(
@@ -294,7 +316,7 @@ class RSSM(FrameModel):
     ) -> Observed:
         """Filters embedded frames, those of `encode` or of an encoder of your own. As `RSSMLayer.observe`: embed
         [T, B, embed_size], action [T, B, U], is_first [T, B] bool."""
-        return self.layer.observe(embed, self._encode_control(action), is_first, state, noise=noise)
+        return self.layer.observe(embed, self._scaled(action), is_first, state, noise=noise)
 
     def imagine(
         self,
@@ -306,15 +328,21 @@ class RSSM(FrameModel):
     ) -> RSSMState:
         """Rolls the prior out behind a state, [B, ·], under actions [K, B, U] or a policy. As `RSSMLayer.imagine`;
         `decode(ahead.stoch, ahead.deter)` is what the frames are drawn from."""
-        acts = action
-        if isinstance(action, Tensor):
-            acts = self._encode_control(action)
-        elif callable(action) and self.mean_u is not None:
+        acts: Any = action
+        if callable(action):  # so is no tensor
 
             def acts(now: RSSMState) -> Any:
-                return self._encode_control(action(now))
+                return self._scaled(action(now))
 
+        else:
+            acts = self._scaled(action)
         return self.layer.imagine(acts, state, steps=steps, noise=noise)
+
+    def _scaled(self, action: Any) -> Any:
+        """The action as the layer takes it; one that does not fit as it is, for the layer to say so."""
+        if isinstance(action, Tensor) and action.is_floating_point() and action.shape[-1:] == (self.control_size,):
+            return self._encode_control(action)
+        return action
 
     def initial(self, batch_size: int) -> RSSMState:
         """The states [B, ·] before a first frame; std is 0."""
@@ -331,3 +359,11 @@ class RSSM(FrameModel):
     ) -> KLLoss:
         """The KL of `observe`'s two states with balancing and free bits. As `RSSMLayer.kl_loss`."""
         return kl_loss(posterior, prior, balance=balance, free_bits=free_bits, average=average)
+
+
+def _without_first(u: Tensor | None, is_first: Tensor | None) -> Tensor | None:
+    """u with 0 at first frames, where it may be NaN too; as it is where the two do not fit: that is said later."""
+    if not (isinstance(u, Tensor) and isinstance(is_first, Tensor) and is_first.dtype == torch.bool):
+        return u
+    fit = is_first.shape == u.shape[:-1] and is_first.device == u.device
+    return torch.where(is_first[..., None], u.new_zeros(()), u) if fit else u

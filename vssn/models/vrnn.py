@@ -24,7 +24,7 @@ from vssn.nn.blocks import GaussianMLP, SplitLinear, is_plain
 from vssn.nn.given import check_noise, check_resets, check_state, draw_noise
 from vssn.nn.interface import EncodedBatch, Floats, Hiding, PriorSteps, SequenceOutput
 from vssn.nn.interleaved import InterleavedChain
-from vssn.nn.prepared import VRNNSteps
+from vssn.nn.prepared import VRNNSteps, is_own
 from vssn.nn.states import AnyState, Inference, State
 from vssn.nn.vrnn_particles import VRNNParticles, log_ratio
 from vssn.utils.checks import (
@@ -75,7 +75,6 @@ class VRNN(FrameModel):
 
     causal = True
     h_0: nn.Parameter | None
-    hold: Tensor  # [3H, 1] what a gate gets where a sequence starts
 
     def __init__(
         self,
@@ -162,9 +161,6 @@ class VRNN(FrameModel):
         self.bias_embed = nn.Parameter(torch.empty(embed_size, **factory))
         learned = nn.Parameter(torch.empty(hidden_size, **factory)) if initial_state == "learned" else None
         self.register_parameter("h_0", learned)
-        hold = torch.zeros(3, hidden_size, **factory)
-        hold[1] = SHUT
-        self.register_buffer("hold", hold.view(-1, 1), persistent=False)
         self._reset_own()
 
     def _reset_own(self) -> None:
@@ -266,9 +262,16 @@ class VRNN(FrameModel):
         """gates_x [T, B, 3H] from the controls, with the update gate shut where a sequence starts."""
         previous, first, *u = controls
         if not is_plain(self.input, SplitLinear):
-            return self.input(previous, *u) + first * self.hold[:, 0]
+            return self.input(previous, *u) + first * self.hold(first)[:, 0]
         weights = self.input.weight.split(self.input.in_sizes, 1)
-        return split_linear((previous, *u, first), (*weights, self.hold.to(previous.dtype)), self.input.bias)
+        return split_linear((previous, *u, first), (*weights, self.hold(previous)), self.input.bias)
+
+    def hold(self, like: Tensor) -> Tensor:
+        """[3H, 1] what the gates get where a sequence starts. Made where it is used: a buffer that no file holds would
+        be lost on the way from the device "meta"."""
+        hold = like.new_zeros(3, self.hidden_size)
+        hold[1] = SHUT
+        return hold.view(-1, 1)
 
     def prior_of(self, h: Tensor, u: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None]:
         """mu and logvar [..., Z] of p(z_t | h_{t-1}) from h [..., H] and the external control; None for N(0, I)."""
@@ -341,7 +344,8 @@ class VRNN(FrameModel):
         return h, eps[0] if mu is None or logvar is None else (mu + torch.exp(logvar / 2) * eps)[0]
 
     def prior_steps(self) -> PriorSteps:
-        if not is_plain(self.input, SplitLinear):
+        own = is_own(self, VRNN, "step_from_prior", "decode", "prior_of")
+        if not own or not is_plain(self.input, SplitLinear):
             return super().prior_steps()
         steps = VRNNSteps(self)
         return PriorSteps(steps.step, steps.decode)

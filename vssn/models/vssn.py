@@ -14,7 +14,7 @@ from vssn.nn.filter_steps import FilterSteps, make_filter_steps
 from vssn.nn.interface import EncodedBatch, Floats, Hiding, PriorSteps, SequenceOutput
 from vssn.nn.layer import AnyState, Embedded, Inference, VSSNLayer, require_control
 from vssn.nn.paths import LayerParticles, floats_of_particles, infer_noise, infer_prefixes
-from vssn.nn.prepared import LayerSteps, prepare
+from vssn.nn.prepared import LayerSteps, is_own
 from vssn.utils.checks import require_factor, require_size
 from vssn.utils.scaling import Scaling
 from vssn.utils.sequences import last_valid
@@ -288,8 +288,13 @@ class VSSN(FrameModel):
         return make_filter_steps(self, batch) if type(self) is VSSN else None
 
     def prior_steps(self) -> PriorSteps:
-        decode = self.decode if self.decoder is not None else prepare(self.emission)
-        return PriorSteps(LayerSteps(self.layer, self.layer.weight_noise()), decode)
+        if is_own(self, VSSN, "step_from_prior"):
+            return PriorSteps(LayerSteps(self.layer, self.layer.weight_noise()), self.prepared_decode())
+
+        def step(controls: tuple[Tensor, ...], d: Tensor, z: Tensor, noise: Any = None) -> tuple[Tensor, Tensor]:
+            return self.step_from_prior(controls, d, z, self.layer.draw_noise(d[None]) if noise is None else noise)
+
+        return PriorSteps(step, self.prepared_decode())
 
     def particles(self, given: EncodedBatch, lengths: Tensor) -> LayerParticles:
         return LayerParticles(self.layer, given.embedded, given.controls, lengths, given.x, given.start)

@@ -43,6 +43,8 @@ class InterleavedChain(nn.Module):
         ValueError, TypeError: a size or a choice that is not possible, named with what was expected.
     """
 
+    outputs = 2  # numbers of the distribution of a unit of z
+
     def __init__(
         self,
         hidden_size: int,
@@ -83,8 +85,8 @@ class InterleavedChain(nn.Module):
         self.weight_hh = nn.Parameter(torch.empty(3 * hidden_size, hidden_size, **factory))
         self.bias_hh = nn.Parameter(torch.empty(3 * hidden_size, **factory))
         self.weight_h = nn.Parameter(torch.empty(mlp_size, hidden_size, **factory))
-        self.weight_out = nn.Parameter(torch.empty(2 * latent_size, mlp_size, **factory))
-        self.bias_out = nn.Parameter(torch.empty(2 * latent_size, **factory))
+        self.weight_out = nn.Parameter(torch.empty(self.outputs * latent_size, mlp_size, **factory))
+        self.bias_out = nn.Parameter(torch.empty(self.outputs * latent_size, **factory))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -24,6 +24,7 @@ from vssn.nn.blocks import (
     SplitLinear,
     is_plain,
     is_plain_latent,
+    is_plain_linear,
     is_plain_recurrence,
 )
 from vssn.nn.given import draw_noise
@@ -64,9 +65,26 @@ def prepare(network: nn.Module) -> Callable[..., Any]:
         sizes = of.hidden.in_sizes
         floor = of.min_logvar if isinstance(of, GaussianMLP) else None
         return prepare_mlp(sizes, [weight], bias, weight_out, bias_out, of, activation=of.activation, min_logvar=floor)
+    if is_plain(network, MLP):
+        return prepare_layers(cast(MLP, network))
     if is_plain_latent(network):
         return _prepare_latent(cast(LatentNetwork, network))
     return network
+
+
+def is_own(thing: object, cls: type, *methods: str) -> bool:
+    """Whether the methods are those of `cls`: no subclass's and none that was set on the object, for these must be
+    called."""
+    return all(getattr(type(thing), name) is getattr(cls, name) and name not in vars(thing) for name in methods)
+
+
+def prepare_layers(network: MLP) -> Callable[..., Any]:
+    """`MLP.forward` of the network one layer after the other, whatever its activation; what is not plain is called."""
+    hidden, out = prepare(network.hidden), cast(Callable[..., Any], network.out)
+    if is_plain_linear(network.out):
+        linear = network.out
+        out = prepare_mlp([linear.in_features], [linear.weight], linear.bias, None, None, linear)
+    return lambda *inputs: out(activate(hidden(*inputs), network.activation))
 
 
 def _prepare_latent(network: LatentNetwork) -> Callable[..., Any]:
@@ -117,6 +135,7 @@ class VRNNSteps:
 
     def __init__(self, model: Any) -> None:
         chain, linear = model.chain, model.input
+        hold = model.hold(linear.weight.detach())
         self._model, self._activation = model, chain.embed_activation
 
         def embed(z: Tensor) -> Tensor:
@@ -124,13 +143,13 @@ class VRNNSteps:
 
         def gates(*inputs: Tensor) -> Tensor:
             *others, first, e = inputs
-            gates_x: Tensor = linear(*others) + first * model.hold[:, 0] + e @ chain.weight_zh.T
+            gates_x: Tensor = linear(*others) + first * hold[:, 0] + e @ chain.weight_zh.T
             return gates_x
 
         def gru(gates_x: Tensor, h: Tensor) -> Tensor:
             return gru_sequence(gates_x[None], h, chain.weight_hh, chain.bias_hh)[1]
 
-        weights = [*linear.weight.split(linear.in_sizes, 1), model.hold, chain.weight_zh]
+        weights = [*linear.weight.split(linear.in_sizes, 1), hold, chain.weight_zh]
         sizes = (*linear.in_sizes, 1, chain.embed_size)
         self._embed = prepare_mlp((model.latent_size,), [chain.weight_embed], model.bias_embed, None, None, embed)
         self._gates = prepare_mlp(sizes, weights, linear.bias, None, None, gates)

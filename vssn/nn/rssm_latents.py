@@ -18,8 +18,9 @@ from torch import Tensor
 from vssn.nn.blocks import MLP
 from vssn.nn.interleaved import InterleavedChain
 from vssn.utils.sequences import valid_steps, zero_padding
-from vssn_kernels import gaussian_kl
+from vssn_kernels import gaussian_kl, gaussian_mlp
 from vssn_kernels.activations import activate
+from vssn_kernels.reference.interleaved import log_variance
 
 Parameters = tuple[Tensor, ...]
 
@@ -96,6 +97,44 @@ def log_probabilities(raw: Tensor, classes: int, unimix: float) -> Tensor:
     return grouped.flatten(-2)
 
 
+class GaussianOfScale(MLP):
+    """An MLP whose output is the mean and the raw scale of Z Gaussians, read as `scale` says.
+
+    Args:
+        scale: "logvar": logvar = min_logvar + softplus(raw - min_logvar); "softplus": std = softplus(raw) + min_std.
+    """
+
+    def __init__(
+        self,
+        in_sizes: tuple[int, ...],
+        hidden_size: int,
+        latent_size: int,
+        activation: str,
+        scale: str,
+        min_logvar: float,
+        min_std: float,
+        **factory: Any,
+    ) -> None:
+        super().__init__(in_sizes, hidden_size, 2 * latent_size, activation, **factory)
+        self.scale, self.min_logvar, self.min_std = scale, min_logvar, min_std
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Inputs [..., in_sizes[i]] to the mean and the log-variance, each [..., Z]."""
+        if self.scale == "logvar" and self._is_fused():
+            weights = self._parameters_in_order()
+            return gaussian_mlp(inputs, *weights, activation=self.activation, min_logvar=self.min_logvar)
+        return self.read(MLP.forward(self, *inputs))
+
+    def read(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean and the log-variance [..., Z] of what the second layer gives, [..., 2Z]."""
+        mu, raw_scale = raw.chunk(2, -1)
+        return mu, log_variance(raw_scale, self.scale, self.min_logvar, self.min_std)
+
+    def extra_repr(self) -> str:
+        floor = f"min_std={self.min_std}" if self.scale == "softplus" else f"min_logvar={self.min_logvar}"
+        return f"{super().extra_repr()}, scale={self.scale!r}, {floor}"
+
+
 class ClassesMLP(MLP):
     """An MLP whose output is the log-probabilities of groups of classes."""
 
@@ -114,7 +153,11 @@ class ClassesMLP(MLP):
 
     def forward(self, *inputs: Tensor) -> Parameters:  # type: ignore[override]
         """Inputs [..., in_sizes[i]] to (log-probabilities [..., Z],)."""
-        return (log_probabilities(MLP.forward(self, *inputs), self.classes, self.unimix),)
+        return self.read(MLP.forward(self, *inputs))
+
+    def read(self, raw: Tensor) -> Parameters:
+        """(log-probabilities [..., Z],) of what the second layer gives, [..., Z]."""
+        return (log_probabilities(raw, self.classes, self.unimix),)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, classes={self.classes}, unimix={self.unimix}"
@@ -129,6 +172,8 @@ class ClassesChain(InterleavedChain):
         The rest as in `InterleavedChain`, but for what is Gaussian.
     """
 
+    outputs = 1
+
     def __init__(
         self,
         hidden_size: int,
@@ -138,15 +183,10 @@ class ClassesChain(InterleavedChain):
         *,
         classes: int,
         unimix: float,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(hidden_size, latent_size, embed_size, mlp_size, device=device, dtype=dtype, **options)
+        super().__init__(hidden_size, latent_size, embed_size, mlp_size, **options)
         self.classes, self.unimix = classes, unimix
-        self.weight_out = torch.nn.Parameter(torch.empty(latent_size, mlp_size, device=device, dtype=dtype))
-        self.bias_out = torch.nn.Parameter(torch.empty(latent_size, device=device, dtype=dtype))
-        self.reset_parameters()
 
     def forward(  # type: ignore[override]
         self,

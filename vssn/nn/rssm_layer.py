@@ -18,10 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vssn.nn.blocks import MLP, reset_children
+from vssn.nn.blocks import MLP, is_plain, reset_children
 from vssn.nn.interleaved import SCALES, InterleavedChain
-from vssn.nn.rssm_latents import Classes, ClassesChain, ClassesMLP, Gaussians, Parameters
+from vssn.nn.prepared import is_own
+from vssn.nn.rssm_latents import Classes, ClassesChain, ClassesMLP, GaussianOfScale, Gaussians, Parameters
 from vssn.nn.rssm_states import ClassesState, KLLoss, Observed, RSSMState, kl_loss
+from vssn.nn.rssm_steps import RSSMSteps
 from vssn.utils.checks import (
     require_choice,
     require_like,
@@ -33,9 +35,7 @@ from vssn.utils.checks import (
 )
 from vssn.utils.sequences import valid_steps, zero_padding
 from vssn.utils.values import require_finite
-from vssn_kernels import gaussian_mlp
 from vssn_kernels.activations import MORE_ACTIVATIONS
-from vssn_kernels.reference.interleaved import log_variance
 
 STARTS = ("zeros", "learned")
 LATENTS = ("gaussian", "categorical")
@@ -48,40 +48,6 @@ class Inferred(NamedTuple):
     z: Tensor  # [T, B, Z]
     posterior: Parameters  # of q, each [T, B, Z]
     prior: Parameters  # of p
-
-
-class GaussianOfScale(MLP):
-    """An MLP whose output is the mean and the raw scale of Z Gaussians, read as `scale` says.
-
-    Args:
-        scale: "logvar": logvar = min_logvar + softplus(raw - min_logvar); "softplus": std = softplus(raw) + min_std.
-    """
-
-    def __init__(
-        self,
-        in_sizes: tuple[int, ...],
-        hidden_size: int,
-        latent_size: int,
-        activation: str,
-        scale: str,
-        min_logvar: float,
-        min_std: float,
-        **factory: Any,
-    ) -> None:
-        super().__init__(in_sizes, hidden_size, 2 * latent_size, activation, **factory)
-        self.scale, self.min_logvar, self.min_std = scale, min_logvar, min_std
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Inputs [..., in_sizes[i]] to the mean and the log-variance, each [..., Z]."""
-        if self.scale == "logvar" and self._is_fused():
-            weights = self._parameters_in_order()
-            return gaussian_mlp(inputs, *weights, activation=self.activation, min_logvar=self.min_logvar)
-        mu, raw = MLP.forward(self, *inputs).chunk(2, -1)
-        return mu, log_variance(raw, self.scale, self.min_logvar, self.min_std)
-
-    def extra_repr(self) -> str:
-        floor = f"min_std={self.min_std}" if self.scale == "softplus" else f"min_logvar={self.min_logvar}"
-        return f"{super().extra_repr()}, scale={self.scale!r}, {floor}"
 
 
 class BesideLatent(nn.Module):
@@ -263,7 +229,8 @@ class RSSMLayer(nn.Module):
             Observed(posterior, prior), each RSSMState(mean, std, stoch, deter) of [T, B, ·].
 
         Raises:
-            ValueError, TypeError: naming the argument, what was expected and what came.
+            ValueError, TypeError: naming the argument, what was expected and what came; so too for NaN and infinity
+                (DataError, a ValueError; on a GPU with VSSN_CHECK=1 only).
         """
         like = self.a_parameter()
         embed = require_tensor("embed", embed)
@@ -272,8 +239,8 @@ class RSSMLayer(nn.Module):
         require_like("embed", embed, like)
         require_finite("embed", embed, "its encoder gave what is no number")
         steps, batch = embed.shape[:2]
-        action = self._check_action(action, (steps, batch), "[T, B, U]")
         is_first = check_is_first(is_first, (steps, batch), "[T, B]", embed)
+        action = self._check_action(action, (steps, batch), "[T, B, U]", is_first=is_first)
         start = None if state is None else self._check_state(state, batch)
         noise = self._check_noise(noise, (steps, batch, self.latent_size), "[T, B, Z]", embed)
         result = self(embed, action, noise, start, is_first)
@@ -306,23 +273,24 @@ class RSSMLayer(nn.Module):
             RSSMState of [K, B, ·].
 
         Raises:
-            ValueError, TypeError: naming the argument, what was expected and what came.
+            ValueError, TypeError: naming the argument, what was expected and what came; so too for NaN and infinity
+                (DataError, a ValueError; on a GPU with VSSN_CHECK=1 only).
         """
-        stoch = state[-2] if isinstance(state, tuple) and len(state) > 1 else None
-        batch = stoch.shape[0] if isinstance(stoch, Tensor) and stoch.dim() == 2 else 0
-        h, z = self._check_state(state, batch)
+        h, z = self._check_state(state)
+        batch = len(h)
         current: Any = (RSSMState if isinstance(self.latent, Gaussians) else ClassesState)(*state)
         count = self._count_steps(action, steps)
         if not callable(action):  # so is no tensor
             self._check_action(action, (count, batch), "[K, B, U]")
         noise = self._check_noise(noise, (count, batch, self.latent_size), "[K, B, Z]", z)
+        step = self.prior_steps() if count > 1 else self.step_from_prior
         states = []
         for k in range(count):
             if callable(action):
                 here = self._check_action(action(current), (batch,), "[B, U]", "what action returns")
             else:
                 here = None if action is None else action[k]
-            h, z, parameters = self.step_from_prior(h, z, here, noise[k])
+            h, z, parameters = step(h, z, here, noise[k])
             current = self._state(parameters, z, h)
             states.append(current)
         if not states:
@@ -358,7 +326,12 @@ class RSSMLayer(nn.Module):
         return steps
 
     def _check_action(
-        self, action: Tensor | None, leading: tuple[int, ...], letters: str, name: str = "action"
+        self,
+        action: Tensor | None,
+        leading: tuple[int, ...],
+        letters: str,
+        name: str = "action",
+        is_first: Tensor | None = None,
     ) -> Tensor | None:
         if not self.action_size:
             if action is not None:
@@ -368,16 +341,26 @@ class RSSMLayer(nn.Module):
             raise ValueError(f"{name} is missing: this model has actions of size {self.action_size}")
         require_shape(name, action, letters, (*leading, self.action_size))
         require_like(name, action, self.a_parameter())
+        require_finite(name, action, "fill in what is missing", None if is_first is None else ~is_first)
         return action
 
-    def _check_state(self, state: object, batch: int) -> tuple[Tensor, Tensor]:
-        """h [B, H] and z [B, Z]."""
+    def _check_state(self, state: object, batch: int | None = None) -> tuple[Tensor, Tensor]:
+        """h [B, H] and z [B, Z]; B is that of stoch if it is not given."""
         names = ", ".join((*self.latent.names, "stoch", "deter"))
         *_, stoch, deter = require_parts("state", state, f"({names})")
+        if batch is None:
+            stoch = require_tensor("state's stoch", stoch)
+            if stoch.dim() != 2:
+                of_steps = "; of the states of several steps take .at(-1) or .flat()" if stoch.dim() == 3 else ""
+                raise ValueError(
+                    f"state's stoch must have shape [B, {self.latent_size}], got {list(stoch.shape)}{of_steps}"
+                )
+            batch = len(stoch)
         sizes = (("state's stoch", stoch, "Z", self.latent_size), ("state's deter", deter, "H", self.hidden_size))
         for name, part, letter, size in sizes:
             require_shape(name, part, f"[B, {letter}]", (batch, size))
             require_like(name, part, self.a_parameter(), or_float32=True)
+            require_finite(name, part, "start anew with initial(batch_size)")
         return deter, stoch
 
     def _check_noise(self, noise: Tensor | None, shape: tuple[int, ...], letters: str, like: Tensor) -> Tensor:
@@ -385,6 +368,7 @@ class RSSMLayer(nn.Module):
             return torch.randn(shape, dtype=like.dtype, device=like.device)
         require_shape("noise", noise, letters, shape)
         require_like("noise", noise, like)
+        require_finite("noise", noise, "draw it from a standard normal distribution")
         return noise
 
     # What the model is made of
@@ -446,6 +430,13 @@ class RSSMLayer(nn.Module):
         h = self.chain.step(self.gates_bias, self.action(action, ()), h, z)
         parameters = self.prior(h)
         return h, self.latent.draw(parameters, eps), parameters
+
+    def prior_steps(self) -> Callable[..., tuple[Tensor, Tensor, Parameters]]:
+        """`step_from_prior` for a loop of many steps, in which no weight changes."""
+        plain = is_own(self, RSSMLayer, "step_from_prior") and is_plain(self.action, BesideLatent)
+        if not plain or torch.is_grad_enabled():
+            return self.step_from_prior
+        return RSSMSteps(self)
 
     def extra_repr(self) -> str:
         return (

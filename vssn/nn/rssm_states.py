@@ -94,7 +94,7 @@ def kl_loss(
         average: that of the mean over the batch, as Dreamer v1 and v2 have it, rather than of every step.
 
     Returns:
-        KLLoss(loss scalar, kl [T, B] in nats).
+        KLLoss(loss scalar, kl [T, B] in nats); the loss is 0 where there is no step.
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
@@ -113,6 +113,8 @@ def kl_loss(
     q, p = (latent.of_shown(parts) for parts in shown)
     kl = latent.kl(q, p)
     balanced = balanced_kl(latent, kl, q, p, balance)
+    if not balanced.numel():
+        return KLLoss(balanced.sum(), kl)
     if average:
         balanced = balanced.mean()
     return KLLoss(balanced.clamp(min=free_bits).mean() if free_bits else balanced.mean(), kl)
