@@ -193,8 +193,10 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
         h.load_over(over.before, batch, t - 1, tile(slot), H);
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-            const T* p = static_cast<const T*>(k.gates) + 4 * ((t * k.B + batch.row + j) * H + unit);
-            over.gates[j].load_over(p, batch.valid(t, j) ? H - unit : 0);
+            const bool there = batch.valid(t, j);
+            const int64_t at =
+                there ? 4 * ((t * k.B + batch.row + j) * H + unit) : 0;  // of no steps there is no memory
+            over.gates[j].load_over(static_cast<const T*>(k.gates) + at, there ? H - unit : 0);
         }
     }
 
