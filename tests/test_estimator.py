@@ -18,6 +18,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.utils.validation import check_is_fitted
 
 import vssn
+from vssn import estimator
 from vssn.errors import CheckpointError, DataError, NotFittedError
 
 N, T, X, U, D, Z = 12, 20, 2, 1, 6, 3
@@ -205,8 +206,8 @@ def test_controls_have_the_form_of_the_frames(driven: vssn.Forecaster) -> None:
 
 def test_one_long_series_is_cut_into_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    real = vssn.estimator.FileDataset
-    monkeypatch.setattr(vssn.estimator, "FileDataset", lambda source: seen.append(source.x) or real(source))
+    real = estimator.FileDataset
+    monkeypatch.setattr(estimator, "FileDataset", lambda source: seen.append(source.x) or real(source))
     x = np.sin(np.arange(100.0) / 3)[:, None]
     vssn.Forecaster(**SMALL | {"max_epochs": 1}, window=25, validation=0.2).fit(x)
     train, valid = seen

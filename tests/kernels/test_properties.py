@@ -14,8 +14,6 @@ from vssn_kernels.testing import FULL, HALF, OPS, Sample, Target, targets
 
 # Cases that failed once.
 EXAMPLES: tuple[Case, ...] = (
-    # A relu's jump, which rounding moves, counted as an error of the gradients.
-    Case("mlp", (1, 42, 4, 31, 48, 16), seed=1, choices=(("activation", "relu"), ("one", False))),
     # In bfloat16 a sum of few numbers that cancel; states that a weight of 3 drives apart; one number of a steep KL.
     Case("gru_sequence", (3, 12, 1), seed=0, ragged="full", choices=(("reverse", False),)),
     Case("gru_sequence", (40, 9, 1), seed=64, ragged="full", choices=(("reverse", True),)),
@@ -26,6 +24,8 @@ EXAMPLES: tuple[Case, ...] = (
         ragged="full",
         choices=(("activation", "tanh"), ("min_logvar", -12.0), ("prior", True)),
     ),
+    # A relu's jump, which rounding moves, counted as an error of the gradients.
+    Case("mlp", (1, 42, 4, 31, 48, 16), seed=1, choices=(("activation", "relu"), ("one", False))),
 )
 
 TARGETS = [*targets(*FULL), *(target for target in targets(*HALF) if target.backend != "reference")]
