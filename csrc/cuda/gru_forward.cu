@@ -238,7 +238,7 @@ gru_forward_kernel(ForwardParams params) {
             // The turn behind this one, and the exchanges that it waits for.
             const int next_turn = kTakesTurns && turn + 1 < turns ? turn + 1 : 0, next_s = s + (next_turn == 0 ? 1 : 0);
             [[maybe_unused]] const unsigned next_done = team.done + (next_turn == 0 ? 1 : 0);
-            const bool more = kTakesTurns ? next_s < longest : !last;
+            const bool more = kTakesTurns || known == Exchange::cluster ? next_s < longest : !last;
             if constexpr (kTakesTurns) {
                 if (kTwoStates && more) team.await_turn(next_turn, next_done);
                 await_copies();
