@@ -128,6 +128,12 @@ class Case:
         return found | {name: _Error.of(value, want_grads[name], of_gradients) for name, value in grads.items()}
 
 
+def require_within(case: Case, ratios: dict[str, float], where: str = "") -> None:
+    """Raises AssertionError naming what is too far off, of what `Case.run` found."""
+    wrong = {name: f"{ratio:.3g}" for name, ratio in ratios.items() if not ratio <= 1}
+    assert not wrong, f"{case}{where}: times the tolerance: {wrong}"
+
+
 class _Error(NamedTuple):
     """Of one tensor."""
 

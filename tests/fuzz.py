@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from drawn_calls import Case, cases
+from drawn_calls import Case, cases, require_within
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from vssn_kernels.testing import Target, ops_of, targets
@@ -35,8 +35,7 @@ class Tally:
         for name, ratio in ratios.items():
             if not ratio <= self.worst:
                 self.worst, self.where = ratio, name
-        wrong = {name: f"{ratio:.3g}" for name, ratio in ratios.items() if not ratio <= 1}
-        assert not wrong, f"{case}: times the tolerance: {wrong}"
+        require_within(case, ratios)
 
 
 def draw_round(op: str, target: Target, number: int, count: int, tally: Tally, until: float) -> bool:

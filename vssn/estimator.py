@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vssn.data.batching import PaddedBatch
 from vssn.data.files import FileDataset, hold_out, windows
 from vssn.data.formats.base import Source, numbered
 from vssn.data.layouts import sequences_of
@@ -28,7 +29,6 @@ from vssn.errors import CheckpointError, DataError, NotFittedError
 from vssn.inference.by_sequence import (
     Call,
     Found,
-    Padded,
     by_sequence,
     frames_and_controls,
     require_finite_or_missing,
@@ -216,11 +216,11 @@ class Forecaster:
                 f"u_future must have as many sequences as x, each of {steps} frames as steps says; got others"
             )
 
-        def call(model: SequenceModel, batch: Padded) -> Forecast:
+        def call(model: SequenceModel, batch: PaddedBatch, seed: int) -> Forecast:
             here = slice(batch.first, batch.first + len(batch.lengths))
             to_come = None if ahead is None else torch.stack(ahead[here]).to(batch.x)
             known: dict[str, Any] = {"u": batch.u, "u_future": to_come, "lengths": batch.lengths}
-            found: Forecast = model.forecast(batch.x, steps, samples, quantiles, **known, seed=batch.seed)
+            found: Forecast = model.forecast(batch.x, steps, samples, quantiles, **known, seed=seed)
             return found
 
         found = self._apply(call, x, u, whole=True)
@@ -241,8 +241,8 @@ class Forecaster:
 
         samples, quantiles = _plain(samples), _plain(quantiles)
 
-        def call(model: SequenceModel, batch: Padded) -> Imputation:
-            return model.impute(batch.x, None, samples, quantiles, u=batch.u, lengths=batch.lengths, seed=batch.seed)
+        def call(model: SequenceModel, batch: PaddedBatch, seed: int) -> Imputation:
+            return model.impute(batch.x, None, samples, quantiles, u=batch.u, lengths=batch.lengths, seed=seed)
 
         found = self._apply(call, x, u)
         kept = [None if parts is None else list(map(with_observed, found.xs, parts)) for parts in found.results]
@@ -255,8 +255,8 @@ class Forecaster:
             kind: "smooth", given the whole sequence, or "filter", each frame given those up to it.
         """
 
-        def call(model: SequenceModel, batch: Padded) -> tuple[Tensor]:
-            latents = model.latents(batch.x, batch.u, batch.lengths, kind=kind, seed=batch.seed)
+        def call(model: SequenceModel, batch: PaddedBatch, seed: int) -> tuple[Tensor]:
+            latents = model.latents(batch.x, batch.u, batch.lengths, kind=kind, seed=seed)
             return (torch.cat((latents.d, latents.z), -1),)
 
         found = self._apply(call, x, u)
@@ -285,8 +285,8 @@ class Forecaster:
         return total / max(sum(int((~part.isnan()).any(-1).sum()) for part in found.xs), 1)
 
     def _scores(self, x: Any, u: Any, samples: int) -> Found:
-        def call(model: SequenceModel, batch: Padded) -> tuple[Tensor]:
-            terms = model.score(batch.x, batch.u, batch.lengths, samples=samples, seed=batch.seed)
+        def call(model: SequenceModel, batch: PaddedBatch, seed: int) -> tuple[Tensor]:
+            terms = model.score(batch.x, batch.u, batch.lengths, samples=samples, seed=seed)
             return (terms[..., None],)
 
         found = self._apply(call, x, u)

@@ -238,6 +238,8 @@ gru_forward_kernel(ForwardParams params) {
             // The turn behind this one, and the exchanges that it waits for.
             const int next_turn = kTakesTurns && turn + 1 < turns ? turn + 1 : 0, next_s = s + (next_turn == 0 ? 1 : 0);
             [[maybe_unused]] const unsigned next_done = team.done + (next_turn == 0 ? 1 : 0);
+            // The same where no tiles take turns; which of the two leaves a kernel its registers differs (sm_120,
+            // tf32).
             const bool more = kTakesTurns || known == Exchange::cluster ? next_s < longest : !last;
             if constexpr (kTakesTurns) {
                 if (kTwoStates && more) team.await_turn(next_turn, next_done);

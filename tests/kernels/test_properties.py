@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from drawn_calls import Case, cases
+from drawn_calls import Case, cases, require_within
 from hypothesis import HealthCheck, given, settings
 
 from vssn_kernels.testing import FULL, HALF, OPS, Sample, Target, targets
@@ -40,7 +40,7 @@ def test_drawn_calls(op: str, target: Target) -> None:
     @settings(max_examples=10, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(cases(op))
     def check(case: Case) -> None:
-        assert_within(case, target)
+        require_within(case, case.run(target), f" on {target}")
 
     check()
 
@@ -48,13 +48,7 @@ def test_drawn_calls(op: str, target: Target) -> None:
 @pytest.mark.parametrize("case", EXAMPLES, ids=lambda case: f"{case.op}-{case.seed}")
 @each_target
 def test_what_failed_once(case: Case, target: Target) -> None:
-    assert_within(case, target)
-
-
-def assert_within(case: Case, target: Target) -> None:
-    """Raises AssertionError naming what is too far off."""
-    wrong = {name: f"{ratio:.3g}" for name, ratio in case.run(target).items() if not ratio <= 1}
-    assert not wrong, f"{case} on {target}: times the tolerance: {wrong}"
+    require_within(case, case.run(target), f" on {target}")
 
 
 def test_a_wrong_kernel_is_seen_beside_other_draws(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -181,25 +181,6 @@ def check_missing(model: SequenceModel, sequences: Iterable[Tensor]) -> None:
             f"--data: {missing} of {sum(part.numel() for part in gaps)} numbers of x are missing, and the model takes "
             "none that are; fill them in, or train one with model.masked: true (vssn fit --set model.masked=true)"
         )
-
-
-class Batch(NamedTuple):
-    first: int  # index of its first sequence
-    x: Tensor  # [T, B, X], NaN where missing, zeros at padding
-    u: Tensor | None  # [T, B, U]
-    lengths: Tensor  # [B]
-
-
-def batches(x: Sequence[Tensor], u: Sequence[Tensor] | None, size: int, like: Tensor) -> Iterator[Batch]:
-    """In their order, on the device and in the dtype of `like`."""
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
-    for first in range(0, len(x), size):
-        here = slice(first, first + size)
-        lengths = torch.tensor([len(part) for part in x[here]], device=like.device)
-        controls = None if u is None else pad_sequence(list(u[here])).to(like)
-        yield Batch(first, pad_sequence(list(x[here])).to(like), controls, lengths)
 
 
 class Progress:

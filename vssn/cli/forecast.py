@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from vssn.cli.common import Applied, Progress, add_inference, batches, check_missing, data_of, say_written, use_threads
+from vssn.cli.common import Applied, Progress, add_inference, check_missing, data_of, say_written, use_threads
 from vssn.utils.command import positive, writing
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     import numpy as np
 
+    from vssn.data.batching import padded_batches
     from vssn.output.results import times_ahead, times_of, write_forecast
     from vssn.output.tables import Frames
     from vssn.output.targets import choose
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     mean, samples = [], []
     size = options.batch_size or config.data.batch_size
     with Progress("forecasting", len(past)) as progress:
-        for batch in batches(past, known, size, model.a_parameter()):
+        for batch in padded_batches(past, known, size, model.a_parameter()):
             to_come = None
             if ahead is not None:
                 to_come = _stacked(ahead[batch.first : batch.first + len(batch.lengths)], batch.x)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vssn.cli.common import Progress, add_inference, batches, check_missing, data_of, say_written, use_threads
+from vssn.cli.common import Progress, add_inference, check_missing, data_of, say_written, use_threads
 from vssn.utils.command import writing
 
 
@@ -24,6 +24,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     import numpy as np
 
+    from vssn.data.batching import padded_batches
     from vssn.output.results import times_of, write_imputed
     from vssn.output.tables import Frames
     from vssn.output.targets import choose
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     mean, samples = [], []
     size = options.batch_size or config.data.batch_size
     with Progress("filling gaps", len(source.x)) as progress:
-        for batch in batches(source.x, source.u if model.control_size else None, size, model.a_parameter()):
+        for batch in padded_batches(source.x, source.u if model.control_size else None, size, model.a_parameter()):
             filled = model.impute(
                 batch.x,
                 u=batch.u,

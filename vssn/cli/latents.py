@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vssn.cli.common import Progress, add_inference, batches, check_missing, data_of, say_written, use_threads
+from vssn.cli.common import Progress, add_inference, check_missing, data_of, say_written, use_threads
 from vssn.utils.command import writing
 
 
@@ -26,6 +26,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from vssn.data.batching import padded_batches
     from vssn.output.results import times_of
     from vssn.output.tables import write_latents
     from vssn.output.targets import LATENTS, choose
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     states: dict[str, list[Any]] = {letter: [] for letter in "dzw"}
     size = options.batch_size or config.data.batch_size
     with Progress("inferring states", len(source.x)) as progress:
-        for batch in batches(source.x, source.u if model.control_size else None, size, model.a_parameter()):
+        for batch in padded_batches(source.x, source.u if model.control_size else None, size, model.a_parameter()):
             found = model.latents(
                 batch.x,
                 u=batch.u,

@@ -294,3 +294,24 @@ def sequence_loader(
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
     )
+
+
+class PaddedBatch(NamedTuple):
+    """B sequences side by side, in the order that they came in; [B, T, ·] with batch_first."""
+
+    first: int  # index of the first
+    x: Tensor  # [T, B, X], NaN where missing, zeros at padding
+    u: Tensor | None  # [T, B, U]
+    lengths: Tensor  # [B]
+
+
+def padded_batches(
+    x: Sequence[Tensor], u: Sequence[Tensor] | None, size: int, like: Tensor, batch_first: bool = False
+) -> Iterator[PaddedBatch]:
+    """Of `size` sequences each, on the device and in the dtype of `like`."""
+    for first in range(0, len(x), size):
+        here = slice(first, first + size)
+        lengths = torch.tensor([len(part) for part in x[here]], device=like.device)
+        padded = [None if parts is None else pad_sequence(list(parts[here]), batch_first).to(like) for parts in (x, u)]
+        assert padded[0] is not None
+        yield PaddedBatch(first, padded[0], padded[1], lengths)

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from vssn.data.batching import PaddedBatch, padded_batches
 from vssn.data.layouts import Layout, sequences_of
 from vssn.data.splits import check_values
 from vssn.nn.interface import SequenceModel
 from vssn.utils.random import mixed_seed
 from vssn.utils.values import REAL
-
-
-class Padded(NamedTuple):
-    """B sequences as a model with batch_first takes them."""
-
-    first: int  # index of the first
-    x: Tensor  # [B, T, X] of the model's dtype, NaN where missing
-    u: Tensor | None  # [B, T, U]
-    lengths: Tensor  # [B]
-    seed: int
 
 
 class Found(NamedTuple):
@@ -36,7 +26,7 @@ class Found(NamedTuple):
         return None if parts is None else self.layout.back(parts, 1 if parts[0].dim() == 3 else 0)
 
 
-Call = Callable[[Any, Padded], Sequence[Tensor | None]]
+Call = Callable[[Any, PaddedBatch, int], Sequence[Tensor | None]]  # model, batch with batch_first, seed
 
 
 def frames_and_controls(x: Any, u: Any) -> tuple[list[Tensor], list[Tensor] | None, Layout]:
@@ -74,8 +64,8 @@ def by_sequence(
         raise ValueError(f"x must have {model.x_size} features as in fit, got {came}")
     require_finite_or_missing(xs)
     found: list[list[Tensor] | None] = []
-    for batch in _batches(xs, us, model.a_parameter(), seed, batch_size):
-        results = call(model, batch)
+    for batch in padded_batches(xs, us, batch_size, model.a_parameter(), batch_first=True):
+        results = call(model, batch, mixed_seed(seed, batch.first))
         found = found or [None if result is None else [] for result in results]
         for parts, result in zip(found, results, strict=True):
             if parts is not None and result is not None:
@@ -89,13 +79,3 @@ def with_observed(x: Tensor, filled: Tensor) -> Tensor:
     x = x.to(filled.device)
     dtype = x.dtype if x.is_floating_point() else filled.dtype
     return torch.where(x.isnan(), filled.to(dtype), x.to(dtype))
-
-
-def _batches(xs: list[Tensor], us: list[Tensor] | None, like: Tensor, seed: int, size: int) -> Iterator[Padded]:
-    """In their order."""
-    for first in range(0, len(xs), size):
-        here = slice(first, first + size)
-        x = pad_sequence([part.to(like) for part in xs[here]], batch_first=True)
-        u = None if us is None else pad_sequence([part.to(like) for part in us[here]], batch_first=True)
-        lengths = torch.tensor([len(part) for part in xs[here]], device=like.device)
-        yield Padded(first, x, u, lengths, mixed_seed(seed, first))

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 from vssn.likelihoods.base import Likelihood
 from vssn.models.base import FrameModel
-from vssn.nn.given import check_noise, check_state, draw_noise
+from vssn.nn.given import check_noise, check_starts, check_state, draw_noise
 from vssn.nn.interface import EncodedBatch, Floats, Hiding, PriorSteps, SequenceOutput
 from vssn.nn.prepared import is_own
-from vssn.nn.rssm_layer import Inferred, RSSMLayer, check_is_first
+from vssn.nn.rssm_layer import Inferred, RSSMLayer
 from vssn.nn.rssm_particles import RSSMParticles, floats_of_particles
 from vssn.nn.rssm_states import KLLoss, Observed, RSSMState, balanced_kl, check_balance, kl_loss
 from vssn.nn.states import AnyState, Inference, State
 from vssn.utils.checks import require_choice, require_factor, require_like, require_size, require_tensor
 from vssn.utils.numbers import Count, NotNegative, Share
 from vssn.utils.scaling import Scaling
-from vssn.utils.sequences import last_valid, swap, zero_padding
+from vssn.utils.sequences import last_valid, zero_padding
 from vssn.utils.values import nan_as_missing, require_finite
 
 CONTROLS = ("external", "none")
@@ -187,11 +187,9 @@ class RSSM(FrameModel):
         """
         kl_weight = require_factor("kl_weight", kl_weight)
         given = self.prepare(x, _without_first(u, is_first), lengths, state, mask, coordinated_dropout)
-        x = given.x
-        steps, batch = x.shape[:2]
-        shape, letters = ((batch, steps), "[B, T]") if self.batch_first else ((steps, batch), "[T, B]")
-        given = given._replace(resets=swap(check_is_first(is_first, shape, letters, x), self.batch_first))
-        sizes = self.noise_sizes
+        x, sizes = given.x, self.noise_sizes
+        if is_first is not None:
+            given = given._replace(resets=check_starts("is_first", is_first, x, self.batch_first, "the frames are"))
         if noise is None:
             noise = draw_noise(x, sizes)
         else:
@@ -278,8 +276,7 @@ class RSSM(FrameModel):
         return RSSMParticles(self.layer, given)
 
     def decode_particles(self, drawn: Tensor, d: Tensor) -> Tensor:
-        h, z = drawn.split((self.layer.hidden_size, self.layer.latent_size), -1)
-        return self.decode(z, h)
+        return self.decode(*drawn.split((self.layer.latent_size, self.layer.hidden_size), -1))
 
     def floats_per_frame(self, x: Tensor) -> Floats:
         shared, states, emission, between = floats_of_particles(self.layer)

@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from vssn.likelihoods.base import Likelihood
 from vssn.models.base import FrameModel
 from vssn.nn.blocks import GaussianMLP, SplitLinear, is_plain
-from vssn.nn.given import check_noise, check_resets, check_state, draw_noise
+from vssn.nn.given import check_noise, check_starts, check_state, draw_noise
 from vssn.nn.interface import EncodedBatch, Floats, Hiding, PriorSteps, SequenceOutput
 from vssn.nn.interleaved import InterleavedChain
-from vssn.nn.prepared import VRNNSteps, is_own
+from vssn.nn.log_ratio import log_ratio
+from vssn.nn.prepared import is_own
 from vssn.nn.states import AnyState, Inference, State
-from vssn.nn.vrnn_particles import VRNNParticles, log_ratio
+from vssn.nn.vrnn_particles import VRNNParticles
+from vssn.nn.vrnn_steps import VRNNSteps
 from vssn.utils.checks import (
     require_choice,
     require_factor,
@@ -230,7 +232,7 @@ class VRNN(FrameModel):
         given = super().prepare(x, u, lengths, state, mask, coordinated_dropout)
         if resets is None:
             return given
-        resets = check_resets(resets, given.x, self.batch_first)
+        resets = check_starts("resets", resets, given.x, self.batch_first)
         previous, first, *more = given.controls
         none = resets[..., None]
         controls = (torch.where(none, 0, previous), torch.where(none, 1, first), *more)
@@ -355,7 +357,7 @@ class VRNN(FrameModel):
         h = self.chain.step(gates[0], self.bias_embed, state.d, state.z)[None]
         mu, logvar = self.chain.posterior(context, h)
         z = mu + torch.exp(logvar / 2) * noise[1]
-        return h[0], z[0], log_ratio(z, noise[1], logvar, self.prior_of(h, given.controls[2:]))[0]
+        return h[0], z[0], log_ratio(z, noise[1], logvar, *self.prior_of(h, given.controls[2:]))[0]
 
     def decode(self, z: Tensor, d: Tensor) -> Tensor:
         return super().decode(self.chain.embed(self.bias_embed, z), d)

@@ -75,13 +75,14 @@ def check_noise(
     return tuple(parts)
 
 
-def check_resets(resets: object, like: Tensor, batch_first: bool) -> Tensor:
-    """[T, B] bool, time-major. Raises TypeError or ValueError where they do not fit `like` [T, B, ·]."""
-    given = require_tensor("resets", resets, "bool torch.Tensor")
+def check_starts(name: str, starts: object, like: Tensor, batch_first: bool = False, of: str = "x is") -> Tensor:
+    """Where sequences start anew, [T, B] bool, time-major. Raises TypeError or ValueError where it does not fit `like`
+    [T, B, ·]. Args: of: what `like` stands for in a message."""
+    given = require_tensor(name, starts, "bool torch.Tensor")
     if given.dtype != torch.bool:
-        raise TypeError(f"resets must be a bool torch.Tensor, got {given.dtype}; convert it with .bool()")
+        raise TypeError(f"{name} must be a bool torch.Tensor, got {given.dtype}; convert it with .bool()")
     steps, batch = like.shape[:2]
     expected = ("[B, T]", (batch, steps)) if batch_first else ("[T, B]", (steps, batch))
-    require_shape("resets", given, *expected)
-    require_device("resets", given, like.device, "x is")
+    require_shape(name, given, *expected)
+    require_device(name, given, like.device, of)
     return swap(given, batch_first)

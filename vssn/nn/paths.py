@@ -14,6 +14,7 @@ from torch import Tensor
 from vssn.nn.blocks import Recurrence, is_plain, is_plain_latent, is_plain_recurrence
 from vssn.nn.latent_chain import fuses_latents, infer_latent, infer_latents_by_steps
 from vssn.nn.layer import VSSNLayer
+from vssn.nn.log_ratio import log_ratio
 from vssn.nn.states import AnyState, Inference
 from vssn.utils.sequences import with_first
 
@@ -184,14 +185,14 @@ class LayerParticles:
             d_before, a_after = d_before.split((layer.hidden_size, layer.backward_size), -1)
         kinds = self.kinds(eps_w.shape[1])
         lengths = (self.lengths - start).clamp(0, stop - start).repeat(kinds)
-        log_ratio = eps_w.new_zeros(eps_w.shape[:3])
+        ratio = eps_w.new_zeros(eps_w.shape[:3])
         d, d_last = eps_w.new_zeros(stop - start, kinds * self.batch, 0), d_before
         if layer.hidden_size:
             w = eps_w[:, :kinds]  # of size 0 without noise
             if layer.noise_size:
                 logvar = self.logvar_w[frames, None]
                 w = self.mu_w[frames, None] + torch.exp(logvar / 2) * eps_w
-                log_ratio = (eps_w.square() + logvar - w.square()).sum(-1) / 2
+                ratio = log_ratio(w, eps_w, logvar)
             if self.duration_gates is None:
                 inputs = (*(self._of_kinds(part[frames], kinds) for part in self.controls), w.flatten(1, 2))
                 d, d_last = layer.duration(inputs, d_before, lengths=lengths)
@@ -202,7 +203,7 @@ class LayerParticles:
                 d, d_last = layer.duration.run(gates.flatten(1, 2), d_before, lengths=lengths)
                 del gates
         if a_after is None or not layer.latent_size:
-            return log_ratio, d, d_last, None, d_before.new_zeros(len(d_before), layer.backward_size)
+            return ratio, d, d_last, None, d_before.new_zeros(len(d_before), layer.backward_size)
         recurrence, reverse = layer.backward_recurrence, not layer.carries_a
         if self.backward_gates is None:
             parents = layer.parents(d, tuple(part[frames] for part in self.controls))
@@ -215,8 +216,8 @@ class LayerParticles:
                 gates = own.view(stop - start, kinds, self.batch, -1).add_(gates)
             a, a_edge = recurrence.run(gates.flatten(1, 2), a_after, lengths=lengths, reverse=reverse)
         if layer.carries_a:
-            return log_ratio, d, torch.cat((d_last, a_edge), -1), a, a_edge[:, :0]
-        return log_ratio, d, d_last, a, a_edge
+            return ratio, d, torch.cat((d_last, a_edge), -1), a, a_edge[:, :0]
+        return ratio, d, d_last, a, a_edge
 
     def hidden_inputs(self, d: Tensor, a: Tensor | None, start: int, stop: int) -> tuple[Tensor, ...] | None:
         """What stands beside z in the posterior and in the prior: the hidden inputs of plain networks [S, kinds B, M],
@@ -247,8 +248,7 @@ class LayerParticles:
         else:
             a, *parents = hidden_inputs
             z, _, logvar, prior_mu, prior_logvar = infer_latents_by_steps(layer, a, tuple(parents), z_before, eps)
-        terms = (z - prior_mu).square_().mul_(torch.exp(-prior_logvar)).add_(prior_logvar)
-        return z, (eps.square() + logvar - terms).sum(-1) / 2
+        return z, log_ratio(z, eps, logvar, prior_mu, prior_logvar)
 
     def _of_kinds(self, rows: Tensor, kinds: int) -> Tensor:
         """[S, B, ·] to [S, kinds B, ·]."""

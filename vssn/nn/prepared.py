@@ -27,7 +27,7 @@ from vssn.nn.blocks import (
     is_plain_linear,
     is_plain_recurrence,
 )
-from vssn.nn.given import draw_noise
+from vssn.nn.interleaved import InterleavedChain
 from vssn_kernels import gru_sequence
 from vssn_kernels.activations import activate
 from vssn_kernels.ops.prepared import prepare_gru, prepare_mlp
@@ -51,6 +51,15 @@ def prepare_step(recurrence: Recurrence, weight_noise: Tensor | None = None) -> 
     weight = recurrence.weight_hh if weight_noise is None else recurrence.weight_hh + weight_noise
     step = prepare_gru(weight, recurrence.bias_hh, plain)
     return lambda inputs, h: step(input(*inputs)[0], h)
+
+
+def prepare_chain_gru(chain: InterleavedChain) -> Callable[[Tensor, Tensor], Tensor]:
+    """A step of the chain's GRU: step(gates_x [B, 3H] with the embedding's share, h [B, H]), to the next h."""
+
+    def plain(gates_x: Tensor, h: Tensor) -> Tensor:
+        return gru_sequence(gates_x[None], h, chain.weight_hh, chain.bias_hh)[1]
+
+    return prepare_gru(chain.weight_hh, chain.bias_hh, plain)
 
 
 def prepare(network: nn.Module) -> Callable[..., Any]:
@@ -128,51 +137,3 @@ class LayerSteps:
             mu, logvar = self._prior(z[None], self._layer.parents(d[None], controls))
             z = (mu + torch.exp(logvar / 2) * eps_z)[0]
         return d, z
-
-
-class VRNNSteps:
-    """`VRNN.step_from_prior` and `VRNN.decode` for many steps, of a model whose input is plain."""
-
-    def __init__(self, model: Any) -> None:
-        chain, linear = model.chain, model.input
-        hold = model.hold(linear.weight.detach())
-        self._model, self._activation = model, chain.embed_activation
-
-        def embed(z: Tensor) -> Tensor:
-            return z @ chain.weight_embed.T + model.bias_embed
-
-        def gates(*inputs: Tensor) -> Tensor:
-            *others, first, e = inputs
-            gates_x: Tensor = linear(*others) + first * hold[:, 0] + e @ chain.weight_zh.T
-            return gates_x
-
-        def gru(gates_x: Tensor, h: Tensor) -> Tensor:
-            return gru_sequence(gates_x[None], h, chain.weight_hh, chain.bias_hh)[1]
-
-        weights = [*linear.weight.split(linear.in_sizes, 1), hold, chain.weight_zh]
-        sizes = (*linear.in_sizes, 1, chain.embed_size)
-        self._embed = prepare_mlp((model.latent_size,), [chain.weight_embed], model.bias_embed, None, None, embed)
-        self._gates = prepare_mlp(sizes, weights, linear.bias, None, None, gates)
-        self._gru = prepare_gru(chain.weight_hh, chain.bias_hh, gru)
-        self._prior = None if model.prior is None else prepare(model.prior)
-        self._emission = None if model.decoder is not None else prepare(model.emission)
-
-    def step(
-        self, controls: tuple[Tensor, ...], d: Tensor, z: Tensor, noise: tuple[Tensor, ...] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Arguments as in `VRNN.step_from_prior`."""
-        previous, first, *u = controls
-        h = self._gru(self._gates(previous, *u, first, self._embedded(z[None]))[0], d)
-        eps = (draw_noise(h[None], self._model.noise_sizes) if noise is None else noise)[1]
-        if self._prior is None:
-            return h, eps[0]
-        mu, logvar = self._prior(h[None], *u)
-        return h, (mu + torch.exp(logvar / 2) * eps)[0]
-
-    def decode(self, z: Tensor, d: Tensor) -> Tensor:
-        """Arguments as in `VRNN.decode`."""
-        found: Tensor = self._model.decode(z, d) if self._emission is None else self._emission(self._embedded(z), d)
-        return found
-
-    def _embedded(self, z: Tensor) -> Tensor:
-        return activate(self._embed(z), self._activation)

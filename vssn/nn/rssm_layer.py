@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vssn.nn.blocks import MLP, is_plain, reset_children
+from vssn.nn.given import check_starts
 from vssn.nn.interleaved import SCALES, InterleavedChain
 from vssn.nn.prepared import is_own
 from vssn.nn.rssm_latents import Classes, ClassesChain, ClassesMLP, GaussianOfScale, Gaussians, Parameters
@@ -239,7 +240,8 @@ class RSSMLayer(nn.Module):
         require_like("embed", embed, like)
         require_finite("embed", embed, "its encoder gave what is no number")
         steps, batch = embed.shape[:2]
-        is_first = check_is_first(is_first, (steps, batch), "[T, B]", embed)
+        if is_first is not None:
+            is_first = check_starts("is_first", is_first, embed, of="the frames are")
         action = self._check_action(action, (steps, batch), "[T, B, U]", is_first=is_first)
         start = None if state is None else self._check_state(state, batch)
         noise = self._check_noise(noise, (steps, batch, self.latent_size), "[T, B, Z]", embed)
@@ -445,16 +447,3 @@ class RSSMLayer(nn.Module):
             + (f"scale={self.scale!r}" if isinstance(self.latent, Gaussians) else "latent='categorical'")
             + ("" if self.h_0 is None else ", initial_state='learned'")
         )
-
-
-def check_is_first(is_first: Tensor | None, shape: tuple[int, int], letters: str, like: Tensor) -> Tensor | None:
-    """Raises TypeError or ValueError unless it is bool, of that shape, or None."""
-    if is_first is None:
-        return None
-    is_first = require_tensor("is_first", is_first, "bool torch.Tensor")
-    if is_first.dtype != torch.bool:
-        raise TypeError(f"is_first must be a bool torch.Tensor, got {is_first.dtype}; convert it with .bool()")
-    require_shape("is_first", is_first, letters, shape)
-    if is_first.device != like.device:
-        raise ValueError(f"is_first must be on {like.device} as the frames are, got {is_first.device}")
-    return is_first

@@ -7,11 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from vssn.nn.blocks import is_plain
-from vssn.nn.prepared import prepare_layers
+from vssn.nn.prepared import prepare_chain_gru, prepare_layers
 from vssn.nn.rssm_latents import ClassesMLP, GaussianOfScale, Parameters
-from vssn_kernels import gru_sequence
 from vssn_kernels.activations import activate
-from vssn_kernels.ops.prepared import prepare_gru, prepare_mlp
+from vssn_kernels.ops.prepared import prepare_mlp
 
 
 class RSSMSteps:
@@ -29,15 +28,12 @@ class RSSMSteps:
             gates_x: Tensor = e @ chain.weight_zh.T + layer.gates_bias
             return gates_x
 
-        def gru(gates_x: Tensor, h: Tensor) -> Tensor:
-            return gru_sequence(gates_x[None], h, chain.weight_hh, chain.bias_hh)[1]
-
         weights, sizes = [chain.weight_embed], [layer.latent_size]
         if action.weight is not None:
             weights, sizes = [*weights, action.weight], [*sizes, layer.action_size]
         self._embed = prepare_mlp(sizes, weights, action.bias, None, None, embed)
         self._gates = prepare_mlp([layer.joint_size], [chain.weight_zh], layer.gates_bias, None, None, gates)
-        self._gru = prepare_gru(chain.weight_hh, chain.bias_hh, gru)
+        self._gru = prepare_chain_gru(chain)
         if is_plain(layer.prior, GaussianOfScale) or is_plain(layer.prior, ClassesMLP):
             raw, read = prepare_layers(layer.prior), layer.prior.read
             self._prior = lambda h: read(raw(h))
