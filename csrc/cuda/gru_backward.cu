@@ -285,23 +285,21 @@ gru_backward_kernel(BackwardParams params) {
             const S* operand = grads + team.buffer() * grads_size + first_depth * P::kDepth;
             const unsigned char *from_shared = shared_tiles, *from_stream = streamed_tiles;
             int left_in_shared = plan.shared_tiles;
-#pragma unroll 1
-            for (int round = 0; round < plan.rounds && row_tile(round, 0) < row_tiles; ++round) {
-                Accumulator sum[kTiles][kRowTiles] = {};
-                const auto multiply = [&](const typename P::A(&a)[kTiles], int depth) {
+            Accumulator sum[kTiles][kRowTiles] = {};
+            const auto multiply = [&](const typename P::A(&a)[kTiles], int depth) {
 #pragma unroll
-                    for (int n = 0; n < kRowTiles; ++n) {
-                        const auto b = P::load_b(operand + n * kRows * plan.stride + depth * P::kDepth, plan.stride);
+                for (int n = 0; n < kRowTiles; ++n) {
+                    const auto b = P::load_b(operand + n * kRows * plan.stride + depth * P::kDepth, plan.stride);
 #pragma unroll
-                        for (int i = 0; i < kTiles; ++i) P::multiply(sum[i][n], a[i], b);
-                    }
-                };
-                int depth = 0;
-                if (round == 0) {
-#pragma unroll
-                    for (int i = 0; i < kDepth; ++i) multiply(resident[i], i);
-                    depth = kDepth;
+                    for (int i = 0; i < kTiles; ++i) P::multiply(sum[i][n], a[i], b);
                 }
+            };
+            // Every warp has a first round, with the resident tiles before all else.
+#pragma unroll
+            for (int i = 0; i < kDepth; ++i) multiply(resident[i], i);
+            int depth = kDepth, round = 0;
+#pragma unroll 1
+            do {
 #pragma unroll(kAtOnce)
                 for (; depth < plan.depth && left_in_shared > 0; ++depth, left_in_shared -= kTiles) {
                     typename P::A a[kTiles];
@@ -347,7 +345,12 @@ gru_backward_kernel(BackwardParams params) {
                             }
                         }
                 }
-            }
+#pragma unroll
+                for (int i = 0; i < kTiles; ++i)
+#pragma unroll
+                    for (int n = 0; n < kRowTiles; ++n) sum[i][n] = {};
+                depth = 0;
+            } while (++round < plan.rounds && row_tile(round, 0) < row_tiles);
             team.sent(turn);
             // In the others there is no register for it, and a step is longer.
             if (kRowTiles == 1 && P::kTensorCores && s + 4 < longest) prefetch(step_time(s + 4), turn);
