@@ -354,10 +354,12 @@ enum class Instruction : int64_t {
     gru,       // out, gates_x, gates_h, h, H
     copy,      // out, in, N
     add,       // out, in, N
+    wait,
 };
 
 template <class T>
 struct Program {
+    int threads;
     int64_t B;
     int64_t first, last;       // instructions to run
     Rows<const T> x, u;        // [B, X], [B, U]
@@ -367,7 +369,7 @@ struct Program {
     Rows<T> memory;            // [B, size]
     const int64_t* code;       // [n, 8]
     const T* weights;
-    VSSN_FIELDS(B, first, last, x, u, X, x_at, U, u_at, low, high, whole, memory, code, weights)
+    VSSN_FIELDS(threads, B, first, last, x, u, X, x_at, U, u_at, low, high, whole, memory, code, weights)
 };
 
 // ---- The table -------------------------------------------------------------------------------------------

@@ -147,3 +147,83 @@ def test_a_part_of_the_instructions_runs() -> None:
     memory = torch.tensor([[1.0, 2.0, 3.0]])
     assert built.run(memory, None, None, 0, 0, 0, 1, ALL)
     assert memory.tolist() == [[1.0, 1.0, 3.0]]
+
+
+def built_of_many(dtype: torch.dtype, hidden: int) -> program.Program:
+    """Two networks and a GRU that read one another's results, of work enough for three threads."""
+    built = program.Program(dtype)
+    x, h = built.place(70), built.place(hidden)
+    weights = [torch.randn(n, k, dtype=dtype) / k**0.5 for n, k in ((hidden, 70), (hidden, hidden), (33, hidden))]
+    gates = [torch.randn(3 * hidden, hidden, dtype=dtype) / hidden**0.5 for _ in range(2)]
+    bias = torch.randn(3 * hidden, dtype=dtype)
+    first = built.linear([(x, weights[0]), (h, weights[1])], bias[:hidden])
+    built.activate(first, hidden, "tanh")
+    gates_x = built.linear([(first, gates[0])], bias)
+    gates_x = built.linear([(h, gates[1])], None, gates_x)
+    gates_h = built.linear([(h, gates[1])], bias)
+    built.gru(h, gates_x, gates_h, h, hidden)
+    out = built.linear([(h, weights[2])], bias[:33])
+    other = built.place(33)
+    built.copy(other, out, 33)
+    built.add(out, other, 33)
+    return built
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_bits_are_equal_over_threads(dtype: torch.dtype) -> None:
+    threads = torch.get_num_threads()
+    built = built_of_many(dtype, 257)
+    built.finish()
+    memory = torch.randn(3, built.size, dtype=dtype)
+
+    def after(count: int) -> Tensor:
+        torch.set_num_threads(count)
+        copy = memory.clone()
+        assert built.run(copy, None, None, 0, 0, 0, len(built), ALL)
+        return copy
+
+    try:
+        want = after(1)
+        assert not torch.equal(want, memory)
+        assert all(torch.equal(after(count), want) for count in 50 * (2, 3))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def waits(built: program.Program) -> int:
+    built.finish()
+    return int((built.code[:, 0] == program.WAIT).sum())
+
+
+def test_threads_wait_where_one_would_meet_another_and_nowhere_else() -> None:
+    """A second linear onto the same columns, and what is done to them, is the same thread's."""
+    eye = torch.eye(5)
+
+    def made(*instructions: str) -> int:
+        built = program.Program(torch.float32)
+        a, b, gates = built.place(5), built.place(5), built.place(15)
+        last = a
+        for instruction in instructions:
+            if instruction == "linear":
+                last = built.linear([(last, eye)], None)
+            elif instruction == "two":
+                last = built.linear([(a, eye), (b, eye)], torch.zeros(5))
+            elif instruction == "activate":
+                built.activate(last, 5, "tanh")
+            elif instruction == "copy":
+                built.copy(b, last, 5)
+            elif instruction == "overlap":
+                built.copy(last + 1, a, 4)
+            elif instruction == "gru":
+                built.gru(a, gates, gates, a, 5)
+            else:
+                built.activate(gates, 15, "tanh")
+        return waits(built)
+
+    assert made("linear", "activate", "copy") == 0
+    assert made("two", "activate", "copy") == 1  # the copy is what others read
+    assert made("linear", "linear") == 1  # reads what others wrote
+    assert made("two", "gru") == 1  # writes what others read
+    assert made("gates", "gru") == 1  # in other columns than they were written
+    assert made("two", "overlap") == 1
+    assert made("linear", "linear", "two", "gru", "activate") == 2

@@ -1028,14 +1028,16 @@ void test_bernoulli(int64_t N, int64_t X, int threads) {
 // ---- Programs --------------------------------------------------------------------------------------------
 
 // A hidden layer on [x, a part of the memory] and what the other instructions do with it, in a memory that ends with
-// what is written last.
+// what is written last. The gates are copied by other threads than those that read them.
 template <class T>
-void test_program(int64_t B, int64_t X, int64_t N, double tolerance) {
-    const std::string name = "program " + std::to_string(B) + "x" + std::to_string(X) + "x" + std::to_string(N);
+void test_program(int64_t B, int64_t X, int64_t N, int threads, double tolerance) {
+    const std::string name = "program " + std::to_string(B) + "x" + std::to_string(X) + "x" + std::to_string(N) +
+                             " on " + std::to_string(threads);
     draw_anew(name);
     const int64_t wide = kPanelBytes / static_cast<int64_t>(sizeof(T)), P = N <= wide / 4 ? wide / 4 : wide,
                   panels = (N + P - 1) / P;
-    const int64_t x_at = 0, h_at = X, gates_at = h_at + N, hidden_at = gates_at + 3 * N, size = hidden_at + N;
+    const int64_t x_at = 0, h_at = X, gates_at = h_at + N, copy_at = gates_at + 3 * N, hidden_at = copy_at + 3 * N,
+                  size = hidden_at + N;
     const Array x = normal(B * X), h = normal(B * N), gates = normal(B * 3 * N), weight = normal(N * X),
                 bias = normal(N);
     std::vector<T> weights(panels * X * P + N, T(0));
@@ -1049,20 +1051,18 @@ void test_program(int64_t B, int64_t X, int64_t N, double tolerance) {
             memory[b * size + h_at + n] = T(h[b * N + n]);
             for (int64_t g = 0; g < 3; ++g) memory[b * size + gates_at + g * N + n] = T(gates[(b * 3 + g) * N + n]);
         }
-    const std::vector<int64_t> code = {0,  hidden_at, x_at,      X,        N,    0, panels * X * P,
-                                       -1,  // linear
-                                       1,  hidden_at, N,         0,        0,    0, 0,
-                                       0,  // tanh
-                                       2,  h_at,      gates_at,  gates_at, h_at, N, 0,
-                                       0,  // gru
-                                       4,  hidden_at, h_at,      N,        0,    0, 0,
-                                       0,  // add
-                                       3,  h_at,      hidden_at, N,        0,    0, 0,
-                                       0};  // copy
+    const std::vector<std::array<int64_t, 8>> code = {{0, hidden_at, x_at, X, N, 0, panels * X * P, -1},  // linear
+                                                      {1, hidden_at, N, 0},                               // tanh
+                                                      {3, copy_at, gates_at, 3 * N},                      // copy
+                                                      {5},                                                // wait
+                                                      {2, h_at, copy_at, copy_at, h_at, N},               // gru
+                                                      {4, hidden_at, h_at, N},                            // add
+                                                      {3, h_at, hidden_at, N}};                           // copy
     const double infinity = std::numeric_limits<double>::infinity();
-    const bool ran = entries<T>().run_program({.B = B,
+    const bool ran = entries<T>().run_program({.threads = threads,
+                                               .B = B,
                                                .first = 0,
-                                               .last = 5,
+                                               .last = 7,
                                                .x = {rows.data(), X},
                                                .u = {nullptr, 0},
                                                .X = X,
@@ -1073,7 +1073,7 @@ void test_program(int64_t B, int64_t X, int64_t N, double tolerance) {
                                                .high = Compute<T>(infinity),
                                                .whole = false,
                                                .memory = {memory.data(), size},
-                                               .code = code.data(),
+                                               .code = code[0].data(),
                                                .weights = weights.data()});
     Array want, got;
     for (int64_t b = 0; b < B; ++b)
@@ -1091,10 +1091,11 @@ void test_program(int64_t B, int64_t X, int64_t N, double tolerance) {
 }
 
 void test_all() {
-    for (const auto& [B, X, N] : {std::array<int64_t, 3>{1, 1, 1}, {3, 5, 17}, {2, 33, 70}, {0, 3, 2}}) {
-        test_program<double>(B, X, N, 1e-12);
-        test_program<float>(B, X, N, 1e-5);
-    }
+    for (const auto& [B, X, N] : {std::array<int64_t, 3>{1, 1, 1}, {3, 5, 17}, {2, 33, 70}, {0, 3, 2}, {3, 350, 400}})
+        for (int threads : {1, 3}) {
+            test_program<double>(B, X, N, threads, 1e-12);
+            test_program<float>(B, X, N, threads, 1e-5);
+        }
     for (const auto& [B, X, H] : {std::array<int64_t, 3>{1, 1, 1}, {1, 5, 17}, {3, 33, 70}, {13, 4, 40}, {0, 3, 2}})
         for (int threads : {1, 3}) {
             test_gru_step<double>(B, X, H, threads, 1e-12);

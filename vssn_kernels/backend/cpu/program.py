@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,22 @@ from vssn_kernels.activations import ACTIVATIONS
 from vssn_kernels.backend.cpu.call import storage
 
 PANEL_BYTES = 256  # kPanelBytes
-LINEAR, ACTIVATE, GRU, COPY, ADD = range(5)  # Instruction
+LINEAR, ACTIVATE, GRU, COPY, ADD, WAIT = range(6)  # Instruction
+
+
+class Access(NamedTuple):
+    """What an instruction does with `width` numbers at a place."""
+
+    place: int
+    width: int
+    whole: bool = False  # every thread reads all, not its own columns alone
+    write: bool = False
+
+    def hinders(self, other: Access) -> bool:
+        """Whether a thread that does one of the two may meet another thread that does the other."""
+        apart = self.place >= other.place + other.width or other.place >= self.place + self.width
+        own = not (self.whole or other.whole) and self[:2] == other[:2]
+        return (self.write or other.write) and not apart and not own
 
 
 class Program:
@@ -26,6 +42,7 @@ class Program:
         self.dtype, self.size = dtype, 0
         self._panel = PANEL_BYTES // torch.empty(0, dtype=dtype).element_size()
         self._code: list[list[int]] = []
+        self._accesses: list[Access] = []  # since all threads last waited
         self._weights: list[Tensor] = []
         self._length = 0
 
@@ -45,21 +62,27 @@ class Program:
         assert bias is None or onto is None
         given = [(place, weight) for place, weight in inputs if weight.shape[1]] or [(0, torch.empty(width, 0))]
         for place, weight in given:
-            size = weight.shape[1]
+            size, reads = weight.shape[1], [Access(came, width)] if came >= 0 else []
+            self._order(Access(place, size, whole=True), *reads, Access(out, width, write=True))
             self._add(LINEAR, out, place, size, width, self._store(self._packed(weight)), start, came)
             start, came = -1, out
         return out
 
     def activate(self, place: int, width: int, activation: str) -> None:
+        self._order(Access(place, width, write=True))
         self._add(ACTIVATE, place, width, list(ACTIVATIONS).index(activation))
 
     def gru(self, out: int, gates_x: int, gates_h: int, h: int, size: int) -> None:
+        gates = [Access(place, 3 * size, whole=True) for place in (gates_x, gates_h)]
+        self._order(*gates, Access(h, size), Access(out, size, write=True))
         self._add(GRU, out, gates_x, gates_h, h, size)
 
     def copy(self, out: int, place: int, width: int) -> None:
+        self._order(Access(place, width), Access(out, width, write=True))
         self._add(COPY, out, place, width)
 
     def add(self, out: int, place: int, width: int) -> None:
+        self._order(Access(place, width), Access(out, width, write=True))
         self._add(ADD, out, place, width)
 
     def finish(self) -> None:
@@ -89,6 +112,7 @@ class Program:
         False, and nothing is done, where x is outside the support (low, high, whole) or either is not finite.
         """
         ran: bool = _cpu.run_program(
+            threads=torch.get_num_threads(),
             B=memory.shape[0],
             first=first,
             last=last,
@@ -108,6 +132,13 @@ class Program:
 
     def _add(self, *code: int) -> None:
         self._code.append([*code, *[-1] * (8 - len(code))])
+
+    def _order(self, *accesses: Access) -> None:
+        """Before an instruction of these: all threads wait where one would meet another."""
+        if any(new.hinders(old) for new in accesses for old in self._accesses):
+            self._add(WAIT)
+            self._accesses = []
+        self._accesses += accesses
 
     def _store(self, numbers: Tensor) -> int:
         start = self._length
