@@ -214,7 +214,7 @@ def parser() -> argparse.ArgumentParser:
     add("--threads", nargs="+", type=int, default=THREADS, metavar="N", help="of PyTorch (%(default)s)")
     add("--seconds", type=float, default=5.0, help=f"of timing for a cell; {LEAST_PAIRS} pairs at least (%(default)s)")
     add("--minutes", type=float, default=math.inf, help="for everything: no cell is begun after that")
-    add("--memory", type=float, metavar="GB", help=f"a cell may take ({MEMORY_SHARE:.0%} of the machine's)")
+    add("--memory", type=float, metavar="GB", help=f"a cell may take ({100 * MEMORY_SHARE:.0f}%% of the machine's)")
     add("--resume", action="store_true", help="leave out what the CSV has of this machine, PyTorch and library")
     add("--csv", type=Path, default=CSV, metavar="FILE", help="append to it (benchmarks/results/gru_grid.csv)")
     add("--plot", action="store_true", help="draw the CSV as a PNG beside it")

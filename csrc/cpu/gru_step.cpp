@@ -4,9 +4,10 @@
 //   gru_pack        reads weight [3H, H]; writes panels, as many numbers as it tells.
 //   gru_step        reads gates_x, h, panels, bias [3H]; writes out, which must not be h.
 // With weights as they are, the input's part included, for a call of few rows:
-//   gru_layer_step  reads x [B, X], h, both weights and biases; writes output and h_n.
+//   gru_layer_step  reads x [B, X], h, both weights and biases; writes output, h_n and, for backward, gates.
 // With the product W_hh h computed before, by PyTorch for many rows, where one step does not repay packing:
 //   gru_cell        reads gates_x, product [B, 3H], h, bias; writes output, h_n and, for backward, gates.
+// Backward of the last two:
 //   gru_cell_backward  reads grad_output, grad_h_n, gates, h; writes grad_gates_x, grad_product and the part of grad_h
 //                      that does not go through the product.
 //
@@ -45,6 +46,15 @@ int64_t pack(const GruPack<T>& k) {
             pack_transposed(k.panels + block * panel + gate * L, k.H, L, 3 * L, k.weight, gate * k.H + block * L,
                             k.H - block * L);
     return blocks * panel;
+}
+
+// As gru.cpp keeps them: for each vector of units r, z, n, a.
+template <class T>
+void store_gates(T* gates, const GruGates<Vec<T>>& g, int64_t count) {
+    store(gates, g.r, count);
+    store(gates + count, g.z, count);
+    store(gates + 2 * count, g.n, count);
+    store(gates + 3 * count, g.a, count);
 }
 
 template <class T>
@@ -106,6 +116,7 @@ void layer_step(const GruLayerStep<T>& k) {
                     const Vec<T> h = gru_next(g, load(k.h.row(first + i) + unit, count));
                     store(k.output + at, h, count);
                     store(k.h_n + at, h, count);
+                    if (k.gates) store_gates(k.gates + 4 * at, g, count);
                 }
             }
     };
@@ -129,13 +140,7 @@ void cell(const GruCell<T>& k) {
                 const Vec<T> h = gru_next(g, load(k.h.row(row) + unit, count));
                 store(k.output + at, h, count);
                 store(k.h_n + at, h, count);
-                if (k.gates) {
-                    T* gates = k.gates + 4 * at;
-                    store(gates, g.r, count);
-                    store(gates + count, g.z, count);
-                    store(gates + 2 * count, g.n, count);
-                    store(gates + 3 * count, g.a, count);
-                }
+                if (k.gates) store_gates(k.gates + 4 * at, g, count);
             }
     };
     parallel(useful_threads(k.threads, k.B * k.H * kEntryWork, k.B), body);

@@ -126,7 +126,8 @@ struct GruLayerStep {
     Rows<const T> weight_ih, weight_hh;  // [3H, X], [3H, H]
     const T *bias_ih, *bias_hh;          // [3H]; null: zeros
     T *output, *h_n;                     // [B, H], the same in both
-    VSSN_FIELDS(threads, B, X, H, x, h, weight_ih, weight_hh, bias_ih, bias_hh, output, h_n)
+    T* gates;                            // [B, 4H] as GruForward's; null: not kept
+    VSSN_FIELDS(threads, B, X, H, x, h, weight_ih, weight_hh, bias_ih, bias_hh, output, h_n, gates)
 };
 
 template <class T>

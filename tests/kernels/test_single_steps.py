@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+import vssn
 import vssn_kernels
 from vssn_kernels import gaussian_mlp, gru_sequence, mlp, split_linear
 from vssn_kernels.backend.cpu.gru import product_by_library
-from vssn_kernels.ops.prepared import gru_layer_step, prepare_gru, prepare_mlp
+from vssn_kernels.ops.layer_step import gru_layer_step
+from vssn_kernels.ops.prepared import prepare_gru, prepare_mlp
 from vssn_kernels.testing import assert_close, assert_equal, poisoned_empty
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -189,6 +191,112 @@ def test_a_layers_step(batch: int, inputs: int, hidden: int, bias: bool, dtype: 
         assert_close(name, one, other, TOLERANCES[dtype])
 
 
+def layer(batch: int, inputs: int, hidden: int, bias: bool) -> list[Tensor | None]:
+    """What a layer's step takes."""
+    biases = [draw(3 * hidden) / 2, draw(3 * hidden) / 2] if bias else [None, None]
+    weights = [draw(3 * hidden, size) / size**0.5 for size in (inputs, hidden)]
+    return [draw(1, batch, inputs), draw(batch, hidden), *weights, *biases]
+
+
+def exact_layer(
+    x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    bias = weight_hh.new_zeros(len(weight_hh)) if bias_hh is None else bias_hh
+    return exact(gru_sequence, torch.nn.functional.linear(x, weight_ih, bias_ih), h, weight_hh, bias)
+
+
+NAMES = ("x", "h", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def leaves_of(given: list[Tensor | None], dtype: torch.dtype, asked: set[str]) -> dict[str, Tensor | None]:
+    return {
+        name: None if part is None else part.to(dtype).requires_grad_(name in asked)
+        for name, part in zip(NAMES, given, strict=True)
+    }
+
+
+@pytest.mark.parametrize("batch", [0, 1, 13, 17, 32, 33, 70])
+@pytest.mark.parametrize(("inputs", "hidden"), [(1, 1), (5, 33), (97, 130)])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    "asked", [NAMES, NAMES[2:], NAMES[:2], ("bias_hh", "h")], ids=["all", "weights", "x, h", "two"]
+)
+@each_dtype
+def test_the_gradients_of_a_layers_step(
+    batch: int, inputs: int, hidden: int, bias: bool, asked: tuple[str, ...], dtype: torch.dtype
+) -> None:
+    given = layer(batch, inputs, hidden, bias)
+    cotangents = draw(1, batch, hidden), draw(batch, hidden)
+    for which in ((True, True), (True, False), (False, True)):
+        found = []
+        for function, of in ((exact_layer, torch.float64), (gru_layer_step, dtype)):
+            leaves = leaves_of(given, of, set(asked))
+            with poisoned_empty():
+                outputs = function(*leaves.values())  # type: ignore[operator]
+                assert outputs is not None
+                used = [(out, c.to(of)) for out, c, use in zip(outputs, cotangents, which, strict=True) if use]
+                wanted = {name: leaf for name, leaf in leaves.items() if leaf is not None and leaf.requires_grad}
+                grads = torch.autograd.grad([out for out, _ in used], list(wanted.values()), [c for _, c in used])
+            found.append({"output": outputs[0], "h_n": outputs[1], **dict(zip(wanted, grads, strict=True))})
+        for name, want in found[0].items():
+            assert_close(name, found[1][name], want, 10 * TOLERANCES[dtype])
+
+
+def test_a_layers_step_is_one_node() -> None:
+    output, _ = vssn.GRU(4, 3)(torch.randn(1, 2, 4))
+    assert "LayerStep" in type(output.grad_fn).__name__
+
+
+def test_outputs_of_a_layers_step_may_be_changed_before_backward() -> None:
+    leaves = leaves_of(layer(2, 4, 3, True), torch.float64, set(NAMES))
+    outputs = gru_layer_step(*leaves.values())  # type: ignore[arg-type]
+    assert outputs is not None
+    wanted = list(leaves.values())
+    want = torch.autograd.grad(outputs[0].sum(), wanted, retain_graph=True)  # type: ignore[arg-type]
+    loss = outputs[0].sum()
+    with torch.no_grad():
+        outputs[0].mul_(2), outputs[1].zero_()
+    for found, of in zip(torch.autograd.grad(loss, wanted), want, strict=True):  # type: ignore[arg-type]
+        assert_equal("gradient", found, of)
+
+
+def test_what_else_is_asked_of_a_layers_step_is_as_of_the_op() -> None:
+    """Second derivatives are refused in the op's words; batches of gradients, forward mode and torch.func are had."""
+    leaves = [leaf for leaf in leaves_of(layer(2, 4, 3, True), torch.float64, set(NAMES)).values() if leaf is not None]
+
+    def run(*given: Tensor) -> Tensor:
+        outputs = gru_layer_step(*given)  # type: ignore[arg-type]
+        return (exact_layer(*given) if outputs is None else outputs)[0]  # type: ignore[arg-type]
+
+    (first,) = torch.autograd.grad(run(*leaves).square().sum(), leaves[3], create_graph=True)
+    want = torch.autograd.grad(exact_layer(*leaves)[0].square().sum(), leaves[3])[0]  # type: ignore[arg-type]
+    assert_close("gradient", first, want, 1e-12)
+    with pytest.raises(RuntimeError, match='use_backend\\("reference"\\)'):
+        first.sum().backward()
+
+    output = run(*leaves)
+    batch = torch.randn(5, *output.shape, dtype=output.dtype)
+    (found,) = torch.autograd.grad(output, leaves[2], batch, is_grads_batched=True, retain_graph=True)
+    for one, cotangent in zip(found, batch, strict=True):
+        assert_close("of a batch", one, torch.autograd.grad(output, leaves[2], cotangent, retain_graph=True)[0], 1e-12)
+
+    direction = torch.randn_like(leaves[2])
+    plain = [leaf.detach() for leaf in leaves]
+
+    def of_weight(weight: Tensor) -> Tensor:
+        return run(*plain[:2], weight, *plain[3:])
+
+    _, want = torch.func.jvp(lambda weight: exact_layer(*plain[:2], weight, *plain[3:])[0], (plain[2],), (direction,))
+    for no_gradients in (False, True):
+        with torch.autograd.forward_ad.dual_level(), torch.set_grad_enabled(not no_gradients):
+            dual = torch.autograd.forward_ad.make_dual(plain[2], direction)
+            tangent = torch.autograd.forward_ad.unpack_dual(of_weight(dual)).tangent
+        assert_close("tangent", tangent, want, 1e-12)
+    back = torch.func.grad(lambda weight: of_weight(weight).square().sum())(plain[2])
+    want = torch.autograd.grad(exact_layer(*leaves)[0].square().sum(), leaves[2])[0]  # type: ignore[arg-type]
+    assert_close("torch.func.grad", back, want, 1e-12)
+
+
 @pytest.mark.parametrize("batch", [1, 32, 70])
 @pytest.mark.parametrize("state", [torch.float32, torch.bfloat16], ids=str)
 def test_a_step_in_bfloat16_is_the_ops_own(batch: int, state: torch.dtype) -> None:
@@ -234,5 +342,3 @@ def test_tensors_that_do_not_fit_are_left_to_the_op() -> None:
         assert gru_layer_step(*given) is None, number  # type: ignore[arg-type]
         given[number] = draw(*shape).float()
         assert gru_layer_step(*given) is None, number  # type: ignore[arg-type]
-    with torch.enable_grad():
-        assert gru_layer_step(*(draw(*shape) for shape in shapes)) is None  # type: ignore[arg-type]

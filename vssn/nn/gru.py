@@ -16,7 +16,7 @@ from vssn.utils.packing import pack, packing, unpack
 from vssn.utils.sequences import valid_steps, zero_padding
 from vssn_kernels import gru_packed, gru_sequence, split_linear
 from vssn_kernels.ops.fast_path import is_plain
-from vssn_kernels.ops.prepared import gru_layer_step
+from vssn_kernels.ops.layer_step import gru_layer_step
 from vssn_kernels.ops.registration import autocast_dtype, autocast_is_on
 from vssn_kernels.ops.torch_internals import is_plain_call
 

@@ -1,5 +1,5 @@
-"""Single steps without gradients: of a GRU layer in one call, and of the GRU and the layers around it with weights
-prepared once for many calls, for loops that change no weight. Not public: vssn/nn/prepared.py makes networks of these.
+"""Single steps of the GRU and the layers around it without gradients, with weights prepared once for many calls, for
+loops that change no weight. Not public: vssn/nn/prepared.py makes networks of these.
 
 The `cpu` backend packs the weights of an op at every call, which for a few rows takes longer than the product. What is
 prepared here keeps them packed, as they were at that time. A call that is to be differentiated, compiled, transformed
@@ -16,30 +16,9 @@ import torch
 from torch import Tensor
 
 from vssn_kernels.backend.table import choose
-from vssn_kernels.ops import fast_path, registration
+from vssn_kernels.ops import fast_path, registration, torch_internals
 
 _GRU = "gru_sequence"
-
-
-def gru_layer_step(
-    x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None
-) -> tuple[Tensor, Tensor] | None:
-    """x [1, B, X], h [B, H] to (output [1, B, H], h_n [B, H]) of a layer of torch.nn.GRU; None where a call asks for
-    more than the numbers, or the tensors do not fit: for `gru_sequence` to run, or to say so."""
-    biases = () if bias_ih is None or bias_hh is None else (bias_ih, bias_hh)
-    width, hidden, dtype = x.shape[-1], h.shape[-1], h.dtype
-    if not (
-        is_bare(_GRU, (x, h, weight_ih, weight_hh, *biases))
-        and x.shape == (1, h.shape[0], width)
-        and weight_ih.shape == (3 * hidden, width)
-        and weight_hh.shape == (3 * hidden, hidden)
-        and x.dtype == weight_ih.dtype == weight_hh.dtype == dtype
-        and all(bias.shape == (3 * hidden,) and bias.dtype == dtype for bias in biases)
-    ):
-        return None
-    from vssn_kernels.backend.cpu.gru import gru_layer_step
-
-    return gru_layer_step(x, h, weight_ih, weight_hh, bias_ih, bias_hh)
 
 
 def prepare_gru(
@@ -115,9 +94,15 @@ def _packs(op: str, weights: Sequence[Tensor]) -> bool:
 
 def is_bare(op: str, inputs: Sequence[Tensor]) -> bool:
     """Whether nothing but the numbers of a call on these tensors is asked for, and of the `cpu` backend."""
+    return not torch.is_grad_enabled() and is_unseen(op, inputs)
+
+
+def is_unseen(op: str, inputs: Sequence[Tensor]) -> bool:
+    """Whether nothing but the numbers, and their gradients backward, is asked for of a call on these tensors, and of
+    the `cpu` backend."""
     return (
         not torch.compiler.is_compiling()
-        and not torch.is_grad_enabled()
+        and not torch_internals.beyond_the_kernels()
         and fast_path.is_open(inputs)
         and _has_steps(op, inputs[0])
         and not registration.autocast_is_on(inputs[0].device)

@@ -298,6 +298,7 @@ void test_gru_step(int64_t B, int64_t X, int64_t H, int threads, double toleranc
         p.gates_x = product(x, weight_ih, X);
         for (int64_t i = 0; biased && i < B * 3 * H; ++i) p.gates_x[i] += bias_ih[i % (3 * H)];
         p.bias = biased ? own : Array(3 * H, 0.0);
+        std::vector<T> gates = fresh<T>(B * 4 * H);
         entries<T>().gru_layer_step({.threads = threads,
                                      .B = B,
                                      .X = X,
@@ -309,7 +310,8 @@ void test_gru_step(int64_t B, int64_t X, int64_t H, int threads, double toleranc
                                      .bias_ih = biased ? bias_x.data() : nullptr,
                                      .bias_hh = biased ? bias_h.data() : nullptr,
                                      .output = output.data(),
-                                     .h_n = h_n.data()});
+                                     .h_n = h_n.data(),
+                                     .gates = biased ? gates.data() : nullptr});
         check("of a layer", output);
         check("of a layer, h_n", h_n);
     }

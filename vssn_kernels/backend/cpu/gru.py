@@ -132,6 +132,24 @@ def _cell_backward(
     needs: Sequence[bool],
 ) -> Grads:
     need_gates_x, need_h0, need_weight, need_bias = needs
+    grad_gates_x, grad_product, grad_h0 = _before_product(grad_output, grad_h_n, gates, h0, shape, need_h0)
+    return (
+        grad_gates_x if need_gates_x else None,
+        None if grad_h0 is None else grad_h0.addmm_(grad_product, weight_hh),
+        torch.mm(grad_product.t(), h0) if need_weight else None,
+        grad_product.sum(0) if need_bias else None,
+    )
+
+
+def _before_product(
+    grad_output: tuple[int, int, int],
+    grad_h_n: Tensor | None,
+    gates: Tensor,
+    h0: Tensor,
+    shape: torch.Size,
+    need_h0: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The gradients of gates_x [*shape, 3H], of W_hh h [B, 3H], and that part of h's which does not go through it."""
     batch, hidden = h0.shape
     grad_gates_x, grad_product = h0.new_empty(*shape, 3 * hidden), h0.new_empty(batch, 3 * hidden)
     grad_h0, grad_h_n_, h0_ = empty_like(h0, need_h0), as_rows(grad_h_n), as_rows(h0)
@@ -149,25 +167,27 @@ def _cell_backward(
         grad_product=grad_product.data_ptr(),
         grad_h=pointer(grad_h0),
     )
-    return (
-        grad_gates_x if need_gates_x else None,
-        None if grad_h0 is None else grad_h0.addmm_(grad_product, weight_hh),
-        torch.mm(grad_product.t(), h0) if need_weight else None,
-        grad_product.sum(0) if need_bias else None,
-    )
+    return grad_gates_x, grad_product, grad_h0
 
 
 def gru_layer_step(
-    x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """x [1, B, X], h [B, H] to (output [1, B, H], h_n [B, H]) of a layer."""
+    x: Tensor,
+    h: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    need_backward: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x [1, B, X], h [B, H] to (output [1, B, H], h_n [B, H], gates as gru_forward's) of a layer."""
     batch, hidden = h.shape
     if batch > (32 if hidden < 128 else 16):  # PyTorch's product with the input is faster than weights as they are
         bias_hh = weight_hh.new_zeros(3 * hidden) if bias_hh is None else bias_hh
         gates_x = torch.nn.functional.linear(x, weight_ih, bias_ih)
-        return gru_forward(gates_x, h, weight_hh, bias_hh, None, False, False)[:2]
+        return gru_forward(gates_x, h, weight_hh, bias_hh, None, False, need_backward)
     rows, h_ = as_rows(x), as_rows(h)
     output, h_n = torch.empty((1, batch, hidden), dtype=h.dtype), torch.empty((batch, hidden), dtype=h.dtype)
+    gates = torch.empty((1, batch, 4 * hidden) if need_backward else 0, dtype=h.dtype)
     weight_ih_, weight_hh_ = as_rows(weight_ih), as_rows(weight_hh)
     bias_ih_, bias_hh_ = (None if bias is None else bias.contiguous() for bias in (bias_ih, bias_hh))
     _cpu.gru_layer_step(
@@ -184,8 +204,35 @@ def gru_layer_step(
         bias_hh=pointer(bias_hh_),
         output=output.data_ptr(),
         h_n=h_n.data_ptr(),
+        gates=gates.data_ptr() if need_backward else 0,
     )
-    return output, h_n
+    return output, h_n, gates
+
+
+def gru_layer_step_backward(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    gates: Tensor,
+    x: Tensor,
+    h: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    needs: Sequence[bool],
+) -> Grads:
+    """Gradients of (x, h, weight_ih, weight_hh, bias_ih, bias_hh)."""
+    need_x, need_h, need_weight_ih, need_weight_hh, need_bias_ih, need_bias_hh = needs
+    grad_output_ = as_steps(grad_output)
+    sequence, batch = step_arguments(grad_output_), h.shape[:1]
+    grad_gates, grad_product, grad_h = _before_product(sequence, grad_h_n, gates, h, batch, need_h)
+    grad_x = torch.mm(grad_gates, weight_ih)[None] if need_x else None
+    return (
+        grad_x,
+        None if grad_h is None else grad_h.addmm_(grad_product, weight_hh),
+        torch.mm(grad_gates.t(), x[0]) if need_weight_ih else None,
+        torch.mm(grad_product.t(), h) if need_weight_hh else None,
+        grad_gates.sum(0) if need_bias_ih else None,
+        grad_product.sum(0) if need_bias_hh else None,
+    )
 
 
 def gru_backward(
