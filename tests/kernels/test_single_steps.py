@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import vssn
 import vssn_kernels
 from vssn_kernels import gaussian_mlp, gru_sequence, mlp, split_linear
-from vssn_kernels.backend.cpu.gru import product_by_library
+from vssn_kernels.backend.cpu.gru import product_by_library, turns_product
 from vssn_kernels.ops.layer_step import gru_layer_step
 from vssn_kernels.ops.prepared import prepare_gru, prepare_mlp
 from vssn_kernels.testing import assert_close, assert_equal, poisoned_empty
@@ -146,13 +146,23 @@ def test_other_backends_and_halves_are_not_prepared() -> None:
 # ---- Single steps of the ops ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("hidden", "rows"), [(5, 31), (5, 32), (511, 32), (512, 63), (512, 64)])
-def test_the_rule_whose_product_a_step_takes(hidden: int, rows: int) -> None:
-    by_library = rows in (32, 64)
+@pytest.mark.parametrize(
+    ("hidden", "rows", "by_library"),
+    [(5, 31, False), (5, 32, True), (511, 31, False), (511, 32, True), (512, 15, False), (512, 16, True)],
+)
+def test_the_rule_whose_product_a_step_takes(hidden: int, rows: int, by_library: bool) -> None:
     assert product_by_library(rows, hidden) == by_library
 
 
-@pytest.mark.parametrize(("batch", "hidden"), [(31, 37), (33, 37), (64, 16), (40, 1)])
+@pytest.mark.parametrize(
+    ("rows", "width", "turned"),
+    [(15, 512, False), (16, 511, False), (16, 512, True), (48, 2000, True), (49, 2000, False)],
+)
+def test_the_rule_in_which_order_pytorchs_product_runs(rows: int, width: int, turned: bool) -> None:
+    assert turns_product(rows, width) == turned
+
+
+@pytest.mark.parametrize(("batch", "hidden"), [(31, 37), (33, 37), (64, 16), (40, 1), (17, 515), (50, 515)])
 @pytest.mark.parametrize("reverse", [False, True])
 @each_dtype
 def test_a_sequence_of_one_step(batch: int, hidden: int, reverse: bool, dtype: torch.dtype) -> None:
@@ -172,7 +182,7 @@ def test_a_sequence_of_one_step(batch: int, hidden: int, reverse: bool, dtype: t
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 13, 16, 17, 32, 33, 70])
-@pytest.mark.parametrize(("inputs", "hidden"), [(1, 1), (5, 33), (97, 130)])
+@pytest.mark.parametrize(("inputs", "hidden"), [(1, 1), (5, 33), (97, 130), (513, 7), (3, 515)])
 @pytest.mark.parametrize("bias", [False, True])
 @each_dtype
 @torch.no_grad()
@@ -216,7 +226,7 @@ def leaves_of(given: list[Tensor | None], dtype: torch.dtype, asked: set[str]) -
 
 
 @pytest.mark.parametrize("batch", [0, 1, 13, 17, 32, 33, 70])
-@pytest.mark.parametrize(("inputs", "hidden"), [(1, 1), (5, 33), (97, 130)])
+@pytest.mark.parametrize(("inputs", "hidden"), [(1, 1), (5, 33), (97, 130), (513, 7), (3, 515)])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
     "asked", [NAMES, NAMES[2:], NAMES[:2], ("bias_hh", "h")], ids=["all", "weights", "x, h", "two"]

@@ -102,7 +102,7 @@ def is_unseen(op: str, inputs: Sequence[Tensor]) -> bool:
     the `cpu` backend."""
     return (
         not torch.compiler.is_compiling()
-        and not torch_internals.beyond_the_kernels()
+        and not torch_internals.in_dual_level()
         and fast_path.is_open(inputs)
         and _has_steps(op, inputs[0])
         and not registration.autocast_is_on(inputs[0].device)

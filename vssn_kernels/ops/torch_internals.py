@@ -83,9 +83,14 @@ def is_plain_call() -> bool:
 # ---- Transforms --------------------------------------------------------------------------------------
 
 
+def in_dual_level() -> bool:
+    """Whether a level of torch.autograd.forward_ad is on."""
+    return forward_ad._current_level >= 0
+
+
 def forward_mode() -> bool:
     """Whether forward-mode AD is on: a dual level of torch.autograd.forward_ad, or torch.func.jvp at any depth."""
-    if forward_ad._current_level >= 0:
+    if in_dual_level():
         return True
     return peek_interpreter_stack() is not None and TransformType.Jvp in _transforms()
 
@@ -95,7 +100,7 @@ def beyond_the_kernels() -> bool:
 
     Ops then run as their plain reference, which every transform takes apart as far as it needs.
     """
-    if forward_ad._current_level >= 0:
+    if in_dual_level():
         return True
     if peek_interpreter_stack() is None:
         return False
