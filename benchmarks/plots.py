@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.peers import OURS
 from benchmarks.problem import BACKWARD, FORWARD
-from benchmarks.results import Measured, Row, newest, with_all_threads
+from benchmarks.results import Measured, Row, by_processor, newest, with_all_threads
 
 
 def letter(case: str, name: str) -> int:
@@ -24,9 +24,10 @@ def side_by_side(panels: int) -> tuple[Figure, list[Axes]]:
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 
-def plot(path: Path, panels: list[tuple[str, list[Row], str]], ylabel: str) -> None:
+def plot(path: Path, panels: list[tuple[str, list[Row], str]], ylabel: str, processor: str) -> None:
     """A panel for each (title, rows, letter of the horizontal axis): time per step of all, and the limit."""
     figure, axes = side_by_side(len(panels))
+    figure.suptitle(processor, fontsize=9)
     names = dict.fromkeys(row.contestant for _, rows, _ in panels for row in rows)
     colours = {name: f"C{index}" for index, name in enumerate(names)}
     for axis, (title, rows, name) in zip(axes, panels, strict=True):
@@ -56,10 +57,11 @@ def plot(path: Path, panels: list[tuple[str, list[Row], str]], ylabel: str) -> N
     figure.savefig(path, dpi=120)
 
 
-def plot_memory(path: Path, rows: list[Row]) -> None:
+def plot_memory(path: Path, rows: list[Row], processor: str) -> None:
     """Bars: memory of each contestant in each case."""
     whats = list(dict.fromkeys(row.run for row in rows))
     figure, axes = side_by_side(len(whats))
+    figure.suptitle(processor, fontsize=9)
     for axis, what in zip(axes, whats, strict=True):
         of_what = [row for row in rows if row.run == what]
         cases = list(dict.fromkeys(row.case for row in of_what))
@@ -77,8 +79,15 @@ def plot_memory(path: Path, rows: list[Row]) -> None:
 
 
 def plots(measured: Measured, folder: Path, device: str) -> list[Path]:
-    """Writes the plots that the results have data for."""
-    rows = [row for _, row in with_all_threads(newest(measured))]
+    """Writes the plots that the results have data for, each of the processor that it was measured on last."""
+    found: dict[Path, None] = {}
+    for processor, own in reversed(by_processor(measured).items()):
+        rows = [row for _, row in with_all_threads(newest(own))]
+        found |= dict.fromkeys(_plots(rows, folder, device, processor))
+    return list(found)
+
+
+def _plots(rows: list[Row], folder: Path, device: str, processor: str) -> list[Path]:
     found = []
     panels = []
     for family in ("gru_sequence", "gru"):
@@ -90,7 +99,7 @@ def plots(measured: Measured, folder: Path, device: str) -> list[Path]:
                 panels.append((f"{family}, B={largest}, {run}", own, "H"))
     if panels:
         found.append(folder / f"{device}_over_h.png")
-        plot(found[-1], panels, "us per step")
+        plot(found[-1], panels, "us per step", processor)
     panels = []
     for family, run in (("gru", BACKWARD), ("train_step", BACKWARD)):
         own = [r for r in rows if r.suite == "scaling T" and (r.family, r.run) == (family, run)]
@@ -98,8 +107,8 @@ def plots(measured: Measured, folder: Path, device: str) -> list[Path]:
             panels.append((f"{family}, {run}", own, "T"))
     if panels:
         found.append(folder / f"{device}_over_t.png")
-        plot(found[-1], panels, "us per step")
+        plot(found[-1], panels, "us per step", processor)
     if own := [row for row in rows if row.suite == "memory" and row.family == "train_step"]:
         found.append(folder / f"{device}_memory.png")
-        plot_memory(found[-1], own)
+        plot_memory(found[-1], own, processor)
     return found

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import ROOT, markdown
+from benchmarks import ROOT, gru_grid_rows, markdown
 from benchmarks.peers import OURS
 from benchmarks.plots import plots
 from benchmarks.problem import BACKWARD, SIZES
@@ -21,7 +21,9 @@ from benchmarks.results import (
     Key,
     Measured,
     Row,
+    by_processor,
     key,
+    machine,
     newest,
     read_csv,
     with_all_threads,
@@ -123,7 +125,7 @@ def origin(measured: Measured) -> str:
     for where, _ in measured:
         seen[(where.device, where.processor, where.commit, where.torch)] = where
     return "\n".join(
-        f"{where.processor}{'' if where.device == 'cpu' else ', ' + where.device}, {where.cores} cores, "
+        f"{machine(where)}, {where.cores} cores, "
         f"torch {where.torch}, jax {where.jax or 'absent'}, vssn {where.vssn} with backend {where.backend}, "
         f"commit {where.commit or 'unknown'}, {where.date[:10]}; "
         f"best product {number(where.gemm_gflops)} GFLOP/s, copy {number(where.copy_gbs)} GB/s, "
@@ -133,37 +135,41 @@ def origin(measured: Measured) -> str:
 
 
 def tables(measured: Measured) -> str:
-    """Every suite and family of the results, the newest run where a case was measured again."""
-    shown = with_all_threads(newest(measured))
-    rows = [row for _, row in shown]
-    parts = [origin(shown)]
-    for suite, (title, render) in TITLES.items():
-        of_suite = [row for row in rows if row.suite == suite]
-        for family in dict.fromkeys(row.family for row in of_suite):
-            groups = grouped(row for row in of_suite if row.family == family)
-            heading = title if family == suite else f"{title}: {family}"
-            parts.append(f"### {heading}\n\n{render(groups)}\n")
+    """Of each processor every suite and family, the newest run where a case was measured again."""
+    parts = []
+    for name, own in by_processor(measured).items():
+        shown = with_all_threads(newest(own))
+        parts.append(f"### On {name}\n\n{origin(shown)}")
+        for suite, (title, render) in TITLES.items():
+            of_suite = [row for _, row in shown if row.suite == suite]
+            for family in dict.fromkeys(row.family for row in of_suite):
+                groups = grouped(row for row in of_suite if row.family == family)
+                heading = title if family == suite else f"{title}: {family}"
+                parts.append(f"#### {heading}\n\n{render(groups)}\n")
     return "\n".join(parts)
 
 
 def headline(measured: Measured) -> str:
-    """The table of the project's README: the training step."""
-    shown = with_all_threads(newest(measured))
-    shown = [(where, row) for where, row in shown if (row.suite, row.family, row.run) == HEADLINE]
-    if not shown:
+    """The tables of the project's README: the training step, on each processor."""
+    parts = []
+    for own in by_processor(measured).values():
+        shown = [one for one in with_all_threads(newest(own)) if (one[1].suite, one[1].family, one[1].run) == HEADLINE]
+        if shown:
+            parts.append(f"{times_table(grouped(row for _, row in shown))}\n\n{origin(shown)}")
+    if not parts:
         raise ValueError("the results hold no training step: python -m benchmarks.run --suite train_step --csv")
-    return f"{times_table(grouped(row for _, row in shown))}\n\n{origin(shown)}"
+    return "\n".join(parts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads benchmarks/results/*.csv, writes the tables and the plots."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument("csv", nargs="*", type=Path, help="files of results (benchmarks/results/*.csv)")
+    parser.add_argument("csv", nargs="*", type=Path, help="files of results (those of benchmarks.run in its folder)")
     parser.add_argument("--readme", type=Path, default=README, help="Markdown file for all tables")
     parser.add_argument("--headline", type=Path, help="Markdown file for the training step's table alone (README.md)")
     parser.add_argument("--plots", type=Path, help="folder of the plots (beside the results)")
     arguments = parser.parse_args(argv)
-    paths = arguments.csv or sorted(RESULTS.glob("*.csv"))
+    paths = arguments.csv or sorted(path for path in RESULTS.glob("*.csv") if path != gru_grid_rows.CSV)
     try:
         if not paths:
             raise ValueError(f"no results in {RESULTS.relative_to(ROOT)}: python -m benchmarks.run --csv")

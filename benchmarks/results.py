@@ -228,6 +228,21 @@ def newest(measured: Measured) -> Measured:
     return [(where, row) for where, row in measured if row.median is not None and where.date == last[key(row)]]
 
 
+def by_processor(measured: Measured) -> dict[str, Measured]:
+    """The results of each processor and device; the one measured last stands first."""
+    found: dict[str, Measured] = {}
+    for where, _ in sorted(measured, key=lambda one: one[0].date, reverse=True):
+        found.setdefault(machine(where), [])
+    for where, row in measured:
+        found[machine(where)].append((where, row))
+    return found
+
+
+def machine(where: Environment) -> str:
+    """What ran it, in words."""
+    return where.processor if where.device == "cpu" else f"{where.processor}, {where.device}"
+
+
 def key(row: Row) -> Key:
     return row.suite, row.family, row.case, row.run
 

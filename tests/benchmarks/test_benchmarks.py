@@ -399,7 +399,7 @@ def test_report_shows_the_newest_numbers(tmp_path: Path) -> None:
     readme.write_text("above\n<!-- benchmarks: cpu -->\nold\n<!-- end of benchmarks -->\nbelow\n")
     assert report.main([str(path), "--readme", str(readme), "--plots", str(tmp_path)]) == 0
     text = readme.read_text()
-    assert text.startswith("above\n<!-- benchmarks: cpu -->\nChip, 2 cores, 2 cores")
+    assert text.startswith("above\n<!-- benchmarks: cpu -->\n### On Chip, 2 cores\n\nChip, 2 cores, 2 cores")
     assert text.endswith("<!-- end of benchmarks -->\nbelow\n")
     assert "| T=10 B=2 H=4 X=4, forward+backward | 2.00 | 2.00 to 2.00 | 1.00 | 2.00 | 5.00 (2.50x) |" in text
     assert "| T=20 B=2 H=4 X=4, forward+backward | 250 |" in text
@@ -409,6 +409,29 @@ def test_report_shows_the_newest_numbers(tmp_path: Path) -> None:
     assert text.count("commit ") == 1
     for name in ("over_h", "over_t", "memory"):
         assert (tmp_path / f"cpu_{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_processor_has_tables_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one measured last first; the grid's CSV, which has other columns, is none of the results."""
+    step = {"suite": "train_step", "family": "train_step", "case": "S: T=1"}
+    for date, chip, median in (("2030-01-02", "Old", 9.0), ("2030-01-04", "New", 2.0), ("2030-01-03", "Old", 3.0)):
+        append_csv(
+            tmp_path / "cpu.csv", dataclasses.replace(WHERE, date=date, processor=chip), [row(OURS, median, **step)]
+        )
+    (tmp_path / "gru_grid.csv").write_text("others\n")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(report.gru_grid_rows, "CSV", tmp_path / "gru_grid.csv")
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- benchmarks: cpu -->\n<!-- end of benchmarks -->\n")
+    assert report.main(["--readme", str(readme)]) == 0
+    text = readme.read_text()
+    assert [line for line in text.splitlines() if line.startswith("### ")] == ["### On New", "### On Old"]
+    new, old = text.split("### On Old")
+    assert "| 2.00 |" in new
+    assert "| 3.00 |" in old
+    assert "9.00" not in text
+    headline = report.headline(read_csv(tmp_path / "cpu.csv"))
+    assert headline.index("| 2.00 |") < headline.index("New, 2 cores") < headline.index("| 3.00 |")
 
 
 def test_report_needs_markers_and_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
