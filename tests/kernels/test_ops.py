@@ -186,6 +186,26 @@ def test_double_backward_is_right_or_a_clear_error(sample: Sample, target: Targe
         assert torch.autograd.gradgradcheck(function, tuple(sample.tensors.values()), fast_mode=True)
 
 
+@pytest.mark.parametrize("op", RECURRENT)
+@each_float64
+def test_a_second_derivative_is_never_left_out(op: str, target: Target) -> None:
+    """Of a loss linear in the outputs, whose gradient hangs on the inputs by what forward kept alone: by each pair of
+    inputs an error, where the reference has a second derivative."""
+    if target.backend == "reference":
+        pytest.skip("it has second derivatives, shown by the test above")
+    sample = rich(op, target, requires_grad=True)
+    outputs, plain = sample.run(target.backend), sample.run_plain()
+    weights = cotangents(outputs)
+    for name, leaf in sample.tensors.items():
+        totals = [sum((out * weights[key]).sum() for key, out in several.items()) for several in (outputs, plain)]
+        found, want = (torch.autograd.grad(total, leaf, create_graph=True)[0].sum() for total in totals)
+        for other, by in sample.tensors.items():
+            (second,) = torch.autograd.grad(want, by, retain_graph=True, allow_unused=True)
+            if second is not None and second.abs().max() > 1e-12:
+                with pytest.raises(RuntimeError, match=rf"{op}_backward is not differentiable"):
+                    print(name, other, torch.autograd.grad(found, by, retain_graph=True))
+
+
 @each_op
 @each_float64
 def test_second_derivative_reaches_only_what_is_asked(op: str, target: Target) -> None:

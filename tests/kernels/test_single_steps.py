@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 import vssn
@@ -289,6 +290,16 @@ def test_what_else_is_asked_of_a_layers_step_is_as_of_the_op() -> None:
     (found,) = torch.autograd.grad(output, leaves[2], batch, is_grads_batched=True, retain_graph=True)
     for one, cotangent in zip(found, batch, strict=True):
         assert_close("of a batch", one, torch.autograd.grad(output, leaves[2], cotangent, retain_graph=True)[0], 1e-12)
+
+    # What comes at backward alone: a sign bit, a transform, a tracer.
+    want = [torch.autograd.grad(output, leaves[0], cotangent, retain_graph=True)[0] for cotangent in batch]
+
+    def back(cotangent: Tensor) -> Tensor:
+        return torch.autograd.grad(output, leaves[0], cotangent, retain_graph=True)[0]
+
+    assert_close("of a negative view", back(torch._neg_view(batch[0])), -want[0], 1e-12)
+    assert_close("by vmap", torch.func.vmap(back)(batch), torch.stack(want), 1e-12)
+    assert_close("traced", make_fx(back)(batch[0])(batch[1]), want[1], 1e-12)
 
     direction = torch.randn_like(leaves[2])
     plain = [leaf.detach() for leaf in leaves]

@@ -147,7 +147,8 @@ def define(form: Form) -> Callable[..., tuple[Tensor, Tensor]]:
             kept, ctx.changed = in_place.keep(output) if offers(backend, of_output) else (output, None)
             ctx.save_for_backward(kept, gates, h0, weight_hh, steps, *again)
             ctx.reverse, ctx.backend = reverse, backend
-            ctx.mark_non_differentiable(gates)
+            # gates stay differentiable: they are what ties a gradient to the inputs that it depends on, so that one who
+            # differentiates it again meets the error of `define_first_order` and no zeros.
             ctx.set_materialize_grads(False)
             return output, h_n, gates
 

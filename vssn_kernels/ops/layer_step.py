@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssn_kernels.ops import registration, torch_internals
+from vssn_kernels.ops import fast_path, registration, torch_internals
 from vssn_kernels.ops.gru import gru_sequence
 from vssn_kernels.ops.prepared import is_unseen
 
@@ -66,10 +66,14 @@ class _LayerStep(torch.autograd.Function):
         from vssn_kernels.backend.cpu.gru import gru_layer_step_backward
 
         x, h, weight_ih, weight_hh, bias_ih, bias_hh, gates = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        if registration.takes_plain_backward((grad_output, grad_h_n)):
-            given = (x, h, weight_ih, weight_hh, bias_ih, bias_hh)
-            return registration.differentiate_again(_composed, given, (grad_output, grad_h_n), needs)
+        needs, given, grads = (
+            ctx.needs_input_grad,
+            (x, h, weight_ih, weight_hh, bias_ih, bias_hh),
+            (grad_output, grad_h_n),
+        )
+        # Somebody may look on now who did not at forward, or the gradients be of another kind.
+        if registration.takes_plain_backward(grads) or not fast_path.is_open((*grads, *given, gates)):
+            return registration.differentiate_again(_composed, given, grads, needs)
         return gru_layer_step_backward(grad_output, grad_h_n, gates, x, h, weight_ih, weight_hh, needs)
 
 
