@@ -9,7 +9,7 @@ FORMATTED := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cu
 # The tests that run the CUDA kernels on the host.
 HOST_TESTS := $(filter-out %_compile.py %_device.py,$(wildcard tests/kernels/test_cuda_*.py))
 
-.PHONY: demo docs test test-slow test-lower test-pages fuzz lint sanitize cuda-compile gpu bench bench-quick bench-grid bench-report bench-store bench-compare format clean
+.PHONY: demo docs test test-slow test-interpreter test-lower test-pages fuzz lint sanitize cuda-compile gpu bench bench-quick bench-grid bench-report bench-store bench-compare format clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/python -m vssn.demo --output demo_output
@@ -20,6 +20,10 @@ test: $(VENV)/test-installed
 
 test-slow: $(VENV)/test-installed
 	$(PYTEST) -m slow
+
+# The Triton kernels in the interpreter: what `make test` leaves out of it.
+test-interpreter: $(VENV)/test-installed
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m slow tests/kernels/test_triton.py
 
 # What a machine with less would run: the ops' tests on each instruction set below this one's, and with PyTorch's own
 # products held to the least.

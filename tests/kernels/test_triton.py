@@ -34,6 +34,7 @@ SELECTIONS = {
     "recurrences": ("tests/kernels/triton_interpreted.py", "agree or strides"),
     "barriers and functions": ("tests/kernels/triton_interpreted.py", "not agree and not strides"),
 }
+LONG = ("memory", "registration", "recurrences", "barriers and functions")  # a minute each: make test-interpreter
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -45,7 +46,9 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 @needs_triton
-@pytest.mark.parametrize("name", SELECTIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in SELECTIONS]
+)
 def test_in_the_interpreter(name: str) -> None:
     path, selection = SELECTIONS[name]
     options = ("-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow")
