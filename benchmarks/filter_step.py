@@ -20,7 +20,7 @@ import vssn
 from benchmarks import markdown
 from benchmarks.limits import thread_count
 from benchmarks.results import busy, load
-from benchmarks.timing import LEAST_PAIRS, interleave, median_interval, median_ratio
+from benchmarks.timing import LEAST_PAIRS, interleave, median_ratio, ratio_interval
 from vssn.utils.machine import processor_name
 
 FRAMES = 50  # a call is a pass over so many
@@ -53,7 +53,7 @@ def measure(frame: int, hidden: int, seconds: float) -> Found:
 
     with torch.no_grad():
         ours, theirs = interleave([steps, cells], seconds, LEAST_PAIRS)
-    low, high = median_interval([one / other for one, other in zip(ours, theirs, strict=True)])
+    low, high = ratio_interval(ours, theirs)
     filter_us, cell_us = (US / FRAMES * statistics.median(samples) for samples in (ours, theirs))
     return Found(filter_us, cell_us, median_ratio(ours, theirs), low, high)
 

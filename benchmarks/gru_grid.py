@@ -45,7 +45,7 @@ from benchmarks.measure import MS, why_not
 from benchmarks.peers import OURS
 from benchmarks.problem import FORWARD
 from benchmarks.results import busy, commit, load, now
-from benchmarks.timing import LEAST_PAIRS, interleave, median_interval, median_ratio
+from benchmarks.timing import LEAST_PAIRS, interleave, median_ratio, ratio_interval
 from vssn.utils.machine import processor_name
 from vssn_kernels.backend.table import choose
 
@@ -98,13 +98,8 @@ def tight(samples: Sequence[Sequence[float]]) -> bool:
     ours, theirs = samples
     if (len(ours) - LEAST_PAIRS) % LOOK_EVERY:
         return False
-    low, high = (math.log(end) for end in interval(theirs, ours))
+    low, high = (math.log(end) for end in ratio_interval(theirs, ours))
     return high - low <= max(TIGHT, TIGHT_SHARE * abs(math.log(median_ratio(theirs, ours))))
-
-
-def interval(values: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
-    """Of the median of the paired ratios, 95%."""
-    return median_interval([value / other for value, other in zip(values, others, strict=True)])
 
 
 def measure(cell: Cell, seconds: float, where: Row) -> Row:
@@ -123,7 +118,7 @@ def measure(cell: Cell, seconds: float, where: Row) -> Row:
             max_rounds=MOST_PAIRS,
             enough=lambda found: time.monotonic() > until or tight(found),
         )
-    low, high = interval(samples[1], samples[0])
+    low, high = ratio_interval(samples[1], samples[0])
     return dataclasses.replace(
         row,
         status="ok",

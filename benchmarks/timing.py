@@ -89,6 +89,11 @@ def median_ratio(values: Sequence[float], others: Sequence[float]) -> float:
     return statistics.median(value / other for value, other in zip(values, others, strict=True))
 
 
+def ratio_interval(values: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+    """Of the median of the paired ratios value / other, 95%: that of `median_ratio`."""
+    return median_interval([value / other for value, other in zip(values, others, strict=True)])
+
+
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """Two of the values with the median of their distribution between them, in at least that share of all samples.
 

@@ -22,7 +22,7 @@ from benchmarks.agreement import disagreement
 from benchmarks.gru_grid_rows import FIELDS, GRID, Cell, Row, append, cells, newest, of_this_library, read, summarise
 from benchmarks.limits import thread_count
 from benchmarks.problem import BACKWARD, FORWARD
-from benchmarks.timing import LEAST_PAIRS, interleave, median_interval
+from benchmarks.timing import LEAST_PAIRS, interleave, median_interval, ratio_interval
 
 SMALL = Cell(3, 2, 4, FORWARD, 1)
 HERE = Row("2030-01-02", "abc", "Chip", "avx2", 2, 0.1, "2", *SMALL, status="")
@@ -75,7 +75,7 @@ def test_the_interval_covers_the_median(kind: str, spread: float, stop: bool) ->
         count = LEAST_PAIRS if stop else 60
         while stop and count < 60 and not gru_grid.tight((ours[:count], theirs[:count])):
             count += 1
-        low, high = gru_grid.interval(theirs[:count], ours[:count])
+        low, high = ratio_interval(theirs[:count], ours[:count])
         covered += low <= true <= high
         below += high < true
     # five standard errors: 0.95 - 5 * 0.007 for a run of one length, whose true share is 0.95 or more

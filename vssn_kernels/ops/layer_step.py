@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssn_kernels.ops import fast_path, registration, torch_internals
+from vssn_kernels.ops import fast_path, registration
 from vssn_kernels.ops.gru import gru_sequence
 from vssn_kernels.ops.prepared import is_unseen
 
@@ -34,13 +34,22 @@ def gru_layer_step(
         and all(bias.shape == (3 * hidden,) and bias.dtype == dtype for bias in biases)
     ):
         return None
-    given = (x, h, weight_ih, weight_hh, bias_ih, bias_hh)
-    if torch.is_grad_enabled() and torch_internals.any_requires_grad(*given):
-        output, h_n = _apply(*given)
-        return output, h_n
+    return _call(x, h, weight_ih, weight_hh, bias_ih, bias_hh)[:2]
+
+
+def _kernel(
+    x: Tensor,
+    h: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    need_backward: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The backend's, imported where it is there: `is_unseen` has asked."""
     from vssn_kernels.backend.cpu.gru import gru_layer_step
 
-    return gru_layer_step(*given, need_backward=False)[:2]
+    return gru_layer_step(x, h, weight_ih, weight_hh, bias_ih, bias_hh, need_backward)
 
 
 def _composed(
@@ -53,11 +62,9 @@ def _composed(
 
 class _LayerStep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, h, weight_ih, weight_hh, bias_ih, bias_hh):
-        from vssn_kernels.backend.cpu.gru import gru_layer_step
-
-        output, h_n, gates = gru_layer_step(x, h, weight_ih, weight_hh, bias_ih, bias_hh, need_backward=True)
-        ctx.save_for_backward(x, h, weight_ih, weight_hh, bias_ih, bias_hh, gates)
+    def forward(ctx, run, *given):
+        output, h_n, gates = run(*given, need_backward=True)
+        ctx.save_for_backward(*given, gates)
         ctx.set_materialize_grads(False)
         return output, h_n
 
@@ -65,17 +72,13 @@ class _LayerStep(torch.autograd.Function):
     def backward(ctx, grad_output, grad_h_n):
         from vssn_kernels.backend.cpu.gru import gru_layer_step_backward
 
-        x, h, weight_ih, weight_hh, bias_ih, bias_hh, gates = ctx.saved_tensors
-        needs, given, grads = (
-            ctx.needs_input_grad,
-            (x, h, weight_ih, weight_hh, bias_ih, bias_hh),
-            (grad_output, grad_h_n),
-        )
+        *given, gates = ctx.saved_tensors
+        needs, grads = ctx.needs_input_grad[1:], (grad_output, grad_h_n)
         # Somebody may look on now who did not at forward, or the gradients be of another kind.
         if registration.takes_plain_backward(grads) or not fast_path.is_open((*grads, *given, gates)):
-            return registration.differentiate_again(_composed, given, grads, needs)
-        return gru_layer_step_backward(grad_output, grad_h_n, gates, x, h, weight_ih, weight_hh, needs)
+            return None, *registration.differentiate_again(_composed, given, grads, needs)
+        x, h, weight_ih, weight_hh, *_ = given
+        return None, *gru_layer_step_backward(grad_output, grad_h_n, gates, x, h, weight_ih, weight_hh, needs)
 
 
-# As fast_path.direct: without what Function.apply does for torch.func, of which nothing is on.
-_apply = super(torch.autograd.Function, _LayerStep).apply
+_call = fast_path.direct(_kernel, _LayerStep, None)

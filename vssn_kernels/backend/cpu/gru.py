@@ -147,24 +147,6 @@ def _cell_backward(
     needs: Sequence[bool],
 ) -> Grads:
     need_gates_x, need_h0, need_weight, need_bias = needs
-    grad_gates_x, grad_product, grad_h0 = _before_product(grad_output, grad_h_n, gates, h0, shape, need_h0)
-    return (
-        grad_gates_x if need_gates_x else None,
-        None if grad_h0 is None else grad_h0.addmm_(grad_product, weight_hh),
-        torch.mm(grad_product.t(), h0) if need_weight else None,
-        grad_product.sum(0) if need_bias else None,
-    )
-
-
-def _before_product(
-    grad_output: tuple[int, int, int],
-    grad_h_n: Tensor | None,
-    gates: Tensor,
-    h0: Tensor,
-    shape: torch.Size,
-    need_h0: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The gradients of gates_x [*shape, 3H], of W_hh h [B, 3H], and that part of h's which does not go through it."""
     batch, hidden = h0.shape
     grad_gates_x, grad_product = h0.new_empty(*shape, 3 * hidden), h0.new_empty(batch, 3 * hidden)
     grad_h0, grad_h_n_, h0_ = empty_like(h0, need_h0), as_rows(grad_h_n), as_rows(h0)
@@ -182,7 +164,12 @@ def _before_product(
         grad_product=grad_product.data_ptr(),
         grad_h=pointer(grad_h0),
     )
-    return grad_gates_x, grad_product, grad_h0
+    return (
+        grad_gates_x if need_gates_x else None,
+        None if grad_h0 is None else grad_h0.addmm_(grad_product, weight_hh),
+        torch.mm(grad_product.t(), h0) if need_weight else None,
+        grad_product.sum(0) if need_bias else None,
+    )
 
 
 def gru_layer_step(
@@ -239,16 +226,16 @@ def gru_layer_step_backward(
     """Gradients of (x, h, weight_ih, weight_hh, bias_ih, bias_hh)."""
     need_x, need_h, need_weight_ih, need_weight_hh, need_bias_ih, need_bias_hh = needs
     grad_output_ = as_steps(grad_output)
-    sequence, batch = step_arguments(grad_output_), h.shape[:1]
-    grad_gates, grad_product, grad_h = _before_product(sequence, grad_h_n, gates, h, batch, need_h)
-    grad_x = torch.mm(grad_gates, weight_ih)[None] if need_x else None
+    sequence, batch, of_cell = step_arguments(grad_output_), h.shape[:1], (True, need_h, need_weight_hh, need_bias_hh)
+    grad_gates, grad_h, *grads_hh = _cell_backward(sequence, grad_h_n, gates, h, weight_hh, batch, of_cell)
+    assert grad_gates is not None
     return (
-        grad_x,
-        None if grad_h is None else grad_h.addmm_(grad_product, weight_hh),
+        torch.mm(grad_gates, weight_ih)[None] if need_x else None,
+        grad_h,
         torch.mm(grad_gates.t(), x[0]) if need_weight_ih else None,
-        torch.mm(grad_product.t(), h) if need_weight_hh else None,
+        grads_hh[0],
         grad_gates.sum(0) if need_bias_ih else None,
-        grad_product.sum(0) if need_bias_hh else None,
+        grads_hh[1],
     )
 
 
