@@ -68,20 +68,21 @@ VSSN_INLINE void gradient_rows(int rows, const T* g, int64_t g_stride, const T* 
 // Copies of what the tiles read, where the rows lie far apart: rows a power of two apart share few lines of the caches.
 template <class T>
 struct GradientCopies {
-    static constexpr int64_t kUnits = 128;
-    alignas(kAlign) T g[kGradientRows * kUnits + kLanes<T>];  // for each tile [n][its units]
-    alignas(kAlign) T x[kGradientRows * 3 * kLanes<T>];       // [n][the panel's columns]
+    static constexpr int64_t kUnits = 128, kStride = kUnits + kAlign / sizeof(T);  // an odd number of cache lines
+    alignas(kAlign) T g[kGradientRows * kStride];                                  // [n][units]
+    alignas(kAlign) T x[kGradientRows * 3 * kLanes<T>];                            // [n][the panel's columns]
 };
 
+// A row's units lie side by side: they are copied row by row, each line of them read once, the next ones on their way.
 template <class S>
-void copy_units(const WeightGradient<S>& k, Range units, int most, int64_t from, int64_t n, Compute<S>* copy) {
-    for (int64_t m = units.begin; m < units.end;) {
-        const int height = tile_height(units.end - m, most);
-        // Whole vectors: what is too much, the next row takes back.
-        for (int64_t row = 0; row < n; ++row, copy += height)
-            for (int i = 0; i < height; i += kLanes<S>) store(copy + i, load(k.g.row(from + row) + m + i, height - i));
-        m += height;
-    }
+void copy_units(const WeightGradient<S>& k, Range units, int64_t from, int64_t n, GradientCopies<Compute<S>>* copies) {
+    const S* g = k.g.row(from) + units.begin;
+    Compute<S>* copy = copies->g;
+    for (int64_t row = 0; row < n; ++row, g += k.g.stride, copy += copies->kStride)
+        for (int64_t m = 0; m < units.end - units.begin; m += kLanes<S>) {
+            prefetch(g + 4 * k.g.stride + m);
+            store(copy + m, load(g + m, units.end - units.begin - m));
+        }
 }
 
 // The rows [from, from + n) for the units m and one panel of columns.
@@ -109,11 +110,11 @@ VSSN_INLINE void gradient_panel(const WeightGradient<S>& k, Range units, int64_t
         x_stride = k.x.stride;
     }
     for (int64_t m = units.begin; m < units.end;) {
-        const int rows = tile_height(units.end - m, copies ? kTileRows<T, 3> : most);
+        const int rows = tile_height(units.end - m, most);
         const T* g = nullptr;
-        int64_t g_stride = rows;
+        int64_t g_stride = GradientCopies<T>::kStride;
         if (copies) {
-            g = copies->g + (m - units.begin) * n;
+            g = copies->g + (m - units.begin);
         } else if constexpr (!kRounds<S>) {
             g = k.g.row(from) + m;
             g_stride = k.g.stride;
@@ -209,7 +210,7 @@ __attribute__((noinline)) void gradient_by_copies(const WeightGradient<S>& k, co
 #endif
     if constexpr (!kRounds<Operand<S>>) {
         GradientCopies<T> copies;
-        run(copies, [&](Range some) { copy_units(k, some, kTileRows<T, 3>, from, n, copies.g); });
+        run(copies, [&](Range some) { copy_units(k, some, from, n, &copies); });
     }
 }
 
@@ -239,24 +240,32 @@ void weight_gradient(const WeightGradient<S>& k, Team team, int turn) {
     }
 }
 
-// This thread's part of sums [M].
+// This thread's part of sums [M]: some cache lines of a row at a time, as single ones far apart come slowly.
 template <class S>
 void bias_gradient(const Rows<const S>& g, int64_t N, int64_t M, Compute<S>* sums, Team team, int turn) {
-    constexpr int64_t L = kLanes<S>;
+    constexpr int64_t L = kLanes<S>, V = 4;
     const Range units = share(M, (team.rank + turn) % team.size, team.size, L);
-    for (int64_t m = units.begin; m < units.end; m += L) {
-        const int64_t count = units.end - m;
-        Vec<S> total{};
+    for (int64_t m = units.begin; m < units.end; m += V * L) {
+        const auto count = [&](int64_t j) VSSN_INLINED { return units.end - m > j * L ? units.end - m - j * L : 0; };
+        const auto add_row = [&](Vec<S>(&sum)[V], int64_t row) VSSN_INLINED {
+            for (int64_t j = 0; j < V; ++j) {
+                prefetch(g.row(row + 8) + m + j * L);
+                sum[j] += load(g.row(row) + m + j * L, count(j));
+            }
+        };
+        Vec<S> total[V] = {};
         for (int64_t from = 0; from < N; from += kGradientRows) {
-            Vec<S> sum[4] = {};
+            Vec<S> even[V] = {}, odd[V] = {};
             const int64_t end = N - from < kGradientRows ? N : from + kGradientRows;
             int64_t row = from;
-            for (; row + 4 <= end; row += 4)
-                for (int i = 0; i < 4; ++i) sum[i] += load(g.row(row + i) + m, count);
-            for (; row < end; ++row) sum[0] += load(g.row(row) + m, count);
-            total += (sum[0] + sum[1]) + (sum[2] + sum[3]);
+            for (; row + 2 <= end; row += 2) {
+                add_row(even, row);
+                add_row(odd, row + 1);
+            }
+            if (row < end) add_row(even, row);
+            for (int64_t j = 0; j < V; ++j) total[j] += even[j] + odd[j];
         }
-        store(sums + m, total, count);
+        for (int64_t j = 0; j < V; ++j) store(sums + m + j * L, total[j], count(j));
     }
 }
 
