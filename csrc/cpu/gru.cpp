@@ -7,7 +7,8 @@
 // forward   reads gates_x, h0, weight [3H, H], bias; writes output, h_n and, for backward, gates = (r, z, n, a).
 // backward  reads grad_output, grad_h_n, output, gates, h0, weight; writes grad_gates_x [T, B, 3H], grad_a [T, B, H]
 //           (the gradient of the n part of W_h h, where grad_gates_x has that of x_n), grad_h0 and, after the loop,
-//           grad_weight = sum over steps of (grad r, grad z, grad_a)^T h and grad_bias.
+//           grad_weight = sum over steps of (grad r, grad z, grad_a)^T h and grad_bias. The first two may be written
+//           over gates, which are read for the last time then.
 // Steps t >= lengths[b] are padding: never read, written as 0 (in gates too), the state carried past them.
 // Packed (batch_sizes), there is no padding: [N, .] has of step t the first batch_sizes[t] rows, step after step, and
 // the batch is in order of falling length; rows.h's Layout tells where a row is.
@@ -137,11 +138,11 @@ void forward_step(const GruForward<S>& k, const Layout& layout, const ForwardBuf
             if (kRounds<S> && !w.packed) Dots<E, S>::store_part(operands, unit, h);
             store(k.output + at * k.H + unit, h, count);
             if (k.gates) {
-                S* gates = k.gates + 4 * (at * k.H + unit);
+                S* gates = k.gates + 4 * at * k.H + unit;
                 store(gates, g.r, count);
-                store(gates + count, g.z, count);
-                store(gates + 2 * count, g.n, count);
-                store(gates + 3 * count, g.a, count);
+                store(gates + k.H, g.z, count);
+                store(gates + 2 * k.H, g.n, count);
+                store(gates + 3 * k.H, g.a, count);
             }
         }
     };
@@ -168,8 +169,8 @@ void forward_step(const GruForward<S>& k, const Layout& layout, const ForwardBuf
     for (int64_t i = list.active; i < list.count; ++i) {
         const int64_t row = (begin + list.rows[i]) * k.H;
         for (int64_t unit = from; unit < to; ++unit) k.output[row + unit] = 0;
-        if (k.gates)
-            for (int64_t entry = 4 * from; entry < 4 * to; ++entry) k.gates[4 * row + entry] = 0;
+        for (int64_t gate = 0; k.gates && gate < 4; ++gate)
+            for (int64_t unit = from; unit < to; ++unit) k.gates[4 * row + gate * k.H + unit] = 0;
     }
 }
 
@@ -263,12 +264,12 @@ void gate_step(const GruBackward<S>& k, const Layout& layout, const BackwardBuff
         const S* state = t == first ? k.h0.row(b) : k.output + (previous + b) * k.H;
         Operand<S>* grad_row = grads + i * w.grad_stride;
         T* carry_row = carry + i * w.stride;
-        S *grad_x = k.grad_gates_x + at * 3 * k.H, *grad_a = k.grad_a + at * k.H;
+        S *grad_x = k.grad_gates_x.row(at), *grad_a = k.grad_a.row(at);
         for (int64_t unit = from; unit < to; unit += L) {
             const int64_t count = k.H - unit < L ? k.H - unit : L;
-            const S* gates = k.gates + 4 * (at * k.H + unit);
-            const GruGates<Vec<T>> g = {load(gates, count), load(gates + count, count), load(gates + 2 * count, count),
-                                        load(gates + 3 * count, count)};
+            const S* gates = k.gates + 4 * at * k.H + unit;
+            const GruGates<Vec<T>> g = {load(gates, count), load(gates + k.H, count), load(gates + 2 * k.H, count),
+                                        load(gates + 3 * k.H, count)};
             Vec<T> dh = load(carry_row + unit);
             if (grad_output.data) dh += load(grad_output.row(b) + unit, count);
             const GruGates<Vec<T>> grad = gru_gate_grads(g, load(state + unit, count), dh);
@@ -286,8 +287,8 @@ void gate_step(const GruBackward<S>& k, const Layout& layout, const BackwardBuff
     for (int64_t i = list.active; !layout.begins && i < list.count; ++i) {
         const int64_t at = begin + list.rows[i];
         for (int64_t unit = from; unit < to; ++unit) {
-            for (int64_t gate = 0; gate < 3; ++gate) k.grad_gates_x[(at * 3 + gate) * k.H + unit] = 0;
-            k.grad_a[at * k.H + unit] = 0;
+            for (int64_t gate = 0; gate < 3; ++gate) k.grad_gates_x.row(at)[gate * k.H + unit] = 0;
+            k.grad_a.row(at)[unit] = 0;
         }
     }
 }
@@ -301,8 +302,8 @@ void gather_starts(const GruBackward<S>& k, const Layout& layout, const Backward
         S* starts = w.starts + b * 4 * k.H;
         for (int64_t unit = from; unit < to; ++unit) {
             for (int64_t gate = 0; gate < 3; ++gate)
-                starts[gate * k.H + unit] = at < 0 ? S(0) : k.grad_gates_x[(at * 3 + gate) * k.H + unit];
-            starts[3 * k.H + unit] = at < 0 ? S(0) : k.grad_a[at * k.H + unit];
+                starts[gate * k.H + unit] = at < 0 ? S(0) : k.grad_gates_x.row(at)[gate * k.H + unit];
+            starts[3 * k.H + unit] = at < 0 ? S(0) : k.grad_a.row(at)[unit];
         }
     }
 }
@@ -332,9 +333,10 @@ void weight_grads(const GruBackward<S>& k, const Layout& layout, const BackwardB
     const int64_t start = k.reverse && k.steps > 0 ? layout.begin(k.steps - 1) : 0;
     const bool gather = k.reverse && layout.lengths;
     // [rows, .] of r and z, and of a: at all steps, and at each row's first one.
-    const Rows<const S> rz = {k.grad_gates_x, 3 * H}, a = {k.grad_a, H};
-    const Rows<const S> first_rz = gather ? Rows<const S>{w.starts, 4 * H} : Rows<const S>{rz.row(start), 3 * H};
-    const Rows<const S> first_a = gather ? Rows<const S>{w.starts + 3 * H, 4 * H} : Rows<const S>{a.row(start), H};
+    const Rows<const S> rz = constant(k.grad_gates_x), a = constant(k.grad_a);
+    const Rows<const S> first_rz = gather ? Rows<const S>{w.starts, 4 * H} : Rows<const S>{rz.row(start), rz.stride};
+    const Rows<const S> first_a =
+        gather ? Rows<const S>{w.starts + 3 * H, 4 * H} : Rows<const S>{a.row(start), a.stride};
     auto add_later = [&](const Rows<const S>& grads, int64_t units, Compute<S>* out, int turn) {
         for_rows_and_before(layout, k.reverse, [&](int64_t from, int64_t before, int64_t count, bool add) {
             const Rows<const S> run = {grads.row(from), grads.stride}, states = {k.output + before * H, H};

@@ -48,13 +48,13 @@ int64_t pack(const GruPack<T>& k) {
     return blocks * panel;
 }
 
-// As gru.cpp keeps them: for each vector of units r, z, n, a.
+// As gru.cpp keeps them: r, z, n, a of H each.
 template <class T>
-void store_gates(T* gates, const GruGates<Vec<T>>& g, int64_t count) {
+void store_gates(T* gates, int64_t H, const GruGates<Vec<T>>& g, int64_t count) {
     store(gates, g.r, count);
-    store(gates + count, g.z, count);
-    store(gates + 2 * count, g.n, count);
-    store(gates + 3 * count, g.a, count);
+    store(gates + H, g.z, count);
+    store(gates + 2 * H, g.n, count);
+    store(gates + 3 * H, g.a, count);
 }
 
 template <class T>
@@ -116,7 +116,7 @@ void layer_step(const GruLayerStep<T>& k) {
                     const Vec<T> h = gru_next(g, load(k.h.row(first + i) + unit, count));
                     store(k.output + at, h, count);
                     store(k.h_n + at, h, count);
-                    if (k.gates) store_gates(k.gates + 4 * at, g, count);
+                    if (k.gates) store_gates(k.gates + 4 * (first + i) * k.H + unit, k.H, g, count);
                 }
             }
     };
@@ -140,7 +140,7 @@ void cell(const GruCell<T>& k) {
                 const Vec<T> h = gru_next(g, load(k.h.row(row) + unit, count));
                 store(k.output + at, h, count);
                 store(k.h_n + at, h, count);
-                if (k.gates) store_gates(k.gates + 4 * at, g, count);
+                if (k.gates) store_gates(k.gates + 4 * row * k.H + unit, k.H, g, count);
             }
     };
     parallel(useful_threads(k.threads, k.B * k.H * kEntryWork, k.B), body);
@@ -154,9 +154,9 @@ void cell_backward(const GruCellBackward<T>& k) {
         for (int64_t row = rows.begin; row < rows.end; ++row)
             for (int64_t unit = 0; unit < k.H; unit += L) {
                 const int64_t count = k.H - unit < L ? k.H - unit : L, at = row * k.H + unit;
-                const T* gates = k.gates + 4 * at;
-                const GruGates<Vec<T>> g = {load(gates, count), load(gates + count, count),
-                                            load(gates + 2 * count, count), load(gates + 3 * count, count)};
+                const T* gates = k.gates + 4 * row * k.H + unit;
+                const GruGates<Vec<T>> g = {load(gates, count), load(gates + k.H, count), load(gates + 2 * k.H, count),
+                                            load(gates + 3 * k.H, count)};
                 Vec<T> dh{};
                 if (k.grad_output.data) dh += load(k.grad_output.row(row) + unit, count);
                 if (k.grad_h_n.data) dh += load(k.grad_h_n.row(row) + unit, count);

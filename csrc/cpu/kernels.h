@@ -25,6 +25,11 @@ struct Rows {
     T* row(int64_t i) const { return data + i * stride; }
 };
 
+template <class T>
+Rows<const T> constant(const Rows<T>& rows) {
+    return {rows.data, rows.stride};
+}
+
 // [T, B, width] with any distance between steps and between rows; packed (rows.h) [N, width], without step_stride.
 template <class T>
 struct Steps {
@@ -73,7 +78,7 @@ struct GruForward {
     const T* bias;               // [3H]
     T* output;                   // [T, B, H]
     Compute<T>* h_n;             // [B, H]
-    T* gates;                    // [T, B, 4H]: for each vector of units r, z, n, W_hn h + b_hn; null: not kept
+    T* gates;                    // [T, B, 4H]: r, z, n, W_hn h + b_hn; null: not kept
     VSSN_FIELDS(threads, steps, B, H, reverse, lengths, batch_sizes, gates_x, h0, weight, bias, output, h_n, gates)
 };
 
@@ -88,8 +93,8 @@ struct GruBackward {
     const T* output;                  // [T, B, H]
     const T* gates;                   // as forward wrote them
     Rows<const T> h0, weight;
-    T* grad_gates_x;          // [T, B, 3H]
-    T* grad_a;                // [T, B, H]: of W_hn h + b_hn
+    Rows<T> grad_gates_x;     // [T B, 3H]; may be r, z, n of gates
+    Rows<T> grad_a;           // [T B, H]: of W_hn h + b_hn; may be the last H of gates
     Compute<T>* grad_h0;      // [B, H]
     Compute<T>* grad_weight;  // [3H, H]
     Compute<T>* grad_bias;    // [3H]
@@ -221,7 +226,7 @@ struct InterleavedForward {
     Rows<const T> weight_hh, weight_h, weight_out;  // [3H, H], [M, H], [2Z, M]
     const T *bias_hh, *bias_out;                    // [3H], [2Z]
     T *h, *z, *mu, *logvar;                         // [T, B, H], [T, B, Z]
-    T* gates;                                       // [T, B, 4H] as GruForward has them; null: not kept
+    T* gates;                                       // [T, B, 4H]: for each vector of units r, u, n, a; null: not kept
     T *embed, *hidden;                              // [T, B, E], [T, B, M] as cell.h's keeps_input says; null: not kept
     VSSN_FIELDS(threads, steps, B, H, E, M, Z, embed_activation, activation, scale, min_logvar, min_std, lengths,
                 resets, gates_x, embed_context, context, eps, h0, z0, reset_h, reset_z, weight_embed, weight_zh,

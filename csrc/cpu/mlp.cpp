@@ -248,11 +248,6 @@ struct BackwardBuffers {
 };
 
 template <class S>
-Rows<const S> constant(const Rows<S>& rows) {
-    return {rows.data, rows.stride};
-}
-
-template <class S>
 void backward_rows(const MlpBackward<S>& k, const BackwardBuffers<S>& w, int64_t row, int64_t n, int rank) {
     using T = Compute<S>;
     using E = Operand<S>;

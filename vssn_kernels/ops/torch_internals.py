@@ -64,13 +64,15 @@ def _top_of_the_stack() -> Any:
 
 
 def _perhaps() -> int:
-    return 1  # of modes and tracers: where nobody tells, there may be one
+    return 1  # of modes and tracers, and of a graph that is kept: where nobody tells, there may be one
 
 
 any_requires_grad = find("torch._C._any_requires_grad") or _some_require_grad
 peek_interpreter_stack = find("torch._C._functorch.peek_interpreter_stack") or _top_of_the_stack
 _len_dispatch_stack = find("torch._C._len_torch_dispatch_stack") or _perhaps
 _tracing_state = find("torch._C._get_tracing_state") or _perhaps
+# Within a backward pass: whether its graph is kept for another one.
+keeps_graph = find("torch._C._autograd._get_current_graph_task_keep_graph") or _perhaps
 
 
 def is_plain_call() -> bool:

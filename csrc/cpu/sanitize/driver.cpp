@@ -208,8 +208,8 @@ Array run(const Gru& p, bool pack, int threads, const Array& cotangent, const st
                                   .gates = gates.data(),
                                   .h0 = {stored_h0.data(), p.H},
                                   .weight = {weight.data(), p.H},
-                                  .grad_gates_x = grad_x.data(),
-                                  .grad_a = grad_a.data(),
+                                  .grad_gates_x = {grad_x.data(), 3 * p.H},
+                                  .grad_a = {grad_a.data(), p.H},
                                   .grad_h0 = grad_h0.data(),
                                   .grad_weight = grad_weight.data(),
                                   .grad_bias = grad_bias.data()};

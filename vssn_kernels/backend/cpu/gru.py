@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -23,7 +24,7 @@ def gru_forward(
     reverse: bool,
     need_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(output [T, B, H], h_n [B, H], gates [T, B, 4H], its order the kernels' own; empty where not needed)"""
+    """(output [T, B, H], h_n [B, H], gates [T, B, 4H]: r, z, n and W_hn h + b_hn; empty where not needed)"""
     shape, gates_x_ = gates_x.shape[:2], as_steps(gates_x)
     sequence = step_arguments(gates_x_)
     return _forward(shape, sequence, shape[0], lengths, None, h0, weight_hh, bias_hh, reverse, need_backward)
@@ -38,7 +39,7 @@ def gru_packed_forward(
     reverse: bool,
     need_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(output [N, H], h_n [B, H], gates [N, 4H], its order the kernels' own; empty where not needed)"""
+    """(output [N, H], h_n [B, H], gates [N, 4H]; empty where not needed)"""
     shape, gates_x_ = gates_x.shape[:1], as_rows(gates_x)
     sequence, steps = _packed_arguments(gates_x_), len(batch_sizes)
     return _forward(shape, sequence, steps, None, batch_sizes, h0, weight_hh, bias_hh, reverse, need_backward)
@@ -249,11 +250,13 @@ def gru_backward(
     lengths: Tensor | None,
     reverse: bool,
     needs: Sequence[bool],
+    over_gates: bool = False,
 ) -> Grads:
-    """Gradients of (gates_x, h0, weight_hh, bias_hh)."""
+    """Gradients of (gates_x, h0, weight_hh, bias_hh). over_gates: that of gates_x is written over gates, a part of whose
+    memory it is then."""
     grad_output_ = as_steps(grad_output)
     sequence, steps = step_arguments(grad_output_), output.shape[0]
-    return _backward(sequence, grad_h_n, output, gates, h0, weight_hh, steps, lengths, None, reverse, needs)
+    return _backward(sequence, grad_h_n, output, gates, h0, weight_hh, steps, lengths, None, reverse, needs, over_gates)
 
 
 def gru_packed_backward(
@@ -266,11 +269,18 @@ def gru_packed_backward(
     batch_sizes: Tensor,
     reverse: bool,
     needs: Sequence[bool],
+    over_gates: bool = False,
 ) -> Grads:
-    """Gradients of (gates_x, h0, weight_hh, bias_hh)."""
-    grad_output_ = as_rows(grad_output)
-    sequence, steps = _packed_arguments(grad_output_), len(batch_sizes)
-    return _backward(sequence, grad_h_n, output, gates, h0, weight_hh, steps, None, batch_sizes, reverse, needs)
+    """Gradients of (gates_x, h0, weight_hh, bias_hh), as gru_backward's."""
+    grad_output_, steps = as_rows(grad_output), len(batch_sizes)
+    sequence = _packed_arguments(grad_output_)
+    return _backward(
+        sequence, grad_h_n, output, gates, h0, weight_hh, steps, None, batch_sizes, reverse, needs, over_gates
+    )
+
+
+gru_last_backward = functools.partial(gru_backward, over_gates=True)
+gru_packed_last_backward = functools.partial(gru_packed_backward, over_gates=True)
 
 
 def _backward(
@@ -285,12 +295,16 @@ def _backward(
     batch_sizes: Tensor | None,
     reverse: bool,
     needs: Sequence[bool],
+    over_gates: bool,
 ) -> Grads:
     shape, (batch, hidden) = output.shape[:-1], h0.shape
     need_gates_x, need_h0, need_weight, need_bias = needs
     if _is_one_step(steps, lengths, batch_sizes, weight_hh) and product_by_library(batch, hidden):
         return _cell_backward(grad_output, grad_h_n, gates, h0, weight_hh, shape, needs)
-    grad_gates_x, grad_a = output.new_empty(*shape, 3 * hidden), output.new_empty(*shape, hidden)
+    if over_gates:
+        grad_gates_x, grad_a = gates[..., : 3 * hidden], gates[..., 3 * hidden :]
+    else:
+        grad_gates_x, grad_a = output.new_empty(*shape, 3 * hidden), output.new_empty(*shape, hidden)
     dtype = output.dtype
     # Of one row the gradient of the weight is one product each, no sum: it needs no float32 beside the result.
     outer = need_weight and dtype is torch.bfloat16 and steps == batch == 1 and lengths is batch_sizes is None
@@ -314,14 +328,14 @@ def _backward(
         gates=gates.data_ptr(),
         h0=row_arguments(h0_),
         weight=row_arguments(weight),
-        grad_gates_x=grad_gates_x.data_ptr(),
-        grad_a=grad_a.data_ptr(),
+        grad_gates_x=(grad_gates_x.data_ptr(), grad_gates_x.stride(-2)),
+        grad_a=(grad_a.data_ptr(), grad_a.stride(-2)),
         grad_h0=pointer(grad_h0),
         grad_weight=pointer(grad_weight),
         grad_bias=pointer(grad_bias),
     )
     if outer:
-        grad_weight = torch.outer(torch.cat((grad_gates_x.view(-1)[: 2 * hidden], grad_a.view(-1))), h0_.view(-1))
+        grad_weight = torch.outer(torch.cat((grad_gates_x.reshape(-1)[: 2 * hidden], grad_a.reshape(-1))), h0_.view(-1))
     return (
         grad_gates_x if need_gates_x else None,
         stored(grad_h0, h0.dtype),
@@ -336,9 +350,6 @@ def _packed_arguments(rows: Tensor | None) -> tuple[int, int, int]:
     return at, 0, stride
 
 
-_VECTOR_BYTES = {"amx": 64, "avx512_bf16": 64, "avx512": 64, "avx2": 32, "generic": 16}  # csrc/cpu/simd.h
-
-
 def gru_output(gates: Tensor, h0: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
     """Forward's output [T, B, H] once more, from the gates that it kept."""
     return stored(states(*_kept(gates), h0, lengths, reverse), gates.dtype)
@@ -350,11 +361,6 @@ def gru_packed_output(gates: Tensor, h0: Tensor, batch_sizes: Tensor, reverse: b
 
 
 def _kept(gates: Tensor) -> tuple[Tensor, Tensor]:
-    """z and n [..., H], from the gates [..., 4H] in the kernels' order; float32 where they are bfloat16."""
-    gates, hidden = widened(gates), gates.shape[-1] // 4
-    lanes = _VECTOR_BYTES[_cpu.isa()] // gates.element_size()
-    whole = hidden // lanes * lanes  # the units of whole vectors: for each vector r, z, n, a; then the rest alike
-    vectors = gates[..., : 4 * whole].unflatten(-1, (whole // lanes, 4, lanes))
-    rest = gates[..., 4 * whole :].unflatten(-1, (4, hidden - whole))
-    z, n = (torch.cat((vectors[..., gate, :].flatten(-2), rest[..., gate, :]), -1) for gate in (1, 2))
+    """z and n [..., H], from the gates [..., 4H]; float32 where they are bfloat16."""
+    _, z, n, _ = widened(gates).chunk(4, -1)
     return z, n
