@@ -120,6 +120,9 @@ void forward_step(const GruForward<S>& k, const Layout& layout, const ForwardBuf
         for (int i = 0; i < rows; ++i) {
             const S* x = gates_x.row(list.rows[first + i]) + block * L;
             for (int gate = 0; gate < 3; ++gate) prefetch(x + gate * k.H);
+            if (!k.gates) continue;
+            const S* gates = k.gates + 4 * (begin + list.rows[first + i]) * k.H + block * L;
+            for (int gate = 0; gate < 4; ++gate) prefetch(gates + gate * k.H);
         }
     };
     auto finish = [&](int64_t block, int64_t first, int rows, const Tile<E, 3>& product) {
