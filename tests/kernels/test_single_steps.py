@@ -16,7 +16,7 @@ import vssn
 import vssn_kernels
 from vssn_kernels import gaussian_mlp, gru_sequence, mlp, split_linear
 from vssn_kernels.backend.cpu.gru import product_by_library, turns_product
-from vssn_kernels.ops.layer_step import gru_layer_step
+from vssn_kernels.ops.gru_layer import gru_layer_step
 from vssn_kernels.ops.prepared import prepare_gru, prepare_mlp
 from vssn_kernels.testing import assert_close, assert_equal, poisoned_empty
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from vssn.utils.packing import pack, packing, unpack
 from vssn.utils.sequences import valid_steps, zero_padding
 from vssn_kernels import gru_packed, gru_sequence, split_linear
 from vssn_kernels.ops.fast_path import is_plain
-from vssn_kernels.ops.layer_step import gru_layer_step
+from vssn_kernels.ops.gru_layer import gru_layer, gru_layer_step
 from vssn_kernels.ops.registration import autocast_dtype, autocast_is_on
 from vssn_kernels.ops.torch_internals import is_plain_call
 
@@ -196,7 +195,7 @@ class GRU(nn.RNNBase):
         hx: Tensor | None,
         batch: int,
         weights: list[list[nn.Parameter]],
-        recurrence: Callable[..., tuple[Tensor, Tensor]],
+        recurrence: partial[tuple[Tensor, Tensor]],
         one_step: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """All layers and directions on x [T, B, X] or packed [N, X], as the recurrence takes it; `one_step`: [1, B, X],
@@ -212,11 +211,14 @@ class GRU(nn.RNNBase):
                 weight_ih, weight_hh, *biases = weights[number]
                 bias_ih, bias_hh = biases if self.bias else (None, weight_hh.new_zeros(len(weight_hh)))
                 h0 = given.new_zeros(batch, self.hidden_size) if hx is None else given[number]
-                step = gru_layer_step(x, h0, weight_ih, weight_hh, bias_ih, bias_hh) if one_step else None
-                if step is None:
-                    gates_x = _project(x, weight_ih, bias_ih)
-                    step = recurrence(gates_x, h0, weight_hh, bias_hh, reverse=direction == 1)
-                output, h_n = step
+                reverse, given_weights = direction == 1, (weight_ih, weight_hh, bias_ih, bias_hh)
+                if one_step:
+                    done = gru_layer_step(x, h0, *given_weights)
+                else:
+                    done = gru_layer(x, h0, *given_weights, reverse=reverse, **recurrence.keywords)
+                if done is None:
+                    done = recurrence(_project(x, weight_ih, bias_ih), h0, weight_hh, bias_hh, reverse=reverse)
+                output, h_n = done
                 outputs.append(output)
                 last_states.append(h_n)
             x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]

@@ -18,6 +18,8 @@ from vssn_kernels.backend.table import choose, declare, implementation, offers
 from vssn_kernels.ops import fast_path, flops, in_place, registration, torch_internals
 from vssn_kernels.ops.flops import Shape
 
+_CPU = torch.device("cpu")  # whose backend alone has a last backward
+
 
 class Form(NamedTuple):
     op: str
@@ -58,12 +60,12 @@ def check_tensors(op: str, gates_x: Tensor, h0: Tensor, weight_hh: Tensor, bias_
     arguments.require_alike(op, "gates_x", gates_x, {"h0": h0, "weight_hh": weight_hh, "bias_hh": bias_hh}, ("h0",))
 
 
-def is_last_use(args: Sequence[object]) -> bool:
+def is_last_use(args: Sequence[object], grads: Sequence[Tensor | None]) -> bool:
     """Whether the backward that is running is the only one of its graph, and nothing looks at its calls of ops."""
     return (
-        not (torch_internals.keeps_graph() or registration.takes_plain_backward(args[:2]))
+        not (torch_internals.keeps_graph() or registration.takes_plain_backward(grads))
         and fast_path.is_open(args)
-        and not registration.autocast_is_on(args[2].device)
+        and not registration.autocast_is_on(_CPU)
     )
 
 
@@ -179,7 +181,7 @@ def define(form: Form) -> Callable[..., tuple[Tensor, Tensor]]:
                 if ctx.changed:
                     output = run_output(gates, h0, steps, ctx.reverse, ctx.backend)
                 args = (grad_output, grad_h_n, output, gates, h0, weight_hh, steps, ctx.reverse, needs)
-                if offers(ctx.backend, of_last_backward) and is_last_use(args):
+                if offers(ctx.backend, of_last_backward) and is_last_use(args, (grad_output, grad_h_n)):
                     torch.autograd.graph.increment_version(gates)
                     grads = implementation(ctx.backend, of_last_backward)(*args)
                 else:

@@ -63,7 +63,7 @@ def _check(gates_x: Tensor, h0: Tensor, weight_hh: Tensor, bias_hh: Tensor, batc
         )
 
 
-def _checked(batch_sizes: Tensor, sequence: Tensor, h0: Tensor) -> Tensor:
+def checked_sizes(batch_sizes: Tensor, sequence: Tensor, h0: Tensor) -> Tensor:
     """The batch sizes, contiguous. Raises ValueError unless they fall from B or less to 0 or more, N in all."""
     sizes, rows, batch = batch_sizes.contiguous(), sequence.shape[0], h0.shape[0]
     if len(sizes):
@@ -87,4 +87,4 @@ def _plain(
     return reference.gru_packed(gates_x, h0, weight_hh, bias_hh, batch_sizes=batch_sizes, reverse=reverse)
 
 
-_call = gru_forms.define(gru_forms.Form(_OP, _OP, "Tensor batch_sizes", _check, _checked, reference, _plain))
+_call = gru_forms.define(gru_forms.Form(_OP, _OP, "Tensor batch_sizes", _check, checked_sizes, reference, _plain))

@@ -27,7 +27,7 @@ def gru_forward(
     """(output [T, B, H], h_n [B, H], gates [T, B, 4H]: r, z, n and W_hn h + b_hn; empty where not needed)"""
     shape, gates_x_ = gates_x.shape[:2], as_steps(gates_x)
     sequence = step_arguments(gates_x_)
-    return _forward(shape, sequence, shape[0], lengths, None, h0, weight_hh, bias_hh, reverse, need_backward)
+    return forward(shape, sequence, shape[0], lengths, None, h0, weight_hh, bias_hh, reverse, need_backward)
 
 
 def gru_packed_forward(
@@ -42,10 +42,10 @@ def gru_packed_forward(
     """(output [N, H], h_n [B, H], gates [N, 4H]; empty where not needed)"""
     shape, gates_x_ = gates_x.shape[:1], as_rows(gates_x)
     sequence, steps = _packed_arguments(gates_x_), len(batch_sizes)
-    return _forward(shape, sequence, steps, None, batch_sizes, h0, weight_hh, bias_hh, reverse, need_backward)
+    return forward(shape, sequence, steps, None, batch_sizes, h0, weight_hh, bias_hh, reverse, need_backward)
 
 
-def _forward(
+def forward(
     shape: torch.Size,  # [T, B], or packed [N]
     gates_x: tuple[int, int, int],
     steps: int,
@@ -56,16 +56,19 @@ def _forward(
     bias_hh: Tensor,
     reverse: bool,
     need_backward: bool,
+    gates: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """As the functions above. gates: memory for them; gates_x may be its r, z, n."""
     batch, hidden = h0.shape
     if _is_one_step(steps, lengths, batch_sizes, weight_hh) and product_by_library(batch, hidden):
         output, h_n = h0.new_empty(*shape, hidden), h0.new_empty(batch, hidden)
         gates = h0.new_empty(*shape, 4 * hidden) if need_backward else h0.new_empty(0)
-        _cell(gates_x, h0, weight_hh, bias_hh, output, h_n, gates.data_ptr() if need_backward else 0)
+        cell(gates_x, h0, weight_hh, bias_hh, output, h_n, gates.data_ptr() if need_backward else 0)
         return output, h_n, gates
     h0_, weight, bias = as_rows(widened(h0)), as_rows(weight_hh), bias_hh.contiguous()
     output, h_n = bias.new_empty(*shape, hidden), h0_.new_empty(batch, hidden)
-    gates = bias.new_empty(*shape, 4 * hidden) if need_backward else bias.new_empty(0)
+    if gates is None:
+        gates = bias.new_empty(*shape, 4 * hidden) if need_backward else bias.new_empty(0)
     _cpu.gru_forward(
         storage=storage(bias),
         threads=torch.get_num_threads(),
@@ -103,7 +106,7 @@ def turns_product(rows: int, width: int) -> bool:
     return 16 <= rows <= 48 and width >= 512
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b of x [rows, width], rows contiguous."""
     if not turns_product(*x.shape):
         return torch.nn.functional.linear(x, weight, bias)
@@ -112,7 +115,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.addmm(bias[:, None], weight, x.t()).t().contiguous()
 
 
-def _cell(
+def cell(
     gates_x: tuple[int, int, int],
     h0: Tensor,
     weight_hh: Tensor,
@@ -121,7 +124,7 @@ def _cell(
     h_n: Tensor,
     gates: int,
 ) -> None:
-    (batch, hidden), h0_, bias, product = h0.shape, as_rows(h0), bias_hh.contiguous(), _product(h0, weight_hh)
+    (batch, hidden), h0_, bias, hidden_gates = h0.shape, as_rows(h0), bias_hh.contiguous(), product(h0, weight_hh)
     address, _, stride = gates_x
     _cpu.gru_cell(
         storage=storage(h0),
@@ -129,7 +132,7 @@ def _cell(
         B=batch,
         H=hidden,
         gates_x=(address, stride),
-        product=row_arguments(product),
+        product=row_arguments(hidden_gates),
         h=row_arguments(h0_),
         bias=bias.data_ptr(),
         output=output.data_ptr(),
@@ -138,7 +141,7 @@ def _cell(
     )
 
 
-def _cell_backward(
+def cell_backward(
     grad_output: tuple[int, int, int],
     grad_h_n: Tensor | None,
     gates: Tensor,
@@ -173,73 +176,6 @@ def _cell_backward(
     )
 
 
-def gru_layer_step(
-    x: Tensor,
-    h: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    need_backward: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """x [1, B, X], h [B, H] to (output [1, B, H], h_n [B, H], gates as gru_forward's) of a layer."""
-    batch, hidden = h.shape
-    output, h_n = torch.empty((1, batch, hidden), dtype=h.dtype), torch.empty((batch, hidden), dtype=h.dtype)
-    gates = torch.empty((1, batch, 4 * hidden) if need_backward else 0, dtype=h.dtype)
-    if batch > (32 if hidden < 80 else 16):  # PyTorch's products are faster than weights as they are
-        bias_hh = weight_hh.new_zeros(3 * hidden) if bias_hh is None else bias_hh
-        gates_x = _product(x[0], weight_ih, bias_ih)
-        sequence = (gates_x.data_ptr(), 0, 3 * hidden)
-        _cell(sequence, h, weight_hh, bias_hh, output, h_n, gates.data_ptr() if need_backward else 0)
-        return output, h_n, gates
-    rows, h_ = as_rows(x), as_rows(h)
-    weight_ih_, weight_hh_ = as_rows(weight_ih), as_rows(weight_hh)
-    bias_ih_, bias_hh_ = (None if bias is None else bias.contiguous() for bias in (bias_ih, bias_hh))
-    _cpu.gru_layer_step(
-        storage=storage(h),
-        threads=torch.get_num_threads(),
-        B=batch,
-        X=rows.shape[1],
-        H=hidden,
-        x=row_arguments(rows),
-        h=row_arguments(h_),
-        weight_ih=row_arguments(weight_ih_),
-        weight_hh=row_arguments(weight_hh_),
-        bias_ih=pointer(bias_ih_),
-        bias_hh=pointer(bias_hh_),
-        output=output.data_ptr(),
-        h_n=h_n.data_ptr(),
-        gates=gates.data_ptr() if need_backward else 0,
-    )
-    return output, h_n, gates
-
-
-def gru_layer_step_backward(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    gates: Tensor,
-    x: Tensor,
-    h: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    needs: Sequence[bool],
-) -> Grads:
-    """Gradients of (x, h, weight_ih, weight_hh, bias_ih, bias_hh)."""
-    need_x, need_h, need_weight_ih, need_weight_hh, need_bias_ih, need_bias_hh = needs
-    grad_output_ = as_steps(grad_output)
-    sequence, batch, of_cell = step_arguments(grad_output_), h.shape[:1], (True, need_h, need_weight_hh, need_bias_hh)
-    grad_gates, grad_h, *grads_hh = _cell_backward(sequence, grad_h_n, gates, h, weight_hh, batch, of_cell)
-    assert grad_gates is not None
-    return (
-        torch.mm(grad_gates, weight_ih)[None] if need_x else None,
-        grad_h,
-        torch.mm(grad_gates.t(), x[0]) if need_weight_ih else None,
-        grads_hh[0],
-        grad_gates.sum(0) if need_bias_ih else None,
-        grads_hh[1],
-    )
-
-
 def gru_backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
@@ -252,11 +188,11 @@ def gru_backward(
     needs: Sequence[bool],
     over_gates: bool = False,
 ) -> Grads:
-    """Gradients of (gates_x, h0, weight_hh, bias_hh). over_gates: that of gates_x is written over gates, a part of whose
-    memory it is then."""
+    """Gradients of (gates_x, h0, weight_hh, bias_hh). over_gates: that of gates_x is written over gates and is a
+    part of their memory."""
     grad_output_ = as_steps(grad_output)
     sequence, steps = step_arguments(grad_output_), output.shape[0]
-    return _backward(sequence, grad_h_n, output, gates, h0, weight_hh, steps, lengths, None, reverse, needs, over_gates)
+    return backward(sequence, grad_h_n, output, gates, h0, weight_hh, steps, lengths, None, reverse, needs, over_gates)
 
 
 def gru_packed_backward(
@@ -274,7 +210,7 @@ def gru_packed_backward(
     """Gradients of (gates_x, h0, weight_hh, bias_hh), as gru_backward's."""
     grad_output_, steps = as_rows(grad_output), len(batch_sizes)
     sequence = _packed_arguments(grad_output_)
-    return _backward(
+    return backward(
         sequence, grad_h_n, output, gates, h0, weight_hh, steps, None, batch_sizes, reverse, needs, over_gates
     )
 
@@ -283,7 +219,7 @@ gru_last_backward = functools.partial(gru_backward, over_gates=True)
 gru_packed_last_backward = functools.partial(gru_packed_backward, over_gates=True)
 
 
-def _backward(
+def backward(
     grad_output: tuple[int, int, int],
     grad_h_n: Tensor | None,
     output: Tensor,  # [T, B, H], or packed [N, H]
@@ -300,7 +236,7 @@ def _backward(
     shape, (batch, hidden) = output.shape[:-1], h0.shape
     need_gates_x, need_h0, need_weight, need_bias = needs
     if _is_one_step(steps, lengths, batch_sizes, weight_hh) and product_by_library(batch, hidden):
-        return _cell_backward(grad_output, grad_h_n, gates, h0, weight_hh, shape, needs)
+        return cell_backward(grad_output, grad_h_n, gates, h0, weight_hh, shape, needs)
     if over_gates:
         grad_gates_x, grad_a = gates[..., : 3 * hidden], gates[..., 3 * hidden :]
     else:
