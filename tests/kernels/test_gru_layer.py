@@ -107,9 +107,8 @@ def test_what_is_not_asked_for_changes_nothing(asked: tuple[str, ...], form: str
 @each_form
 def test_inputs_of_any_strides(form: str) -> None:
     given, options = layer(form, 6, 5, 4, 21)
-    want = results(
-        gru_layer, leaves_of(given, torch.float64), [draw(1).expand(*given[0].shape[:-1], 21), None], **options
-    )
+    cotangents = [draw(1).expand(*given[0].shape[:-1], 21), None]
+    want = results(gru_layer, leaves_of(given, torch.float64), cotangents, **options)
     views = leaves_of(given, torch.float64)
     for name, part in views.items():
         assert part is not None
