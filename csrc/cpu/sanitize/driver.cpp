@@ -195,25 +195,36 @@ Array run(const Gru& p, bool pack, int threads, const Array& cotangent, const st
     std::vector<T> grad_x = fresh<T>(rows * 3 * p.H), grad_a = fresh<T>(rows * p.H);
     std::vector<Compute<T>> grad_h0 = fresh<Compute<T>>(p.B * p.H), grad_weight = fresh<Compute<T>>(3 * p.H * p.H);
     std::vector<Compute<T>> grad_bias = fresh<Compute<T>>(3 * p.H);
-    const GruBackward<T> backward{.threads = threads,
-                                  .steps = p.steps,
-                                  .B = p.B,
-                                  .H = p.H,
-                                  .reverse = p.reverse,
-                                  .lengths = lengths,
-                                  .batch_sizes = sizes,
-                                  .grad_output = grad_output.view(),
-                                  .grad_h_n = {grad_h_n.data(), p.H},
-                                  .output = output.data(),
-                                  .gates = gates.data(),
-                                  .h0 = {stored_h0.data(), p.H},
-                                  .weight = {weight.data(), p.H},
-                                  .grad_gates_x = {grad_x.data(), 3 * p.H},
-                                  .grad_a = {grad_a.data(), p.H},
-                                  .grad_h0 = grad_h0.data(),
-                                  .grad_weight = grad_weight.data(),
-                                  .grad_bias = grad_bias.data()};
+    GruBackward<T> backward{.threads = threads,
+                            .steps = p.steps,
+                            .B = p.B,
+                            .H = p.H,
+                            .reverse = p.reverse,
+                            .lengths = lengths,
+                            .batch_sizes = sizes,
+                            .grad_output = grad_output.view(),
+                            .grad_h_n = {grad_h_n.data(), p.H},
+                            .output = output.data(),
+                            .gates = gates.data(),
+                            .h0 = {stored_h0.data(), p.H},
+                            .weight = {weight.data(), p.H},
+                            .grad_gates_x = {grad_x.data(), 3 * p.H},
+                            .grad_a = {grad_a.data(), p.H},
+                            .grad_h0 = grad_h0.data(),
+                            .grad_weight = grad_weight.data(),
+                            .grad_bias = grad_bias.data()};
     call(entries<T>().gru_backward, entries<T>().gru_backward_workspace, backward);
+    // Once more, written over the gates: the same bits.
+    backward.grad_gates_x = {gates.data(), 4 * p.H};
+    backward.grad_a = {gates.data() + 3 * p.H, 4 * p.H};
+    call(entries<T>().gru_backward, entries<T>().gru_backward_workspace, backward);
+    for (int64_t row = 0; row < rows; ++row) {
+        check_close(name + " over gates", std::vector<T>(&gates[row * 4 * p.H], &gates[row * 4 * p.H] + 3 * p.H),
+                    Array(&grad_x[row * 3 * p.H], &grad_x[row * 3 * p.H] + 3 * p.H), 0);
+        check_close(name + " over gates",
+                    std::vector<T>(&gates[row * 4 * p.H] + 3 * p.H, &gates[row * 4 * p.H] + 4 * p.H),
+                    Array(&grad_a[row * p.H], &grad_a[row * p.H] + p.H), 0);
+    }
     if (pack) grad_x = padded(grad_x, valid, 3 * p.H, all);
     Array grads(grad_x.begin(), grad_x.end());
     for (const auto* part : {&grad_h0, &grad_weight, &grad_bias}) grads.insert(grads.end(), part->begin(), part->end());
