@@ -184,7 +184,8 @@ class VSSNSection(ModelSection):
     residual_posterior: bool = False
     universal: Literal["point", "gaussian"] = "point"
     prior_std: Positive = 0.1
-    objective: Literal["elbo", "paper"] = "elbo"
+    objective: Literal["elbo", "paper", "iwae", "fivo", "nasmc"] = "elbo"
+    particles: Count | None = None
     free_bits: NotNegative = 0.0
     min_logvar: Real = -12.0
     min_logvar_x: Real = -10.0
