@@ -13,7 +13,8 @@ from vrnn_step_by_step import PlainVRNN
 
 from vssn import VRNN
 from vssn.models.base import FrameModel
-from vssn.models.objectives import ESS_THRESHOLD, ParticleNoise
+from vssn.models.objectives import ESS_THRESHOLD
+from vssn.nn.particles import ParticleNoise
 
 
 class Path(NamedTuple):

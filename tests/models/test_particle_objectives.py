@@ -17,7 +17,8 @@ from torch import Tensor
 from vssn import RSSM, VRNN, VSSN
 from vssn.inference.importance import sequence_bounds
 from vssn.models.base import FrameModel
-from vssn.models.objectives import OF_PARTICLES, ParticleNoise
+from vssn.models.objectives import OF_PARTICLES
+from vssn.nn.particles import ParticleNoise
 from vssn_kernels.testing import assert_all_close, assert_close
 
 LENGTHS = torch.tensor([5, 0, 3, 1])
@@ -56,7 +57,7 @@ def test_values_gradients_and_states_are_those_of_the_particles_one_by_one(name:
     model = make(name, objective)
     x, u, mask = given(model, name)
     torch.manual_seed(1)
-    noise = ParticleNoise.draw(model, x)
+    noise = ParticleNoise.draw(model, x, model.particle_count)
     out = model(x, u, LENGTHS, noise=noise, mask=mask)
     got = gradients(model, out.loss)
     total, resampled = torch.zeros(()).double(), 0
@@ -92,7 +93,7 @@ def test_the_gradient_is_that_of_finite_differences(objective: str, inferred: bo
     exact = LinearModel(inferred=inferred, objective=objective, particles=6)
     model, x = exact.model, exact.sample(6).expand(-1, 3, -1).contiguous()
     torch.manual_seed(2)
-    noise = ParticleNoise.draw(model, x)
+    noise = ParticleNoise.draw(model, x, model.particle_count)
     got = gradients(model, model(x, noise=noise).loss)
     for name, parameter in model.named_parameters():
         if not got[name].any():
@@ -207,7 +208,7 @@ def test_nasmc_trains_the_proposal_by_the_inclusive_divergence() -> None:
 def test_annealing_weighs_the_ratios(objective: str) -> None:
     model = make("vssn", objective, particles=2)
     x, u, _ = given(model, "vssn")
-    noise = ParticleNoise.draw(model, x)
+    noise = ParticleNoise.draw(model, x, model.particle_count)
     if objective == "nasmc":
         with pytest.raises(ValueError, match=r"kl_weight must be 1 with objective='nasmc', got 0\.5"):
             model(x, u, LENGTHS, noise=noise, kl_weight=0.5)
@@ -250,7 +251,7 @@ def test_weights_with_a_posterior_share_their_divergence(objective: str) -> None
     model = make("universal", objective).train()
     x, u, _ = given(model, "universal")
     torch.manual_seed(9)
-    noise = ParticleNoise.draw(model, x)
+    noise = ParticleNoise.draw(model, x, model.particle_count)
     with torch.no_grad():  # a posterior of almost no width: the draw of the weights is their mean
         model.layer.weight_hh_logvar.fill_(-60.0)
     got = model(x, u, LENGTHS, noise=noise).loss
@@ -269,7 +270,7 @@ def test_a_batch_first_model_and_no_frames(objective: str) -> None:
     model, other = make("both", objective), make("both", objective, batch_first=True)
     x, u, _ = given(model, "both")
     assert u is not None
-    noise = ParticleNoise.draw(model, x)
+    noise = ParticleNoise.draw(model, x, model.particle_count)
     want, got = model(x, u, LENGTHS, noise=noise), other(x.transpose(0, 1), u.transpose(0, 1), LENGTHS, noise=noise)
     assert_close("loss", got.loss, want.loss, 1e-12)
     assert_close("kl_z", got.kl_z, want.kl_z.T, 1e-12)
@@ -308,7 +309,7 @@ def test_arguments_of_one_draw_are_refused() -> None:
     model = VRNN(3, 4, 2, objective="iwae", particles=2)
     with pytest.raises(ValueError, match=r"resets must be left out with objective='iwae'"):
         model(x, resets=torch.zeros(2, 1, dtype=torch.bool))
-    noise = ParticleNoise.draw(model, x)
+    noise = ParticleNoise.draw(model, x, model.particle_count)
     with pytest.raises(ValueError, match=r"noise's eps_z must have shape \[K, T, B, Z\] = \[2, 2, 1, 2\]"):
         model(x, noise=noise._replace(latents=(noise.latents[0], noise.latents[1][:1])))
     with pytest.raises(ValueError, match=r"noise's uniform must have shape \[T, B\]"):

@@ -16,13 +16,13 @@ of the chunks' bounds stays a bound in expectation: log sum_k W^k p(x' | state^k
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from vssn.nn.interface import SequenceOutput
-from vssn.nn.particles import Frame, Part, TrainedHooks, WeightedParticles, search
+from vssn.nn.particles import Frame, Part, ParticleNoise, TrainedHooks, WeightedParticles, search
 from vssn.nn.states import AnyState
 from vssn.utils.checks import require_factor, require_like, require_parts, require_shape, require_size
 from vssn.utils.sequences import last_valid, swap
@@ -30,27 +30,7 @@ from vssn.utils.sequences import last_valid, swap
 Model = Any  # a vssn.models.base.FrameModel, which imports this file
 OBJECTIVES = ("elbo", "paper", "iwae", "fivo", "nasmc")
 OF_PARTICLES = ("iwae", "fivo", "nasmc")
-BOUND = {"iwae": "iwae", "fivo": "fivo", "nasmc": "fivo"}  # whose value the loss has
 ESS_THRESHOLD = 0.5
-
-
-class ParticleNoise(NamedTuple):
-    """For a call of a model whose objective has K particles, time-major whatever batch_first says."""
-
-    latents: tuple[Tensor, ...]  # standard normal: eps_w [K, T, B, W], eps_z [K, T, B, Z], where it is inferred eps_0
-    uniform: Tensor  # [T, B] in [0, 1): of resampling; the last of a sequence chooses the state that is handed on
-
-    @classmethod
-    def draw(cls, model: Model, x: Tensor) -> ParticleNoise:
-        """For x [T, B, X]."""
-        assert model.particle_count is not None
-        shapes = model.noise_shapes(*x.shape[:2])
-        latents = tuple(x.new_empty(model.particle_count, *shape).normal_() for shape in shapes)
-        return cls(latents, torch.rand(*x.shape[:2], dtype=torch.float64, device=x.device))
-
-    def of_particle(self, number: int) -> tuple[Tensor, ...]:
-        """The noise of a call with one draw."""
-        return tuple(part[number] for part in self.latents)
 
 
 def check_objective(objective: str, particles: int | None, free_bits: float) -> None:
@@ -114,7 +94,10 @@ def particle_output(
     if model.objective == "nasmc" and kl_weight != 1:
         raise ValueError(f"kl_weight must be 1 with objective='nasmc', got {float(kl_weight)}; train without annealing")
     given = model.prepare(x, u, lengths, state, mask)
-    noise = _checked(noise, model, given.x) if isinstance(noise, ParticleNoise) else ParticleNoise.draw(model, given.x)
+    if isinstance(noise, ParticleNoise):
+        noise = _checked(noise, model, given.x)
+    else:
+        noise = ParticleNoise.draw(model, given.x, model.particle_count)
     one = tuple(swap(part, model.batch_first) if part.dim() == 3 else part for part in noise.of_particle(0))
     if not len(given.x):
         nothing: SequenceOutput = model.forward(x, u, lengths, state, one, mask, kl_weight)

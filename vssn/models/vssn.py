@@ -192,7 +192,7 @@ class VSSN(FrameModel):
                 sees its own chunk only.
             noise: (eps_w [T, B, W], eps_z [T, B, Z]) standard normal, with eps_0 [B, S] behind them where d_0 is
                 inferred; None draws it. With an objective of particles None draws that of all of them, and
-                `vssn.models.objectives.ParticleNoise` gives it; noise of one draw makes a loss of one draw, that of
+                `vssn.nn.particles.ParticleNoise` gives it; noise of one draw makes a loss of one draw, that of
                 "elbo".
             mask: [T, B] or [T, B, X] bool, True where x is observed; None: everywhere, with masked=True where x is
                 not NaN.

@@ -31,6 +31,37 @@ class Frame(NamedTuple):
     log_weights: Tensor  # [K, B] normalised, of the frame itself: those that a resampling behind it takes
 
 
+class ParticleNoise(NamedTuple):
+    """For a call of a model whose objective has K particles, time-major whatever batch_first says."""
+
+    latents: tuple[Tensor, ...]  # standard normal: eps_w [K, T, B, W], eps_z [K, T, B, Z], where it is inferred eps_0
+    uniform: Tensor  # [T, B] in [0, 1): of resampling; the last of a sequence chooses the state that is handed on
+
+    @classmethod
+    def draw(
+        cls, model: SequenceModel, x: Tensor, particles: int, source: torch.Generator | None = None
+    ) -> ParticleNoise:
+        """For x [T, B, X], of `source` or PyTorch's own generator."""
+        shapes = model.noise_shapes(*x.shape[:2])
+        latents = tuple(x.new_empty(particles, *shape).normal_(generator=source) for shape in shapes)
+        uniform = torch.empty(x.shape[:2], dtype=torch.float64, device=x.device).uniform_(generator=source)
+        return cls(latents, uniform)
+
+    def of_particle(self, number: int) -> tuple[Tensor, ...]:
+        """The noise of a call with one draw."""
+        return tuple(part[number] for part in self.latents)
+
+    def with_first(self, noise: tuple[Tensor, ...]) -> ParticleNoise:
+        """With that noise of one draw as the first particle's."""
+        latents = tuple(torch.cat((own[None], part[1:])) for own, part in zip(noise, self.latents, strict=True))
+        return self._replace(latents=latents)
+
+    def part(self, steps: int, rows: slice) -> ParticleNoise:
+        """Of the first `steps` frames of some sequences."""
+        latents = tuple(part[:, :steps, rows] if part.dim() == 4 else part[:, rows] for part in self.latents)
+        return ParticleNoise(latents, self.uniform[:steps, rows])
+
+
 class TrainedHooks(ParticleHooks, Protocol):
     """What training on particles asks of a model's hooks beyond that."""
 
