@@ -185,7 +185,7 @@ def test_a_model_from_python_is_checked_too(tmp_path: Path) -> None:
 
 
 def test_the_multiplier_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the reconstruction of every update alone, in plain numbers; the optimizer gets the Lagrangian's gradients."""
+    """From the reconstruction of every update alone, in plain numbers; the gradients are the Lagrangian's."""
     calls: list[tuple[float, float]] = []
     gradients: list[tuple[float, float]] = []
     forward = VSSN.forward
