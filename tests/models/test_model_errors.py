@@ -72,7 +72,7 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], str]] = [
         "prior_std must be a finite number above 0, got 0.0",
     ),
     ({"prior_std": float("nan")}, "prior_std must be a finite number above 0, got nan"),
-    ({"objective": "iwae"}, "objective must be one of elbo, paper, got 'iwae'"),
+    ({"objective": "mse"}, "objective must be one of elbo, paper, iwae, fivo, nasmc, got 'mse'"),
     ({"free_bits": -0.1}, "free_bits must be"),
     ({"free_bits": float("nan")}, "free_bits must be"),
     ({"free_bits": "some"}, "free_bits must be"),

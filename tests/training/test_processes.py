@@ -44,10 +44,17 @@ def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return music_folder(tmp_path_factory.mktemp("music"))
 
 
-def written(music: Path, path: Path, *, data: dict[str, Any] | None = None, **training: Any) -> Path:
+def written(
+    music: Path,
+    path: Path,
+    *,
+    data: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
+    **training: Any,
+) -> Path:
     settings = {
         "data": {"set": "jsb", "folder": str(music), "batch_size": 3, "transpose": 3} | (data or {}),
-        "model": {"hidden_size": 5, "latent_size": 3, "noise_size": 2, "universal": "gaussian"},
+        "model": {"hidden_size": 5, "latent_size": 3, "noise_size": 2, "universal": "gaussian"} | (model or {}),
         "training": {"max_epochs": 2, "accelerator": "cpu", "precision": "64-true"} | training,
     }
     path.write_text(yaml.safe_dump(settings))
@@ -90,6 +97,24 @@ def test_two_processes_train_as_one(chunk_length: int | None, dropout: float, mu
         *("best.ckpt", "last.ckpt", "config.yaml", "metrics.csv", "tensorboard")
     }
     assert len(list((tmp_path / "two" / "tensorboard").glob("events*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "training"),
+    [
+        ({"objective": "fivo", "particles": 3}, {"chunk_length": 4}),
+        ({"objective": "nasmc", "particles": 3}, {}),
+        ({}, {"chunk_length": 4, "constraint": {"target": -60.0, "per": "frame"}}),
+    ],
+    ids=["fivo", "nasmc", "constraint"],
+)
+def test_two_processes_have_the_particles_and_the_multiplier_of_one(
+    model: dict[str, Any], training: dict[str, Any], music: Path, tmp_path: Path
+) -> None:
+    config = written(music, tmp_path / "config.yaml", model=model, max_epochs=1, **training)
+    for count in ("1", "2"):
+        assert main(["fit", "--config", str(config), "--output", str(tmp_path / count), "--devices", count]) == 0
+    assert_same_run(tmp_path / "1", tmp_path / "2", 1e-10)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -1,6 +1,6 @@
-"""The particles of a few sequences: their noise, their weights, and the bounds that the weights make.
+"""The particles of a few sequences: their noise, and the bounds that their weights make, within a plan of memory.
 
-Rows are particle-major: row k B + b. What a particle's states are is the model's (`SequenceModel.particles`).
+Rows are particle-major: row k B + b.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from vssn.nn.interface import EncodedBatch, SequenceModel
-from vssn.utils.checks import require_tensor
+from vssn.nn.particles import Part, WeightedParticles, resample
 from vssn.utils.random import generator
+
+__all__ = ["INITIAL", "PART", "Particles", "Plan", "resample"]
 
 PART = 64  # frames; a multiple of 16, so that a draw of a part does not depend on the library's vector width
 INITIAL = 2**32 - 1  # stands for what is before the first frame where other streams have the number of their part
@@ -28,8 +30,8 @@ class Plan(NamedTuple):
     steps: int
 
 
-class Particles:
-    """A group of particles for every sequence of a batch.
+class Particles(WeightedParticles):
+    """A group of particles for every sequence of a batch, with random numbers of their own.
 
     Args:
         given: what the model has prepared, time-major.
@@ -41,10 +43,8 @@ class Particles:
     def __init__(
         self, model: SequenceModel, given: EncodedBatch, lengths: Tensor, keys: list[tuple[int, int]], plan: Plan
     ) -> None:
-        self.model, self.given, self.lengths, self.keys, self.plan = model, given, lengths, keys, plan
-        self.steps, self.batch = given.x.shape[:2]
-        self.valid = torch.arange(self.steps, device=given.x.device)[:, None] < lengths  # [T, B]
-        self.hooks = model.particles(given, lengths)
+        super().__init__(model, given, lengths)
+        self.keys, self.plan = keys, plan
 
     def _edges(self, group: range) -> tuple[Tensor, ...]:
         """What the model's `edges` says, of what it infers before the first frame with noise for every particle."""
@@ -74,33 +74,6 @@ class Particles:
         eps_w, eps_z = eps.to(like.device).split((w, z), -1)
         return eps_w, eps_z
 
-    def _weights(
-        self,
-        frames: slice,
-        d: Tensor,
-        hidden_inputs: tuple[Tensor, ...] | None,
-        z_before: Tensor,
-        eps_z: Tensor,
-        log_ratio: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """alpha [S, k, B] of a stretch of frames, 0 at padding, and its last z [k B, Z].
-
-        Args:
-            d: [S, k B, D].
-            hidden_inputs: the model's, each [S, k B, ·]; None without a latent.
-            z_before: [k B, Z].
-            eps_z: [S, k, B, Z].
-            log_ratio: log p(w)/q(w) [S, k, B].
-        """
-        given, shape = self.given, eps_z.shape[:3]
-        z, log_ratio_z = self.hooks.latents(hidden_inputs, z_before, eps_z.flatten(1, 2))
-        alpha = log_ratio if log_ratio_z is None else log_ratio + log_ratio_z.view(shape)
-        parameters = self.model.decode_particles(z, d)
-        x = given.x[frames].repeat(1, shape[1], 1)
-        observed = None if given.observed is None else given.observed[frames].repeat(1, shape[1], 1)
-        alpha = alpha + self.model.likelihood.log_prob(parameters, x, observed).view(shape)
-        return torch.where(self.valid[frames, None], alpha, 0.0), z[-1]
-
     # The bounds
 
     def weighted(self, particles: int, bound: str) -> tuple[Tensor, ...]:
@@ -114,7 +87,8 @@ class Particles:
             for start, log_ratio, d, hidden_inputs, eps_z in self._parts(group):
                 stop = start + len(eps_z)
                 d, hidden_inputs = self._expand(d, len(group)), self._expand_hidden_inputs(hidden_inputs, len(group))
-                alpha, z = self._weights(slice(start, stop), d, hidden_inputs, z, eps_z, log_ratio)
+                alpha, drawn = self.weights(slice(start, stop), d, hidden_inputs, z, eps_z, log_ratio)
+                z = drawn[-1]
                 total = total + alpha.sum(0, dtype=torch.float64)
                 first = alpha[0].double() if start == 0 else first
             totals.append(total)
@@ -124,46 +98,10 @@ class Particles:
 
     def fivo(self, particles: int, resampling: str, ess_threshold: float) -> tuple[Tensor, ...]:
         """As the fields of SequenceBounds."""
-        like = self.given.x
-        ranks = torch.arange(particles, device=like.device)[:, None].expand(particles, self.batch)
-        columns = torch.arange(self.batch, device=like.device)
-        even = torch.full((particles, self.batch), -math.log(particles), dtype=torch.float64, device=like.device)
-        log_weights, path, z = even, ranks, self.hooks.first_z(particles)  # [K, B], [K, B] whose w path, [K B, Z]
-        total = like.new_zeros(self.batch, dtype=torch.float64)
-        first, count = total, torch.zeros_like(self.lengths)
         uniforms = self._uniforms(particles if resampling == "multinomial" else 1)
-        for start, log_ratios, ds, hidden_inputs, eps_z in self._parts(range(particles)):
-            for step in range(len(eps_z)):
-                t = start + step
-                rows = (
-                    path * self.batch + columns if self.hooks.kinds(particles) > 1 else columns.expand_as(path)
-                ).flatten()
-                here = slice(step, step + 1)
-                alpha, z = self._weights(
-                    slice(t, t + 1),
-                    ds[here].index_select(1, rows),
-                    None if hidden_inputs is None else _pick(hidden_inputs, here, rows),
-                    z,
-                    eps_z[here],
-                    log_ratios[here].gather(1, path[None]),
-                )
-                log_weights = log_weights + alpha[0].double()
-                increment = torch.logsumexp(log_weights, 0)  # [B]
-                total = total + increment
-                first = increment if t == 0 else first
-                log_weights = log_weights - increment
-                size = torch.exp(-torch.logsumexp(2 * log_weights, 0))
-                chosen = (size < ess_threshold * particles) & (t + 1 < self.lengths)
-                if bool(chosen.any()):
-                    drawn = resample(log_weights.exp(), uniforms[t])
-                    ancestors = torch.where(chosen, drawn, ranks)
-                    path = path.gather(0, ancestors)
-                    z = z[(ancestors * self.batch + columns).flatten()]
-                    log_weights = torch.where(chosen, even, log_weights)
-                    count = count + chosen
-        return total, first, count
+        return self.run_filter(particles, self._parts(range(particles)), uniforms, ess_threshold)[:3]
 
-    def _parts(self, group: range) -> Iterator[tuple[int, Tensor, Tensor, tuple[Tensor, ...] | None, Tensor]]:
+    def _parts(self, group: range) -> Iterator[Part]:
         """For every part of the frames in turn: its start, log p(w)/q(w), at the first frame with that of what is
         inferred before it, d, the hidden inputs, eps_z."""
         steps = self.plan.steps
@@ -203,34 +141,6 @@ class Particles:
                 length, count, generator=generator(*key, 0, 0), dtype=torch.float64
             )
         return uniforms.to(self.lengths.device)
-
-
-def resample(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Indices [K, B] of particles, each expected K times its weight often.
-
-    Args:
-        weights: [K, B], each column's sum 1.
-        uniforms: [K, B] in [0, 1): independent draws, multinomial; [1, B]: systematic, at (rank + uniform) / K.
-    """
-    for name, tensor in (("weights", weights), ("uniforms", uniforms)):
-        if require_tensor(name, tensor).dim() != 2:
-            raise ValueError(f"{name} must have shape [K, B], got {list(tensor.shape)}")
-    count = len(weights)
-    if len(uniforms) not in (1, count) or uniforms.shape[1] != weights.shape[1]:
-        raise ValueError(
-            f"uniforms must have shape [K, B] = {list(weights.shape)} or [1, B], got {list(uniforms.shape)}"
-        )
-    points = uniforms
-    if len(uniforms) == 1:
-        points = (torch.arange(count, device=weights.device, dtype=weights.dtype)[:, None] + uniforms) / count
-    ladder = weights.cumsum(0)
-    ladder = ladder / ladder[-1]
-    drawn = torch.searchsorted(ladder.T.contiguous(), points.T.contiguous(), right=True)
-    return drawn.clamp(max=count - 1).T
-
-
-def _pick(hidden_inputs: tuple[Tensor, ...], here: slice, rows: Tensor) -> tuple[Tensor, ...]:
-    return tuple(part[here].index_select(1, rows) for part in hidden_inputs)
 
 
 def _mean(values: Tensor) -> Tensor:

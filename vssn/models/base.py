@@ -3,6 +3,7 @@ objective and generation.
 
 elbo:   F = sum_t R_t - KL_w,t - KL_z,t              R_t = log p(x_t | z_t, d_t)    KL_w,1 with that of an inferred d_0
 paper:  L = sum_t R_t - KL_w,t / 2 - KL_z,t / 2      a training objective, not a lower bound
+iwae, fivo, nasmc: of weighted particles, in vssn/models/objectives.py
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from vssn.likelihoods.base import Likelihood
 from vssn.likelihoods.registry import make_likelihood
 from vssn.likelihoods.scaled import Scaled
+from vssn.models.objectives import OBJECTIVES, check_latents, check_objective
 from vssn.nn.blocks import MLP, Embedding, reset_children
 from vssn.nn.interface import EncodedBatch, Generation, Hiding, SequenceModel, SequenceOutput
 from vssn.nn.prepared import is_own, prepare
@@ -34,8 +36,6 @@ from vssn.utils.sequences import (
     zero_padding,
 )
 from vssn.utils.values import MARK_MISSING, NO_NAN_IN_U, nan_as_missing, require_finite, require_values
-
-OBJECTIVES = ("elbo", "paper")
 
 
 def _share(dropout: float | Hiding) -> float:
@@ -63,6 +63,7 @@ class FrameModel(SequenceModel):
         embed_size: int | None,
         encoder: nn.Module | None,
         objective: str,
+        particles: int | None,
         free_bits: float,
         masked: bool,
         held_out: int,
@@ -76,11 +77,13 @@ class FrameModel(SequenceModel):
         if encoder is not None and embed_size is None:
             raise ValueError("embed_size must be given with encoder: the number of features that it returns")
         require_number("free_bits", free_bits, 0.0)
+        check_objective(objective, particles, free_bits)
         require_size("held_out", held_out, 0)
         if held_out >= x_size:
             raise ValueError(f"held_out must be below x_size={x_size}, got {held_out}")
         self.x_size, self.control_size, self.masked, self.batch_first = x_size, control_size, masked, batch_first
         self.objective, self.free_bits, self.held_out = objective, float(free_bits), held_out
+        self.particle_count = particles  # K of the objective
         seen = x_size - held_out
         self.frame_size = 2 * seen if masked else seen  # F: what the networks see of a frame
         self.embedded_size = embed_size or self.frame_size
@@ -111,6 +114,7 @@ class FrameModel(SequenceModel):
         self, decoder: nn.Module | None, sizes: tuple[int, int], mlp_size: int, activation: str, **factory: Any
     ) -> None:
         """From what stands for z_t and d_t, of these sizes, to the likelihood's parameters."""
+        check_latents(self)
         self.decoder = decoder
         if decoder is None:
             self.emission = MLP(sizes, mlp_size, self.likelihood.parameter_size, activation, **factory)
@@ -261,34 +265,45 @@ class FrameModel(SequenceModel):
         if given.hidden is not None:
             hidden = self.likelihood.log_prob(parameters, given.x, given.hidden)
             target = zero_padding(hidden, given.valid) / _share(coordinated_dropout)
-        loss = self._loss(target, result, kl_weight, given.valid)
+        loss = self._loss(target, result, kl_weight, given)
         per_frame = [swap(part, self.batch_first) for part in (reconstruction, result.kl_z, kl_w)]
         return SequenceOutput(loss, elbo, per_frame[0], per_frame[1], per_frame[2], state)
 
+    def weights_kl(self) -> Tensor | None:
+        """KL of a posterior over weights, a scalar that `num_sequences` share; None without one."""
+        return None
+
     def _loss(
-        self, reconstruction: Tensor, result: Inference, kl_weight: float | Tensor, valid: Tensor | None
+        self, reconstruction: Tensor, result: Inference, kl_weight: float | Tensor, given: EncodedBatch
     ) -> Tensor:
         """-sum of the objective / frames, plus the share of these sequences in the universal KL."""
         kl_z, kl_w = result.kl_z if result.kl_z_trained is None else result.kl_z_trained, result.kl_w
         weight = kl_weight * (0.5 if self.objective == "paper" else 1.0)
         if self.free_bits:
             kl_w, kl_z = (
-                zero_padding(kl.clamp(min=self.free_bits), valid) if size else kl
+                zero_padding(kl.clamp(min=self.free_bits), given.valid) if size else kl
                 for kl, size in ((kl_w, self.noise_sizes[0]), (kl_z, self.noise_sizes[1]))
             )
         total = (weight * (kl_z + kl_w) - reconstruction).sum()
         if result.kl_0 is not None:
             total = total + weight * result.kl_0.sum()
-        steps, batch = reconstruction.shape
-        frames = total.new_full((), steps * batch) if valid is None else valid.sum().to(total.dtype)
-        if result.universal_kl is not None and self.num_sequences is not None:
+        return self.per_frame(total, result.universal_kl, kl_weight, given)
+
+    def per_frame(
+        self, total: Tensor, weights_kl: Tensor | None, kl_weight: float | Tensor, given: EncodedBatch
+    ) -> Tensor:
+        """A batch's loss from the sum over its frames: with its share in the KL of weights, over the frames."""
+        steps, batch = given.x.shape[:2]
+        frames = total.new_full((), steps * batch) if given.valid is None else given.valid.sum().to(total.dtype)
+        if weights_kl is not None and self.num_sequences is not None:
             share = batch / self.num_sequences
-            total = total + share * kl_weight * result.universal_kl * (frames > 0)
+            total = total + share * kl_weight * weights_kl * (frames > 0)
         return total / frames.clamp(min=1)
 
     def extra_repr(self) -> str:
         return (
             f"{self.x_size}, objective={self.objective!r}"
+            + (f", particles={self.particle_count}" if self.particle_count else "")
             + (f", control_size={self.control_size}" if self.control_size else "")
             + (f", held_out={self.held_out}" if self.held_out else "")
             + (f", free_bits={self.free_bits}" if self.free_bits else "")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vssn.likelihoods.base import Likelihood
 from vssn.models.base import FrameModel
+from vssn.models.objectives import OF_PARTICLES, particle_output, takes_particles
 from vssn.nn.given import check_noise, check_starts, check_state, draw_noise
 from vssn.nn.interface import EncodedBatch, Floats, Hiding, PriorSteps, SequenceOutput
 from vssn.nn.prepared import is_own
@@ -57,7 +58,7 @@ class RSSM(FrameModel):
         min_std, min_logvar: their floors.
         latent, classes, unimix: "gaussian", or "categorical": groups of one-hot classes, as in `vssn.RSSMLayer`.
         initial_state: where a sequence starts h and z are "zeros", or "learned" parameters.
-        objective: "elbo" or "paper" (the KL halved), for the loss alone.
+        objective, particles: as in `vssn.VSSN`; "iwae" and "fivo" with Gaussian latents only.
         kl_balance: None: the KL as it is. A number in [0, 1]: its gradient reaches the prior by this share and the
             posterior by the rest, in the loss alone (Dreamer v2: 0.8).
         free_bits: in nats: the loss takes max(KL[t, b], free_bits).
@@ -94,6 +95,7 @@ class RSSM(FrameModel):
         unimix: Share = 0.01,
         initial_state: Literal["zeros", "learned"] = "zeros",
         objective: str = "elbo",
+        particles: Count | None = None,
         kl_balance: Share | None = None,
         free_bits: float = 0.0,
         min_logvar_x: float = -10.0,
@@ -112,6 +114,13 @@ class RSSM(FrameModel):
         if control == "none" and control_size:
             raise ValueError(f"control_size must be 0 with control='none', got {control_size}")
         check_balance(kl_balance, "kl_balance")
+        if objective in OF_PARTICLES and kl_balance is not None:
+            raise ValueError(f"kl_balance must be None with objective={objective!r}, which has no KL, got {kl_balance}")
+        if objective in ("iwae", "fivo") and latent == "categorical":
+            raise ValueError(
+                f"objective must be 'elbo', 'paper' or 'nasmc' with latent='categorical', which has no pathwise "
+                f"gradient, got {objective!r}"
+            )
         self.kl_balance = None if kl_balance is None else float(kl_balance)
         self._set_frames(
             x_size,
@@ -119,6 +128,7 @@ class RSSM(FrameModel):
             embed_size=embed_size,
             encoder=encoder,
             objective=objective,
+            particles=particles,
             free_bits=free_bits,
             masked=masked,
             held_out=held_out,
@@ -185,6 +195,9 @@ class RSSM(FrameModel):
             ValueError, TypeError: naming the argument, what was expected and what came; so too for values outside the
                 likelihood's support, NaN and infinity (DataError, a ValueError; on a GPU with VSSN_CHECK=1 only).
         """
+        if takes_particles(self, noise):
+            alone = {"coordinated_dropout": coordinated_dropout, "is_first": is_first}
+            return particle_output(self, x, u, lengths, state, noise, mask, kl_weight, **alone)
         kl_weight = require_factor("kl_weight", kl_weight)
         given = self.prepare(x, _without_first(u, is_first), lengths, state, mask, coordinated_dropout)
         x, sizes = given.x, self.noise_sizes

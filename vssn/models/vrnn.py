@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vssn.likelihoods.base import Likelihood
 from vssn.models.base import FrameModel
+from vssn.models.objectives import particle_output, takes_particles
 from vssn.nn.blocks import GaussianMLP, SplitLinear, is_plain
 from vssn.nn.given import check_noise, check_starts, check_state, draw_noise
 from vssn.nn.interface import EncodedBatch, Floats, Hiding, PriorSteps, SequenceOutput
@@ -64,7 +65,7 @@ class VRNN(FrameModel):
         mlp_size: M, hidden units of every MLP (None: hidden_size).
         embed_size: E, units of phi_x and of phi_z (None: hidden_size).
         activation: of all of them: "relu", "tanh", "leaky_relu" (slope 1/3) or "silu".
-        objective, free_bits, min_logvar, min_logvar_x, masked, held_out, scaling: as in `vssn.VSSN`.
+        objective, particles, free_bits, min_logvar, min_logvar_x, masked, held_out, scaling: as in `vssn.VSSN`.
         initial_state: h_0: "zeros" or a "learned" parameter.
         encoder: module [N, F] -> [N, embed_size] in place of phi_x, F = X - held_out, twice that with masked.
         decoder: module [N, E+H] -> [N, parameters of the likelihood] in place of the MLP on (phi_z(z_t), h_{t-1}).
@@ -95,6 +96,7 @@ class VRNN(FrameModel):
         embed_size: int | None = None,
         activation: str = "relu",
         objective: str = "elbo",
+        particles: int | None = None,
         free_bits: float = 0.0,
         min_logvar: float = -12.0,
         min_logvar_x: float = -10.0,
@@ -131,6 +133,7 @@ class VRNN(FrameModel):
             embed_size=embed_size,
             encoder=encoder,
             objective=objective,
+            particles=particles,
             free_bits=free_bits,
             masked=masked,
             held_out=held_out,
@@ -207,6 +210,9 @@ class VRNN(FrameModel):
             ValueError, TypeError: naming the argument, what was expected and what came; so too for values outside the
                 likelihood's support, NaN and infinity (DataError, a ValueError; on a GPU with VSSN_CHECK=1 only).
         """
+        if takes_particles(self, noise):
+            alone = {"coordinated_dropout": coordinated_dropout, "resets": resets}
+            return particle_output(self, x, u, lengths, state, noise, mask, kl_weight, **alone)
         kl_weight = require_factor("kl_weight", kl_weight)
         given = self.prepare(x, u, lengths, state, mask, coordinated_dropout, resets)
         like, sizes = given.x, self.noise_sizes

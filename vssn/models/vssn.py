@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vssn.likelihoods.base import Likelihood
 from vssn.models.base import FrameModel
+from vssn.models.objectives import particle_output, takes_particles
 from vssn.nn.blocks import Embedding
 from vssn.nn.filter_steps import FilterSteps, make_filter_steps
 from vssn.nn.interface import EncodedBatch, Floats, Hiding, PriorSteps, SequenceOutput
@@ -49,7 +50,9 @@ class VSSN(FrameModel):
         universal: "point" or "gaussian": a posterior over the duration GRU's recurrent weights; then num_sequences
             is needed, and prior_std is the prior's standard deviation.
         num_sequences: training sequences: the KL of those weights is shared among them.
-        objective: "elbo" or "paper" (the KLs halved), for the loss alone.
+        objective: "elbo", "paper" (the KLs halved), or of weighted particles "iwae", "fivo" or "nasmc", for the loss
+            alone (vssn/models/objectives.py).
+        particles: K, of the last three.
         free_bits: in nats: the loss takes max(KL[t, b], free_bits), for z and w separately.
         min_logvar, min_logvar_x: floors of the log-variances of latents and of Gaussian emissions.
         initial_state: d_0 and z_0 are "zeros", "learned" parameters, or "inferred": d_0 then is a latent of the
@@ -97,6 +100,7 @@ class VSSN(FrameModel):
         prior_std: float = 0.1,
         num_sequences: int | None = None,
         objective: str = "elbo",
+        particles: int | None = None,
         free_bits: float = 0.0,
         min_logvar: float = -12.0,
         min_logvar_x: float = -10.0,
@@ -127,6 +131,7 @@ class VSSN(FrameModel):
             embed_size=embed_size,
             encoder=encoder,
             objective=objective,
+            particles=particles,
             free_bits=free_bits,
             masked=masked,
             held_out=held_out,
@@ -186,7 +191,9 @@ class VSSN(FrameModel):
                 [B, A] behind them; None starts anew. Detach it to truncate back-propagation. An a_t that runs backward
                 sees its own chunk only.
             noise: (eps_w [T, B, W], eps_z [T, B, Z]) standard normal, with eps_0 [B, S] behind them where d_0 is
-                inferred; None draws it.
+                inferred; None draws it. With an objective of particles None draws that of all of them, and
+                `vssn.nn.particles.ParticleNoise` gives it; noise of one draw makes a loss of one draw, that of
+                "elbo".
             mask: [T, B] or [T, B, X] bool, True where x is observed; None: everywhere, with masked=True where x is
                 not NaN.
             kl_weight: factor of both KLs in the loss (annealing).
@@ -204,6 +211,9 @@ class VSSN(FrameModel):
             ValueError, TypeError: naming the argument, what was expected and what came; so too for values outside the
                 likelihood's support, NaN and infinity (DataError, a ValueError; on a GPU with VSSN_CHECK=1 only).
         """
+        if takes_particles(self, noise):
+            alone = {"coordinated_dropout": coordinated_dropout}
+            return particle_output(self, x, u, lengths, state, noise, mask, kl_weight, **alone)
         kl_weight = require_factor("kl_weight", kl_weight)
         given = self.prepare(x, u, lengths, state, mask, coordinated_dropout)
         own = self.layer
@@ -257,6 +267,9 @@ class VSSN(FrameModel):
         self, given: EncodedBatch, noise: tuple[Tensor, ...], lengths: Tensor | None = None, prefixes: bool = False
     ) -> Tensor:
         return infer_noise(self.layer, given.embedded, given.controls, noise[0], lengths, prefixes)
+
+    def weights_kl(self) -> Tensor | None:
+        return None if self.layer.universal == "point" else self.layer.universal_kl()
 
     def _start(self, given: EncodedBatch) -> tuple[Tensor | None, Tensor]:
         """d_0, None where it is to be inferred, and z_0."""

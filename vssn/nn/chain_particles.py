@@ -4,12 +4,17 @@ frame by frame, and nothing is run along the frames before. Particle k of sequen
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
+from vssn.nn.particles import Frame
+from vssn.nn.states import State
 
-class ChainParticles:
-    """Of `vssn.nn.interface.ParticleHooks` what both share: [z, h] stands for z; d and a are empty.
+
+class ChainParticles(ABC):
+    """Of `vssn.nn.particles.TrainedHooks` what both share: [z, h] stands for z; d and a are empty.
 
     Args:
         h_0: [B, H] before the first frame.
@@ -40,3 +45,28 @@ class ChainParticles:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
         nothing = eps_w.new_zeros(stop - start, self.batch, 0)
         return eps_w.new_zeros(eps_w.shape[:3]), nothing, d_before, None, d_before
+
+    def behind(self, d: Tensor, z: Tensor, x_last: Tensor) -> State:
+        z, h = self.split(z)
+        return State(h, z, x_last)
+
+    def densities(self, eps_w: Tensor, eps_0: Tensor | None, frames: list[Frame]) -> tuple[Tensor, Tensor, Tensor]:
+        h, hs = self.h_0.repeat(eps_w.shape[1], 1), []
+        for t, frame in enumerate(frames):
+            z = self.split(self.first_z(eps_w.shape[1]) if t == 0 else frame.z_before)[0]  # the first may be learned
+            h = self.step(t, h.index_select(0, frame.before), z)
+            hs.append(h)
+        h, z = torch.stack(hs), self.split(torch.stack([frame.z for frame in frames]))[0]
+        return self.log_densities(z, h), torch.cat((z, h), -1), h[..., :0]
+
+    @abstractmethod
+    def step(self, t: int, h: Tensor, z: Tensor) -> Tensor:
+        """h_t [k B, H] from those before, h [k B, H] and z [k B, Z]."""
+
+    @abstractmethod
+    def log_densities(self, z: Tensor, h: Tensor) -> Tensor:
+        """log p + log q [T, k B] of z [T, k B, Z] given h [T, k B, H], which is a constant to q."""
+
+    def of_particles(self, rows: Tensor, like: Tensor) -> Tensor:
+        """[..., B, ·] to [..., k B, ·], of as many rows as `like` [..., k B, ·] has."""
+        return rows.repeat(*(1,) * (rows.dim() - 2), like.shape[-2] // max(self.batch, 1), 1)

@@ -14,7 +14,9 @@ from torch import Tensor
 from vssn.nn.blocks import Recurrence, is_plain, is_plain_latent, is_plain_recurrence
 from vssn.nn.latent_chain import fuses_latents, infer_latent, infer_latents_by_steps
 from vssn.nn.layer import VSSNLayer
+from vssn.nn.layer_densities import layer_densities
 from vssn.nn.log_ratio import log_ratio
+from vssn.nn.particles import Frame
 from vssn.nn.states import AnyState, Inference
 from vssn.utils.sequences import with_first
 
@@ -129,6 +131,7 @@ class LayerParticles:
         nothing = x.new_zeros(steps, self.batch, 0)
         self.start = layer.initial_state(self.batch, like) if state is None else state[:2]  # d_0, z_0
         self.a_0 = layer.carried_a(state)
+        self.weight_noise = layer.weight_noise()  # one draw for all particles; None at evaluation
         self.duration_gates = self.backward_gates = None
         if layer.hidden_size and is_plain_recurrence(layer.duration):
             no_noise = x.new_zeros(steps, self.batch, layer.noise_size)
@@ -195,12 +198,14 @@ class LayerParticles:
                 ratio = log_ratio(w, eps_w, logvar)
             if self.duration_gates is None:
                 inputs = (*(self._of_kinds(part[frames], kinds) for part in self.controls), w.flatten(1, 2))
-                d, d_last = layer.duration(inputs, d_before, lengths=lengths)
+                d, d_last = layer.duration(inputs, d_before, lengths=lengths, weight_noise=self.weight_noise)
             else:
                 gates = self.duration_gates[frames, None].expand(-1, kinds, -1, -1)
                 if layer.noise_size:
                     gates = layer.duration.input.product(len(self.controls), w).add_(gates)
-                d, d_last = layer.duration.run(gates.flatten(1, 2), d_before, lengths=lengths)
+                d, d_last = layer.duration.run(
+                    gates.flatten(1, 2), d_before, lengths=lengths, weight_noise=self.weight_noise
+                )
                 del gates
         if a_after is None or not layer.latent_size:
             return ratio, d, d_last, None, d_before.new_zeros(len(d_before), layer.backward_size)
@@ -249,6 +254,15 @@ class LayerParticles:
             a, *parents = hidden_inputs
             z, _, logvar, prior_mu, prior_logvar = infer_latents_by_steps(layer, a, tuple(parents), z_before, eps)
         return z, log_ratio(z, eps, logvar, prior_mu, prior_logvar)
+
+    def behind(self, d: Tensor, z: Tensor, x_last: Tensor) -> AnyState:
+        if not self.layer.carries_a:
+            return self.layer.make_state(d, z, x_last)
+        d, a = d.split((self.layer.hidden_size, self.layer.backward_size), -1)
+        return self.layer.make_state(d, z, x_last, a)
+
+    def densities(self, eps_w: Tensor, eps_0: Tensor | None, frames: list[Frame]) -> tuple[Tensor, Tensor, Tensor]:
+        return layer_densities(self, eps_w, eps_0, frames)
 
     def _of_kinds(self, rows: Tensor, kinds: int) -> Tensor:
         """[S, B, ·] to [S, kinds B, ·]."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssn.nn.blocks import MLP
+from vssn.nn.blocks import MLP, gaussian_log_density
 from vssn.nn.interleaved import InterleavedChain
 from vssn.utils.sequences import valid_steps, zero_padding
 from vssn_kernels import gaussian_kl, gaussian_mlp
@@ -43,6 +43,10 @@ class Gaussians:
         (mu, logvar), (prior_mu, prior_logvar) = q, p
         own, other = ((z - m).square() * torch.exp(-v) + v for m, v in ((mu, logvar), (prior_mu, prior_logvar)))
         return (own - other).sum(-1) / 2
+
+    def log_density(self, z: Tensor, parameters: Parameters) -> Tensor:
+        """log p(z) [...] of [..., Z]."""
+        return gaussian_log_density(z, *parameters).sum(-1)
 
     def shown(self, parameters: Parameters) -> Parameters:
         """As a state has them."""
@@ -80,6 +84,10 @@ class Classes:
     def log_ratio(self, z: Tensor, q: Parameters, p: Parameters) -> Tensor:
         """log p(z) - log q(z) [...] of [..., Z]."""
         return (z.detach() * (p[0] - q[0])).sum(-1)
+
+    def log_density(self, z: Tensor, parameters: Parameters) -> Tensor:
+        """log p(z) [...] of [..., Z]."""
+        return (z.detach() * parameters[0]).sum(-1)
 
     def shown(self, parameters: Parameters) -> Parameters:
         return parameters

@@ -11,7 +11,7 @@ from vssn.nn.rssm_layer import RSSMLayer
 
 
 class RSSMParticles(ChainParticles):
-    """`vssn.nn.interface.ParticleHooks` of a layer, for the sequences given."""
+    """`vssn.nn.particles.TrainedHooks` of a layer, for the sequences given."""
 
     def __init__(self, layer: RSSMLayer, given: EncodedBatch) -> None:
         steps, batch = given.x.shape[:2]
@@ -35,6 +35,14 @@ class RSSMParticles(ChainParticles):
         gates = layer.gates_bias.expand(*eps.shape[:2], -1)
         h, z, *posterior = layer.chain(gates, embed_context, context, h, z, eps)
         return torch.cat((z, h), -1), layer.latent.log_ratio(z, tuple(posterior), layer.prior(h))
+
+    def step(self, t: int, h: Tensor, z: Tensor) -> Tensor:
+        return self.layer.chain.step(self.layer.gates_bias, self.of_particles(self.embed_context[t], h), h, z)
+
+    def log_densities(self, z: Tensor, h: Tensor) -> Tensor:
+        layer = self.layer
+        q = layer.chain.posterior(self.of_particles(self.context, h), h.detach())
+        return layer.latent.log_density(z, q) + layer.latent.log_density(z, layer.prior(h))
 
 
 def floats_of_particles(layer: RSSMLayer) -> tuple[int, int, int, int]:

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vssn.nn.blocks import gaussian_log_density
 from vssn.nn.chain_particles import ChainParticles
 from vssn.nn.interface import EncodedBatch
 from vssn.nn.log_ratio import log_ratio
 
 
 class VRNNParticles(ChainParticles):
-    """`vssn.nn.interface.ParticleHooks` of a vssn.VRNN, for a batch that it has prepared."""
+    """`vssn.nn.particles.TrainedHooks` of a vssn.VRNN, for a batch that it has prepared."""
 
     def __init__(self, model: Any, given: EncodedBatch) -> None:
         start: tuple[Tensor, ...] = model.initial(given.x.shape[1], given.x) if given.start is None else given.start
@@ -34,3 +35,14 @@ class VRNNParticles(ChainParticles):
         z_0, h_0 = self.split(z_before)
         h, z, _, logvar = model.chain(gates, model.bias_embed.expand(*eps.shape[:2], -1), context, h_0, z_0, eps)
         return torch.cat((z, h), -1), log_ratio(z, eps, logvar, *model.prior_of(h, u))
+
+    def step(self, t: int, h: Tensor, z: Tensor) -> Tensor:
+        model = self.model
+        after: Tensor = model.chain.step(self.of_particles(self.gates[t], h), model.bias_embed, h, z)
+        return after
+
+    def log_densities(self, z: Tensor, h: Tensor) -> Tensor:
+        posterior = self.model.chain.posterior(self.of_particles(self.context, h), h.detach())
+        total = gaussian_log_density(z, *posterior).sum(-1)
+        prior_mu, prior_logvar = self.model.prior_of(h, tuple(self.of_particles(u, h) for u in self.controls[2:]))
+        return total if prior_mu is None else total + gaussian_log_density(z, prior_mu, prior_logvar).sum(-1)

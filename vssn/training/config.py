@@ -20,9 +20,11 @@ from vssn.likelihoods import LIKELIHOODS
 from vssn.models.registry import MODELS
 from vssn.nn.interface import SequenceModel
 from vssn.training.config_errors import explain, first_line, quote
+from vssn.training.objectives import check_objective
 from vssn.training.sections import (
     AnyDataSection,
     AnyModelSection,
+    ConstraintSection,
     DataSection,
     GivenModelSection,
     Section,
@@ -119,6 +121,7 @@ class Config(Section):
             scaling = Scaling.identity(x_size, control_size)
         if self.training.coordinated_dropout:
             self._check_dropout()
+        check_objective(self.training, getattr(self.model, "objective", "elbo"))
         try:
             return self.model.build(x_size, control_size, num_sequences, scaling)
         except ValueError as error:
@@ -276,7 +279,7 @@ def _known_keys(path: Sequence[str], settings: Any) -> list[str]:
         return ["set", *(key for key in data_section(settings["data"]["set"]).model_fields if key != "set")]
     if path[0] == "model":
         return [*(key for key in model_section(settings["model"]).model_fields if key != "name"), "name"]
-    return list(TrainingSection.model_fields)
+    return list((ConstraintSection if len(path) > 1 else TrainingSection).model_fields)
 
 
 def _read_settings(path: str | Path) -> dict[Any, Any]:

@@ -31,6 +31,7 @@ from vssn.training.checkpoints import load_model, read_checkpoint, read_weights
 from vssn.training.config import Config, as_config, config_of
 from vssn.training.heartbeat import Heartbeat, print_line
 from vssn.training.module import SequenceData, TrainingModule
+from vssn.training.objectives import check_objective, more_columns
 from vssn.training.processes import World, require_started, wait_for_all
 from vssn.training.run_directory import MONITOR, RunDirectory, check_folder, creating
 from vssn.training.sections import TrainingSection
@@ -136,7 +137,8 @@ def fit(
         if config.data.row.values is None:
             _check_values(loaded, model, missing)
         batches, module = SequenceData(loaded, config), TrainingModule(model.train(), config, world)
-        run = RunDirectory(folder, done, config.training.report_every, pulse)
+        columns = more_columns(config.training, getattr(model, "objective", "elbo"))
+        run = RunDirectory(folder, done, config.training.report_every, pulse, columns)
         with creating(folder) if world.writes else contextlib.nullcontext(), quiet(), rank_of(world):
             if world.writes:
                 with replacing(folder / "config.yaml") as part:
@@ -188,6 +190,7 @@ def _require_fit(model: SequenceModel, config: Config) -> None:
     ):
         if size != came:
             raise DataError(f"splits: expected {letter} of {size} features as the model's {name}, got {came}")
+    check_objective(config.training, getattr(model, "objective", "elbo"))
     if config.training.coordinated_dropout:
         where = "training.coordinated_dropout: expected 0 with"
         if "coordinated_dropout" not in inspect.signature(model.forward).parameters:

@@ -21,7 +21,10 @@ from vssn.errors import TrainingError
 from vssn.inference.scoring import draw_noise, sequence_sums, state_behind, summarize
 from vssn.nn.interface import Hiding, SequenceModel, SequenceOutput
 from vssn.nn.model_files import describe
+from vssn.nn.particles import ParticleNoise
 from vssn.training.config import Config
+from vssn.training.constraint import Multiplier
+from vssn.training.objectives import bound_column
 from vssn.training.processes import World, gather_rows, share, share_of_noise, sum_gradients
 from vssn.training.run_directory import MONITOR, SCORES
 from vssn.training.sections import TrainingSection
@@ -108,6 +111,9 @@ class TrainingModule(pl.LightningModule):
         self.train_losses: list[Tensor] = []
         self.valid_sums: list[Tensor] = []
         self.valid_losses: list[Tensor] = []
+        self.particles: int | None = getattr(model, "particle_count", None)  # of the objective
+        constraint = config.training.constraint
+        self.multiplier = None if constraint is None else Multiplier(constraint)
         self.metrics: dict[str, float] = {}  # of the epoch, in full precision
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -139,32 +145,49 @@ class TrainingModule(pl.LightningModule):
             optimizer.zero_grad()
             hiding = self._hide_share(chunk, own)  # before the noise, as a model alone draws it
             noise = self._draw_share(chunk, own)
+            measured = torch.zeros(2, dtype=torch.float64, device=self.device)
             if own.lengths.numel():
-                options: dict[str, Any] = {"kl_weight": kl_weight(self.global_step, training)}
+                options: dict[str, Any] = {"kl_weight": self._kl_weight()}
                 if training.coordinated_dropout:
                     options["coordinated_dropout"] = hiding
                 with time_major(self.model):
                     output: SequenceOutput = self.model(own.x, own.u, own.lengths, state=state, noise=noise, **options)
-                state = output.state
+                state, own_loss = output.state, output.loss
+                if self.multiplier is not None:
+                    own_loss = own_loss * self.multiplier.value.to(own_loss.dtype)
+                    masked = bool(getattr(self.model, "masked", False))
+                    measured = self.multiplier.measure(output.reconstruction, own.x, own.lengths, masked)
                 # Every frame of a batch weighs the same, also in a last chunk that holds few of them.
                 part = 1.0 if whole else len(chunks) * own.lengths.sum() / batch.lengths.sum()
-                self.manual_backward(output.loss * part)
+                self.manual_backward(own_loss * part)
                 self.train_sums.append(sequence_sums(output, own.lengths))
-                self.train_losses.append(output.loss.detach() * own.lengths.sum())
-                loss = output.loss.detach()
+                loss = own_loss.detach()
+                self.train_losses.append(loss * own.lengths.sum())
             sum_gradients(self.model, self.world)
             if training.gradient_clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip_norm)
             optimizer.step()
+            if self.multiplier is not None:
+                self.multiplier.update(measured, self.world)
         if loss is not None:
             self.log("loss", loss, prog_bar=True, logger=False, batch_size=1)
 
-    def _draw_share(self, chunk: SequenceBatch, own: SequenceBatch) -> tuple[Tensor, ...] | None:
+    def _kl_weight(self) -> float | Tensor:
+        if self.multiplier is not None:
+            return 1 / self.multiplier.value
+        return kl_weight(self.global_step, self.config.training)
+
+    def _draw_share(self, chunk: SequenceBatch, own: SequenceBatch) -> tuple[Any, ...] | None:
         """The noise that a single process would draw for these sequences; None where the model draws it itself."""
         if self.world.size == 1:
             return None
+        if self.particles is not None:
+            return self._share_of_particles(ParticleNoise.draw(self.model, chunk.x, self.particles), own)
         shapes = self.model.noise_shapes(*chunk.x.shape[:2])
         return share_of_noise(tuple(own.x.new_empty(shape).normal_() for shape in shapes), own, self.world)
+
+    def _share_of_particles(self, noise: ParticleNoise, own: SequenceBatch) -> ParticleNoise:
+        return noise.part(own.x.shape[0], slice(self.world.rank, None, self.world.size))
 
     def _hide_share(self, chunk: SequenceBatch, own: SequenceBatch) -> float | Hiding:
         """The share that coordinated dropout hides; of several processes with the entries that one would draw."""
@@ -176,18 +199,27 @@ class TrainingModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.valid_noise = torch.Generator(self.device).manual_seed(VALIDATION_SEED)
+        self.valid_particles = torch.Generator(self.device).manual_seed(
+            VALIDATION_SEED + 1
+        )  # the others than the first
 
     def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
         own, before = share(batch, self.world), batch.before
         noise_before = None if before is None else draw_noise(self.model, before.x, self.valid_noise)
-        noise = draw_noise(self.model, batch.x, self.valid_noise)
+        noise: tuple[Any, ...] = draw_noise(self.model, batch.x, self.valid_noise)
+        several = None
+        if self.particles is not None:  # the parts are of the noise that they have with any objective
+            several = ParticleNoise.draw(self.model, batch.x, self.particles, self.valid_particles).with_first(noise)
         if not own.lengths.numel():
             return
         with time_major(self.model):
             state = None
             if own.before is not None and noise_before is not None:
                 state = state_behind(self.model, own.before, share_of_noise(noise_before, own.before, self.world))
-            noise = share_of_noise(noise, own, self.world)
+            if several is None:
+                noise = share_of_noise(noise, own, self.world)
+            else:
+                noise = self._share_of_particles(several, own)
             output = self.model(own.x, own.u, own.lengths, state=state, noise=noise)
         self.valid_sums.append(sequence_sums(output, own.lengths))
         self.valid_losses.append(output.loss * own.lengths.sum())
@@ -196,9 +228,11 @@ class TrainingModule(pl.LightningModule):
         self._log_scores("valid", self.valid_sums, self.valid_losses)
 
     def on_train_epoch_end(self) -> None:
-        weight = kl_weight(self.global_step, self.config.training)
+        weight = float(self._kl_weight())
         rate = learning_rate(self.current_epoch, self.config.training)
         self._log({"kl_weight": weight, "learning_rate": rate})
+        if self.multiplier is not None:
+            self._log(self.multiplier.state())
         self._log_scores("train", self.train_sums, self.train_losses)
 
     def _log_scores(self, split: str, sums: list[Tensor], losses: list[Tensor]) -> None:
@@ -215,8 +249,17 @@ class TrainingModule(pl.LightningModule):
             scores.kl_w,
         )
         self._log({f"{split}/{name}": value for name, value in zip(SCORES, values, strict=True)})
+        bound = None if self.particles is None else bound_column(getattr(self.model, "objective", ""))
+        if split == "valid" and bound is not None:
+            shared = self._kl_of_weights() * scores.sequences
+            self._log({bound: (shared - loss) / scores.frames})
         sums.clear()
         losses.clear()
+
+    def _kl_of_weights(self) -> float:
+        """What a sequence adds to the loss beside the objective."""
+        kl, count = self.model.weights_kl(), self.model.num_sequences  # type: ignore[operator]
+        return 0.0 if kl is None or count is None else float(kl) / count
 
     def _log(self, values: dict[str, float]) -> None:
         self.metrics |= values
@@ -233,3 +276,10 @@ class TrainingModule(pl.LightningModule):
             "epoch": self.current_epoch + 1,
             "valid_elbo_per_frame": self.metrics[MONITOR],
         }
+        if self.multiplier is not None:
+            checkpoint["vssn"]["constraint"] = self.multiplier.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        before = checkpoint["vssn"].get("constraint")
+        if self.multiplier is not None and before is not None:
+            self.multiplier.load(before)

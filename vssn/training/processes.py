@@ -188,6 +188,14 @@ def sum_gradients(model: nn.Module, world: World) -> None:
             parameter.grad = total.view_as(parameter) if count else None
 
 
+def sum_of_all(measured: Tensor, world: World) -> Tensor:
+    """Of all processes."""
+    if world.size > 1:
+        measured = measured.clone()
+        torch.distributed.all_reduce(measured)
+    return measured
+
+
 def gather_rows(rows: Tensor, loss: float, world: World) -> tuple[Tensor, float]:
     """The rows [N, ·] of all processes and the sum of their losses."""
     if world.size == 1:

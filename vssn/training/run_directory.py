@@ -124,7 +124,10 @@ class RunDirectory(Checkpoint):
         *(f"{split}/{name}" for split in ("train", "valid") for name in SCORES),
     )
 
-    def __init__(self, folder: Path, resumed_epoch: int, report_every: int, pulse: Heartbeat) -> None:
+    def __init__(
+        self, folder: Path, resumed_epoch: int, report_every: int, pulse: Heartbeat, more: tuple[str, ...] = ()
+    ) -> None:
+        """Args: more: columns of metrics.csv beside those of every run."""
         self.folder, self.report_every, self.pulse = folder, report_every, pulse
         self.best = -math.inf
         self.rows: list[dict[str, Any]] = []
@@ -132,6 +135,8 @@ class RunDirectory(Checkpoint):
             self.best = read_checkpoint(folder / "best.ckpt")["vssn"]["valid_elbo_per_frame"]
             with contextlib.suppress(FileNotFoundError), open(folder / "metrics.csv", newline="") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= resumed_epoch]
+        names = (*self.COLUMNS, *more, *(self.rows[0] if self.rows else ()))
+        self.columns = tuple(dict.fromkeys(names))  # a resumed run may have had others
         self.seconds_before = float(self.rows[-1]["seconds"]) if self.rows else 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -146,7 +151,7 @@ class RunDirectory(Checkpoint):
                 "lower training.learning_rate or training.gradient_clip_norm"
             )
         counts = {"epoch": trainer.current_epoch + 1, "updates": trainer.global_step, "seconds": round(seconds, 1)}
-        self.rows.append({name: (counts | values)[name] for name in self.COLUMNS})
+        self.rows.append({name: (counts | values)[name] for name in self.columns if name in counts | values})
         improved = values[MONITOR] > self.best
         if improved:
             self.best = values[MONITOR]
@@ -156,7 +161,7 @@ class RunDirectory(Checkpoint):
         if not trainer.is_global_zero:
             return
         with replacing(self.folder / "metrics.csv") as part, open(part, "w", newline="") as file:
-            writer = csv.DictWriter(file, self.COLUMNS)
+            writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
         line = (

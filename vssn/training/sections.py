@@ -184,7 +184,8 @@ class VSSNSection(ModelSection):
     residual_posterior: bool = False
     universal: Literal["point", "gaussian"] = "point"
     prior_std: Positive = 0.1
-    objective: Literal["elbo", "paper"] = "elbo"
+    objective: Literal["elbo", "paper", "iwae", "fivo", "nasmc"] = "elbo"
+    particles: Count | None = None
     free_bits: NotNegative = 0.0
     min_logvar: Real = -12.0
     min_logvar_x: Real = -10.0
@@ -248,6 +249,16 @@ def read_model_section(settings: object) -> object:
 AnyModelSection = Annotated[SerializeAsAny[ModelSection], BeforeValidator(read_model_section)]
 
 
+class ConstraintSection(Section):
+    """A reconstruction that a multiplier holds at a target: vssn/training/constraint.py."""
+
+    target: Real  # of the mean of log p(x_t | z_t, d_t), in nats
+    per: Literal["frame", "entry"] = "frame"  # that mean is over frames, or over the (observed) entries of frames
+    rate: Positive = 0.01  # of the multiplier's logarithm, for a nat that is missing, in an update
+    average: Annotated[float, Within(ge=0, lt=1)] = 0.99  # weight of the past in the moving average of what is missing
+    start: Positive = 1.0  # the first multiplier
+
+
 class TrainingSection(Section):
     output: str = "runs/vssn"  # folder of the run; {set} in it stands for data.set
     seed: Seed = 0  # of the weights and of the noise
@@ -265,6 +276,7 @@ class TrainingSection(Section):
     kl_cycles: Count = 1  # rises, each but the last followed by as many updates at 1; 1: linear
     # share of the entries of x that is hidden from the networks in an update, and alone in its loss
     coordinated_dropout: Annotated[float, Within(ge=0, lt=1)] = 0.0
+    constraint: ConstraintSection | None = None  # of objective "elbo"
     chunk_length: Count | None = None  # frames of truncated back-propagation; None: whole sequences
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
