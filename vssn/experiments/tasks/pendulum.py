@@ -81,6 +81,7 @@ TASK = Task(
         Entry("pendulum", "VSSN", "pendulum"),
         Entry("pendulum", "SRNN", "pendulum-srnn"),
         Entry("pendulum", "DKF", "pendulum-dkf"),
+        Entry("pendulum", "DVBF-LL", "pendulum-dvbf"),
     ),
     score=score_pendulum,
     draw=draw_pendulum,
