@@ -10,7 +10,7 @@ import torch
 from small_models import LENGTHS, MODELS, B, D, T, W, X, Z, batch, flat, make
 from torch import Tensor, nn
 
-from vssn import DVBF, GRU, RSSM, VRNN, VSSN, RSSMLayer, VSSNLayer
+from vssn import DVBF, GRU, PGN, RSSM, VRNN, VSSN, RSSMLayer, VSSNLayer
 from vssn.likelihoods.ar_gaussian import ArGaussian
 from vssn.likelihoods.nade import NADE
 from vssn.nn.blocks import MLP, Embedding, GaussianMLP, LatentNetwork, Recurrence, SplitLinear
@@ -42,6 +42,7 @@ RECURRENT: dict[str, Any] = {
     "RSSM classes": lambda **f: RSSM(X, D, 4, control="none", latent="categorical", classes=2, **f),
 }
 MODULES |= RECURRENT
+MODULES["PGN"] = lambda **f: PGN(36, D, channels=2, embed_size=5, initial_state="learned", **f)
 MODULES["RSSMLayer"] = lambda **f: RSSMLayer(X, 2, D, Z, initial_state="learned", **f)
 each_module = pytest.mark.parametrize("name", MODULES)
 

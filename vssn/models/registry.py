@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vssn.models.dvbf import DVBF
+from vssn.models.pgn import PGN
 from vssn.models.rssm import RSSM
 from vssn.models.vrnn import VRNN
 from vssn.models.vssn import VSSN
@@ -13,4 +14,5 @@ MODELS: dict[str, type[SequenceModel]] = {
     "vrnn": VRNN,
     "rssm": RSSM,
     "dvbf": DVBF,
+    "pgn": PGN,
 }
