@@ -16,7 +16,7 @@ DVBFS: dict[str, dict[str, Any]] = {
     "driven": {"control_size": U, "embed_size": 6, "min_logvar_x": -2.0},
     "bernoulli": {"control_size": U, "likelihood": "bernoulli", "activation": "leaky_relu", "min_logvar": -1.0},
     "masked": {"control": "none", "masked": True, "embed_size": 6, "activation": "silu"},
-    "sizes": {"control_size": U, "noise_size": None, "backward_size": None, "matrices": 1, "activation": "relu"},
+    "sizes": {"control_size": U, "noise_size": 4, "backward_size": None, "matrices": 2, "activation": "relu"},
 }
 
 

@@ -135,7 +135,7 @@ SUBCLASSED: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "vssn": (VSSN, {"hidden_size": 5, "latent_size": 3, "noise_size": 2}),
     "vrnn": (VRNN, {"hidden_size": 5, "latent_size": 3}),
     "rssm": (RSSM, {"hidden_size": 5, "latent_size": 3, "control": "none"}),
-    "dvbf": (DVBF, {"latent_size": 3, "control": "none", "likelihood": "bernoulli"}),
+    "dvbf": (DVBF, {"latent_size": 3, "noise_size": 2, "control": "none", "likelihood": "bernoulli"}),
 }
 
 

@@ -44,7 +44,7 @@ class DVBF(MarkedFrames):
     Args:
         x_size: X, features of an observation.
         latent_size: Z, units of the state z.
-        noise_size: W, units of w (None: latent_size).
+        noise_size: W, units of w.
         matrices: triples (A_i, B_i, C_i) in the mixture.
         likelihood, mixture_size, nade_size, num_classes: as in `vssn.VSSN`.
         control, control_size: "external": u of that size, u_t leads to frame t; "none". u_1 has a part in q(w_1) alone.
@@ -66,7 +66,7 @@ class DVBF(MarkedFrames):
         self,
         x_size: int,
         latent_size: int,
-        noise_size: Count | None = None,
+        noise_size: int,
         *,
         matrices: Count = 16,
         likelihood: str | Likelihood = "gaussian",
@@ -93,7 +93,6 @@ class DVBF(MarkedFrames):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        noise_size = latent_size if noise_size is None else noise_size
         backward_size = mlp_size if backward_size is None else backward_size
         for name, size in (
             ("latent_size", latent_size),

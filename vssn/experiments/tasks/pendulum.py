@@ -79,6 +79,7 @@ TASK = Task(
     sets=SETS,
     entries=(
         Entry("pendulum", "VSSN", "pendulum"),
+        Entry("pendulum", "VSSN, start inferred", "pendulum-inferred"),
         Entry("pendulum", "SRNN", "pendulum-srnn"),
         Entry("pendulum", "DKF", "pendulum-dkf"),
         Entry("pendulum", "DVBF-LL", "pendulum-dvbf"),
