@@ -5,6 +5,8 @@ The fused ops live in `vssn_kernels`; training and the command line need `pip in
 
 from typing import TYPE_CHECKING, Any
 
+from vssn.models.dvbf import DVBF
+from vssn.models.pgn import PGN
 from vssn.models.rssm import RSSM
 from vssn.models.vrnn import VRNN
 from vssn.models.vssn import VSSN, VSSNOutput
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
     from vssn.training.fit import fit
 
 __all__ = [
+    "DVBF",
     "GRU",
+    "PGN",
     "RSSM",
     "VRNN",
     "VSSN",

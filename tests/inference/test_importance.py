@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import vssn.inference.importance
-from vssn import VRNN, VSSN
+from vssn import DVBF, VRNN, VSSN
 from vssn.errors import MemoryLimitError
 from vssn.inference.importance import BOUNDS, SequenceBounds, sequence_bounds
 from vssn.inference.particles import INITIAL, Particles, Plan, resample
@@ -328,11 +328,13 @@ MEMORY_MODELS: dict[str, dict[str, Any]] = {
     "inferred": {"noise_size": 6, "initial_state": "inferred", "initial_size": 20},
     "vrnn": {"class": VRNN, "embed_size": 24},
     "vrnn_i": {"class": VRNN, "embed_size": 24, "prior": "standard"},
+    "dvbf": {"class": DVBF, "embed_size": 24, "control": "none", "mlp_size": 32, "likelihood": "bernoulli"},
 }
 # Frames, and limits in MiB. A VRNN holds less for every frame of every particle, and weights count here too.
 LIMITS: dict[type[SequenceModel], tuple[int, dict[str, tuple[float, ...]]]] = {
     VSSN: (60, {"iwae": (8, 5, 3.5), "fivo": (5, 2.5, 1.5)}),
     VRNN: (300, {"iwae": (60, 30, 8), "fivo": (6, 3, 1.5)}),
+    DVBF: (300, {"iwae": (60, 30, 8), "fivo": (6, 3, 1.5)}),
 }
 
 

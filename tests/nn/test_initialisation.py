@@ -10,7 +10,7 @@ import torch
 from small_models import LENGTHS, MODELS, B, D, T, W, X, Z, batch, flat, make
 from torch import Tensor, nn
 
-from vssn import GRU, RSSM, VRNN, VSSN, RSSMLayer, VSSNLayer
+from vssn import DVBF, GRU, PGN, RSSM, VRNN, VSSN, RSSMLayer, VSSNLayer
 from vssn.likelihoods.ar_gaussian import ArGaussian
 from vssn.likelihoods.nade import NADE
 from vssn.nn.blocks import MLP, Embedding, GaussianMLP, LatentNetwork, Recurrence, SplitLinear
@@ -37,10 +37,12 @@ MODULES["VSSN ar_gaussian"] = lambda **f: VSSN(X, D, Z, W, likelihood="ar_gaussi
 RECURRENT: dict[str, Any] = {
     "VRNN": lambda **f: VRNN(X, D, Z, **f),
     "VRNN learned": lambda **f: VRNN(X, D, Z, control="both", control_size=2, initial_state="learned", **f),
+    "DVBF": lambda **f: DVBF(X, Z, W, control="none", mlp_size=6, embed_size=5, matrices=3, **f),
     "RSSM": lambda **f: RSSM(X, D, Z, control="none", embed_size=6, **f),
     "RSSM classes": lambda **f: RSSM(X, D, 4, control="none", latent="categorical", classes=2, **f),
 }
 MODULES |= RECURRENT
+MODULES["PGN"] = lambda **f: PGN(36, D, channels=2, embed_size=5, initial_state="learned", **f)
 MODULES["RSSMLayer"] = lambda **f: RSSMLayer(X, 2, D, Z, initial_state="learned", **f)
 each_module = pytest.mark.parametrize("name", MODULES)
 

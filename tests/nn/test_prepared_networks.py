@@ -10,7 +10,7 @@ import torch
 from small_models import MODELS, B, U, make
 from torch import Tensor, nn
 
-from vssn import RSSM, VRNN, VSSN, RSSMLayer
+from vssn import DVBF, RSSM, VRNN, VSSN, RSSMLayer
 from vssn.nn.blocks import MLP, GaussianMLP, LatentNetwork, Recurrence, SplitLinear
 from vssn.nn.prepared import prepare, prepare_step
 from vssn_kernels import use_backend
@@ -135,6 +135,7 @@ SUBCLASSED: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "vssn": (VSSN, {"hidden_size": 5, "latent_size": 3, "noise_size": 2}),
     "vrnn": (VRNN, {"hidden_size": 5, "latent_size": 3}),
     "rssm": (RSSM, {"hidden_size": 5, "latent_size": 3, "control": "none"}),
+    "dvbf": (DVBF, {"latent_size": 3, "noise_size": 2, "control": "none", "likelihood": "bernoulli"}),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from vssn.models.dvbf import DVBF
+from vssn.models.pgn import PGN
 from vssn.models.rssm import RSSM
 from vssn.models.vrnn import VRNN
 from vssn.models.vssn import VSSN
@@ -11,4 +13,6 @@ MODELS: dict[str, type[SequenceModel]] = {
     "vssn": VSSN,
     "vrnn": VRNN,
     "rssm": RSSM,
+    "dvbf": DVBF,
+    "pgn": PGN,
 }

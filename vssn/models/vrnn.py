@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from vssn.likelihoods.base import Likelihood
-from vssn.models.base import FrameModel
+from vssn.models.marked import MarkedFrames
 from vssn.models.objectives import particle_output, takes_particles
 from vssn.nn.blocks import GaussianMLP, SplitLinear, is_plain
-from vssn.nn.given import check_noise, check_starts, check_state, draw_noise
+from vssn.nn.given import check_noise, check_starts, draw_noise
 from vssn.nn.interface import EncodedBatch, Floats, Hiding, PriorSteps, SequenceOutput
 from vssn.nn.interleaved import InterleavedChain
 from vssn.nn.log_ratio import log_ratio
@@ -46,7 +46,7 @@ INITIAL_STATES = ("zeros", "learned")
 SHUT = 1e4  # of the update gate: h_t = h_{t-1}, exactly
 
 
-class VRNN(FrameModel):
+class VRNN(MarkedFrames):
     """The Variational Recurrent Neural Network of Chung et al. (2015): a latent that is drawn frame by frame from what
     the GRU remembers of the frames and latents before. It sees no frame to come, so that it filters as it infers.
 
@@ -139,7 +139,7 @@ class VRNN(FrameModel):
             held_out=held_out,
             batch_first=batch_first,
         )
-        self.frame_size += 1  # whether there was a frame
+        self._mark_frames()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         controls = (control_size,) if control_size else ()
         self._make_encoder(encoder, embed_size, activation, **factory)
@@ -301,19 +301,8 @@ class VRNN(FrameModel):
     def a_parameter(self) -> Tensor:
         return self.chain.bias_hh
 
-    @property
-    def seen_size(self) -> int:
-        return self.frame_size - 1
-
-    def frames(self, x: Tensor, observed: Tensor | None) -> Tensor:
-        seen = super().frames(x, observed)
-        return torch.cat((seen, seen.new_ones(*seen.shape[:2], 1)), -1)
-
-    def _encode(self, frames: Tensor) -> Tensor:
-        return super()._encode(frames[..., :-1])
-
     def make_controls(self, frames: Tensor, embedded: Tensor, u: Tensor | None) -> tuple[Tensor, ...]:
-        first = 1 - frames[..., -1:]
+        first = self._is_first(frames)
         return (embedded, first) if u is None else (embedded, first, u)
 
     def start_state(self, state: object, batch: int | None, like: Tensor) -> State:
@@ -321,10 +310,7 @@ class VRNN(FrameModel):
             assert batch is not None
             return State(*self.initial(batch, like), like.new_zeros(batch, self.frame_size))
         sizes = {"d": ("H", self.hidden_size), "z": ("Z", self.latent_size), "x_last": ("F", self.frame_size)}
-        last = state[-1] if isinstance(state, tuple) and len(state) == len(sizes) else None
-        if isinstance(last, Tensor) and last.dim() == 2 and last.shape[1] == self.seen_size:
-            state = (*state[:-1], torch.cat((last, last.new_ones(len(last), 1)), 1))  # type: ignore[index]
-        return State(*check_state(state, sizes, batch, like))
+        return self._check_state(state, sizes, batch, like)
 
     def infer(
         self, given: EncodedBatch, noise: tuple[Tensor, ...], lengths: Tensor | None = None, stop: int | None = None

@@ -1,5 +1,5 @@
-"""Weighted particles of VRNN and RSSM, whose state takes the sample of the step before: z and h are drawn together,
-frame by frame, and nothing is run along the frames before. Particle k of sequence b is row k B + b.
+"""Weighted particles of VRNN, RSSM and DVBF, whose state takes the sample of the step before: z and h are drawn
+together, frame by frame, and nothing is run along the frames before. Particle k of sequence b is row k B + b.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from vssn.nn.particles import Frame
 from vssn.nn.states import State
 
 
-class ChainParticles(ABC):
-    """Of `vssn.nn.particles.TrainedHooks` what both share: [z, h] stands for z; d and a are empty.
+class ChainParticles:
+    """Of `vssn.nn.particles.TrainedHooks` what all share: [z, h] stands for z; d and a are empty.
 
     Args:
         h_0: [B, H] before the first frame.
@@ -50,6 +50,14 @@ class ChainParticles(ABC):
         z, h = self.split(z)
         return State(h, z, x_last)
 
+    def of_particles(self, rows: Tensor, like: Tensor) -> Tensor:
+        """[..., B, ·] to [..., k B, ·], of as many rows as `like` [..., k B, ·] has."""
+        return rows.repeat(*(1,) * (rows.dim() - 2), like.shape[-2] // max(self.batch, 1), 1)
+
+
+class TrainedChainParticles(ChainParticles, ABC):
+    """With the densities that nasmc trains on."""
+
     def densities(self, eps_w: Tensor, eps_0: Tensor | None, frames: list[Frame]) -> tuple[Tensor, Tensor, Tensor]:
         h, hs = self.h_0.repeat(eps_w.shape[1], 1), []
         for t, frame in enumerate(frames):
@@ -66,7 +74,3 @@ class ChainParticles(ABC):
     @abstractmethod
     def log_densities(self, z: Tensor, h: Tensor) -> Tensor:
         """log p + log q [T, k B] of z [T, k B, Z] given h [T, k B, H], which is a constant to q."""
-
-    def of_particles(self, rows: Tensor, like: Tensor) -> Tensor:
-        """[..., B, ·] to [..., k B, ·], of as many rows as `like` [..., k B, ·] has."""
-        return rows.repeat(*(1,) * (rows.dim() - 2), like.shape[-2] // max(self.batch, 1), 1)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vssn.nn.chain_particles import ChainParticles
+from vssn.nn.chain_particles import TrainedChainParticles
 from vssn.nn.interface import EncodedBatch
 from vssn.nn.rssm_layer import RSSMLayer
 
 
-class RSSMParticles(ChainParticles):
+class RSSMParticles(TrainedChainParticles):
     """`vssn.nn.particles.TrainedHooks` of a layer, for the sequences given."""
 
     def __init__(self, layer: RSSMLayer, given: EncodedBatch) -> None:

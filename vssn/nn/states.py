@@ -42,6 +42,15 @@ class Embedded(NamedTuple):
     noise: tuple[Tensor, ...]  # eps_w [T, B, W], eps_z [T, B, Z], and eps_0 [B, S] where d_0 is inferred
 
 
+class Seen(NamedTuple):
+    """What q(w_t | .) of a DVBF takes of the frames, beside z_{t-1}."""
+
+    embedded: Tensor  # [T, B, E] of x_t
+    first: Tensor  # [T, B, 1]: 1 where a sequence starts
+    u: tuple[Tensor, ...]  # u_t [T, B, U], where there is one
+    initial: tuple[Tensor, Tensor]  # mean and log-variance of w_1, of all frames, each [B, W]
+
+
 class Inference(NamedTuple):
     """One sample of the latents given a sequence, and what it costs."""
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from vssn.nn.blocks import gaussian_log_density
-from vssn.nn.chain_particles import ChainParticles
+from vssn.nn.chain_particles import TrainedChainParticles
 from vssn.nn.interface import EncodedBatch
 from vssn.nn.log_ratio import log_ratio
 
 
-class VRNNParticles(ChainParticles):
+class VRNNParticles(TrainedChainParticles):
     """`vssn.nn.particles.TrainedHooks` of a vssn.VRNN, for a batch that it has prepared."""
 
     def __init__(self, model: Any, given: EncodedBatch) -> None:

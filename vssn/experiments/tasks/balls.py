@@ -90,6 +90,7 @@ TASK = Task(
         Entry("balls", "VSSN", "balls"),
         Entry("balls", "SRNN", "balls-srnn"),
         Entry("balls", "RNN", "balls-rnn"),
+        Entry("balls", "PGN-like", "balls-pgn"),
     ),
     score=score_balls,
     draw=draw_balls,
