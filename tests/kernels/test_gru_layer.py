@@ -92,7 +92,9 @@ def test_values_and_gradients(
             assert_close(name, found[name], want[name], 10 * TOLERANCES[dtype])
 
 
-@pytest.mark.parametrize("asked", [NAMES[2:], NAMES[:2], ("bias_ih",), ("weight_ih", "h0")], ids="-".join)
+@pytest.mark.parametrize(
+    "asked", [NAMES[2:], ("weight_ih",), ("weight_ih", "bias_ih"), ("x", "h0", "weight_ih")], ids="-".join
+)
 @each_form
 def test_what_is_not_asked_for_changes_nothing(asked: tuple[str, ...], form: str) -> None:
     given, options = layer(form, 6, 5, 4, 21)
@@ -121,7 +123,7 @@ def test_inputs_of_any_strides(form: str) -> None:
 
 @each_form
 def test_the_last_backward_gives_the_bits_of_those_before(form: str) -> None:
-    """Of the op too: written over the gates or beside them."""
+    """Written over the gates or beside them."""
     given, options = layer(form, 8, 6, 5, 37)
     leaves = leaves_of(given, torch.float32)
     tensors = [leaf for leaf in leaves.values() if leaf is not None]
@@ -129,13 +131,6 @@ def test_the_last_backward_gives_the_bits_of_those_before(form: str) -> None:
     before = torch.autograd.grad(output.sum(), tensors, retain_graph=True)
     for name, one, other in zip(leaves, torch.autograd.grad(output.sum(), tensors), before, strict=True):
         assert_equal(name, one, other)
-    op: Any = gru_packed if form == "packed" else gru_sequence
-    gates_x = F.linear(given[0], given[2], given[4]).float().requires_grad_()
-    tensors = [gates_x, tensors[1], tensors[3], tensors[5]]
-    output = op(*tensors, backend="cpu", **options)[0]
-    before = torch.autograd.grad(output.sum(), tensors, retain_graph=True)
-    for number, (one, other) in enumerate(zip(torch.autograd.grad(output.sum(), tensors), before, strict=True)):
-        assert_equal(f"gradient {number}", one, other)
 
 
 @each_form
@@ -151,6 +146,35 @@ def test_an_output_may_be_changed_before_backward(form: str, reverse: bool) -> N
         output.mul_(2)
     for name, one, other in zip(leaves, torch.autograd.grad(loss, tensors), want, strict=True):
         assert_close(name, one, other, 1e-12)
+
+
+def test_what_backward_does_not_read_may_be_changed_before_it() -> None:
+    """As torch.nn.GRU allows it: of one step and of several."""
+    for steps, module in ((steps, vssn.GRU(3, 4)) for steps in (1, 5)):
+        x = torch.randn(steps, 2, 3)
+        output, _ = module(x)
+        want = torch.autograd.grad(output.sum(), list(module.parameters()), retain_graph=True)
+        with torch.no_grad():
+            module.bias_ih_l0.add_(1), module.bias_hh_l0.add_(1), module.weight_ih_l0.add_(1)
+        for one, other in zip(torch.autograd.grad(output.sum(), list(module.parameters())), want, strict=True):
+            assert_equal("gradient", one, other)
+        module.weight_ih_l0.requires_grad_(False)
+        output, _ = module(x)
+        want = torch.autograd.grad(output.sum(), module.bias_ih_l0, retain_graph=True)
+        x.zero_()
+        assert_equal("gradient", *torch.autograd.grad(output.sum(), module.bias_ih_l0), *want)
+        with torch.inference_mode():
+            of_inference = torch.randn(steps, 2, 3)
+        module(of_inference)[0].sum().backward()
+
+
+def test_the_composed_form_refuses_what_was_changed() -> None:
+    module = vssn.GRU(3, 4)
+    output, _ = module(torch.randn(5, 2, 3))
+    with torch.no_grad():
+        module.bias_ih_l0.add_(1)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        torch.autograd.grad(output.sum(), module.bias_hh_l0, create_graph=True)
 
 
 def test_a_second_pass_through_a_graph_that_was_not_kept_is_an_error() -> None:
@@ -169,6 +193,46 @@ def test_tensors_that_hooks_save_elsewhere(form: str) -> None:
         found = results(gru_layer, leaves_of(given, torch.float64), cotangents, **options)
     for name in want:
         assert_equal(name, found[name], want[name])
+
+
+def test_what_hooks_keep_stays_as_it_is() -> None:
+    kept, module = [], vssn.GRU(3, 4)
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append((tensor.detach(), tensor.detach().clone()))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output, _ = module(torch.randn(5, 2, 3))
+    output.sum().backward()
+    for tensor, copy in kept:
+        assert_equal("saved", tensor, copy)
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_hooks_may_bring_tensors_back_in_another_layout(steps: int) -> None:
+    x, module = torch.randn(steps, 1, 3), vssn.GRU(3, 4)
+    want = torch.autograd.grad(module(x)[0].square().sum(), list(module.parameters()))
+
+    def unpack(tensor: Tensor) -> Tensor:
+        return tensor.transpose(0, 1).contiguous().transpose(0, 1) if tensor.dim() > 1 else tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, unpack):
+        output, _ = module(x)
+    for one, other in zip(torch.autograd.grad(output.square().sum(), list(module.parameters())), want, strict=True):
+        assert_close("gradient", one, other, 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_lengths_of_any_stride(dtype: torch.dtype) -> None:
+    x, module = torch.randn(5, 3, 4, dtype=dtype), vssn.GRU(4, 6, dtype=dtype)
+    lengths = torch.tensor([[5, 9], [2, 9], [3, 9]])[:, 0]
+    found = []
+    for given in (lengths, lengths.contiguous()):
+        output, _ = module(x, lengths=given)
+        found.append(torch.autograd.grad(output.float().square().sum(), list(module.parameters())))
+    for one, other in zip(*found, strict=True):
+        assert_equal("gradient", one, other)
 
 
 def test_checkpointed_layers() -> None:
@@ -213,6 +277,9 @@ def test_what_else_is_asked_is_as_of_the_op() -> None:
 def test_a_call_without_gradients_is_left_to_the_op() -> None:
     given, _ = layer("whole", 3, 2, 4, 3)
     assert gru_layer(*given) is None
+    with torch.enable_grad():
+        frozen = [part.requires_grad_(name != "weight_ih") for name, part in zip(NAMES, given, strict=True)]
+        assert gru_layer(*frozen) is None  # x need not be kept
 
 
 def test_tensors_that_do_not_fit_are_left_to_the_op() -> None:

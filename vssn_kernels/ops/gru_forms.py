@@ -15,10 +15,8 @@ from torch import Tensor
 
 from vssn_kernels import arguments
 from vssn_kernels.backend.table import choose, declare, implementation, offers
-from vssn_kernels.ops import fast_path, flops, in_place, registration, torch_internals
+from vssn_kernels.ops import flops, in_place, registration
 from vssn_kernels.ops.flops import Shape
-
-_CPU = torch.device("cpu")  # whose backend alone has a last backward
 
 
 class Form(NamedTuple):
@@ -60,15 +58,6 @@ def check_tensors(op: str, gates_x: Tensor, h0: Tensor, weight_hh: Tensor, bias_
     arguments.require_alike(op, "gates_x", gates_x, {"h0": h0, "weight_hh": weight_hh, "bias_hh": bias_hh}, ("h0",))
 
 
-def is_last_use(args: Sequence[object], grads: Sequence[Tensor | None]) -> bool:
-    """Whether the backward that is running is the only one of its graph, and nothing looks at its calls of ops."""
-    return (
-        not (torch_internals.keeps_graph() or registration.takes_plain_backward(grads))
-        and fast_path.is_open(args)
-        and not registration.autocast_is_on(_CPU)
-    )
-
-
 def define(form: Form) -> Callable[..., tuple[Tensor, Tensor]]:
     """Registers the op with its backward, and with what makes forward's output once more where that was changed.
 
@@ -76,13 +65,10 @@ def define(form: Form) -> Callable[..., tuple[Tensor, Tensor]]:
         (gates_x, h0, weight_hh, bias_hh, steps, reverse, backend): (output, h_n), on arguments known to be tensors.
     """
     op, check, checked = form.op, form.check, form.checked
-    of_forward, of_backward, of_output, of_last_backward = (
-        f"{form.functions}_{name}" for name in ("forward", "backward", "output", "last_backward")
-    )
-    # A backend with `output` takes a change of output in place before backward. (torch.nn.GRU does on the CPU; cuDNN
-    # does not.) One with `last_backward` writes gradients over the gates where nobody needs them after it.
-    optional = (of_output, of_last_backward)
-    declare(op, functions=(of_forward, of_backward), optional=optional, reference=form.reference)
+    of_forward, of_backward, of_output = (f"{form.functions}_{name}" for name in ("forward", "backward", "output"))
+    # A backend with the last takes a change of output in place before backward. (torch.nn.GRU does on the CPU; cuDNN
+    # does not.)
+    declare(op, functions=(of_forward, of_backward), optional=(of_output,), reference=form.reference)
 
     def kernel(gates_x, h0, weight_hh, bias_hh, steps, reverse, need_backward, backend):
         check(gates_x, h0, weight_hh, bias_hh, steps)
@@ -180,12 +166,10 @@ def define(form: Form) -> Callable[..., tuple[Tensor, Tensor]]:
             else:
                 if ctx.changed:
                     output = run_output(gates, h0, steps, ctx.reverse, ctx.backend)
-                args = (grad_output, grad_h_n, output, gates, h0, weight_hh, steps, ctx.reverse, needs)
-                if offers(ctx.backend, of_last_backward) and is_last_use(args, (grad_output, grad_h_n)):
-                    torch.autograd.graph.increment_version(gates)
-                    grads = implementation(ctx.backend, of_last_backward)(*args)
-                else:
-                    grads = registration.unpack_grads(run_backward(*args, ctx.backend), needs)
+                packed = run_backward(
+                    grad_output, grad_h_n, output, gates, h0, weight_hh, steps, ctx.reverse, needs, ctx.backend
+                )
+                grads = registration.unpack_grads(packed, needs)
             return None, *grads, None, None, None, None
 
     registration.define_autograd(op, Gru, plain)

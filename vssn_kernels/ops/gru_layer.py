@@ -10,8 +10,9 @@ A call that asks for more than numbers and their gradients is left to the produc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, wraps
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,14 +40,15 @@ def gru_layer(
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor] | None:
     """x [T, B, X], or packed [N, X] with batch_sizes, and h0 [B, H] to (output [T, B, H] or [N, H], h_n [B, H]) of a
-    call with gradients. None where none are asked for, or more than numbers and gradients, or where the tensors do not
-    fit: for the op to run, or to say so."""
+    call with a gradient of weight_ih. None where none is asked for, or more than numbers and gradients, or where the
+    tensors do not fit: for the op to run, or to say so."""
     tensors = [tensor for tensor in (x, h0, weight_ih, weight_hh, bias_ih, bias_hh) if tensor is not None]
     width, hidden, steps = x.shape[-1], h0.shape[-1], lengths if batch_sizes is None else batch_sizes
     if not (
         is_unseen(_OP, tensors if steps is None else (*tensors, steps))
         and torch.is_grad_enabled()
-        and torch_internals.any_requires_grad(*tensors)
+        and weight_ih.requires_grad  # else x is not to be kept
+        and not any(tensor.is_inference() for tensor in tensors)
         and x.numel() > 0
         and (x.shape[1:] == (len(h0), width) if batch_sizes is None else x.dim() == 2)
         and h0.dim() == 2
@@ -72,6 +74,7 @@ def gru_layer_step(
     width, hidden, dtype = x.shape[-1], h.shape[-1], h.dtype
     if not (
         is_unseen(_OP, (x, h, weight_ih, weight_hh, *biases))
+        and not (torch.is_grad_enabled() and any(part.is_inference() for part in (x, weight_ih, *biases)))
         and x.shape == (1, h.shape[0], width)
         and weight_ih.shape == (3 * hidden, width)
         and weight_hh.shape == (3 * hidden, hidden)
@@ -113,6 +116,30 @@ def _without_autocast(backward: Callable) -> Callable:
     return run
 
 
+def _keep(ctx: Any, given: Sequence[Tensor | None], needs: Sequence[bool], *own: Tensor | None) -> None:
+    """Saves what backward reads of x, h, both weights and both biases, and what is its own. The others are for the
+    composed form alone: in-place changes of them, which PyTorch allows, are an error only there."""
+    read = (needs[2], True, needs[0], True, False, False)
+    ctx.save_for_backward(*own, *(part if reads else None for part, reads in zip(given, read, strict=True)))
+    ctx.rest = [
+        None if reads or part is None else (part, in_place.Changes(part))
+        for part, reads in zip(given, read, strict=True)
+    ]
+
+
+def _composed_grads(ctx: Any, saved: Sequence[Tensor | None], *args: Any, **steps: Any) -> tuple[Tensor | None, ...]:
+    """`registration.differentiate_again` of what `_keep` was given. Args: saved: what it saved of that."""
+    given = []
+    for part, rest in zip(saved, ctx.rest, strict=True):
+        if rest is not None and rest[1]:
+            raise RuntimeError(
+                "vssn.GRU: an input, a weight or a bias was changed in place since the call; leave them as they are "
+                "until backward where a gradient is differentiated, or taken under a transform"
+            )
+        given.append(part if rest is None else rest[0])
+    return registration.differentiate_again(partial(_composed, **steps), given, *args)
+
+
 # The backend's functions are imported where it is there: `is_unseen` has asked.
 
 
@@ -124,8 +151,10 @@ class _Layer(torch.autograd.Function):
         given = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
         output, h_n, gates = gru_layer_forward(*given, lengths, batch_sizes, reverse)
         kept, ctx.changed = in_place.keep(output)
-        ctx.save_for_backward(kept, gates, lengths, batch_sizes, *given)
+        _keep(ctx, given, ctx.needs_input_grad, kept, gates, lengths, batch_sizes)
         ctx.reverse = reverse
+        # Only what is certain to be nobody else's is written over.
+        ctx.gates = None if torch_internals.saving_hooks() else gates.data_ptr()
         ctx.set_materialize_grads(False)
         return output, h_n
 
@@ -138,14 +167,14 @@ class _Layer(torch.autograd.Function):
         output, gates, lengths, batch_sizes, *given = ctx.saved_tensors
         needs, reverse, grads = ctx.needs_input_grad[:6], ctx.reverse, (grad_output, grad_h_n)
         if _is_seen(grads, (*given, gates)):
-            composed = partial(_composed, lengths=lengths, batch_sizes=batch_sizes, reverse=reverse)
-            return *registration.differentiate_again(composed, given, grads, needs), None, None, None
+            steps = {"lengths": lengths, "batch_sizes": batch_sizes, "reverse": reverse}
+            return *_composed_grads(ctx, given, grads, needs, **steps), None, None, None
         x, h0, weight_ih, weight_hh, *_ = given
         if ctx.changed and batch_sizes is None:
             output = gru_output(gates, h0, lengths, reverse)
         elif ctx.changed:
             output = gru_packed_output(gates, h0, batch_sizes, reverse)
-        over_gates = not torch_internals.keeps_graph()
+        over_gates = ctx.gates == gates.data_ptr() and not torch_internals.keeps_graph()
         if over_gates:
             torch.autograd.graph.increment_version(gates)
         found = gru_layer_backward(
@@ -158,7 +187,7 @@ class _LayerStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx, run, *given):
         output, h_n, gates = run(*given, need_backward=True)
-        ctx.save_for_backward(*given, gates)
+        _keep(ctx, given, ctx.needs_input_grad[1:], gates)
         ctx.set_materialize_grads(False)
         return output, h_n
 
@@ -167,10 +196,10 @@ class _LayerStep(torch.autograd.Function):
     def backward(ctx, grad_output, grad_h_n):
         from vssn_kernels.backend.cpu.gru_layer import gru_layer_step_backward
 
-        *given, gates = ctx.saved_tensors
+        gates, *given = ctx.saved_tensors
         needs, grads = ctx.needs_input_grad[1:], (grad_output, grad_h_n)
         if _is_seen(grads, (*given, gates)):
-            return None, *registration.differentiate_again(_composed, given, grads, needs)
+            return None, *_composed_grads(ctx, given, grads, needs)
         x, h, weight_ih, weight_hh, *_ = given
         return None, *gru_layer_step_backward(*grads, gates, x, h, weight_ih, weight_hh, needs)
 

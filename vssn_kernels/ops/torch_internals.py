@@ -55,6 +55,9 @@ _set_forward_mode = _require("torch.autograd.forward_ad._set_fwd_grad_enabled")
 _require("torch.autograd.forward_ad._current_level")  # read anew each time
 
 
+_saving_hooks = find("torch._C._autograd._top_saved_tensors_default_hooks")
+
+
 def _some_require_grad(*args: Any) -> bool:
     return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(args))
 
@@ -73,6 +76,11 @@ _len_dispatch_stack = find("torch._C._len_torch_dispatch_stack") or _perhaps
 _tracing_state = find("torch._C._get_tracing_state") or _perhaps
 # Within a backward pass: whether its graph is kept for another one.
 keeps_graph = find("torch._C._autograd._get_current_graph_task_keep_graph") or _perhaps
+
+
+def saving_hooks() -> bool:
+    """Whether hooks see, or may see, what autograd saves (torch.autograd.graph.saved_tensors_hooks)."""
+    return _saving_hooks is None or _saving_hooks(False) is not None
 
 
 def is_plain_call() -> bool:

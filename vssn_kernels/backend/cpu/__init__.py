@@ -1,8 +1,7 @@
 """The `cpu` backend: C++ kernels in csrc/cpu, called once per sequence on memory that PyTorch allocates.
 
 Tensors arrive checked (shape, dtype, device, lengths). Last-dimension-contiguous strides are passed on; other tensors
-are copied. Every function but those of a last backward, which says so, returns freshly allocated tensors, written in
-full.
+are copied. Every function returns freshly allocated tensors, written in full.
 """
 
 from __future__ import annotations
@@ -17,11 +16,9 @@ from vssn_kernels.backend.cpu.gaussian import gaussian_backward, gaussian_forwar
 from vssn_kernels.backend.cpu.gru import (
     gru_backward,
     gru_forward,
-    gru_last_backward,
     gru_output,
     gru_packed_backward,
     gru_packed_forward,
-    gru_packed_last_backward,
     gru_packed_output,
 )
 from vssn_kernels.backend.cpu.interleaved import interleaved_backward, interleaved_forward
@@ -35,11 +32,9 @@ __all__ = [
     "gaussian_forward",
     "gru_backward",
     "gru_forward",
-    "gru_last_backward",
     "gru_output",
     "gru_packed_backward",
     "gru_packed_forward",
-    "gru_packed_last_backward",
     "gru_packed_output",
     "info",
     "interleaved_backward",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -58,7 +57,7 @@ def forward(
     need_backward: bool,
     gates: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As the functions above. gates: memory for them; gates_x may be its r, z, n."""
+    """As the functions above. gates: memory for them, not of a single step; gates_x may be its r, z, n."""
     batch, hidden = h0.shape
     if _is_one_step(steps, lengths, batch_sizes, weight_hh) and product_by_library(batch, hidden):
         output, h_n = h0.new_empty(*shape, hidden), h0.new_empty(batch, hidden)
@@ -152,6 +151,7 @@ def cell_backward(
 ) -> Grads:
     need_gates_x, need_h0, need_weight, need_bias = needs
     batch, hidden = h0.shape
+    gates = gates.contiguous()
     grad_gates_x, grad_product = h0.new_empty(*shape, 3 * hidden), h0.new_empty(batch, 3 * hidden)
     grad_h0, grad_h_n_, h0_ = empty_like(h0, need_h0), as_rows(grad_h_n), as_rows(h0)
     address, _, stride = grad_output
@@ -186,13 +186,11 @@ def gru_backward(
     lengths: Tensor | None,
     reverse: bool,
     needs: Sequence[bool],
-    over_gates: bool = False,
 ) -> Grads:
-    """Gradients of (gates_x, h0, weight_hh, bias_hh). over_gates: that of gates_x is written over gates and is a
-    part of their memory."""
+    """Gradients of (gates_x, h0, weight_hh, bias_hh)."""
     grad_output_ = as_steps(grad_output)
     sequence, steps = step_arguments(grad_output_), output.shape[0]
-    return backward(sequence, grad_h_n, output, gates, h0, weight_hh, steps, lengths, None, reverse, needs, over_gates)
+    return backward(sequence, grad_h_n, output, gates, h0, weight_hh, steps, lengths, None, reverse, needs)
 
 
 def gru_packed_backward(
@@ -205,18 +203,11 @@ def gru_packed_backward(
     batch_sizes: Tensor,
     reverse: bool,
     needs: Sequence[bool],
-    over_gates: bool = False,
 ) -> Grads:
-    """Gradients of (gates_x, h0, weight_hh, bias_hh), as gru_backward's."""
+    """Gradients of (gates_x, h0, weight_hh, bias_hh)."""
     grad_output_, steps = as_rows(grad_output), len(batch_sizes)
     sequence = _packed_arguments(grad_output_)
-    return backward(
-        sequence, grad_h_n, output, gates, h0, weight_hh, steps, None, batch_sizes, reverse, needs, over_gates
-    )
-
-
-gru_last_backward = functools.partial(gru_backward, over_gates=True)
-gru_packed_last_backward = functools.partial(gru_packed_backward, over_gates=True)
+    return backward(sequence, grad_h_n, output, gates, h0, weight_hh, steps, None, batch_sizes, reverse, needs)
 
 
 def backward(
@@ -231,16 +222,21 @@ def backward(
     batch_sizes: Tensor | None,
     reverse: bool,
     needs: Sequence[bool],
-    over_gates: bool,
+    over_gates: bool = False,
 ) -> Grads:
+    """As the functions above. over_gates: not of a single step; the gradient of gates_x is written over gates, which
+    are contiguous, and is a part of their memory."""
     shape, (batch, hidden) = output.shape[:-1], h0.shape
     need_gates_x, need_h0, need_weight, need_bias = needs
     if _is_one_step(steps, lengths, batch_sizes, weight_hh) and product_by_library(batch, hidden):
         return cell_backward(grad_output, grad_h_n, gates, h0, weight_hh, shape, needs)
+    gates = gates.contiguous()  # hooks of autograd may have brought them back otherwise
     if over_gates:
-        grad_gates_x, grad_a = gates[..., : 3 * hidden], gates[..., 3 * hidden :]
+        gates = gates.detach()
+        grad_gates_x, grad_a, strides = gates[..., : 3 * hidden], gates[..., 3 * hidden :], (4 * hidden, 4 * hidden)
     else:
         grad_gates_x, grad_a = output.new_empty(*shape, 3 * hidden), output.new_empty(*shape, hidden)
+        strides = (3 * hidden, hidden)
     dtype = output.dtype
     # Of one row the gradient of the weight is one product each, no sum: it needs no float32 beside the result.
     outer = need_weight and dtype is torch.bfloat16 and steps == batch == 1 and lengths is batch_sizes is None
@@ -264,8 +260,8 @@ def backward(
         gates=gates.data_ptr(),
         h0=row_arguments(h0_),
         weight=row_arguments(weight),
-        grad_gates_x=(grad_gates_x.data_ptr(), grad_gates_x.stride(-2)),
-        grad_a=(grad_a.data_ptr(), grad_a.stride(-2)),
+        grad_gates_x=(grad_gates_x.data_ptr(), strides[0]),
+        grad_a=(grad_a.data_ptr(), strides[1]),
         grad_h0=pointer(grad_h0),
         grad_weight=pointer(grad_weight),
         grad_bias=pointer(grad_bias),
