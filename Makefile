@@ -9,7 +9,7 @@ FORMATTED := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cu
 # The tests that run the CUDA kernels on the host.
 HOST_TESTS := $(filter-out %_compile.py %_device.py,$(wildcard tests/kernels/test_cuda_*.py))
 
-.PHONY: demo docs test test-slow test-interpreter test-lower test-pages fuzz lint sanitize cuda-compile gpu bench bench-quick bench-grid bench-report bench-store bench-compare format clean
+.PHONY: demo docs test test-slow test-interpreter test-lower test-pages fuzz counted reliability lint sanitize cuda-compile gpu bench bench-quick bench-grid bench-report bench-store bench-compare format clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/python -m vssn.demo --output demo_output
@@ -39,7 +39,19 @@ CASES ?= 10000
 MINUTES ?= 60
 SEED ?= 0
 fuzz: $(VENV)/test-installed
-	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --cases $(CASES) --minutes $(MINUTES) --seed $(SEED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --cases $(CASES) --minutes $(MINUTES) --seed $(SEED) $(if $(RECORD),--record)
+
+# The checks of numbers and threads with the long ones, counted for RELIABILITY.md; `make sanitize RECORD=1` and
+# `make fuzz RECORD=1` are others. Then: make reliability
+COUNTED := OMP_NUM_THREADS=1 MADE_BY="make counted" $(BIN)/python tests/counted_run.py
+counted: $(VENV)/test-installed
+	$(COUNTED) stress "the ends of what numbers can be" tests/kernels/test_stress.py
+	$(COUNTED) stress "NaN and inf in each input" tests/kernels/test_not_finite.py
+	$(COUNTED) threads "threads and children" tests/kernels/test_python_threads.py tests/kernels/test_cpu_threads.py
+
+# The page of what the long checks counted, of the records in results/reliability.
+reliability: $(VENV)/test-installed
+	$(BIN)/python -m benchmarks.reliability
 
 # Every page of the documentation is a program: as it stands there, with smaller numbers.
 test-pages: $(VENV)/test-installed
@@ -61,7 +73,8 @@ sanitize: $(VENV)/test-installed
 	$(MAKE) -C csrc/cuda/host -j2 sanitized PYTHON=$(abspath $(BIN))/python
 	VSSN_CUDA_HOST=sanitized ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 OMP_NUM_THREADS=1 \
 	    LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-	    $(PYTEST) -q -p no:cacheprovider $(HOST_TESTS)
+	    $(if $(RECORD),MADE_BY="make sanitize RECORD=1" $(BIN)/python tests/counted_run.py sanitizers \
+	        "CUDA kernels on the host, Address and UndefinedBehavior",$(PYTEST)) -q -p no:cacheprovider $(HOST_TESTS)
 
 # Every .cu for every architecture; without nvcc all of it is skipped, and says so.
 cuda-compile: $(VENV)/test-installed

@@ -42,6 +42,7 @@ from vssn_kernels.backend.triton.kernels.cell import (
     sigmoid,
     softplus,
     tanh,
+    within,
 )
 from vssn_kernels.backend.triton.kernels.compilation import kernel
 from vssn_kernels.backend.triton.kernels.parts import (
