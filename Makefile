@@ -9,7 +9,7 @@ FORMATTED := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cu
 # The tests that run the CUDA kernels on the host.
 HOST_TESTS := $(filter-out %_compile.py %_device.py,$(wildcard tests/kernels/test_cuda_*.py))
 
-.PHONY: demo docs test test-slow test-interpreter test-lower test-pages fuzz counted reliability lint sanitize cuda-compile gpu bench bench-quick bench-grid bench-report bench-store bench-compare format clean
+.PHONY: demo docs test test-slow test-interpreter test-lower test-pages fuzz counted reliability wheel-test licences lint sanitize cuda-compile gpu bench bench-quick bench-grid bench-report bench-store bench-compare format clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/python -m vssn.demo --output demo_output
@@ -48,6 +48,14 @@ counted: $(VENV)/test-installed
 	$(COUNTED) stress "the ends of what numbers can be" tests/kernels/test_stress.py
 	$(COUNTED) stress "NaN and inf in each input" tests/kernels/test_not_finite.py
 	$(COUNTED) threads "threads and children" tests/kernels/test_python_threads.py tests/kernels/test_cpu_threads.py
+
+# Source archive and wheel, built, installed in an environment of their own and tested there; nothing is fetched.
+wheel-test: $(VENV)/test-installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/wheel_check.py
+
+# LICENSES.md: what the installed packages say of themselves.
+licences: $(VENV)/dev-installed
+	$(BIN)/python tests/licences.py
 
 # The page of what the long checks counted, of the records in results/reliability.
 reliability: $(VENV)/test-installed

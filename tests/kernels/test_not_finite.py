@@ -90,11 +90,12 @@ def test_the_kernels_for_cuda(op: str, name: str, value: float, cuda_host: Modul
 
 
 def staying() -> Sample:
-    """Of gru_sequence: an infinite state of the first row's first unit, whose gate z keeps it."""
+    """Of gru_sequence: an infinite state of the first row's first unit, whose gate z keeps it and whose gates r are 1:
+    no other unit is lost."""
     sample = find_sample("gru_sequence", "plain")
     weight, h0 = sample.tensors["weight_hh"].clone(), sample.tensors["h0"].clone()
     hidden = h0.shape[1]
-    weight[hidden, 0], h0[0, 0] = 1.0, math.inf
+    weight[: hidden + 1, 0], h0[0, 0] = 1.0, math.inf
     return sample.replace({"weight_hh": weight, "h0": h0})
 
 
@@ -102,6 +103,7 @@ def check_a_state_that_stays(target: Target) -> None:
     sample = staying().to(target.device, target.dtype, requires_grad=True)
     output = sample.run(target.backend)["output"]
     assert (output[:, 0, 0] == math.inf).all()
+    assert output[:, 0, 1:].isfinite().all()
     assert output[:, 1:].isfinite().all()
     require_same_kinds(sample, target.backend, "an infinite state that stays")
 
