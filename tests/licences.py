@@ -31,10 +31,12 @@ COMMON = {"Apache Software License": "Apache-2.0", "MIT License": "MIT", "BSD Li
 
 
 def pins() -> dict[str, str]:
-    """Of constraints.txt, the version of each package by its name."""
-    lines = (line.split("#")[0].split(";")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
-    found = (re.fullmatch(r"([\w.-]+)(?:\[[\w,-]+\])?==([\w.+!]+)", line) for line in lines if line)
-    return {canonicalize_name(match[1]): match[2] for match in found if match}
+    """Of constraints.txt, the version of each package by its name; of Pythons old and new where they differ."""
+    found: dict[str, list[str]] = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"([\w.-]+)==([\w.+!]+)", line):
+            found.setdefault(canonicalize_name(match[1]), []).append(match[2])
+    return {name: " or ".join(versions) for name, versions in found.items()}
 
 
 def licence_of(data: PackageMetadata) -> str:
