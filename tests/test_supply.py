@@ -26,7 +26,7 @@ def test_the_licence_of_every_pin_is_listed() -> None:
 
 def test_a_pin_of_which_nothing_is_known_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(licences, "pins", lambda: {"no-such-package": "1.0"})
-    with pytest.raises(ValueError, match="no-such-package is not installed here, and LICENSES.md does not list it"):
+    with pytest.raises(ValueError, match=r"no-such-package is not installed here, and LICENSES\.md does not list it"):
         licences.rows("")
     assert licences.rows("| no-such-package | 0.9 | MIT |\n") == ["| no-such-package | 1.0 | MIT |"]
 
