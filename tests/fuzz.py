@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tallies = run(arguments.cases, arguments.minutes, arguments.seed, arguments.backend)
     print(report(tallies))
     if arguments.record:
-        keep(tallies, f"make fuzz CASES={arguments.cases} SEED={arguments.seed} RECORD=1")
+        keep(tallies, f"make fuzz CASES={arguments.cases} MINUTES={arguments.minutes:g} SEED={arguments.seed} RECORD=1")
     failures = [failure for tally in tallies.values() for failure in tally.failed]
     for failure in failures:
         print(failure, file=sys.stderr)
