@@ -112,7 +112,8 @@ def write(topics: dict[str, list[Record]]) -> str:
         topic = TOPICS.get(name, Topic(name.capitalize(), ""))
         commands = list(dict.fromkeys(entry["command"] for entry in entries))
         parts += [f"## {topic.title}\n", *([topic.about + "\n"] if topic.about else []), _table(entries)]
-        parts.append("Made by " + ", ".join(f"`{command}`" for command in commands) + ".\n")
+        made = ", ".join(f"`{command}`" for command in commands)
+        parts.append(f"Made by {made}{', '.join(['', *_shared(entries)])}.\n")
     return "\n".join(parts)
 
 
@@ -128,13 +129,20 @@ def _summary(entries: Sequence[Record]) -> str:
     return "\n".join(["| | |", "|---|---:|", *(f"| {words} | {value} |" for words, value in rows), ""])
 
 
+def _shared(entries: Sequence[Record]) -> list[str]:
+    """Processor and date, where they are those of every row."""
+    several = {key: list(dict.fromkeys(entry[key] for entry in entries)) for key in ("processor", "date")}
+    return [values[0] for values in several.values() if len(values) == 1]
+
+
 def _table(entries: Sequence[Record]) -> str:
-    """A row for each entry, a column for each figure that one of them has."""
+    """A row for each entry; a column for each figure that one of them has, and for what differs between them."""
     keys = list(dict.fromkeys(key for entry in entries for key in entry["figures"]))
-    lines = [f"| check | {' | '.join(keys)} | processor | date |", f"|---|{'---:|' * len(keys)}---|---|"]
+    own = [key for key in ("processor", "date") if len({entry[key] for entry in entries}) > 1]
+    lines = [f"| {' | '.join(['check', *keys, *own])} |", f"|---|{'---:|' * len(keys)}{'---|' * len(own)}"]
     for entry in entries:
-        cells = [_shown(entry["figures"].get(key, "")) for key in keys]
-        lines.append(f"| {entry['name']} | {' | '.join(cells)} | {entry['processor']} | {entry['date']} |")
+        cells = [entry["name"], *(_shown(entry["figures"].get(key, "")) for key in keys), *(entry[key] for key in own)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
