@@ -58,7 +58,10 @@ quiet = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:
 def require_same_kinds(sample: Sample, backend: str, what: str) -> None:
     got, want = answers(sample, backend), answers(sample, "reference")
     for part, expected in want.items():
-        assert torch.equal(kinds(got[part]), kinds(expected)), f"{part} with {what}"
+        found, wanted = kinds(got[part]), kinds(expected)
+        if backend != "cpu" and part.startswith("grad"):  # sums in another order: which of inf and NaN is open
+            found, wanted = found != 0, wanted != 0
+        assert torch.equal(found, wanted), f"{part} with {what}"
 
 
 def check_each_input(op: str, name: str, target: Target, value: float) -> None:
