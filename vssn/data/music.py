@@ -16,7 +16,7 @@ import io
 import os
 import pickle
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -270,7 +270,7 @@ def _read_pickle(path: Path) -> dict[str, list[Tensor]]:
 def _require_written_out(content: dict[Any, Any], size: int, path: Path) -> None:
     """A list that stands in itself a thousand times, and so on, is small in the file alone."""
 
-    def entries(value: Any) -> Sequence[Any]:
+    def entries(value: Any) -> Collection[Any]:
         return value if isinstance(value, (list, tuple, set, frozenset)) else ()
 
     left = _ENTRIES_OF_A_BYTE * size
