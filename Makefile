@@ -26,13 +26,14 @@ test-interpreter: $(VENV)/test-installed
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m slow tests/kernels/test_triton.py
 
 # What a machine with less would run: the ops' tests on each instruction set below this one's, and with PyTorch's own
-# products held to the least.
-LOWER_TESTS := $(addprefix tests/kernels/,test_ops.py test_cpu_kernels.py test_cpu_math.py test_single_steps.py test_program.py test_properties.py)
+# products held to the least. There Inductor of PyTorch 2.13 writes C++ that does not compile (at::vec): not its tests.
+LOWER_TESTS := $(addprefix tests/kernels/,test_ops.py test_cpu_kernels.py test_cpu_math.py test_single_steps.py test_program.py test_properties.py test_stress.py \
+    test_not_finite.py)
 test-lower: $(VENV)/test-installed
 	OMP_NUM_THREADS=1 VSSN_CPU_ISA=generic $(PYTEST) -q -n 2 -m "not slow" $(LOWER_TESTS)
 	OMP_NUM_THREADS=1 VSSN_CPU_ISA=avx2 $(PYTEST) -q -n 2 -m "not slow" $(LOWER_TESTS)
 	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 \
-	    $(PYTEST) -q -n 2 -m "not slow" tests/kernels tests/nn tests/inference
+	    $(PYTEST) -q -n 2 -m "not slow" -k "not compiled_code" tests/kernels tests/nn tests/inference
 
 # Calls drawn at random on every backend: make fuzz CASES=100000 MINUTES=30 SEED=1
 CASES ?= 10000
