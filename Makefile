@@ -9,7 +9,7 @@ FORMATTED := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cu
 # The tests that run the CUDA kernels on the host.
 HOST_TESTS := $(filter-out %_compile.py %_device.py,$(wildcard tests/kernels/test_cuda_*.py))
 
-.PHONY: demo docs test test-slow test-interpreter test-lower test-pages fuzz lint sanitize cuda-compile gpu bench bench-quick bench-grid bench-report bench-store bench-compare format clean
+.PHONY: demo docs test test-slow test-interpreter test-lower test-pages fuzz counted reliability wheel-test licences lint sanitize cuda-compile gpu bench bench-quick bench-grid bench-report bench-store bench-compare format clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/python -m vssn.demo --output demo_output
@@ -26,20 +26,41 @@ test-interpreter: $(VENV)/test-installed
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m slow tests/kernels/test_triton.py
 
 # What a machine with less would run: the ops' tests on each instruction set below this one's, and with PyTorch's own
-# products held to the least.
-LOWER_TESTS := $(addprefix tests/kernels/,test_ops.py test_cpu_kernels.py test_cpu_math.py test_single_steps.py test_program.py test_properties.py)
+# products held to the least. There Inductor of PyTorch 2.13 writes C++ that does not compile (at::vec): not its tests.
+LOWER_TESTS := $(addprefix tests/kernels/,test_ops.py test_cpu_kernels.py test_cpu_math.py test_single_steps.py test_program.py test_properties.py test_stress.py \
+    test_not_finite.py)
 test-lower: $(VENV)/test-installed
 	OMP_NUM_THREADS=1 VSSN_CPU_ISA=generic $(PYTEST) -q -n 2 -m "not slow" $(LOWER_TESTS)
 	OMP_NUM_THREADS=1 VSSN_CPU_ISA=avx2 $(PYTEST) -q -n 2 -m "not slow" $(LOWER_TESTS)
 	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 \
-	    $(PYTEST) -q -n 2 -m "not slow" tests/kernels tests/nn tests/inference
+	    $(PYTEST) -q -n 2 -m "not slow" -k "not compiled_code" tests/kernels tests/nn tests/inference
 
 # Calls drawn at random on every backend: make fuzz CASES=100000 MINUTES=30 SEED=1
 CASES ?= 10000
 MINUTES ?= 60
 SEED ?= 0
 fuzz: $(VENV)/test-installed
-	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --cases $(CASES) --minutes $(MINUTES) --seed $(SEED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --cases $(CASES) --minutes $(MINUTES) --seed $(SEED) $(if $(RECORD),--record)
+
+# The checks of numbers and threads with the long ones, counted for RELIABILITY.md; `make sanitize RECORD=1` and
+# `make fuzz RECORD=1` are others. Then: make reliability
+COUNTED := OMP_NUM_THREADS=1 MADE_BY="make counted" $(BIN)/python tests/counted_run.py
+counted: $(VENV)/test-installed
+	$(COUNTED) stress "the ends of what numbers can be" tests/kernels/test_stress.py
+	$(COUNTED) stress "NaN and inf in each input" tests/kernels/test_not_finite.py
+	$(COUNTED) threads "threads and children" tests/kernels/test_python_threads.py tests/kernels/test_cpu_threads.py
+
+# Source archive and wheel, built, installed in an environment of their own and tested there; nothing is fetched.
+wheel-test: $(VENV)/test-installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/wheel_check.py
+
+# LICENSES.md: what the installed packages say of themselves.
+licences: $(VENV)/dev-installed
+	$(BIN)/python tests/licences.py
+
+# The page of what the long checks counted, of the records in results/reliability.
+reliability: $(VENV)/test-installed
+	$(BIN)/python -m benchmarks.reliability
 
 # Every page of the documentation is a program: as it stands there, with smaller numbers.
 test-pages: $(VENV)/test-installed
@@ -61,7 +82,8 @@ sanitize: $(VENV)/test-installed
 	$(MAKE) -C csrc/cuda/host -j2 sanitized PYTHON=$(abspath $(BIN))/python
 	VSSN_CUDA_HOST=sanitized ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 OMP_NUM_THREADS=1 \
 	    LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-	    $(PYTEST) -q -p no:cacheprovider $(HOST_TESTS)
+	    $(if $(RECORD),MADE_BY="make sanitize RECORD=1" $(BIN)/python tests/counted_run.py sanitizers \
+	        "CUDA kernels on the host, Address and UndefinedBehavior",$(PYTEST)) -q -p no:cacheprovider $(HOST_TESTS)
 
 # Every .cu for every architecture; without nvcc all of it is skipped, and says so.
 cuda-compile: $(VENV)/test-installed

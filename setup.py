@@ -163,6 +163,14 @@ def find_ninja() -> str:
     return found
 
 
+def require_compiler(compiler: list[str]) -> None:
+    if shutil.which(compiler[0]) is None:
+        raise SystemExit(
+            f"vssn_kernels._cpu is not built: the C++ compiler {compiler[0]} is not found; "
+            "install g++ (Debian, Ubuntu: apt install g++), or name another one: CXX=..."
+        )
+
+
 def ninja_file(compiler: list[str], linker: list[str], units: Units, folder: Path, target: str) -> str:
     """How `target` is made, for ninja: the two commands, then every unit."""
 
@@ -198,6 +206,7 @@ class BuildExtensions(build_ext):
             linker = [nvcc, "-shared", "-cudart=static", "-Xlinker=--exclude-libs=ALL"]
             advice = "; VSSN_BUILD_CUDA=0 installs without it"
         else:
+            require_compiler(self.compiler.compiler_so_cxx)
             compiler, units = [*self.compiler.compiler_so_cxx, *FLAGS], cpu_units(self.compiler.compiler_so_cxx)
             linker, advice = [*self.compiler.linker_so_cxx, "-fopenmp"], ""
         compiler += [f"-I{path}" for path in (*ext.include_dirs, *self.include_dirs)]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from drawn_calls import Case, cases, require_within
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from reliability_records import record
 
 from vssn_kernels.testing import Target, ops_of, targets
 
@@ -89,6 +90,21 @@ def report(tallies: dict[tuple[str, Target], Tally]) -> str:
     return "\n".join([*lines, f"{ran} cases, the worst at {worst:.3g} of its tolerance"])
 
 
+def keep(tallies: dict[tuple[str, Target], Tally], command: str) -> None:
+    """Records how many cases of each op ran, and the worst of each target, for RELIABILITY.md."""
+    for op in dict.fromkeys(op for op, _ in tallies):
+        own = {target: tally for (one, target), tally in tallies.items() if one == op}
+        worst = {f"{_short(target)}: worst": tally.worst for target, tally in own.items()}
+        cases, failed = (
+            sum(counts) for counts in zip(*((tally.ran, len(tally.failed)) for tally in own.values()), strict=True)
+        )
+        record(op, topic="fuzz", command=command, cases=cases, **worst, mismatches=failed)
+
+
+def _short(target: Target) -> str:
+    return f"{target.backend} {str(target.dtype).removeprefix('torch.')}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python tests/fuzz.py", description=__doc__)
@@ -96,9 +112,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=60.0, help="no case is begun after that (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="other seeds draw other cases (%(default)s)")
     parser.add_argument("--backend", nargs="+", default=(), help="these alone (all that are available)")
+    parser.add_argument("--record", action="store_true", help="add the figures to results/reliability/fuzz.json")
     arguments = parser.parse_args(argv)
     tallies = run(arguments.cases, arguments.minutes, arguments.seed, arguments.backend)
     print(report(tallies))
+    if arguments.record:
+        keep(tallies, f"make fuzz CASES={arguments.cases} MINUTES={arguments.minutes:g} SEED={arguments.seed} RECORD=1")
     failures = [failure for tally in tallies.values() for failure in tally.failed]
     for failure in failures:
         print(failure, file=sys.stderr)

@@ -255,6 +255,17 @@ def test_a_compiler_that_fails_is_heard(source: str, message: str, project: Proj
     assert done.stderr.splitlines()[-1] == message
 
 
+def test_without_a_compiler_the_build_says_what_to_install(project: Project) -> None:
+    """One line, and no traceback; so does a compiler that is named and is not there."""
+    done = project.build(PATH=str(project.folder / "nothing"))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("vssn_kernels._cpu is not built: the C++ compiler ")
+    assert " is not found; install g++ (Debian, Ubuntu: apt install g++), or name another one: CXX=..." in said
+    assert "the C++ compiler my-g++ is not found" in project.build(CXX="my-g++").stderr
+
+
 def test_without_ninja_the_build_says_what_to_install(project: Project) -> None:
     for name in ("sh", "g++"):
         (project.folder / "bin" / name).symlink_to(shutil.which(name) or name)

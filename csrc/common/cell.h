@@ -117,11 +117,12 @@ VSSN_CELL V standard_deviation(V logvar) {
 }
 
 // One coordinate of KL(N(mu, exp logvar) || N(prior_mu, exp prior_logvar)) times 2. With d = logvar - prior_logvar,
-// expm1(d) - d keeps full precision where the two variances are close.
+// expm1(d) - d keeps full precision where the two variances are close. The difference squared may leave the range of
+// floats where its product with exp(-prior_logvar) does not.
 template <class Math, class V>
 VSSN_CELL V twice_kl(V mu, V logvar, V prior_mu, V prior_logvar) {
     const V d = logvar - prior_logvar, difference = mu - prior_mu;
-    return (Math::expm1(d) - d) + difference * difference * Math::exp(-prior_logvar);
+    return (Math::expm1(d) - d) + difference * (difference * Math::exp(-prior_logvar));
 }
 
 template <class V>

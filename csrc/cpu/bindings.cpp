@@ -7,6 +7,7 @@
 #include <pybind11/stl.h>
 
 #include <time.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cstring>
@@ -69,10 +70,30 @@ void define(py::module_& module, const char* name, Run run) {
     });
 }
 
+// Python's lock, given up for a scope. Where Python ends meanwhile, up to 3.13 it unwinds a thread that asks for the
+// lock again, through frames whose Python objects nobody may touch any more, and a destructor on the way would end the
+// whole process as a crash. As in 3.14 the thread sleeps instead, until the process is gone.
+class WithoutLock {
+  public:
+    WithoutLock() : state_(PyEval_SaveThread()) {}
+    ~WithoutLock() {
+        try {
+            PyEval_RestoreThread(state_);
+        } catch (...) {
+            for (;;) pause();
+        }
+    }
+    WithoutLock(const WithoutLock&) = delete;
+    WithoutLock& operator=(const WithoutLock&) = delete;
+
+  private:
+    PyThreadState* state_;
+};
+
 template <class Kernel, class Problem>
 auto without_gil(Kernel* kernel, const Problem& problem) {
     if (!kernel) throw Absent();
-    py::gil_scoped_release release;
+    const WithoutLock unlocked;
     return kernel(problem);
 }
 
@@ -97,7 +118,7 @@ class Workspace {
 template <class Kernel, class Bytes, class Problem>
 void without_gil(Kernel* kernel, Bytes* bytes, const Problem& problem) {
     if (!kernel) throw Absent();
-    py::gil_scoped_release release;
+    const WithoutLock unlocked;
     const Workspace workspace(bytes(problem));
     kernel(problem, workspace.data());
 }
@@ -199,11 +220,11 @@ PYBIND11_MODULE(_cpu, module) {
                     [](const auto& table, const auto& k) { return without_gil(table.run_program, k); });
     define<Evaluate>(module, "evaluate",
                      [](const auto& table, const auto& k) { table.evaluate(k.function, k.x, k.y, k.count); });
-    module.def("shorten_waits", shorten_waits, py::call_guard<py::gil_scoped_release>());
+    module.def("shorten_waits", shorten_waits, py::call_guard<WithoutLock>());
     module.def("waits_are_short", waits_are_short);
     module.def("crowded", crowded);
     module.def("poison_workspace", [](bool poison) { poisoned = poison; });
-    module.def("waiting_cpu_seconds", waiting_cpu_seconds, py::call_guard<py::gil_scoped_release>());
+    module.def("waiting_cpu_seconds", waiting_cpu_seconds, py::call_guard<WithoutLock>());
     module.def("isa", [] { return kernels().isa; });
     module.attr("compiler") = "g++ " __VERSION__;
 #if defined(VSSN_HAS_BFLOAT16)  // whether there are kernels of the processors' instructions for products of bfloat16

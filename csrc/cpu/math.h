@@ -92,18 +92,18 @@ struct VectorMath {
         return sum;
     }
 
-    // x = n log(2) + r: scale = 2^n, less_one = expm1(r).
+    // x = n log(2) + r: scale = 2^n, less_one = expm1(r). Where `lower` has all bits set, scale = 2^(n-1).
     struct Reduced {
         V scale, less_one;
     };
-    static VSSN_INLINE Reduced reduce(V x) {
-        using Bits = typename VectorOf<T>::Bits;
+    using Bits = typename VectorOf<T>::Bits;
+    static VSSN_INLINE Reduced reduce(V x, Bits lower = Bits{}) {
         const V shifted = x * broadcast(C::log2e) + broadcast(C::round);
         const V n = shifted - broadcast(C::round);
         const V r = (x - n * broadcast(C::ln2_high)) - n * broadcast(C::ln2_low);
         Bits exponent;
         __builtin_memcpy(&exponent, &shifted, sizeof exponent);
-        exponent = (exponent + C::exponent_bias) << C::mantissa_bits;
+        exponent = (exponent + C::exponent_bias + lower) << C::mantissa_bits;
         V scale;
         __builtin_memcpy(&scale, &exponent, sizeof scale);
         return {scale, r + r * r * polynomial(C::q, r)};
@@ -120,13 +120,18 @@ struct VectorMath {
         return (e.scale - broadcast(T(1))) + e.scale * e.less_one;
     }
 
-    static VSSN_INLINE V overflow(V x, V result) {
-        return x > broadcast(C::exp_inf) ? broadcast(std::numeric_limits<T>::infinity()) : result;
+    // exp(x) - less. Near the end of the range n is the exponent of infinity: there half of the result is doubled.
+    static VSSN_INLINE V exp_less(V x, T less) {
+        const Bits above = x > broadcast(C::exp_max);
+        const Reduced e = reduce(clamp(x, C::exp_min, C::exp_inf), above);
+        const V result = (e.scale - broadcast(less)) + e.scale * e.less_one;
+        const V doubled = above ? result + result : result;
+        return x > broadcast(C::exp_inf) ? broadcast(std::numeric_limits<T>::infinity()) : doubled;
     }
 
-    static VSSN_INLINE V exp(V x) { return overflow(x, bounded_exp(x)); }
+    static VSSN_INLINE V exp(V x) { return exp_less(x, T(0)); }
 
-    static VSSN_INLINE V expm1(V x) { return overflow(x, bounded_expm1(x)); }
+    static VSSN_INLINE V expm1(V x) { return exp_less(x, T(1)); }
 
     static VSSN_INLINE V sigmoid(V x) {
         const V e = bounded_exp(x);  // not inf, which divided by inf would be NaN
@@ -148,7 +153,6 @@ struct VectorMath {
 
     // x = 2^n m with m between sqrt(1/2) and sqrt(2), so that nothing cancels near 1. Of 0: -inf; of less: NaN.
     static VSSN_INLINE V log(V x) {
-        using Bits = typename VectorOf<T>::Bits;
         using Limits = std::numeric_limits<T>;
         const V least = broadcast(Limits::min()), infinity = broadcast(Limits::infinity());
         const V normal = x < least ? x * broadcast(1 / Limits::epsilon()) : x;  // 1 / epsilon = 2^mantissa_bits

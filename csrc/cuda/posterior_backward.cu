@@ -94,9 +94,11 @@ struct Backward : BackwardWeights<C> {
         return Steps::choose(net == 0, hidden, prior_hidden).load(batch, last - step, tile, M);
     }
 
-    template <int n>
-    VSSN_DEVICE void hidden_finish(Four (&products)[n], const Loaded (&inputs)[n], StoredFour<T> (&kept)[n]) const {
+    template <int tiles, int n>
+    VSSN_DEVICE void hidden_finish(Four (&products)[n], const Loaded (&inputs)[n], StoredFour<T> (&kept)[n],
+                                   int first_tile) const {
         multiply_slopes_by(k.activation, products, inputs);
+        zero_beyond<tiles>(products, first_tile, M);
 #pragma unroll
         for (int j = 0; j < n; ++j) kept[j] = StoredFour<T>::of(products[j]);
     }

@@ -13,8 +13,9 @@
 //               the first.
 //   hidden_input(step, net, tile)             what a tile of 16 hidden units needs beside its product (net: 0 the
 //                                             posterior, 1 the prior); only to be loaded
-//   hidden_finish(products, inputs, kept)     products become what the hidden buffer holds; kept: what store_hidden
-//                                             writes to global memory
+//   hidden_finish<tiles>(products, inputs, kept, first)
+//                                             products of so many tiles from `first` on, of each network, become what
+//                                             the hidden buffer holds; kept: what store_hidden writes to global memory
 //   latent_input(inputs, step, group)         what a group of 16 latents needs beside its sums, as loaded;
 //   prepared(step, group, inputs)             and as used
 //   prefetch(step, index, count)              asks for what both inputs read into L2; of `count` warps the one `index`

@@ -89,10 +89,12 @@ struct Forward : ForwardWeights<C> {
         return Steps::choose(net == 0, context, prior_context).load(batch, step, tile, M);
     }
 
-    template <int n>
-    VSSN_DEVICE void hidden_finish(Four (&products)[n], const Loaded (&inputs)[n], StoredFour<T> (&kept)[n]) const {
+    template <int tiles, int n>
+    VSSN_DEVICE void hidden_finish(Four (&products)[n], const Loaded (&inputs)[n], StoredFour<T> (&kept)[n],
+                                   int first_tile) const {
 #pragma unroll
         for (int j = 0; j < n; ++j) add(products[j], inputs[j].wide());
+        zero_beyond<tiles>(products, first_tile, M);
         if (keeps_input(k.activation)) {
 #pragma unroll
             for (int j = 0; j < n; ++j) kept[j] = StoredFour<T>::of(products[j]);

@@ -83,6 +83,17 @@ VSSN_DEVICE void multiply_slopes_by(Activation act, Four (&x)[n], const Loaded (
     }
 }
 
+// Beyond `units` the next weights are 0, and 0 times what stands there must be 0: not inf, not NaN. The tiles of one
+// network are `first` and those behind it, then come the other network's.
+template <int tiles, int n>
+VSSN_DEVICE void zero_beyond(Four (&x)[n], int first, int units) {
+#pragma unroll
+    for (int j = 0; j < n; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            if ((first + j % tiles) * kUnits + accumulator_row(i) >= units) x[j].v[i] = 0;
+}
+
 // ---- Buffers in shared memory ------------------------------------------------------------------------------------
 
 // A tile's four into a buffer of [8][stride], from column `column` on.

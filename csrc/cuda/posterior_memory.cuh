@@ -65,7 +65,7 @@ struct InMemory {
         for (int part = 0; part < (net == 0 ? Pass::kParts : 1); ++part)
             multiply_tiles<P, 1>(products, weights, order.in(tile, part), plan.latent_depth,
                                  latent + part * plan.groups * kUnits, plan.latent_stride);
-        pass.hidden_finish(products, inputs, kept);
+        pass.template hidden_finish<1>(products, inputs, kept, unit_tile(tile));
         put<P>(hidden, plan.hidden_stride, column, products[0]);
         pass.store_hidden(step, net, unit_tile(tile), kept[0]);
     }

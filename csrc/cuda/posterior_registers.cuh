@@ -96,7 +96,7 @@ VSSN_DEVICE void run_in_registers(const typename Pass::Params& params) {
                     if (prior && part == 0) P::multiply(products[(kNets - 1) * kTiles + i], prior_in[i][k], b);
                 }
             }
-        pass.hidden_finish(products, inputs, kept);
+        pass.template hidden_finish<kTiles>(products, inputs, kept, first);
 #pragma unroll
         for (int net = 0; net < kNets; ++net)
 #pragma unroll

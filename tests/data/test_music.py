@@ -432,6 +432,35 @@ def test_pickle_with_another_global_is_refused_by_name(tmp_path: Path, value: ob
     assert "built-in containers and numbers only" in message
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"\x80\x02]r\xff\xff\xff\x3f.", "expected a dict"),  # the number of an object: 17 GB for a table of them
+        (b"\x80\x02\x8b\xff\xff\xff\x7f" + b"1" * 50, "truncated or corrupt"),  # an integer of 2 GB
+        (b"\x80\x04\x8d" + b"\xff" * 7 + b"\x00abc", "truncated or corrupt"),  # a text of 2^56 bytes
+        (b"\x80\x04\x95" + b"\xff" * 7 + b"\x00abc", "truncated or corrupt"),  # a frame
+        (b"\x80\x02" + b"(" * 100_000 + b"l" * 100_000 + b".", "expected a dict"),  # lists in lists
+        (b"\x80\x02\x82\x01.", "truncated or corrupt"),  # an extension's code
+        (b"\x80\x02c__builtin__\nset\n)\x81}b.", "expected a dict"),  # a state for a set
+        (b"\x80\x02c__builtin__\nset\n(K\x01K\x02tR.", "truncated or corrupt"),  # a call that fails
+        (b"\x80\x02cbuiltins\nset.__class__\n.", "refused"),
+        (b"\x80\x04\x8c\x08builtins\x8c\x0dset.__class__\x93.", "refused"),
+        (b"\x80\x05\x97.", "truncated or corrupt"),  # a buffer beside the file
+    ],
+)
+def test_a_pickle_made_to_harm_is_one_line(tmp_path: Path, data: bytes, said: str) -> None:
+    (tmp_path / "JSB Chorales.pickle").write_bytes(data)
+    assert said in failure(tmp_path)
+
+
+def test_lists_that_hold_the_same_lists_over_and_over_are_refused(tmp_path: Path) -> None:
+    """27 GB of notes in a file of 10 KB."""
+    step = (60,) * 3000
+    sequence = [step] * 3000
+    write_pickle(tmp_path / "JSB Chorales.pickle", FRAMES | {"train": [sequence] * 3000}, protocol=2)
+    assert "refers to the same lists over and over" in failure(tmp_path)
+
+
 def test_pickle_with_a_line_break_in_a_name(tmp_path: Path) -> None:
     data = b"\x80\x04\x8c\x05a\nb\x1b[\x8c\x03c\nd\x93."
     (tmp_path / "JSB Chorales.pickle").write_bytes(data)

@@ -261,7 +261,7 @@ def test_the_kernels_agree_in_every_instruction_set(name: str) -> None:
         pytest.skip(f"this processor has no {name}")
     in_use = run_python("from vssn_kernels import _cpu; print(_cpu.isa())", name)
     assert in_use.stdout.strip() == name, in_use.stderr
-    names = ("test_cpu_kernels.py", "test_cpu_math.py", "test_cpu_bfloat16.py")
+    names = ("test_cpu_kernels.py", "test_cpu_math.py", "test_cpu_bfloat16.py", "test_stress.py", "test_not_finite.py")
     files = [os.path.join(os.path.dirname(__file__), file) for file in names]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", "agrees or ulp or rounds"],

@@ -1,14 +1,26 @@
-"""What is not finite: the C++ kernels answer as the reference does, number by number NaN, inf, -inf or finite."""
+"""What is not finite: the kernels answer as the reference does, number by number NaN, inf, -inf or finite."""
 
 from __future__ import annotations
 
 import math
+from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
-from vssn_kernels.testing import RECURRENT, ROWS, Sample, cotangents, find_sample, gradients, ops_of
+from vssn_kernels.testing import (
+    FULL,
+    RECURRENT,
+    ROWS,
+    Sample,
+    Target,
+    cotangents,
+    find_sample,
+    gradients,
+    ops_of,
+    targets,
+)
 
 NAMES = {
     "gru_packed": ("plain", "reverse", "ended"),
@@ -22,6 +34,7 @@ NAMES = {
     "split_linear": ("tanh",),
     "bernoulli_log_prob": ("plain",),
 }
+ON_HOST = Target("cuda", "cpu", torch.float32)
 CASES = [(op, name) for op in ops_of("cpu") for name in NAMES.get(op, (ROWS[op].rich,))]
 
 
@@ -36,20 +49,76 @@ def answers(sample: Sample, backend: str) -> dict[str, Tensor]:
     return outputs | (gradients(sample, outputs, cotangents(outputs)) if sample.op in RECURRENT else {})
 
 
-@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize(("op", "name"), CASES)
-def test_one_entry_of_each_input(op: str, name: str, dtype: torch.dtype, value: float) -> None:
-    clean = find_sample(op, name).to("cpu", dtype)
+each_value = pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+each_case = pytest.mark.parametrize(("op", "name"), CASES)
+each_target = pytest.mark.parametrize("target", [one for one in targets(*FULL) if one.backend != "reference"], ids=str)
+quiet = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")  # the interpreter's
+
+
+def require_same_kinds(sample: Sample, backend: str, what: str) -> None:
+    got, want = answers(sample, backend), answers(sample, "reference")
+    for part, expected in want.items():
+        found, wanted = kinds(got[part]), kinds(expected)
+        if backend != "cpu" and part.startswith("grad"):  # sums in another order: which of inf and NaN is open
+            found, wanted = found != 0, wanted != 0
+        assert torch.equal(found, wanted), f"{part} with {what}"
+
+
+def check_each_input(op: str, name: str, target: Target, value: float) -> None:
+    """The first entry of each input in turn has the value. Of a weight that is not finite the kernels of GPUs may make
+    NaN in the gradients of rows that it does not meet, those of padding: there everything else is lost as well."""
+    clean = find_sample(op, name).to(target.device, target.dtype)
     for changed in clean.tensors:
-        sample = clean.to("cpu", dtype)
+        if target.backend != "cpu" and ("weight" in changed or "bias" in changed):
+            continue
+        sample = clean.to(target.device, target.dtype)
         sample.tensors[changed].view(-1)[0] = value
         for tensor in sample.tensors.values():
             tensor.requires_grad_()
-        got, want = answers(sample, "cpu"), answers(sample, "reference")
-        for part, expected in want.items():
-            where = f"{part} with {changed} = {value}"
-            assert torch.equal(kinds(got[part]), kinds(expected)), where
+        require_same_kinds(sample, target.backend, f"{changed} = {value}")
+
+
+@quiet
+@each_value
+@each_case
+@each_target
+def test_an_answer_agrees_on_one_entry_of_each_input(target: Target, op: str, name: str, value: float) -> None:
+    check_each_input(op, name, target, value)
+
+
+@each_value
+@each_case
+def test_the_kernels_for_cuda(op: str, name: str, value: float, cuda_host: ModuleType) -> None:
+    check_each_input(op, name, ON_HOST, value)
+
+
+def staying() -> Sample:
+    """Of gru_sequence: an infinite state of the first row's first unit, whose gate z keeps it and whose gates r are 1:
+    no other unit is lost."""
+    sample = find_sample("gru_sequence", "plain")
+    weight, h0 = sample.tensors["weight_hh"].clone(), sample.tensors["h0"].clone()
+    hidden = h0.shape[1]
+    weight[: hidden + 1, 0], h0[0, 0] = 1.0, math.inf
+    return sample.replace({"weight_hh": weight, "h0": h0})
+
+
+def check_a_state_that_stays(target: Target) -> None:
+    sample = staying().to(target.device, target.dtype, requires_grad=True)
+    output = sample.run(target.backend)["output"]
+    assert (output[:, 0, 0] == math.inf).all()
+    assert output[:, 0, 1:].isfinite().all()
+    assert output[:, 1:].isfinite().all()
+    require_same_kinds(sample, target.backend, "an infinite state that stays")
+
+
+@quiet
+@each_target
+def test_an_infinite_state_that_stays_agrees(target: Target) -> None:
+    check_a_state_that_stays(target)
+
+
+def test_an_infinite_state_that_stays_for_cuda(cuda_host: ModuleType) -> None:
+    check_a_state_that_stays(ON_HOST)
 
 
 def test_an_infinite_state_is_not_hidden() -> None:

@@ -31,10 +31,18 @@ SELECTIONS = {
     "posterior": ("tests/kernels/test_posterior.py", "triton and not draws"),
     "interleaved": ("tests/kernels/test_interleaved.py", "triton"),
     "gaussian": ("tests/kernels/test_gaussian.py", "triton"),
+    "ends": ("tests/kernels/test_stress.py", "triton"),
+    "not finite": ("tests/kernels/test_not_finite.py", "triton"),
     "recurrences": ("tests/kernels/triton_interpreted.py", "agree or strides"),
     "barriers and functions": ("tests/kernels/triton_interpreted.py", "not agree and not strides"),
 }
-LONG = ("memory", "registration", "recurrences", "barriers and functions")  # a minute each: make test-interpreter
+LONG = (
+    "memory",
+    "registration",
+    "not finite",
+    "recurrences",
+    "barriers and functions",
+)  # a minute each: make test-interpreter
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,7 @@ import io
 import os
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -218,8 +218,16 @@ def _describe(value: Any) -> str:
 _ADMITTED: dict[str, Any] = {"set": set, "frozenset": frozenset}
 
 
-class _ContainerUnpickler(pickle.Unpickler):
-    """Admits what pickle builds by itself (lists, tuples, dicts, strings, numbers) and sets; nothing else."""
+# Entries of a file by its size: more of them are references to the same lists over and over.
+_ENTRIES_OF_A_BYTE = 16
+
+
+class _ContainerUnpickler(pickle._Unpickler):
+    """Admits what pickle builds by itself (lists, tuples, dicts, strings, numbers) and sets; nothing else.
+
+    The one that is written in Python: that in C takes memory by the largest number that a file gives an object, so that
+    ten bytes of a file ask for 17 GB.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("builtins", "__builtin__") and name in _ADMITTED:
@@ -255,7 +263,25 @@ def _read_pickle(path: Path) -> dict[str, list[Tensor]]:
         raise DataError(
             f"{path}: expected the keys {', '.join(SPLITS)}, without {', '.join(missing)} (got {got}); {_ADVICE}"
         )
+    _require_written_out(content, len(data.getbuffer()), path)
     return {split: _rolls_of_lists(content[split], f"{path}: {split}") for split in SPLITS}
+
+
+def _require_written_out(content: dict[Any, Any], size: int, path: Path) -> None:
+    """A list that stands in itself a thousand times, and so on, is small in the file alone."""
+
+    def entries(value: Any) -> Collection[Any]:
+        return value if isinstance(value, (list, tuple, set, frozenset)) else ()
+
+    left = _ENTRIES_OF_A_BYTE * size
+    for split in SPLITS:
+        for sequence in entries(content[split]):
+            left -= len(entries(sequence))
+            for step in entries(sequence) if left >= 0 else ():
+                left -= len(entries(step))
+            if left < 0:
+                what = "lists that are written out, got one that refers to the same lists over and over"
+                raise DataError(f"{path}: expected {what}; {_ADVICE}")
 
 
 def _rolls_of_lists(sequences: Any, where: str) -> list[Tensor]:

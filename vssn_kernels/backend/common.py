@@ -78,6 +78,8 @@ def weight_gradients(
         starts = grads[(lengths - 1).clamp(0, steps - 1), rows] * (lengths > 0)[:, None]
     else:
         starts = grads[-1 if reverse else 0]
+    if lengths is not None:  # what a row without steps starts from may be anything
+        first = first.masked_fill((lengths <= 0)[:, None], 0)
     torch.mm(starts.t(), first.to(grads.dtype), out=out)
     later, before = (grads[:-1], states[1:]) if reverse else (grads[1:], states[:-1])
     if steps > 1:

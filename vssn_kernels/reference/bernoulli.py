@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vssn_kernels.reference.sequence import compute_dtype
+from vssn_kernels.reference.sequence import compute_dtype, softplus
 
 
 def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
     """The plain function, differentiable any number of times: logits, x [..., X] to [...]."""
     dtype = compute_dtype(logits.dtype)
     wide = logits.to(dtype)
-    return (x.to(dtype) * wide - F.softplus(wide)).sum(-1).to(logits.dtype)
+    return (x.to(dtype) * wide - softplus(wide)).sum(-1).to(logits.dtype)
 
 
 bernoulli_log_prob_forward = bernoulli_log_prob

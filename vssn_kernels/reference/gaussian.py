@@ -37,8 +37,8 @@ def gaussian_kl(
         terms = torch.exp(logvar_) - logvar_ + mu_ * mu_ - 1
     else:
         difference = logvar_ - prior_logvar.to(dtype)
-        shift = mu_ - prior_mu.to(dtype)
-        terms = torch.exp(difference) - difference + shift * shift * torch.exp(-prior_logvar.to(dtype)) - 1
+        scaled = (mu_ - prior_mu.to(dtype)) * torch.exp(-prior_logvar.to(dtype) / 2)  # its square alone may overflow
+        terms = torch.exp(difference) - difference + scaled * scaled - 1
     return (terms.sum(-1) / 2).to(mu.dtype)
 
 

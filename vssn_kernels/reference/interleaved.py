@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vssn_kernels.activations import activate, activation_slope
-from vssn_kernels.reference.sequence import compute_dtype, outer_sum, stack_steps, valid_steps, zero_padding
+from vssn_kernels.reference.sequence import compute_dtype, outer_sum, softplus, stack_steps, valid_steps, zero_padding
 
 
 def interleaved_sequence(
@@ -159,8 +159,8 @@ def _unroll(
 def log_variance(raw: Tensor, scale: str, min_logvar: float, min_std: float) -> Tensor:
     """Of what the output layer gave."""
     if scale == "softplus":
-        return 2 * torch.log(F.softplus(raw) + min_std)
-    return min_logvar + F.softplus(raw - min_logvar)
+        return 2 * torch.log(softplus(raw) + min_std)
+    return min_logvar + softplus(raw - min_logvar)
 
 
 def log_variance_slope(logvar: Tensor, scale: str, min_logvar: float, min_std: float) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vssn_kernels.activations import activate, activation_slope
-from vssn_kernels.reference.sequence import compute_dtype
+from vssn_kernels.reference.sequence import compute_dtype, softplus
 
 
 def weights_by_input(weights: Sequence[Tensor], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -56,7 +56,7 @@ def _output(
     if min_logvar is None:
         return out, None
     mu, raw = out.chunk(2, -1)
-    logvar = min_logvar + F.softplus(raw.to(compute_dtype(raw.dtype)) - min_logvar)
+    logvar = min_logvar + softplus(raw.to(compute_dtype(raw.dtype)) - min_logvar)
     return mu, logvar.to(raw.dtype)
 
 

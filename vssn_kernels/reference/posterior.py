@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vssn_kernels.activations import activate, activation_slope
-from vssn_kernels.reference.sequence import compute_dtype, outer_sum, stack_steps, valid_steps, zero_padding
+from vssn_kernels.reference.sequence import compute_dtype, outer_sum, softplus, stack_steps, valid_steps, zero_padding
 
 
 def posterior_sequence(
@@ -99,7 +99,7 @@ def _unroll(
         if prior is not None:
             prior_hidden = prior[0][t] + z @ prior[1].T
             mu = mu + F.linear(activate(prior_hidden, activation), prior[2], prior[3])
-        logvar = min_logvar + F.softplus(raw - min_logvar)
+        logvar = min_logvar + softplus(raw - min_logvar)
         z = mu + torch.exp(logvar / 2) * eps[t]
         for result, value in zip(results, (z, mu, logvar, hidden, prior_hidden), strict=True):
             result.append(value)

@@ -262,7 +262,7 @@ def interleaved_backward(
     def recurrent(grads: Tensor, after: Tensor, first: Tensor, anew: Tensor | None, out: Tensor) -> Tensor:
         """Of a weight that meets the state before each step."""
         if resets is None:
-            return weight_gradients(grads, after, first, None, False, out)
+            return weight_gradients(grads, after, first, lengths, False, out)
         before = states_before(after, first, anew, resets, lengths).to(grads.dtype)
         return torch.mm(grads.flatten(0, 1).t(), before.flatten(0, 1), out=out)
 

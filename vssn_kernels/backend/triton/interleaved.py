@@ -193,9 +193,7 @@ def interleaved_backward(
         """A weight's gradient that multiplies the states before each step."""
         after, first, anew = states
         if resets is None:
-            if lengths is not None:  # of a row without steps, which may hold anything
-                first = torch.where(lengths[:, None] > 0, first, 0)
-            return weight_gradients(grads, after, first, None, False, out)
+            return weight_gradients(grads, after, first, lengths, False, out)
         before = states_before(after, first, anew, resets, lengths).to(h.dtype)
         return torch.mm(grads.flatten(0, 1).t(), before.flatten(0, 1), out=out)
 

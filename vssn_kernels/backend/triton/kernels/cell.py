@@ -95,6 +95,12 @@ def activation_slope(kept, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def within(value, mask):
+    """Beyond a layer's width the next weights are 0, and 0 times what stands there must be 0: not inf, not NaN."""
+    return tl.where(mask, value, 0.0)
+
+
+@triton.jit
 def narrow(value, dtype: tl.constexpr, EMULATED: tl.constexpr):
     """A float32 value in `dtype`, to nearest even.
 

@@ -65,7 +65,7 @@ def gaussian_forward(
             noise = _load(eps, eps_r, eps_c, rows, columns, mask)
             put(z, rows * Z + columns, mean + tl.exp(log * 0.5) * noise, mask, EMULATED)
         shift = mean - prior_mean
-        total += exp_excess(log - prior_log) + shift * shift * tl.exp(-prior_log)
+        total += exp_excess(log - prior_log) + shift * (shift * tl.exp(-prior_log))
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     put(kl, at, tl.sum(total, 1) * 0.5, at < count, EMULATED)
 

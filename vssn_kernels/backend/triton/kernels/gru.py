@@ -21,7 +21,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vssn_kernels.backend.triton.kernels.cell import barrier, has_step, product, put, row_lengths, sigmoid, tanh
+from vssn_kernels.backend.triton.kernels.cell import barrier, has_step, product, put, row_lengths, sigmoid, tanh, within
 from vssn_kernels.backend.triton.kernels.compilation import kernel
 from vssn_kernels.backend.triton.kernels.parts import gate_grads, load_gate_weight, load_three, store_four
 
@@ -89,7 +89,7 @@ def gru_forward_resident(
         z = sigmoid(product(h, w_z, x_z + b_z, PRECISION, EMULATED))
         a = product(h, w_n, tl.zeros_like(h) + b_n, PRECISION, EMULATED)
         n = tanh(x_n + r * a)
-        h_next = n + z * (h - n)
+        h_next = within(n + z * (h - n), unit_mask)
         h = tl.where(valid, h_next, h)
         here = tl.cast(time, tl.int64) * batch
         out = tl.where(valid, h_next, 0.0)
@@ -211,7 +211,7 @@ def gru_backward_resident(
         dh = tl.where(valid, here * z, dh)
         dh = product(grad_r, w_r, dh, PRECISION, EMULATED)
         dh = product(grad_z, w_z, dh, PRECISION, EMULATED)
-        dh = product(grad_h, w_n, dh, PRECISION, EMULATED)
+        dh = within(product(grad_h, w_n, dh, PRECISION, EMULATED), unit_mask)
         grad, r, z, n, a, h = next_grad, next_r, next_z, next_n, next_a, next_h
     put(grad_h0, rows[:, None] * H + units[None, :], dh, tile, EMULATED)
 

@@ -42,6 +42,7 @@ from vssn_kernels.backend.triton.kernels.cell import (
     sigmoid,
     softplus,
     tanh,
+    within,
 )
 from vssn_kernels.backend.triton.kernels.compilation import kernel
 from vssn_kernels.backend.triton.kernels.parts import (
@@ -246,7 +247,7 @@ def interleaved_forward_resident(
         row = step * batch + rows
 
         sum_ = product(z, w_embed, y.to(tl.float32), PRECISION, EMULATED)
-        e = activate(sum_, EMBED_ACTIVATION)
+        e = within(activate(sum_, EMBED_ACTIVATION), e_mask)
         keep(embed_out, row * E + embeds[None, :], sum_, e, valid, inside & e_mask, EMBED_ACTIVATION, EMULATED)
 
         r = product(h, w_r, product(e, z_r, x_r + b_r, PRECISION, EMULATED), PRECISION, EMULATED)
@@ -256,7 +257,7 @@ def interleaved_forward_resident(
         r = sigmoid(r)
         u = sigmoid(u)
         n = tanh(n + r * a)
-        h = n + u * (h - n)
+        h = within(n + u * (h - n), h_mask)
         zero = tl.zeros_like(h)
         put(h_out, row * H + units[None, :], tl.where(valid, h, zero), inside & h_mask, EMULATED)
         if gates_out is not None:
@@ -267,12 +268,13 @@ def interleaved_forward_resident(
             )  # fmt: skip
 
         sum_ = product(h, w_hidden, c.to(tl.float32), PRECISION, EMULATED)
-        active = activate(sum_, ACTIVATION)
+        active = within(activate(sum_, ACTIVATION), m_mask)
         keep(hidden_out, row * M + hiddens[None, :], sum_, active, valid, inside & m_mask, ACTIVATION, EMULATED)
 
         mu = product(active, w_mu, tl.zeros_like(z) + b_mu, PRECISION, EMULATED)
         raw = product(active, w_raw, tl.zeros_like(z) + b_raw, PRECISION, EMULATED)
         z, logvar = _sample(mu, raw, noise.to(tl.float32), floor, SCALE)
+        z = within(z, z_mask)
         at = row * Z + latents[None, :]
         store_three(z_out, mu_out, logvar_out, at, z, mu, logvar, valid, inside & z_mask, EMULATED)
         x_r, x_u, x_n, y, c, noise = next_r, next_u, next_n, next_y, next_c, next_noise

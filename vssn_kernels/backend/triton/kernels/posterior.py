@@ -31,6 +31,7 @@ from vssn_kernels.backend.triton.kernels.cell import (
     put,
     row_lengths,
     softplus,
+    within,
 )
 from vssn_kernels.backend.triton.kernels.compilation import kernel
 from vssn_kernels.backend.triton.kernels.parts import (
@@ -148,7 +149,7 @@ def posterior_forward_resident(
         next_noise = load_tile(eps + (step + 1) * eps_t, eps_b, eps_u, rows, latents[None, :], soon & z_mask)
         at = (step * batch + rows) * M + units[None, :]
         hidden = product(z, w_z, x.to(tl.float32), PRECISION, EMULATED)
-        active = activate(hidden, ACTIVATION)
+        active = within(activate(hidden, ACTIVATION), m_mask)
         keep(hidden_out, at, hidden, active, valid, inside & m_mask, ACTIVATION, EMULATED)
         mu = product(active, w_mu, tl.zeros_like(z) + b_mu, PRECISION, EMULATED)
         raw = product(active, w_raw, tl.zeros_like(z) + b_raw, PRECISION, EMULATED)
@@ -156,11 +157,12 @@ def posterior_forward_resident(
             later = prior_context + (step + 1) * prior_context_t
             next_y = load_tile(later, prior_context_b, prior_context_u, rows, units[None, :], soon & m_mask)
             prior_hidden = product(z, p_z, y.to(tl.float32), PRECISION, EMULATED)
-            prior_active = activate(prior_hidden, ACTIVATION)
+            prior_active = within(activate(prior_hidden, ACTIVATION), m_mask)
             keep(prior_hidden_out, at, prior_hidden, prior_active, valid, inside & m_mask, ACTIVATION, EMULATED)
             mu = product(prior_active, p_mu, mu, PRECISION, EMULATED)
             y = next_y
         z, logvar = _sample(mu, raw, noise.to(tl.float32), min_logvar)
+        z = within(z, z_mask)
         at = (step * batch + rows) * Z + latents[None, :]
         store_three(z_out, mu_out, logvar_out, at, z, mu, logvar, valid, inside & z_mask, EMULATED)
         x, noise = next_x, next_noise
