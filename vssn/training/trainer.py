@@ -7,6 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ with needing("train"):
     import pytorch_lightning as pl
     from pytorch_lightning.callbacks import TQDMProgressBar
     from pytorch_lightning.plugins.environments import LightningEnvironment
+    from pytorch_lightning.plugins.io import TorchCheckpointIO
     from pytorch_lightning.strategies import DDPStrategy
     from pytorch_lightning.utilities import rank_zero_only
 
@@ -62,6 +64,23 @@ class Processes(LightningEnvironment):
 
     def teardown(self) -> None:
         """Lightning's own takes WORLD_SIZE out of the environment."""
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a run's checkpoints where they are to stand. Lightning's own way leads over a file in the folder of
+    temporary ones: that disk may be full where this one is not, and a process that is killed leaves the file there."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if Path(path).parent != self.folder:  # of a callback of the caller's
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        content = io.BytesIO()  # written by PyTorch itself, a full disk would be an error without its name
+        torch.save(checkpoint, content)
+        Path(path).write_bytes(content.getbuffer())
 
 
 class SummedGradients(DDPStrategy):
