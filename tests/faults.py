@@ -7,20 +7,24 @@ disk, a folder that becomes read-only or is removed, a second process, SIGTERM, 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import os
 import random
 import signal
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from reliability_records import record
 
 from vssn.cli import main as vssn
 from vssn.training import fit as _  # noqa: F401  # imported once, not by every process that is forked
@@ -46,6 +50,7 @@ FILES = {"best.ckpt", "config.yaml", "last.ckpt", "metrics.csv", "tensorboard"}
 class Child:
     pid: int
     folder: Path
+    code: int | None = None  # where it has ended
 
     def wait(self, seconds: float = 600.0) -> int:
         """The exit code, as a shell gives it. Raises AssertionError: it hangs."""
@@ -272,3 +277,220 @@ def kill_many(folder: Path, kills: int, minutes: float, seed: int) -> Count:
             count.mismatches += 1
             count.said.append(f"run {count.runs}: {failure}")
     return count
+
+
+# ---- Other faults: each is one line, and what was saved is there ---------------------------------------
+
+
+def slowly() -> None:
+    """Updates take a while: there is time to do something to the run."""
+    from vssn.training.module import TrainingModule
+
+    step = TrainingModule.training_step
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(0.05)
+        step(*arguments)
+
+    TrainingModule.training_step = slow  # type: ignore[method-assign]
+
+
+def wait_for(path: Path, seconds: float = 300.0) -> None:
+    until = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < until, f"{path} does not come"
+        time.sleep(0.005)
+
+
+def signalled(folder: Path, number: int, *more: str, group: bool = False, first: str = "run/last.ckpt") -> Child:
+    child = start(folder, *more, before=slowly)
+    wait_for(folder / first)
+    os.killpg(child.pid, number) if group else child.kill(number)
+    return child
+
+
+def gone(folder: Path, where: Path | None, first: str) -> Child:
+    """The run's folder is removed, or moved, behind that file."""
+    child = start(folder, before=slowly)
+    wait_for(folder / first)
+    aside = where or folder / "aside"
+    (folder / "run").rename(aside)
+    return child
+
+
+def twice(folder: Path) -> Child:
+    first = start(folder, before=slowly)
+    wait_for(folder / "run" / "last.ckpt")
+    second = start(folder)
+    second.code = second.wait()
+    assert first.wait() == 0
+    return second
+
+
+def limited(folder: Path) -> Child:
+    """No file may be larger than half a checkpoint, from the second run on."""
+    import resource
+
+    assert start(folder, "--set", "training.max_epochs=2").wait() == 0
+    half = (folder / "run" / "last.ckpt").stat().st_size // 2
+    return start(folder, before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (half, half)))
+
+
+@contextlib.contextmanager
+def small_disk(place: Path, size: int) -> Iterator[None]:
+    """A disk of so many bytes there. Raises PermissionError where this process may not mount one."""
+    place.mkdir(parents=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True, check=False
+    )
+    if done.returncode:
+        raise PermissionError(done.stderr.decode(errors="replace"))
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def write_protected(folder: Path) -> Child:
+    """As for someone who is not root: the folder refuses from the second epoch on."""
+    folder.mkdir()
+    (folder / "run").mkdir()
+    for path in (folder, folder / "run"):
+        os.chown(path, 65534, 65534)
+
+    def as_nobody() -> None:
+        os.setuid(65534)
+        slowly()
+
+    child = start(folder, before=as_nobody)
+    wait_for(folder / "run" / "last.ckpt")
+    (folder / "run").chmod(0o555)
+    return child
+
+
+FAULTS: dict[str, tuple[Callable[[Path], Child], int, str]] = {
+    "SIGTERM": (lambda folder: signalled(folder, signal.SIGTERM), 143, "vssn: terminated; "),
+    "SIGTERM early": (
+        lambda folder: signalled(folder, signal.SIGTERM, first="run/config.yaml"),
+        143,
+        "vssn: terminated; nothing is kept",
+    ),
+    "SIGTERM to all": (
+        lambda folder: signalled(folder, signal.SIGTERM, "--set", "data.workers=2", group=True),
+        143,
+        "vssn: terminated; ",
+    ),
+    "SIGINT": (lambda folder: signalled(folder, signal.SIGINT), 130, "vssn: interrupted; "),
+    "SIGINT to all": (
+        lambda folder: signalled(folder, signal.SIGINT, "--set", "data.workers=2", group=True),
+        130,
+        "vssn: interrupted; ",
+    ),
+    "removed": (lambda folder: gone(folder, None, "run/last.ckpt"), 2, "vssn: error: training.output: "),
+    "removed early": (lambda folder: gone(folder, None, "run/config.yaml"), 2, "vssn: error: training.output: "),
+    "two processes": (twice, 2, "vssn: error: training.output: another process trains in "),
+    "file size": (limited, 2, "vssn: error: training.output: cannot write "),
+}
+
+
+def check_fault(folder: Path, name: str, truth: Path) -> None:
+    """The fault is one line and an exit code; the run then goes on as if nothing had been. Raises AssertionError."""
+    do, wanted, beginning = FAULTS[name]
+    child = do(folder)
+    code = child.wait() if child.code is None else child.code
+    assert code == wanted, (name, code, child.errors)
+    assert len(child.errors) == 1, (name, child.errors)
+    assert child.errors[0].startswith(beginning), (name, child.errors)
+    go_on(folder, truth)
+
+
+def go_on(folder: Path, truth: Path) -> None:
+    """What was saved is there, and the run goes on to its end. Raises AssertionError."""
+    if (folder / "aside").exists():
+        (folder / "aside").rename(folder / "run")
+    check_kept(folder / "run", truth)
+    if (
+        not (folder / "run" / "last.ckpt").exists()
+        or read_checkpoint(folder / "run" / "last.ckpt")["vssn"]["epoch"] < EPOCHS
+    ):
+        child = start(folder)
+        code = child.wait()
+        assert code == 0, child.errors
+    check_whole(folder / "run", truth)
+
+
+def check_full_disk(folder: Path, size: int, truth: Path) -> int:
+    """A disk that holds so many bytes: one line, and what was saved can be read; its epochs. Raises AssertionError, and
+    PermissionError where this process may not mount one."""
+    with small_disk(folder / "run", size):
+        child = start(folder)
+        code = child.wait()
+        assert code == 2, (code, child.errors)
+        assert len(child.errors) == 1, child.errors
+        assert "cannot write" in child.errors[0], child.errors
+        assert "No space left on device" in child.errors[0], child.errors
+        assert not list((folder / "run").glob("*.part"))
+        return check_kept(folder / "run", truth)
+
+
+def check_write_protected(folder: Path, truth: Path) -> None:
+    """Raises AssertionError, and PermissionError where this process may not become nobody."""
+    if os.getuid() != 0:
+        raise PermissionError("not root")
+    child = write_protected(folder)
+    assert child.wait() == 2, child.errors
+    assert len(child.errors) == 1, child.errors
+    assert "cannot write" in child.errors[0], child.errors
+    (folder / "run").chmod(0o755)
+    go_on(folder, truth)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python tests/faults.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100, metavar="N", help="in all (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=60.0, help="no run is begun after that (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="other seeds kill at other moments (%(default)s)")
+    parser.add_argument("--record", action="store_true", help="add what was counted to results/reliability")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    faults, failed = 0, []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        folder.chmod(0o755)
+        count = kill_many(folder, options.kills, options.minutes, options.seed)
+        truth, size = folder / "truth", (folder / "truth" / "1.ckpt").stat().st_size
+        checks: list[tuple[str, Callable[[Path], Any]]] = [
+            (name, lambda at, name=name: check_fault(at, name, truth))
+            for name in FAULTS  # type: ignore[misc]
+        ]
+        checks += [
+            (f"full disk, {share} checkpoints", lambda at, share=share: check_full_disk(at, int(share * size), truth))  # type: ignore[misc]
+            for share in (0.1, 0.5, 1.5, 2.5)
+        ]
+        checks.append(("read-only", lambda at: check_write_protected(at, truth)))
+        for name, check in checks:
+            try:
+                check(folder / name.replace(" ", "-"))
+                faults += 1
+            except PermissionError:
+                print(f"{name}: left out, it needs root")
+            except AssertionError as failure:
+                failed.append(f"{name}: {failure}")
+    print(
+        f"{count.kills} kills in {count.runs} runs, {count.in_writes} of them in a write; {count.resumes} resumed; "
+        f"{count.mismatches} mismatches"
+    )
+    print(f"{faults} of {faults + len(failed)} other faults were one line each, with nothing lost")
+    for line in (*count.said, *failed):
+        print(line, file=sys.stderr)
+    if options.record:
+        figures = {"kills": count.kills, "kills in a write": count.in_writes, "runs": count.runs}
+        figures |= {"resumes": count.resumes, "mismatches": count.mismatches}
+        figures |= {"other faults": faults + len(failed), "of them not as said": len(failed)}
+        record("faults", packages=("pytorch-lightning",), **figures)
+    return 1 if count.said or failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -32,7 +32,7 @@ from vssn.training.config import Config, as_config, config_of
 from vssn.training.heartbeat import Heartbeat, print_line
 from vssn.training.module import SequenceData, TrainingModule
 from vssn.training.processes import World, require_started, wait_for_all
-from vssn.training.run_directory import MONITOR, RunDirectory, check_folder, creating
+from vssn.training.run_directory import MONITOR, RunDirectory, check_folder, creating, identity
 from vssn.training.sections import TrainingSection
 from vssn.training.trainer import (
     PlainStates,
@@ -151,6 +151,7 @@ def fit(
             if world.writes:
                 if check_folder(folder, config, resume) != done:  # another process had it until now
                     raise RunningError(f"training.output: {folder} has become another run meanwhile; continue that one")
+                run.place = identity(folder)
                 with replacing(folder / "config.yaml") as part:
                     part.write_text(config.to_yaml(), encoding="utf-8")
             trainer = _make_trainer(config.training, [run, *callbacks], folder, device, world, speaks)
@@ -327,5 +328,9 @@ def _run(trainer: pl.Trainer, module: TrainingModule, data: SequenceData, checkp
     except SystemExit:  # what Lightning makes of SIGTERM; and of Ctrl-C, ignoring the next ones
         signal.signal(signal.SIGINT, on_interrupt)
         raise (Terminated() if trainer.received_sigterm else KeyboardInterrupt()) from None
+    except Exception:
+        if trainer.received_sigterm:  # and so have the workers of its loader
+            raise Terminated from None
+        raise
     if trainer.interrupted:
         raise KeyboardInterrupt

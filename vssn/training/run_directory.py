@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vssn.errors import ConfigError, TrainingError
+from vssn.errors import ConfigError, TrainingError, UserError
 from vssn.training.checkpoints import read_checkpoint
 from vssn.training.config import Config
 from vssn.training.heartbeat import Heartbeat
@@ -102,13 +102,20 @@ def creating(folder: Path) -> Iterator[None]:
             undo.enter_context(alone(folder / _LOCK, _running(folder)))
             undo.callback(_clear, folder, set(folder.iterdir()))
             make_good(folder)
+            undo.callback(_make_good_again, folder)
             making = False
             yield
     except OSError as error:
-        inside = error.filename is not None and os.path.abspath(error.filename).startswith(os.path.abspath(folder))
-        if not making and not inside and error.errno not in _CANNOT_WRITE:
+        name = os.path.abspath(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else ""
+        if not making and not name.startswith(os.path.abspath(folder)) and error.errno not in _CANNOT_WRITE:
             raise
         raise _cannot_write(folder, error) from None
+
+
+def _make_good_again(folder: Path) -> None:
+    """Of a process that was interrupted while it wrote."""
+    with contextlib.suppress(OSError, UserError):  # a full disk, say: the next one will
+        make_good(folder)
 
 
 def _clear(folder: Path, before: Collection[Path]) -> None:
@@ -125,14 +132,12 @@ def _remove_empty(made: Sequence[Path]) -> None:
 
 
 def _cannot_write(folder: Path, error: OSError) -> ConfigError:
-    kept = folder / "last.ckpt"
+    place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else folder
+    advice = "name another folder"
     with contextlib.suppress(OSError):
-        if kept.is_file():
-            what = f"{kept} is kept: mend that and continue with --resume"
-            return ConfigError(f"training.output: cannot write {error.filename or folder} ({error.strerror}); {what}")
-    return ConfigError(
-        f"training.output: cannot write {error.filename or folder} ({error.strerror}); name another folder"
-    )
+        if (folder / "last.ckpt").is_file():
+            advice = f"mend that, {folder / 'last.ckpt'} is kept; continue with --resume"
+    return ConfigError(f"training.output: cannot write {place} ({error.strerror}); {advice}")
 
 
 def _running(folder: Path) -> str:
@@ -182,7 +187,7 @@ def read_rows(folder: Path, epochs: int) -> list[dict[str, Any]]:
         raise ConfigError(f"{file}: expected the epochs of a run, got another text; mend it, or remove it") from None
 
 
-def _identity(folder: Path) -> tuple[int, int] | None:
+def identity(folder: Path) -> tuple[int, int] | None:
     with contextlib.suppress(FileNotFoundError):
         found = folder.stat()
         return found.st_dev, found.st_ino
@@ -199,13 +204,13 @@ class RunDirectory(Checkpoint):
 
     def __init__(self, folder: Path, resumed_epoch: int, report_every: int, pulse: Heartbeat) -> None:
         self.folder, self.report_every, self.pulse = folder, report_every, pulse
+        self.place: tuple[int, int] | None = None  # of the first process
         self.rows = read_rows(folder, resumed_epoch) if resumed_epoch else []
         self.best = best_so_far(folder, self.rows)[1] if resumed_epoch else -math.inf
         self.seconds_before = float(self.rows[-1]["seconds"]) if self.rows else 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.pulse.started = time.monotonic() - self.seconds_before  # one clock for the lines of both
-        self.place = _identity(self.folder) if trainer.is_global_zero else None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         values: dict[str, float] = pl_module.metrics  # type: ignore[assignment]  # vssn.training.module.TrainingModule's
@@ -222,8 +227,7 @@ class RunDirectory(Checkpoint):
         # Wherever a process is killed, the run goes on: a row of an epoch that last.ckpt does not have is left out, and
         # a best.ckpt that is behind last.ckpt is made good.
         if trainer.is_global_zero:
-            self._require_place(trainer)
-            self._write_rows()
+            self._write_rows(trainer)
         if trainer.is_last_batch:  # an epoch that max_minutes cut short is done again when the run is resumed
             self._save(trainer, "last.ckpt")
         if improved:
@@ -241,13 +245,14 @@ class RunDirectory(Checkpoint):
 
     def _require_place(self, trainer: pl.Trainer) -> None:
         """Raises TrainingError where the folder is no longer the one that the run began in."""
-        if _identity(self.folder) != self.place:
+        if identity(self.folder) != self.place:
             raise TrainingError(
                 f"training.output: {self.folder} was removed or moved in epoch {trainer.current_epoch + 1}; "
                 "start again, or put it back and continue with --resume"
             )
 
-    def _write_rows(self) -> None:
+    def _write_rows(self, trainer: pl.Trainer) -> None:
+        self._require_place(trainer)
         with replacing(self.folder / "metrics.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.COLUMNS)
             writer.writeheader()
@@ -257,5 +262,6 @@ class RunDirectory(Checkpoint):
         if not trainer.is_global_zero:  # the first process writes, all wait
             trainer.save_checkpoint(self.folder / name)
             return
+        self._require_place(trainer)
         with replacing(self.folder / name) as part:
             trainer.save_checkpoint(part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,9 +106,17 @@ def rank_of(world: World) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps Lightning's hints and advertisements off the terminal; its errors pass."""
+    """Keeps Lightning's hints and advertisements off the terminal; its errors pass. What fails in the thread that
+    writes for TensorBoard is raised where the main thread flushes."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
     levels = [logger.level for logger in loggers]
+    report = threading.excepthook
+
+    def report_others(failure: threading.ExceptHookArgs) -> None:
+        if not type(failure.thread).__module__.startswith("tensorboard."):
+            report(failure)
+
+    threading.excepthook = report_others
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
@@ -115,6 +124,7 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch\.utils\._pytree)")
             yield
     finally:
+        threading.excepthook = report
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 

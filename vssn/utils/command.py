@@ -30,18 +30,26 @@ class Terminated(SystemExit):
 
 @contextlib.contextmanager
 def raising_terminated() -> Iterator[None]:
-    """Inside, SIGTERM raises Terminated, as SIGINT raises KeyboardInterrupt: what is half done is cleared away."""
+    """Inside, SIGTERM raises Terminated, as SIGINT raises KeyboardInterrupt: what is half done is cleared away. What
+    fails because helpers have got it too, the workers of a loader say, is no fault of its own."""
+    came = False
     before = signal.getsignal(signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread() or before is not signal.SIG_DFL:
         yield
         return
 
     def terminate(*_: object) -> NoReturn:
+        nonlocal came
+        came = True
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)
     try:
         yield
+    except Exception:
+        if came:
+            raise Terminated from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
