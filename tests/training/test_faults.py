@@ -1,5 +1,5 @@
-"""A run that is killed, or whose disk, folder or scheduler fails it: one line, nothing saved is lost, and it goes on bit
-for bit. Long and at random: make faults."""
+"""A run that is killed, or whose disk, folder or scheduler fails it: one line, nothing saved is lost, and it goes on
+bit for bit. Long and at random: make faults."""
 
 from __future__ import annotations
 
