@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils.tensorboard  # here: a process that becomes nobody may not read it
 import yaml
 from reliability_records import record
 
@@ -56,14 +57,29 @@ class Child:
         """The exit code, as a shell gives it. Raises AssertionError: it hangs."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                code = os.waitstatus_to_exitcode(status)
-                return code if code >= 0 else 128 - code
+            if self.has_ended():
+                assert self.code is not None
+                return self.code
             time.sleep(0.002)
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
         raise AssertionError(f"it goes on after {seconds} s")
+
+    def has_ended(self) -> bool:
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                code = os.waitstatus_to_exitcode(status)
+                self.code = code if code >= 0 else 128 - code
+        return self.code is not None
+
+    def wait_for(self, name: str, seconds: float = 300.0) -> None:
+        """Until it has written that file of the run. Raises AssertionError."""
+        until = time.monotonic() + seconds
+        while not (self.folder / "run" / name).exists():
+            assert not self.has_ended(), (self.code, self.errors)
+            assert time.monotonic() < until, f"{name} does not come"
+            time.sleep(0.005)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -295,16 +311,9 @@ def slowly() -> None:
     TrainingModule.training_step = slow  # type: ignore[method-assign]
 
 
-def wait_for(path: Path, seconds: float = 300.0) -> None:
-    until = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < until, f"{path} does not come"
-        time.sleep(0.005)
-
-
-def signalled(folder: Path, number: int, *more: str, group: bool = False, first: str = "run/last.ckpt") -> Child:
+def signalled(folder: Path, number: int, *more: str, group: bool = False, first: str = "last.ckpt") -> Child:
     child = start(folder, *more, before=slowly)
-    wait_for(folder / first)
+    child.wait_for(first)
     os.killpg(child.pid, number) if group else child.kill(number)
     return child
 
@@ -312,7 +321,7 @@ def signalled(folder: Path, number: int, *more: str, group: bool = False, first:
 def gone(folder: Path, where: Path | None, first: str) -> Child:
     """The run's folder is removed, or moved, behind that file."""
     child = start(folder, before=slowly)
-    wait_for(folder / first)
+    child.wait_for(first)
     aside = where or folder / "aside"
     (folder / "run").rename(aside)
     return child
@@ -320,9 +329,9 @@ def gone(folder: Path, where: Path | None, first: str) -> Child:
 
 def twice(folder: Path) -> Child:
     first = start(folder, before=slowly)
-    wait_for(folder / "run" / "last.ckpt")
+    first.wait_for("last.ckpt")
     second = start(folder)
-    second.code = second.wait()
+    second.wait()
     assert first.wait() == 0
     return second
 
@@ -363,7 +372,7 @@ def write_protected(folder: Path) -> Child:
         slowly()
 
     child = start(folder, before=as_nobody)
-    wait_for(folder / "run" / "last.ckpt")
+    child.wait_for("last.ckpt")
     (folder / "run").chmod(0o555)
     return child
 
@@ -371,7 +380,7 @@ def write_protected(folder: Path) -> Child:
 FAULTS: dict[str, tuple[Callable[[Path], Child], int, str]] = {
     "SIGTERM": (lambda folder: signalled(folder, signal.SIGTERM), 143, "vssn: terminated; "),
     "SIGTERM early": (
-        lambda folder: signalled(folder, signal.SIGTERM, first="run/config.yaml"),
+        lambda folder: signalled(folder, signal.SIGTERM, first="config.yaml"),
         143,
         "vssn: terminated; nothing is kept",
     ),
@@ -386,8 +395,8 @@ FAULTS: dict[str, tuple[Callable[[Path], Child], int, str]] = {
         130,
         "vssn: interrupted; ",
     ),
-    "removed": (lambda folder: gone(folder, None, "run/last.ckpt"), 2, "vssn: error: training.output: "),
-    "removed early": (lambda folder: gone(folder, None, "run/config.yaml"), 2, "vssn: error: training.output: "),
+    "removed": (lambda folder: gone(folder, None, "last.ckpt"), 2, "vssn: error: training.output: "),
+    "removed early": (lambda folder: gone(folder, None, "config.yaml"), 2, "vssn: error: training.output: "),
     "two processes": (twice, 2, "vssn: error: training.output: another process trains in "),
     "file size": (limited, 2, "vssn: error: training.output: cannot write "),
 }
@@ -397,7 +406,7 @@ def check_fault(folder: Path, name: str, truth: Path) -> None:
     """The fault is one line and an exit code; the run then goes on as if nothing had been. Raises AssertionError."""
     do, wanted, beginning = FAULTS[name]
     child = do(folder)
-    code = child.wait() if child.code is None else child.code
+    code = child.wait()
     assert code == wanted, (name, code, child.errors)
     assert len(child.errors) == 1, (name, child.errors)
     assert child.errors[0].startswith(beginning), (name, child.errors)

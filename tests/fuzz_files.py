@@ -51,9 +51,7 @@ SHOWN = 50  # one of so many goes through the command line
 
 NUMBERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)
 TOKENS = [
-    *(
-        b"0 -1 1e999 nan inf -inf 9999999999999999999999 0x1 1_0 .5 1. true null ~ [] {} '' &a *a !!python/tuple".split()
-    ),
+    *(b"0 -1 1e999 nan inf -inf 9999999999999999999999 0x1 1_0 .5 true null ~ [] {} '' &a *a !!python/tuple".split()),
     *(b'<<: ? | > % @ ` : - , ; \t \n \r \x00 \xff \xfe\xff \xef\xbb\xbf "'.split(b" ")),
     *(b"2024-02-30 9999-99-99 1700-01-01 3000-01-01 12:61 NaT model data training set jsb files given".split()),
 ]
