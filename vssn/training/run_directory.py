@@ -241,7 +241,8 @@ class RunDirectory(Checkpoint):
         if counts["epoch"] % self.report_every == 0:
             bar = trainer.progress_bar_callback
             say = bar.print if isinstance(bar, TQDMProgressBar) else self.pulse.say
-            say(line + ("  best" if improved else ""))
+            skipped = getattr(pl_module, "skipped", 0)
+            say(line + ("  best" if improved else "") + (f"  {skipped} updates skipped" if skipped else ""))
 
     def _require_place(self, trainer: pl.Trainer) -> None:
         """Raises TrainingError where the folder is no longer the one that the run began in."""
