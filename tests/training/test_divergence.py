@@ -42,9 +42,7 @@ def test_stop_names_update_and_tensor(
     clip: float | None, value: float, music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(monkeypatch, (3,), value)
-    message = (
-        r"^training diverged in epoch 1, update 3: the gradient of layer\.duration\.weight_hh is not finite, with"
-    )
+    message = r"^training diverged in epoch 1, update 3: the gradient of layer\.duration\.weight_hh is not finite, with"
     with pytest.raises(TrainingError, match=message) as caught:
         fit(music_config(music, tmp_path / "run", gradient_clip_norm=clip))
     assert str(caught.value).endswith("or set training.on_nan to skip")
