@@ -9,7 +9,7 @@ FORMATTED := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cu
 # The tests that run the CUDA kernels on the host.
 HOST_TESTS := $(filter-out %_compile.py %_device.py,$(wildcard tests/kernels/test_cuda_*.py))
 
-.PHONY: demo docs test test-slow test-interpreter test-lower test-pages fuzz counted reliability wheel-test licences lint sanitize cuda-compile gpu bench bench-quick bench-grid bench-report bench-store bench-compare format clean
+.PHONY: demo docs test test-slow test-interpreter test-lower test-pages fuzz faults fuzz-files counted reliability wheel-test licences lint sanitize cuda-compile gpu bench bench-quick bench-grid bench-report bench-store bench-compare format clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/python -m vssn.demo --output demo_output
@@ -61,6 +61,16 @@ licences: $(VENV)/dev-installed
 # The page of what the long checks counted, of the records in results/reliability.
 reliability: $(VENV)/test-installed
 	$(BIN)/python -m benchmarks.reliability
+
+# A training that is killed a hundred times, in its writes above all, and other faults: make faults KILLS=1000 SEED=1
+KILLS ?= 100
+faults: $(VENV)/test-installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults.py --kills $(KILLS) --minutes $(MINUTES) --seed $(SEED) --record
+
+# Damaged files for every loader and reader: make fuzz-files INPUTS=1000000 MINUTES=600 SEED=1
+INPUTS ?= 100000
+fuzz-files: $(VENV)/test-installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz_files.py --inputs $(INPUTS) --minutes $(MINUTES) --seed $(SEED) --record
 
 # Every page of the documentation is a program: as it stands there, with smaller numbers.
 test-pages: $(VENV)/test-installed

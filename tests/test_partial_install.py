@@ -25,7 +25,7 @@ CASES = {
     "yaml": (TRAIN, "PackageError", "import vssn.training.checkpoints", ["evaluate", "best.ckpt"]),
     "pytorch_lightning": (TRAIN, "PackageError", FIT, ["fit", "--config", "demo"]),
     "tensorboard": (TRAIN, "PackageError", FIT, ["fit", "--config", "demo"]),
-    "filelock": (TRAIN, "PackageError", "import vssn.experiments.runner", ["reproduce", "demo"]),
+    "filelock": (TRAIN, "PackageError", FIT, ["fit", "--config", "demo"]),
     "matplotlib": (TRAIN, "PackageError", "import vssn.experiments.figures", ["reproduce", "demo"]),
     "scipy": (
         TRAIN,

@@ -3,6 +3,7 @@ argument's own name."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,6 +33,12 @@ DATASET = SequenceDataset([zeros(4, X), zeros(2, X)], [zeros(4, U), zeros(2, U)]
 BATCH = SequenceBatch(zeros(T, B, X), LENGTHS, zeros(T, B, U))
 
 
+def quantised(good: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch means to leave them out one day
+        return torch.quantize_per_tensor(good, 0.1, 0, torch.quint8)
+
+
 def of_tensor(good: Tensor) -> dict[str, Any]:
     """Wrong values for an argument that takes `good`."""
     other = {torch.float32: torch.float64, torch.int64: torch.int32, torch.bool: torch.float32}[good.dtype]
@@ -46,6 +53,11 @@ def of_tensor(good: Tensor) -> dict[str, Any]:
         "dtype": good.to(other),
         "integers": good.to(torch.int16),
         "device": good.to("meta"),
+        "sparse": good.to_sparse(),
+        **(
+            {"mkldnn": good.to_mkldnn()} if good.dtype == torch.float32 and torch.backends.mkldnn.is_available() else {}
+        ),
+        **({"quantised": quantised(good)} if good.is_floating_point() else {}),
     }
 
 

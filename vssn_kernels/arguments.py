@@ -26,10 +26,12 @@ def shape_text(shape: torch.Size | tuple) -> str:
 
 
 def require_tensors(op: str, **tensors: object) -> None:
-    """Raises TypeError unless every named argument is a Tensor."""
+    """Raises TypeError unless every named argument is a dense Tensor."""
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+        if value.layout is not torch.strided:
+            raise TypeError(f"{op}: {name} must be dense, got the layout {value.layout}; convert it with .to_dense()")
 
 
 def require_list(op: str, name: str, tensors: object) -> list[Tensor]:
@@ -39,6 +41,8 @@ def require_list(op: str, name: str, tensors: object) -> list[Tensor]:
     for number, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name}[{number}] must be a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.layout is not torch.strided:
+            require_tensors(op, **{f"{name}[{number}]": tensor})
     return list(tensors)
 
 

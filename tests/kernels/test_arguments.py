@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import vssn_kernels
 from vssn_kernels.testing import OPS, PADDED, ROWS, Sample, find_sample, targets
@@ -60,6 +61,26 @@ def test_good_arguments_raise_nothing(op: str) -> None:
 def test_not_a_tensor(op: str, name: str, value: object) -> None:
     assert_raises(
         TypeError, good(op).replace({name: value}), f"{name} must be a torch.Tensor, got {type(value).__name__}"
+    )
+
+
+LAYOUTS = {"sparse_coo": Tensor.to_sparse, "sparse_csr": Tensor.to_sparse_csr, "_mkldnn": Tensor.to_mkldnn}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@each_tensor
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_a_layout_that_is_not_dense(op: str, name: str, layout: str) -> None:
+    tensor = good(op).tensors[name]
+    if layout == "_mkldnn" and not torch.backends.mkldnn.is_available():
+        pytest.skip("a PyTorch without oneDNN")
+    if layout == "sparse_csr" and tensor.dim() < 2:
+        pytest.skip("a vector has no rows")
+    if 0 in tensor.shape:
+        pytest.skip("nothing to convert")
+    changed = good(op).replace({name: LAYOUTS[layout](tensor)})
+    assert_raises(
+        TypeError, changed, f"{name} must be dense, got the layout torch.{layout}; convert it with .to_dense()"
     )
 
 

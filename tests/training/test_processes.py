@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from vssn.training.checkpoints import read_checkpoint
 from vssn.training.fit import fit
 from vssn.training.processes import World, first_node, share, share_of_noise, started
 from vssn.training.sections import TrainingSection
+from vssn.utils.command import TERMINATED, raising_terminated
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -213,6 +215,25 @@ def test_the_first_to_fail_ends_all(
     assert processes.launch(3, []) == expected
     assert all(process.poll() is not None for process in own)
     assert capfd.readouterr().err == "out of order\n"
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, TERMINATED), (signal.SIGINT, TERMINATED)])
+def test_a_signal_to_the_first_alone_ends_all(number: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a scheduler and `kill` send it, not as a terminal does."""
+    starts, own = subprocess.Popen, []
+
+    def start(command: list[str], **options: Any) -> Any:
+        own.append(starts([sys.executable, "-c", "import time; time.sleep(600)"], **options))
+        return own[-1]
+
+    monkeypatch.setattr(processes.subprocess, "Popen", start)
+    monkeypatch.setattr(processes, "GRACE", 1.0)
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
+    timer.start()
+    with raising_terminated():
+        assert processes.launch(2, []) == expected
+    timer.join()
+    assert [process.poll() for process in own] == [-signal.SIGTERM] * 2
 
 
 # Who is there

@@ -433,14 +433,16 @@ def test_a_run_is_not_overwritten_nor_resumed_as_another(music: Path, tmp_path: 
 
 
 def test_divergence_is_said_in_one_line(music: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"^training diverged in epoch 1: the validation ELBO is nan; lower"):
+    with pytest.raises(
+        TrainingError, match=r"^training diverged in epoch 1, update \d: the \w+ (of )?[\w.]+ is not finite"
+    ):
         fit(music_config(music, tmp_path / "run", learning_rate=1000))
     assert not (tmp_path / "run").exists()
 
 
 def test_divergence_in_chunks_is_no_wrong_argument(music: Path, tmp_path: Path) -> None:
     """The state of a chunk is an argument of the next, and it is checked."""
-    with pytest.raises(TrainingError, match=r"^training diverged in epoch 1: a state is not finite; lower"):
+    with pytest.raises(TrainingError, match=r"^training diverged in epoch 1.*: .* not finite.*; lower"):
         fit(music_config(music, tmp_path / "run", learning_rate=1000, chunk_length=2))
     assert not (tmp_path / "run").exists()
 

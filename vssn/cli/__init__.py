@@ -16,7 +16,7 @@ from vssn.cli import forecast, generate, impute, latents, series
 from vssn.cli.common import add_threads, check_missing, dataset_of, use_threads, with_data
 from vssn.experiments.tasks import NAMES
 from vssn.training.heartbeat import Heartbeat
-from vssn.utils.command import INTERRUPTED, check_target, positive, run_command, seed, writing
+from vssn.utils.command import INTERRUPTED, TERMINATED, Terminated, check_target, positive, run_command, seed, writing
 from vssn_kernels.version import __version__
 
 if TYPE_CHECKING:
@@ -187,11 +187,14 @@ def _fit(options: argparse.Namespace) -> int:
     use_threads(options)
     try:
         result = fit(config, resume=options.resume)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as end:
+        if world is not None and not world.writes:  # the first process speaks
+            raise
+        word, code = ("terminated", TERMINATED) if isinstance(end, Terminated) else ("interrupted", INTERRUPTED)
         last = Path(config.training.output, "last.ckpt")
         kept = f"; {last} is kept, continue with --resume" if last.is_file() else "; nothing is kept"
-        print(f"vssn: interrupted{kept}", file=sys.stderr)
-        return INTERRUPTED
+        print(f"vssn: {word}{kept}", file=sys.stderr)
+        return code
     if world is not None and not world.writes:
         return 0
     print(f"\nbest epoch {result.best_epoch}: {result.best_path}  ({result.seconds / 60:.1f} minutes)")

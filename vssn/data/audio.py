@@ -19,6 +19,7 @@ from vssn.errors import DataError
 from vssn.utils.packages import needing
 
 STEPS = 32768  # of 16 bits, from zero to full scale
+BLOCK = 1 << 22  # samples read at once
 
 
 def _soundfile() -> Any:
@@ -123,8 +124,13 @@ def decode(path: Path, start: int, count: int) -> NDArray[np.float32]:
     """Its samples from `start` on, in steps of 16 bits. Raises DataError."""
     soundfile = _soundfile()
     try:
-        with _opened(path, _wav_sizes(path)) as source:
-            samples, _ = soundfile.read(source, frames=count, start=start, dtype="float32")
+        with _opened(path, _wav_sizes(path)) as source, soundfile.SoundFile(source) as file:
+            file.seek(start)
+            parts, left = [np.zeros(0, np.float32)], count
+            while left and len(part := file.read(min(left, BLOCK), dtype="float32")):  # headers may promise anything
+                parts.append(part)
+                left -= len(part)
+            samples = np.concatenate(parts)
     except (soundfile.LibsndfileError, OSError) as error:
         raise _damaged(path, error) from None
     if len(samples) != count or not np.isfinite(samples).all():

@@ -31,13 +31,9 @@ from vssn.training.config import Config
 from vssn.training.fit import fit
 from vssn.training.heartbeat import Heartbeat, print_line
 from vssn.utils.command import check_folder, writing
+from vssn.utils.locks import alone
 from vssn.utils.machine import processor_name
-from vssn.utils.packages import needing
 from vssn_kernels.version import __version__
-
-with needing("train"):
-    import filelock
-
 
 TRAINED, LOCK = "trained.json", "lock"
 
@@ -161,17 +157,12 @@ def _train(job: Job, config: Config) -> None:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Locks the folder of a run. Raises RunningError where another process has it."""
-    lock = filelock.FileLock(folder / LOCK)
-    try:
+    message = f"{folder}: another process is making this run; wait, or name another --output"
+    with contextlib.ExitStack() as locked:
         with writing("--output", folder):
             folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise RunningError(f"{folder}: another process is making this run; wait, or name another --output") from None
-    try:
+            locked.enter_context(alone(folder / LOCK, message))
         yield
-    finally:
-        lock.release()
 
 
 def describe_machine() -> str:

@@ -24,7 +24,7 @@ from torch import Tensor
 from vssn.data.batching import SequenceDataset
 from vssn.data.files import FileDataset
 from vssn.data.splits import MASK_IN_YAML, DrawnDataset, Splits, as_splits, check_values, in_memory
-from vssn.errors import ConfigError, DataError
+from vssn.errors import ConfigError, DataError, RunningError
 from vssn.inference.scoring import Scores, evaluate
 from vssn.nn.interface import SequenceModel
 from vssn.training.checkpoints import load_model, read_checkpoint, read_weights
@@ -33,11 +33,20 @@ from vssn.training.heartbeat import Heartbeat, print_line
 from vssn.training.module import SequenceData, TrainingModule
 from vssn.training.objectives import check_objective, more_columns
 from vssn.training.processes import World, require_started, wait_for_all
-from vssn.training.run_directory import MONITOR, RunDirectory, check_folder, creating
+from vssn.training.run_directory import MONITOR, RunDirectory, check_folder, creating, identity
 from vssn.training.sections import TrainingSection
-from vssn.training.trainer import PlainStates, Processes, ProgressBar, SummedGradients, check_callbacks, quiet, rank_of
+from vssn.training.trainer import (
+    PlainStates,
+    Processes,
+    ProgressBar,
+    SummedGradients,
+    WholeFiles,
+    check_callbacks,
+    quiet,
+    rank_of,
+)
 from vssn.utils.checks import require_flag
-from vssn.utils.command import replacing
+from vssn.utils.command import Terminated, replacing
 from vssn.utils.packages import needing
 from vssn.utils.scaling import Scaling
 from vssn.utils.values import REAL
@@ -100,7 +109,8 @@ def fit(
     Raises:
         ConfigError, DataError, CheckpointError, TypeError: before anything is written.
         TrainingError: the model diverged; last.ckpt holds the epoch before.
-        KeyboardInterrupt: after Ctrl-C; last.ckpt holds the last whole epoch.
+        RunningError: another process trains in that folder.
+        KeyboardInterrupt, SystemExit: after Ctrl-C, after SIGTERM; last.ckpt holds the last whole epoch.
     """
     if isinstance(splits, bool):  # fit(config, resume), as it was once
         splits, resume = None, splits or resume
@@ -141,6 +151,9 @@ def fit(
         run = RunDirectory(folder, done, config.training.report_every, pulse, columns)
         with creating(folder) if world.writes else contextlib.nullcontext(), quiet(), rank_of(world):
             if world.writes:
+                if check_folder(folder, config, resume) != done:  # another process had it until now
+                    raise RunningError(f"training.output: {folder} has become another run meanwhile; continue that one")
+                run.place = identity(folder)
                 with replacing(folder / "config.yaml") as part:
                     part.write_text(config.to_yaml(), encoding="utf-8")
             trainer = _make_trainer(config.training, [run, *callbacks], folder, device, world, speaks)
@@ -305,7 +318,7 @@ def _make_trainer(
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
-        plugins=[Processes(world)],
+        plugins=[Processes(world), WholeFiles(folder)],
     )
 
 
@@ -313,8 +326,14 @@ def _run(trainer: pl.Trainer, module: TrainingModule, data: SequenceData, checkp
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
-    except SystemExit:  # what Lightning makes of Ctrl-C, ignoring the next ones
+    except Terminated:
+        raise
+    except SystemExit:  # what Lightning makes of SIGTERM; and of Ctrl-C, ignoring the next ones
         signal.signal(signal.SIGINT, on_interrupt)
-        raise KeyboardInterrupt from None
+        raise (Terminated() if trainer.received_sigterm else KeyboardInterrupt()) from None
+    except Exception:
+        if trainer.received_sigterm:  # and so have the workers of its loader
+            raise Terminated from None
+        raise
     if trainer.interrupted:
         raise KeyboardInterrupt

@@ -24,6 +24,7 @@ from vssn.nn.model_files import describe
 from vssn.nn.particles import ParticleNoise
 from vssn.training.config import Config
 from vssn.training.constraint import Multiplier
+from vssn.training.divergence import any_of_all, gradient_norm, what_is_not_finite
 from vssn.training.objectives import bound_column
 from vssn.training.processes import World, gather_rows, share, share_of_noise, sum_gradients
 from vssn.training.run_directory import MONITOR, SCORES
@@ -115,12 +116,15 @@ class TrainingModule(pl.LightningModule):
         constraint = config.training.constraint
         self.multiplier = None if constraint is None else Multiplier(constraint)
         self.metrics: dict[str, float] = {}  # of the epoch, in full precision
+        self.updates = self.skipped = 0  # of the epoch; tried, and left out of these
+        self.all_skipped = 0  # of the run
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         training = self.config.training
         return torch.optim.AdamW(self.model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
 
     def on_train_epoch_start(self) -> None:
+        self.updates = self.skipped = 0
         for group in self._optimizer().param_groups:
             group["lr"] = learning_rate(self.current_epoch, self.config.training)
 
@@ -143,6 +147,8 @@ class TrainingModule(pl.LightningModule):
                         "lower training.learning_rate or training.gradient_clip_norm"
                     )
             optimizer.zero_grad()
+            self.updates += 1
+            sums = own_loss = None
             hiding = self._hide_share(chunk, own)  # before the noise, as a model alone draws it
             noise = self._draw_share(chunk, own)
             measured = torch.zeros(2, dtype=torch.float64, device=self.device)
@@ -160,15 +166,17 @@ class TrainingModule(pl.LightningModule):
                 # Every frame of a batch weighs the same, also in a last chunk that holds few of them.
                 part = 1.0 if whole else len(chunks) * own.lengths.sum() / batch.lengths.sum()
                 self.manual_backward(own_loss * part)
-                self.train_sums.append(sequence_sums(output, own.lengths))
-                loss = own_loss.detach()
-                self.train_losses.append(loss * own.lengths.sum())
+                sums, own_loss = sequence_sums(output, own.lengths), own_loss.detach()
             sum_gradients(self.model, self.world)
-            if training.gradient_clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip_norm)
+            if self._clip_or_skip(own_loss):
+                break  # the next chunk's state comes of this one
             optimizer.step()
             if self.multiplier is not None:
                 self.multiplier.update(measured, self.world)
+            if sums is not None and own_loss is not None:
+                self.train_sums.append(sums)
+                self.train_losses.append(own_loss * own.lengths.sum())
+                loss = own_loss
         if loss is not None:
             self.log("loss", loss, prog_bar=True, logger=False, batch_size=1)
 
@@ -176,6 +184,29 @@ class TrainingModule(pl.LightningModule):
         if self.multiplier is not None:
             return 1 / self.multiplier.value
         return kl_weight(self.global_step, self.config.training)
+
+    def _clip_or_skip(self, loss: Tensor | None) -> bool:
+        """Clips the gradients, unless the update is to be left out. Raises TrainingError: it is not finite, and
+        `on_nan` says stop."""
+        training = self.config.training
+        looks = looked_at(self.device) or training.on_nan == "skip"
+        if training.gradient_clip_norm is None and not looks:
+            return False
+        norm = gradient_norm(self.model)
+        wrong = what_is_not_finite(self.model, loss, norm) if looks else None
+        if training.on_nan == "skip":
+            if any_of_all(wrong is not None, self.device, self.world):
+                self.skipped += 1
+                self.all_skipped += 1
+                return True
+        elif wrong is not None:
+            raise TrainingError(
+                f"training diverged in epoch {self.current_epoch + 1}, update {self.global_step + 1}: {wrong}; lower "
+                "training.learning_rate or training.gradient_clip_norm, or set training.on_nan to skip"
+            )
+        if training.gradient_clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), training.gradient_clip_norm, norm)
+        return False
 
     def _draw_share(self, chunk: SequenceBatch, own: SequenceBatch) -> tuple[Any, ...] | None:
         """The noise that a single process would draw for these sequences; None where the model draws it itself."""
@@ -233,6 +264,13 @@ class TrainingModule(pl.LightningModule):
         self._log({"kl_weight": weight, "learning_rate": rate})
         if self.multiplier is not None:
             self._log(self.multiplier.state())
+        if self.updates and self.skipped == self.updates:
+            raise TrainingError(
+                f"training diverged in epoch {self.current_epoch + 1}: none of its {self.updates} updates is finite; "
+                "lower training.learning_rate or training.gradient_clip_norm"
+            )
+        if self.config.training.on_nan == "skip":
+            self.log("skipped_updates", float(self.skipped))
         self._log_scores("train", self.train_sums, self.train_losses)
 
     def _log_scores(self, split: str, sums: list[Tensor], losses: list[Tensor]) -> None:
@@ -275,11 +313,13 @@ class TrainingModule(pl.LightningModule):
             "model": describe(self.model),
             "epoch": self.current_epoch + 1,
             "valid_elbo_per_frame": self.metrics[MONITOR],
+            "skipped_updates": self.all_skipped,
         }
         if self.multiplier is not None:
             checkpoint["vssn"]["constraint"] = self.multiplier.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.all_skipped = checkpoint["vssn"].get("skipped_updates", 0)
         before = checkpoint["vssn"].get("constraint")
         if self.multiplier is not None and before is not None:
             self.multiplier.load(before)

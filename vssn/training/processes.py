@@ -26,6 +26,9 @@ from torch import Tensor, nn
 from vssn.data.batching import SequenceBatch
 from vssn.errors import ConfigError
 from vssn.training.sections import TrainingSection
+from vssn.utils.command import TERMINATED, Terminated
+
+GRACE = 10.0  # seconds for a process to end by itself
 
 
 class World(NamedTuple):
@@ -131,13 +134,32 @@ def launch(count: int, arguments: Sequence[str]) -> int:
                 error.seek(0)
                 sys.stderr.write(error.read().decode(errors="replace"))
             return _code(running[failed])
-        except KeyboardInterrupt:  # the terminal has sent it to all
+        except KeyboardInterrupt:  # the terminal has sent it to all; `kill` has not
+            _wait(running)
+            _end(running)
             return max(_code(process) for process in running)
+        except Terminated:  # the first process says so
+            _end(running)
+            return TERMINATED
         finally:
             for process in running:
                 if process.poll() is None:
-                    process.terminate()
+                    process.kill()  # it waits for one that is gone
                     process.wait()
+
+
+def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
+    """As a scheduler does."""
+    for process in running:
+        process.terminate()
+    _wait(running)
+
+
+def _wait(running: Sequence[subprocess.Popen[bytes]]) -> None:
+    until = time.monotonic() + GRACE
+    for process in running:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, until - time.monotonic()))
 
 
 def _first_to_fail(running: Sequence[subprocess.Popen[bytes]]) -> int | None:

@@ -1,4 +1,5 @@
 """The folder of a run: what it may hold before, the files that every epoch writes, and what a failure leaves behind.
+One process has it at a time.
 
 config.yaml  metrics.csv (a row per epoch)  best.ckpt  last.ckpt  tensorboard/
 """
@@ -12,15 +13,16 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vssn.errors import ConfigError, TrainingError
+from vssn.errors import ConfigError, TrainingError, UserError
 from vssn.training.checkpoints import read_checkpoint
 from vssn.training.config import Config
 from vssn.training.heartbeat import Heartbeat
 from vssn.utils.command import replacing
+from vssn.utils.locks import alone
 from vssn.utils.packages import needing
 
 with needing("train"):
@@ -30,7 +32,9 @@ with needing("train"):
 
 SCORES = ("loss", "elbo_per_frame", "kl_z_per_frame", "kl_w_per_frame")  # logged as train/... and valid/...
 MONITOR = "valid/elbo_per_frame"
-_CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENOTDIR)
+CHECKPOINTS = ("best.ckpt", "last.ckpt")
+_LOCK = ".training"
+_CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR)
 
 
 def differences(
@@ -63,7 +67,7 @@ def check_folder(folder: Path, config: Config, resume: bool) -> int:
     if is_file:
         raise ConfigError(f"{name}: expected a folder, but {folder} is a file; name another folder")
     if not resume:
-        if any((folder / kept).exists() for kept in ("best.ckpt", "last.ckpt")):
+        if any((folder / kept).exists() for kept in CHECKPOINTS):
             raise ConfigError(f"{name}: {folder} holds a run already; continue it with --resume or name another folder")
         return 0
     if not (folder / "last.ckpt").is_file():
@@ -77,6 +81,8 @@ def check_folder(folder: Path, config: Config, resume: bool) -> int:
             "resume with the same data and model or name another folder"
         )
     if own["epoch"] >= config.training.max_epochs:
+        with contextlib.suppress(OSError), alone(folder / _LOCK, _running(folder)):
+            make_good(folder)
         raise ConfigError(
             f"training.max_epochs: the run in {folder} has done {own['epoch']} epochs of {config.training.max_epochs}; "
             "raise it to continue"
@@ -86,34 +92,106 @@ def check_folder(folder: Path, config: Config, resume: bool) -> int:
 
 @contextlib.contextmanager
 def creating(folder: Path) -> Iterator[None]:
-    """Makes the folder; where the block fails before a checkpoint is there, what it made is removed."""
-    made: list[Path] = []
-    before: set[Path] = set()
+    """Makes the folder, for this process alone; where the block fails before a checkpoint is there, what it made is
+    removed. Raises RunningError where another process trains there."""
     making = True
     try:
-        made = [path for path in (folder, *folder.parents) if not path.exists()]
-        before = set() if made else set(folder.iterdir())
-        folder.mkdir(parents=True, exist_ok=True)
-        making = False
-        yield
+        with contextlib.ExitStack() as undo:
+            undo.callback(_remove_empty, [path for path in (folder, *folder.parents) if not path.exists()])
+            folder.mkdir(parents=True, exist_ok=True)
+            undo.enter_context(alone(folder / _LOCK, _running(folder)))
+            undo.callback(_clear, folder, set(folder.iterdir()))
+            make_good(folder)
+            undo.callback(_make_good_again, folder)
+            making = False
+            yield
     except OSError as error:
-        inside = error.filename is not None and os.path.abspath(error.filename).startswith(os.path.abspath(folder))
-        if not making and not inside and error.errno not in _CANNOT_WRITE:
+        name = os.path.abspath(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else ""
+        if not making and not name.startswith(os.path.abspath(folder)) and error.errno not in _CANNOT_WRITE:
             raise
         raise _cannot_write(folder, error) from None
-    finally:
-        if not making and folder.is_dir() and not any((folder / kept).exists() for kept in ("best.ckpt", "last.ckpt")):
-            for entry in set(folder.iterdir()) - before:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        with contextlib.suppress(OSError):  # not empty, as it has a checkpoint, or never made
-            for path in made:
-                path.rmdir()
+
+
+def _make_good_again(folder: Path) -> None:
+    """Of a process that was interrupted while it wrote."""
+    with contextlib.suppress(OSError, UserError):  # a full disk, say: the next one will
+        make_good(folder)
+
+
+def _clear(folder: Path, before: Collection[Path]) -> None:
+    """Removes what was not there before, unless a checkpoint is there."""
+    if folder.is_dir() and not any((folder / kept).exists() for kept in CHECKPOINTS):
+        for entry in set(folder.iterdir()).difference(before):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def _remove_empty(made: Sequence[Path]) -> None:
+    with contextlib.suppress(OSError):  # not empty, as it has a checkpoint, or never made
+        for path in made:
+            path.rmdir()
 
 
 def _cannot_write(folder: Path, error: OSError) -> ConfigError:
-    return ConfigError(
-        f"training.output: cannot write {error.filename or folder} ({error.strerror}); name another folder"
-    )
+    place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else folder
+    advice = "name another folder"
+    with contextlib.suppress(OSError):
+        if (folder / "last.ckpt").is_file():
+            advice = f"mend that, {folder / 'last.ckpt'} is kept; continue with --resume"
+    return ConfigError(f"training.output: cannot write {place} ({error.strerror}); {advice}")
+
+
+def _running(folder: Path) -> str:
+    return f"training.output: another process trains in {folder}; wait for it, or name another folder"
+
+
+def make_good(folder: Path) -> None:
+    """What a process left that was killed while it wrote: parts of files, a best.ckpt that is behind last.ckpt. Raises
+    CheckpointError, ConfigError."""
+    for name in (*CHECKPOINTS, "metrics.csv", "config.yaml"):
+        (folder / f"{name}.part").unlink(missing_ok=True)
+    if (folder / "last.ckpt").is_file():
+        best, _ = best_so_far(folder, read_rows(folder, read_checkpoint(folder / "last.ckpt")["vssn"]["epoch"]))
+        if best.name != "best.ckpt":
+            with replacing(folder / "best.ckpt") as part:
+                shutil.copyfile(best, part)
+
+
+def best_so_far(folder: Path, rows: Sequence[Mapping[str, Any]]) -> tuple[Path, float]:
+    """The checkpoint of the best epoch and its validation ELBO: last.ckpt where a process was killed before it had
+    written best.ckpt. Raises CheckpointError.
+
+    Args:
+        rows: of metrics.csv, up to the epoch of last.ckpt.
+    """
+    best, last = (folder / kept for kept in CHECKPOINTS)
+    own = read_checkpoint(last)["vssn"]
+    epoch, reached = own["epoch"], own["valid_elbo_per_frame"]
+    if not best.exists() and len(rows) == epoch and all(float(row[MONITOR]) < reached for row in rows[:-1]):
+        return last, reached
+    before = read_checkpoint(best)["vssn"]["valid_elbo_per_frame"]
+    return (last, reached) if reached > before else (best, before)
+
+
+def read_rows(folder: Path, epochs: int) -> list[dict[str, Any]]:
+    """Those of metrics.csv, up to so many epochs. Raises ConfigError."""
+    file = folder / "metrics.csv"
+    try:
+        with open(file, newline="", encoding="utf-8") as text:
+            rows = [row for row in csv.DictReader(text) if int(row["epoch"]) <= epochs]
+        for row in rows:
+            float(row["seconds"]), float(row[MONITOR])
+        return rows
+    except FileNotFoundError:
+        return []
+    except (KeyError, TypeError, ValueError, csv.Error):
+        raise ConfigError(f"{file}: expected the epochs of a run, got another text; mend it, or remove it") from None
+
+
+def identity(folder: Path) -> tuple[int, int] | None:
+    with contextlib.suppress(FileNotFoundError):
+        found = folder.stat()
+        return found.st_dev, found.st_ino
+    return None
 
 
 class RunDirectory(Checkpoint):
@@ -129,12 +207,9 @@ class RunDirectory(Checkpoint):
     ) -> None:
         """Args: more: columns of metrics.csv beside those of every run."""
         self.folder, self.report_every, self.pulse = folder, report_every, pulse
-        self.best = -math.inf
-        self.rows: list[dict[str, Any]] = []
-        if resumed_epoch:
-            self.best = read_checkpoint(folder / "best.ckpt")["vssn"]["valid_elbo_per_frame"]
-            with contextlib.suppress(FileNotFoundError), open(folder / "metrics.csv", newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= resumed_epoch]
+        self.place: tuple[int, int] | None = None  # of the first process
+        self.rows = read_rows(folder, resumed_epoch) if resumed_epoch else []
+        self.best = best_so_far(folder, self.rows)[1] if resumed_epoch else -math.inf
         names = (*self.COLUMNS, *more, *(self.rows[0] if self.rows else ()))
         self.columns = tuple(dict.fromkeys(names))  # a resumed run may have had others
         self.seconds_before = float(self.rows[-1]["seconds"]) if self.rows else 0.0
@@ -153,17 +228,17 @@ class RunDirectory(Checkpoint):
         counts = {"epoch": trainer.current_epoch + 1, "updates": trainer.global_step, "seconds": round(seconds, 1)}
         self.rows.append({name: (counts | values)[name] for name in self.columns if name in counts | values})
         improved = values[MONITOR] > self.best
-        if improved:
-            self.best = values[MONITOR]
-            self._save(trainer, "best.ckpt")
+        self.best = max(self.best, values[MONITOR])
+        # Wherever a process is killed, the run goes on: a row of an epoch that last.ckpt does not have is left out, and
+        # a best.ckpt that is behind last.ckpt is made good.
+        if trainer.is_global_zero:
+            self._write_rows(trainer)
         if trainer.is_last_batch:  # an epoch that max_minutes cut short is done again when the run is resumed
             self._save(trainer, "last.ckpt")
+        if improved:
+            self._save(trainer, "best.ckpt")
         if not trainer.is_global_zero:
             return
-        with replacing(self.folder / "metrics.csv") as part, open(part, "w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
         line = (
             f"epoch {counts['epoch']:>3}  train {values['train/elbo_per_frame']:9.4f}  valid {values[MONITOR]:9.4f}  "
             f"kl_z {values['valid/kl_z_per_frame']:.3f}  kl_w {values['valid/kl_w_per_frame']:.3f}  {seconds:6.0f} s"
@@ -171,11 +246,28 @@ class RunDirectory(Checkpoint):
         if counts["epoch"] % self.report_every == 0:
             bar = trainer.progress_bar_callback
             say = bar.print if isinstance(bar, TQDMProgressBar) else self.pulse.say
-            say(line + ("  best" if improved else ""))
+            skipped = getattr(pl_module, "skipped", 0)
+            say(line + ("  best" if improved else "") + (f"  {skipped} updates skipped" if skipped else ""))
+
+    def _require_place(self, trainer: pl.Trainer) -> None:
+        """Raises TrainingError where the folder is no longer the one that the run began in."""
+        if identity(self.folder) != self.place:
+            raise TrainingError(
+                f"training.output: {self.folder} was removed or moved in epoch {trainer.current_epoch + 1}; "
+                "start again, or put it back and continue with --resume"
+            )
+
+    def _write_rows(self, trainer: pl.Trainer) -> None:
+        self._require_place(trainer)
+        with replacing(self.folder / "metrics.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
         if not trainer.is_global_zero:  # the first process writes, all wait
             trainer.save_checkpoint(self.folder / name)
             return
+        self._require_place(trainer)
         with replacing(self.folder / name) as part:
             trainer.save_checkpoint(part)

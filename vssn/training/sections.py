@@ -271,6 +271,9 @@ class TrainingSection(Section):
     lr_decay_after: Size = 0  # ... after so many epochs
     weight_decay: NotNegative = 0.0
     gradient_clip_norm: Positive | None = 1.0
+    on_nan: Literal["stop", "skip"] = (
+        "stop"  # an update whose loss or gradient is not finite: ends the run, is left out
+    )
     kl_start: Share = 1.0  # KL weight of the first update
     kl_anneal_updates: Size = 0  # updates of one rise of the KL weight from kl_start to 1
     kl_cycles: Count = 1  # rises, each but the last followed by as many updates at 1; 1: linear

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ with needing("train"):
     import pytorch_lightning as pl
     from pytorch_lightning.callbacks import TQDMProgressBar
     from pytorch_lightning.plugins.environments import LightningEnvironment
+    from pytorch_lightning.plugins.io import TorchCheckpointIO
     from pytorch_lightning.strategies import DDPStrategy
     from pytorch_lightning.utilities import rank_zero_only
 
@@ -64,6 +67,23 @@ class Processes(LightningEnvironment):
         """Lightning's own takes WORLD_SIZE out of the environment."""
 
 
+class WholeFiles(TorchCheckpointIO):
+    """Writes a run's checkpoints where they are to stand. Lightning's own way leads over a file in the folder of
+    temporary ones: that disk may be full where this one is not, and a process that is killed leaves the file there."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if Path(path).parent != self.folder:  # of a callback of the caller's
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        content = io.BytesIO()  # written by PyTorch itself, a full disk would be an error without its name
+        torch.save(checkpoint, content)
+        Path(path).write_bytes(content.getbuffer())
+
+
 class SummedGradients(DDPStrategy):
     """The processes of DDP without its wrapper: `vssn.training.processes.sum_gradients` does its part, for batches of
     which a process may have more chunks than another."""
@@ -86,9 +106,17 @@ def rank_of(world: World) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps Lightning's hints and advertisements off the terminal; its errors pass."""
+    """Keeps Lightning's hints and advertisements off the terminal; its errors pass. What fails in the thread that
+    writes for TensorBoard is raised where the main thread flushes."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
     levels = [logger.level for logger in loggers]
+    report = threading.excepthook
+
+    def report_others(failure: threading.ExceptHookArgs) -> None:
+        if not type(failure.thread).__module__.startswith("tensorboard."):
+            report(failure)
+
+    threading.excepthook = report_others
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
@@ -96,6 +124,7 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch\.utils\._pytree)")
             yield
     finally:
+        threading.excepthook = report
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 

@@ -69,6 +69,8 @@ def require_tensor(name: str, value: object, kind: str = "torch.Tensor") -> Tens
         if isinstance(value, np.ndarray):
             came = f"a NumPy array of {value.dtype}; convert it with torch.from_numpy"
         raise TypeError(f"{name} must be a {kind}, got {came}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name} must be dense, got the layout {value.layout}; convert it with .to_dense()")
     return value
 
 

@@ -8,13 +8,50 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from vssn.errors import TargetError, UserError
 
-FAILED, INTERRUPTED, CLOSED = 2, 130, 141  # the last two as a shell names the ends by SIGINT and SIGPIPE
+# The last three as a shell names the ends by SIGINT, SIGPIPE and SIGTERM.
+FAILED, INTERRUPTED, CLOSED, TERMINATED = 2, 130, 141, 143
+
+
+class Terminated(SystemExit):
+    """SIGTERM came, a scheduler's say. Where nobody takes it the program ends, as it would have without it."""
+
+    def __init__(self) -> None:
+        super().__init__(TERMINATED)
+
+
+@contextlib.contextmanager
+def raising_terminated() -> Iterator[None]:
+    """Inside, SIGTERM raises Terminated, as SIGINT raises KeyboardInterrupt: what is half done is cleared away. What
+    fails because helpers have got it too, the workers of a loader say, is no fault of its own."""
+    came = False
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(*_: object) -> NoReturn:
+        nonlocal came
+        came = True
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except Exception:
+        if came:
+            raise Terminated from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_command(name: str, function: Callable[[], int]) -> int:
@@ -27,8 +64,9 @@ def run_command(name: str, function: Callable[[], int]) -> int:
         return FAILED
 
     try:
-        code = function()
-        sys.stdout.flush()
+        with raising_terminated():
+            code = function()
+            sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader, `head` say, has gone; nor can what is left be written when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -36,6 +74,9 @@ def run_command(name: str, function: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Terminated:
+        print(f"{name}: terminated", file=sys.stderr)
+        return TERMINATED
     except MemoryError:
         return fail("out of memory; choose a smaller data set, model or batch_size")
     except OSError as error:  # a file or a disk that no part of the program looked after

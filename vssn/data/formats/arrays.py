@@ -43,7 +43,13 @@ def load(path: Path) -> dict[str, Array]:
         if isinstance(content, np.ndarray):
             return {"x": content}
         with content:
-            return {name: content[name] for name in content.files}
+            arrays = {name: content[name] for name in content.files}
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray):
+                raise DataError(f"{path}: expected arrays alone, got the file {name!a} beside them; leave it out")
+        return arrays
+    except DataError:
+        raise
     except ValueError as error:
         if "allow_pickle" in str(error) or "pickle" in str(error).lower():
             raise DataError(

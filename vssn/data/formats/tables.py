@@ -175,8 +175,9 @@ def load_table(path: Path) -> Frame:
             with needing("files", DataError):
                 importlib.import_module("pyarrow")
             frame = pandas.read_parquet(path, engine="pyarrow")
-            if frame.index.names != [None]:
+            if frame.index.names != [None] or isinstance(frame.index, pandas.DatetimeIndex):
                 frame = frame.reset_index()
+            frame = frame.reset_index(drop=True)  # rows are named as they stand in the file
         else:
             separator = "\t" if ".tsv" in name else None if name.endswith(".txt") else ","
             engine = {"engine": "python"} if separator is None else {"low_memory": False}
@@ -189,6 +190,11 @@ def load_table(path: Path) -> Frame:
         raise damaged(path, "a table", error) from None
     if not len(frame) or not len(frame.columns):
         raise DataError(f"{path}: expected a table with a row of names and rows of numbers, got no row")
+    if not isinstance(frame.index, pandas.RangeIndex):  # pandas takes what has no name for names of the rows
+        raise DataError(
+            f"{path}: expected a name for every column in the first row, got {frame.index.nlevels} names fewer than "
+            "cells; add them"
+        )
     if repeated := sorted({str(name) for name in frame.columns[frame.columns.duplicated()]}):
         raise DataError(f"{path}: expected a name of its own for every column, got {repeated[0]!r} twice")
     return frame
@@ -312,7 +318,14 @@ def times_of_column(path: Path, frame: Frame, name: str) -> Any:
         return column.astype("float64")
     if not pandas.api.types.is_datetime64_any_dtype(column):
         day_first = _day_first(path, frame, name)
-        parsed = pandas.to_datetime(column, errors="coerce", format="mixed", utc=_has_zone(column), dayfirst=day_first)
+        zone = _has_zone(column)
+        try:
+            parsed = pandas.to_datetime(column, errors="coerce", format="mixed", utc=zone, dayfirst=day_first)
+        except (ValueError, OverflowError) as error:  # zones in words, in some rows
+            raise DataError(
+                f"{path}: column {name!r}: expected times of one form, got {str(column.iloc[0])[:40]!r} and others "
+                f"({' '.join(str(error).split())[:80]}); write them as 2024-01-31 12:00"
+            ) from None
         wrong = np.flatnonzero(parsed.isna().to_numpy())
         if len(wrong):
             raise DataError(
