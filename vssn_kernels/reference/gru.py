@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vssn_kernels.reference.sequence import compute_dtype, outer_sum, stack_steps, valid_steps, zero_padding
+from vssn_kernels.reference.sequence import compute_dtype, each_step, outer_sum, stack_steps, valid_steps, zero_padding
 
 
 def gru_sequence(
@@ -49,12 +49,12 @@ def _unroll(
     dtype = compute_dtype(gates_x.dtype)
     steps, width = gates_x.shape[0], gates_x.shape[2]
     valid = valid_steps(lengths, steps)
-    gates_x = zero_padding(gates_x.to(dtype), valid)
+    x = each_step(zero_padding(gates_x.to(dtype), valid))
     weight_t, bias, h = weight_hh.to(dtype).T, bias_hh.to(dtype), h0.to(dtype)
     outputs: list[Tensor] = [h] * steps
     gates: list[Tensor] = [h] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
-        x_r, x_z, x_n = gates_x[t].chunk(3, -1)
+        x_r, x_z, x_n = x[t].chunk(3, -1)
         start = zero_padding(h, None if valid is None else valid[t])  # a NaN that is carried over padding: no gradient
         h_r, h_z, h_n = torch.addmm(bias, start, weight_t).chunk(3, -1)
         r = torch.sigmoid(x_r + h_r)

@@ -20,7 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vssn_kernels.activations import activate, activation_slope
-from vssn_kernels.reference.sequence import compute_dtype, outer_sum, softplus, stack_steps, valid_steps, zero_padding
+from vssn_kernels.reference.sequence import (
+    compute_dtype,
+    each_step,
+    outer_sum,
+    softplus,
+    stack_steps,
+    valid_steps,
+    zero_padding,
+)
 
 
 def interleaved_sequence(
@@ -122,8 +130,8 @@ def _unroll(
     dtype = compute_dtype(context.dtype)
     steps = len(context)
     valid = valid_steps(lengths, steps)
-    gates_x, embed_context, context, eps = (
-        zero_padding(tensor.to(dtype), valid) for tensor in (gates_x, embed_context, context, eps)
+    x, embed_contexts, contexts, noise = (
+        each_step(zero_padding(tensor.to(dtype), valid)) for tensor in (gates_x, embed_context, context, eps)
     )
     weight_embed, weight_zh, weight_hh, weight_h, weight_out = (
         weight.to(dtype) for weight in (weight_embed, weight_zh, weight_hh, weight_h, weight_out)
@@ -136,16 +144,16 @@ def _unroll(
             h, z = torch.where(resets[t, :, None], h_anew, h), torch.where(resets[t, :, None], z_anew, z)
         if valid is not None:  # a NaN that is carried over padding: no gradient
             h, z = zero_padding(h, valid[t]), zero_padding(z, valid[t])
-        embed = embed_context[t] + z @ weight_embed.T
-        x_r, x_u, x_n = (gates_x[t] + activate(embed, embed_activation) @ weight_zh.T).chunk(3, -1)
+        embed = embed_contexts[t] + z @ weight_embed.T
+        x_r, x_u, x_n = (x[t] + activate(embed, embed_activation) @ weight_zh.T).chunk(3, -1)
         h_r, h_u, h_n = torch.addmm(bias_hh, h, weight_hh.T).chunk(3, -1)
         r, u = torch.sigmoid(x_r + h_r), torch.sigmoid(x_u + h_u)
         n = torch.tanh(x_n + r * h_n)
         h = (1 - u) * n + u * h
-        hidden = context[t] + h @ weight_h.T
+        hidden = contexts[t] + h @ weight_h.T
         mu, raw = F.linear(activate(hidden, activation), weight_out, bias_out).chunk(2, -1)
         logvar = log_variance(raw, scale, min_logvar, min_std)
-        z = mu + torch.exp(logvar / 2) * eps[t]
+        z = mu + torch.exp(logvar / 2) * noise[t]
         step = (h, z, mu, logvar, torch.cat((r, u, n, h_n), -1), embed, hidden)
         for result, value in zip(results, step, strict=True):
             result.append(value)

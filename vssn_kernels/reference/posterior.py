@@ -14,7 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vssn_kernels.activations import activate, activation_slope
-from vssn_kernels.reference.sequence import compute_dtype, outer_sum, softplus, stack_steps, valid_steps, zero_padding
+from vssn_kernels.reference.sequence import (
+    compute_dtype,
+    each_step,
+    outer_sum,
+    softplus,
+    stack_steps,
+    valid_steps,
+    zero_padding,
+)
 
 
 def posterior_sequence(
@@ -85,22 +93,22 @@ def _unroll(
     dtype = compute_dtype(context.dtype)
     steps, hidden_size, latent = context.shape[0], context.shape[2], z0.shape[1]
     valid = valid_steps(lengths, steps)
-    context, eps = (zero_padding(tensor.to(dtype), valid) for tensor in (context, eps))
+    contexts, noise = (each_step(zero_padding(tensor.to(dtype), valid)) for tensor in (context, eps))
     weight_z, weight_out, bias_out = (tensor.to(dtype) for tensor in (weight_z, weight_out, bias_out))
     if prior is not None:
         prior = tuple(tensor.to(dtype) for tensor in prior)
-        prior = (zero_padding(prior[0], valid), *prior[1:])
+        prior_contexts = each_step(zero_padding(prior[0], valid))
     z = z0.to(dtype)
     results: list[list[Tensor]] = [[], [], [], [], []]
     for t in range(steps):
-        hidden = context[t] + z @ weight_z.T
+        hidden = contexts[t] + z @ weight_z.T
         mu, raw = F.linear(activate(hidden, activation), weight_out, bias_out).chunk(2, -1)
         prior_hidden = hidden
         if prior is not None:
-            prior_hidden = prior[0][t] + z @ prior[1].T
+            prior_hidden = prior_contexts[t] + z @ prior[1].T
             mu = mu + F.linear(activate(prior_hidden, activation), prior[2], prior[3])
         logvar = min_logvar + softplus(raw - min_logvar)
-        z = mu + torch.exp(logvar / 2) * eps[t]
+        z = mu + torch.exp(logvar / 2) * noise[t]
         for result, value in zip(results, (z, mu, logvar, hidden, prior_hidden), strict=True):
             result.append(value)
     widths = (latent, latent, latent, hidden_size, hidden_size)

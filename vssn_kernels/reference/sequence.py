@@ -31,6 +31,12 @@ def zero_padding(sequence: Tensor, valid: Tensor | None) -> Tensor:
     return sequence if valid is None else torch.where(valid, sequence, sequence.new_zeros(()))
 
 
+def each_step(sequence: Tensor) -> tuple[Tensor, ...]:
+    """The T parts [B, ·] of a sequence: one node of autograd, whose backward is linear in T. (That of sequence[t] for
+    every t fills T sequences.)"""
+    return sequence.unbind()
+
+
 def stack_steps(steps: list[Tensor], like: Tensor, width: int) -> Tensor:
     """[T, B, width] of the T results [B, width]; `like` [T, B, ·] gives the sizes where T = 0."""
     return torch.stack(steps) if steps else like.new_zeros(*like.shape[:2], width)
