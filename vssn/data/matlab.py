@@ -23,6 +23,7 @@ Matrix = np.ndarray[Any, Any]
 Elements = Iterator[tuple[int, memoryview]]
 
 MOST_INFLATED = 1 << 28  # bytes in all; the largest of the music sets has 35 million
+_MOST_CELLS = 100_000  # of a variable; the largest of the music sets has 694
 _MOST_SIZES = 32  # of an array
 _HEADER = 128
 _NOTHING = (0, memoryview(b""))
@@ -104,8 +105,12 @@ class _File:
     def cells(self, parts: Elements, head: _Head) -> list[Matrix]:
         if head.kind != _CELLS:
             raise DataError(f"{self.where}: {head.name} must be a cell array of matrices, got {head}; convert it")
+        if math.prod(head.sizes) > _MOST_CELLS:
+            raise DataError(f"{self.where}: {head.name}: expected at most {_MOST_CELLS:,} cells, got {head}")
         found: list[Matrix] = []
         for kind, data in parts:
+            if len(found) == math.prod(head.sizes):
+                raise _DamagedError(f"{head.name} has {head}, but more are there")
             if kind != _MATRIX:
                 raise _DamagedError(f"an element of type {kind} where a cell should be")
             found.append(self.matrix(data, f"{head.name}[{len(found)}]"))
