@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import wave
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,10 @@ CASES = {
     "filelock": (TRAIN, "PackageError", FIT, ["fit", "--config", "demo"]),
     "matplotlib": (TRAIN, "PackageError", "import vssn.experiments.figures", ["reproduce", "demo"]),
     "scipy": (
-        TRAIN,
+        FILES,
         "DataError",
-        "from vssn.data.music import load_music; load_music('JSB_Chorales', '.')",
-        ["fit", "--config", "jsb", "--data", "."],
+        "from vssn.data.formats import read; read('own/x.wav', sample_rate=4000)",
+        ["init", "own/x.wav", "--set", "data.sample_rate=4000"],
     ),
     "soundfile": (
         SPEECH,
@@ -83,12 +84,14 @@ def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """With what a reader looks for before it opens it."""
-    (tmp_path / "JSB_Chorales.mat").write_bytes(b"not read")
     for number in range(10):
         (tmp_path / f"{number}.wav").write_bytes(b"not read")
     (tmp_path / "own").mkdir()
     for name in ("x.csv", "x.parquet", "x.h5", "x.mid", "x.gif"):
         (tmp_path / "own" / name).write_bytes(b"not read")
+    with wave.open(str(tmp_path / "own" / "x.wav"), "wb") as file:  # inspected before it is resampled
+        file.setparams((1, 2, 8000, 400, "NONE", ""))
+        file.writeframes(bytes(800))
     return tmp_path
 
 

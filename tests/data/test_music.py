@@ -360,8 +360,8 @@ def test_mat_without_a_key(tmp_path: Path) -> None:
         (np.full((3, 88), -1), "got the value -1"),
         (np.full((3, 88), 0.5), "got the value 0.5"),
         (np.full((3, 88), np.nan), "got the value nan"),
-        (np.full((3, 88), 1j), "complex128"),
-        (np.array("a note"), "must be a matrix"),
+        (np.full((3, 88), 1j), "got 3 x 88 complex numbers"),
+        (np.array("a note"), "must be a matrix of real numbers, got text"),
     ],
 )
 def test_mat_with_a_wrong_matrix(tmp_path: Path, matrix: np.ndarray, says: str) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,11 +25,11 @@ from torch import Tensor
 
 from vssn.data.batching import SequenceDataset
 from vssn.data.folder import FOLDER_VARIABLE, data_folder, entries
+from vssn.data.matlab import Matrix, read_cell_arrays
 from vssn.data.registry import register
 from vssn.data.splits import Splits
 from vssn.errors import DataError, shorten
 from vssn.utils.numbers import Size
-from vssn.utils.packages import needing
 from vssn.utils.values import BINARY
 
 MUSIC_SETS = ("JSB_Chorales", "Nottingham", "MuseData", "Piano_midi")
@@ -164,41 +163,22 @@ def _open(path: Path) -> io.BytesIO:
 
 
 def _read_mat(path: Path) -> dict[str, list[Tensor]]:
-    with needing("train", DataError):  # here: the other sets, and the authors' pickles, do without
-        import scipy.io
-
     keys = {split: f"{split}data" for split in SPLITS}
-    data = _open(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an unreadable variable is refused below, in one line
-            content = scipy.io.loadmat(data, variable_names=list(keys.values()))
-    except NotImplementedError:
-        raise DataError(
-            f"{path}: expected a MATLAB 5 file, got a newer form; save it with MATLAB's option -v6 or -v7"
-        ) from None
-    except Exception as error:  # the parser raises whatever the damaged bytes lead it to
-        raise DataError(
-            f"{path}: expected a MATLAB 5 file, but it is truncated or corrupt ({_reason(error)}); {_ADVICE}"
-        ) from None
+    content = read_cell_arrays(_open(path).getvalue(), keys.values(), str(path))
     missing = [key for key in keys.values() if key not in content]
     if missing:
         raise DataError(f"{path}: expected {', '.join(keys.values())}, without {', '.join(missing)}; {_ADVICE}")
     return {split: _rolls_of_cells(content[key], f"{path}: {key}") for split, key in keys.items()}
 
 
-def _rolls_of_cells(cells: Any, where: str) -> list[Tensor]:
-    if not isinstance(cells, np.ndarray) or cells.dtype != object:
-        raise DataError(f"{where} must be a cell array of T x {NUM_NOTES} matrices, got {_describe(cells)}; {_ADVICE}")
-    if cells.size == 0:
+def _rolls_of_cells(cells: list[Matrix], where: str) -> list[Tensor]:
+    if not cells:
         raise DataError(f"{where} must hold at least one sequence, got none; {_ADVICE}")
-    return [_roll_of_matrix(cell, f"{where}[{index}]") for index, cell in enumerate(cells.ravel(order="F"))]
+    return [_roll_of_matrix(cell, f"{where}[{index}]") for index, cell in enumerate(cells)]
 
 
-def _roll_of_matrix(matrix: Any, where: str) -> Tensor:
-    if not isinstance(matrix, np.ndarray) or matrix.dtype.kind not in "biuf":
-        raise DataError(f"{where} must be a matrix of 0 and 1, got {_describe(matrix)}; {_ADVICE}")
-    if matrix.ndim != 2 or matrix.shape[0] == 0 or matrix.shape[1] != NUM_NOTES:
+def _roll_of_matrix(matrix: Matrix, where: str) -> Tensor:
+    if matrix.shape[0] == 0 or matrix.shape[1] != NUM_NOTES:
         raise DataError(f"{where} must be T x {NUM_NOTES} with T > 0, got {_describe(matrix)}; {_ADVICE}")
     wrong = ~((matrix == 0) | (matrix == 1))
     if wrong.any():

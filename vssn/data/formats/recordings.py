@@ -34,7 +34,7 @@ def read_recording(path: Path, *, frame_size: int = FRAME_SIZE, sample_rate: int
     count, rate = inspect(path, 0)
     samples = decode(path, 0, count) / np.float32(STEPS)
     if sample_rate is not None and rate != sample_rate:
-        with needing("train", DataError):
+        with needing("files", DataError):
             from scipy.signal import resample_poly
         common = math.gcd(rate, sample_rate)
         samples = resample_poly(samples, sample_rate // common, rate // common).astype(np.float32)
