@@ -48,7 +48,7 @@ one by one and more figures are folded away below that. Names of rows and column
 that look alike may not compare: [Protocol](#protocol).
 """
 _LABELS = {
-    "**bold**, *italics*": "a model trained and scored here; a published figure, with its source",
+    "bold, italics": "a model trained and scored here; a published figure, with its source",
     "±": "a mean over seeds and their standard deviation (n - 1); of published figures, as printed there",
     "≥, ~": "of published figures: a bound of the likelihood; an estimate of it",
     MISSING: "not run, or not published",
@@ -58,7 +58,7 @@ _LABELS = {
 _PROTOCOL = {
     "Test figures seen before": "Settings are chosen by validation scores. But earlier versions of this project's page "
     "printed test figures of music and the pendulum before some of their settings were chosen (`git log -- "
-    "RESULTS.md vssn/configs`), so those test sets are not fresh.",
+    "RESULTS.md vssn/configs`), so those test sets are not fresh",
 }
 
 
@@ -107,7 +107,7 @@ def _write_report(path: Path, settings: Settings) -> list[str]:
     parts = [_HEAD.format(budget=settings.budget)]
     if settings.budget == "quick":
         parts.append(_QUICK)
-    parts += ["## Overview", *markdown(OVERVIEW, overview, texts=5), ""]
+    parts += ["## Overview", "", *markdown(OVERVIEW, overview, texts=5), ""]
     parts += [*filter(None, (opening, _HOW_TO_READ)), *sections]
     parts += ["## Labels", *_entries(labels), "## Protocol", *_entries(protocol)]
     if keeps:
@@ -124,7 +124,7 @@ def _section(task: Task, records: Sequence[Record], figures: dict[str, str]) -> 
     if done:
         shown = [name for name in task.shown if name in figures] or list(figures)[:1]
         folded = [line for name, line in figures.items() if name not in shown]
-        parts += [task.text, "", *main_table(task, done), "", outcome(task, done), ""]
+        parts += [task.text, "", *main_table(task, done), "", *outcome(task, done), ""]
         parts += [figures[name] for name in shown]
         parts += ["<details><summary>The runs, one by one; further tables and figures</summary>", ""]
         parts += [*runs_table(task, done), "", *further_tables(task, done), *folded, "</details>", ""]
@@ -134,7 +134,7 @@ def _section(task: Task, records: Sequence[Record], figures: dict[str, str]) -> 
 
 
 def _entries(texts: dict[str, str]) -> list[str]:
-    return [*(f"- **{name.replace('*', '')}**: {text}." for name, text in texts.items()), ""]
+    return [*(f"- **{name}**: {text}." for name, text in texts.items()), ""]
 
 
 def _figure(task: Task, name: str, figure: Path, folder: Path) -> str:

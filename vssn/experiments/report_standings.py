@@ -19,7 +19,8 @@ OVERVIEW = ["domain", "on", "VSSN, best row", "best comparable published, else b
 class Row(NamedTuple):
     """A figure of a column."""
 
-    label: str
+    name: str
+    label: str  # as the tables print the name
     shown: str  # as the page prints it
     value: float
     seeds: int = 0
@@ -51,12 +52,12 @@ def overview_rows(task: Task, done: Sequence[Record]) -> list[list[str]]:
             continue
         standing = _against_published(task, done, column) or _against_peers(task, done, column)
         if standing is None:
-            rows.append([column.header, f"**{ours.shown}** {ours.label}", MISSING, MISSING, str(ours.seeds)])
+            rows.append([column.header, f"{ours.shown} {ours.label}", MISSING, MISSING, str(ours.seeds)])
             continue
         ours, other = standing.ours, standing.other
         verdict = "level" if standing.gap == 0 else f"{standing.verdict} by {standing.by}"
         made = "here" if other.seeds else "published"
-        cells = [f"**{ours.shown}** {ours.label}", f"{other.shown} {other.label} ({made})", verdict, str(ours.seeds)]
+        cells = [f"{ours.shown} {ours.label}", f"{other.shown} {other.label} ({made})", verdict, str(ours.seeds)]
         rows.append([column.header, *cells])
     if not rows:
         rows = [["not run" if not done else "no row of VSSN", *[MISSING] * 4]]
@@ -64,37 +65,59 @@ def overview_rows(task: Task, done: Sequence[Record]) -> list[list[str]]:
     return [[domain if index == 0 else "", *row] for index, row in enumerate(rows)]
 
 
-def outcome(task: Task, done: Sequence[Record]) -> str:
-    """What came out, in a few sentences."""
+def outcome(task: Task, done: Sequence[Record]) -> list[str]:
+    """What came out, a sentence a line."""
     said = []
     if any(row.comparable for row in task.published):
         standings = [_against_published(task, done, column) for column in task.compared]
-        said.append(_sentence("The best row of VSSN against the best comparable published figure", standings))
+        said.append(_sentence("The best row of VSSN", "the best comparable published figure", standings))
         said.append(_elsewhere(task, done))
     elif task.published:
         said.append("No published figure is comparable.")
     for match in task.matches:
         standings = [_match(task, done, match, column) for column in task.compared]
-        peers = f"**{match.peers[0]}**" if len(match.peers) == 1 else "the best of its peers made here"
-        terms = f", {match.terms}" if match.terms else ""
-        said.append(_sentence(f"**{match.ours}** against {peers}{terms}", standings))
+        others = "" if len(match.peers) == 1 else "the best of its peers made here"
+        said.append(_sentence("", others, standings, match.terms))
+    said += [_unfinished(task, done), _seeds(done)]
+    return [f"- {sentence}" for sentence in said if sentence]
+
+
+def _sentence(ours: str, others: str, found: Iterable[Standing | None], terms: str = "") -> str:
+    """Who is ahead on what. A row that is the same throughout is named once, in front."""
+    standings = [standing for standing in found if standing is not None]
+    if not standings:
+        return ""
+    one, other = ({getattr(standing, side).label for standing in standings} for side in ("ours", "other"))
+    head = one.copy().pop() if len(one) == 1 else ours
+    head += f" against {', '.join(filter(None, (others, *(other if len(other) == 1 else ()), terms)))}"
+    groups: dict[str, list[str]] = {"ahead": [], "level": [], "behind": []}
+    for standing in standings:
+        rows = (standing.ours.label if len(one) > 1 else "", standing.other.label if len(other) > 1 else "")
+        named = " against ".join(filter(None, rows))
+        name, _, rest = standing.column.header.partition(", ")
+        header = f"{name} ({rest})" if rest else name
+        by = f" by {standing.by}" if standing.gap else ""
+        groups[standing.verdict].append(f"{header}{by}{f' ({named})' if named else ''}")
+    said = (f"{verdict} on {listed(group)}" for verdict, group in groups.items() if group)
+    return f"{head}: {'; '.join(said)}."
+
+
+def _seeds(done: Sequence[Record]) -> str:
     counts = Counter((record["set"], record["model"]) for record in done).values()
     least, most = min(counts), max(counts)
     seeds = ("one seed" if least == 1 else f"{least} seeds") if least == most else f"{least} to {most} seeds"
-    said.append(f"Each row is of {seeds}.")
-    return " ".join(sentence for sentence in said if sentence)
+    return f"Each figure is of {seeds}."
 
 
-def _sentence(head: str, standings: Iterable[Standing | None]) -> str:
-    groups: dict[str, list[str]] = {"ahead": [], "level": [], "behind": []}
-    for standing in standings:
-        if standing is not None:
-            ours, other = standing.ours, standing.other
-            figures = f"{ours.label} {ours.shown}, {other.label} {other.shown}"
-            groups[standing.verdict].append(f"{standing.column.header} (by {standing.by}: {figures})")
-    parts = (f"{verdict} on {listed(group)}" for verdict, group in groups.items() if group)
-    said = "; ".join(parts)
-    return f"{head}: {said}." if said else ""
+def _unfinished(task: Task, done: Sequence[Record]) -> str:
+    """The rows whose last epoch was their best."""
+    last = {(record["set"], record["model"]) for record in done if record["best_epoch"] == record["epochs"]}
+    found: dict[str, list[str]] = {}
+    for entry in task.entries:
+        if (entry.set, entry.model) in last:
+            found.setdefault(entry.model, []).append(task.sets[entry.set])
+    models = (f"**{model}** on {listed(sets)}" for model, sets in found.items())
+    return f"Best at their last epoch, so perhaps not done: {'; '.join(models)}." if found else ""
 
 
 def _elsewhere(task: Task, done: Sequence[Record]) -> str:
@@ -120,7 +143,8 @@ def _against_peers(task: Task, done: Sequence[Record], column: Column) -> Standi
 
 
 def _match(task: Task, done: Sequence[Record], match: Match, column: Column) -> Standing | None:
-    made = {row.label: row for row in _made(task, done, column)}
+    made = {row.name: row for row in _made(task, done, column)}
+    made |= {row.label: row for row in _published(task, column, comparable=True)}
     ours, peers = ([made[name] for name in names if name in made] for names in ((match.ours,), match.peers))
     return _standing(task, column, ours, peers)
 
@@ -142,18 +166,24 @@ def _made(task: Task, done: Sequence[Record], column: Column) -> list[Row]:
     found = {model: values for model in models if (values := values_of(done, model, column))}
     found |= values_beside(task, done, column)
     return [
-        Row(label, cell(values, column.digits), statistics.fmean(values), len(values))
-        for label, values in found.items()
+        Row(
+            name,
+            f"**{name}**" if name in models else name,
+            cell(values, column.digits),
+            statistics.fmean(values),
+            len(values),
+        )
+        for name, values in found.items()
     ]
 
 
 def _own(task: Task, done: Sequence[Record], column: Column) -> list[Row]:
-    return [row for row in _made(task, done, column) if row.label.startswith("VSSN")]
+    return [row for row in _made(task, done, column) if row.name.startswith("VSSN")]
 
 
 def _published(task: Task, column: Column, comparable: bool) -> list[Row]:
     rows = [row for row in task.published if row.comparable == comparable and row.values.get(column.published)]
-    return [Row(f"*{row.model}*", as_printed(row, column), _number(row, column)) for row in rows]
+    return [Row(row.model, f"*{row.model}*", as_printed(row, column), _number(row, column)) for row in rows]
 
 
 def _number(published: Published, column: Column) -> float:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from vssn.experiments.records import Record
-from vssn.experiments.report_words import MISSING, listed
+from vssn.experiments.report_words import MISSING, listed, notes_of
 from vssn.experiments.tasks.base import Column, Published, Task
 
 
@@ -117,7 +117,8 @@ def how_made(task: Task, done: Sequence[Record]) -> str:
     made = dict.fromkeys(
         f"{record['machine']}, {record['threads']} threads; {record['versions']}; {record['date']}" for record in done
     )
-    return f"`{command}` makes all of it, `--only SET-MODEL` a part. Made on: {'. '.join(made)}."
+    said = f"`{command}` makes all of it, `--only SET-MODEL` a part. Made on: {'. '.join(made)}."
+    return " ".join((said, *notes_of(task, done)))
 
 
 def not_run(task: Task, records: Sequence[Record]) -> str:

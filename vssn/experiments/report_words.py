@@ -24,7 +24,7 @@ def told(task: Task, done: Sequence[Record]) -> Task:
         return {name: text.format_map(facts) for name, text in of.items()}
 
     return task._replace(
-        text=" ".join((task.text.format_map(facts), *_notes(task, done))),
+        text=task.text.format_map(facts),
         unit=task.unit.format_map(facts),
         columns=columns(task.columns),
         compared=columns(task.compared or task.columns[:1]),
@@ -73,7 +73,7 @@ def _facts(task: Task, done: Sequence[Record]) -> dict[str, str]:
     }
 
 
-def _notes(task: Task, done: Sequence[Record]) -> list[str]:
+def notes_of(task: Task, done: Sequence[Record]) -> list[str]:
     """What records have to say of themselves."""
     notes: dict[tuple[str, str], list[str]] = {}
     for record in done:

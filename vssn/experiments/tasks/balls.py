@@ -104,7 +104,7 @@ TASK = Task(
     unit="squared error over {pixels} pixels; less is better",
     better=-1,
     compared=(Column("one step ahead", "balls", "error", 3, "error"),),
-    matches=(Match("VSSN", ("SRNN", "RNN", "PGN-like")),),
+    matches=(Match("VSSN", ("*VSSN*",), "as published"), Match("VSSN", ("SRNN", "RNN", "PGN-like"))),
     published=tuple(
         Published(model, {"error": value}, source)
         for model, value, source in (
@@ -122,9 +122,9 @@ TASK = Task(
     protocol={
         "Prediction, not reconstruction": "The error one step ahead is of what the prior says of a frame given those "
         "before it, from the second frame on. The posterior's picture of a frame that it has seen is far better, and "
-        "no prediction.",
+        "no prediction",
         "Other simulators": "Published rows are of videos that others simulated by the same protocol. Copying the last "
-        "frame tells whether two sets of videos are alike: ours stands in the table.",
+        "frame tells whether two sets of videos are alike: ours stands in the table",
     },
     shown=("film", "rollout"),
     quick_data={"num_train": 40, "num_valid": 10, "num_test": 10, "num_frames": 40},

@@ -75,10 +75,10 @@ class Published(NamedTuple):
 
 
 class Match(NamedTuple):
-    """Rows made here that differ in the model alone."""
+    """Rows that differ in the model alone."""
 
     ours: str
-    peers: tuple[str, ...]
+    peers: tuple[str, ...]  # made here; or published, if they are comparable, as "*NAME*"
     terms: str = ""  # what they share, as the page says it; none: the same data
 
 

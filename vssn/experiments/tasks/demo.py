@@ -32,6 +32,7 @@ TASK = Task(
     columns=(Column("VSSN", "pendulum", "error", 2), Column("copy of the last frame seen", "pendulum", "copy", 2)),
     unit="squared error per frame of {pixels} pixels, {ahead} frames ahead; less is better",
     better=-1,
+    compared=(Column("forecasts of `make demo`", "pendulum", "error", 2),),
     quick_data=QUICK_DATA,
     settings={"pixels": IMAGE_SIZE**2, "seen": SEEN},
     simulator=pendulum_splits,

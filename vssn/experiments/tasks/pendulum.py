@@ -122,11 +122,11 @@ TASK = Task(
     },
     protocol={
         "The first frame's velocity": "A single frame shows no velocity, so no filter knows the first one: the limit "
-        "that this sets to the R^2 of φ' stands among the runs.",
+        "that this sets to the R^2 of φ' stands among the runs",
         "Filtering or smoothing": "Which of the two the published figures are is not stated; they are compared with "
-        "smoothing.",
+        "smoothing",
         "R^2, not ll": "The log-likelihood of a regression depends on the number of frames and on the scale of φ', so "
-        "it is listed among the runs and not compared.",
+        "it is listed among the runs and not compared",
     },
     shown=("smoothing",),
     quick_data=QUICK_DATA,

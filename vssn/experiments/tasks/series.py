@@ -251,18 +251,21 @@ TASK = Task(
     ),
     baselines=_BASELINES,
     labels={
-        "CRPS, MASE, MAE": "errors of the samples' distribution, and of their median: in the errors of the seasonal "
-        "naive on what came before, and in the unit of the series",
+        "CRPS": "the error of the whole distribution of the samples, in the unit of the series; of a single value its "
+        "absolute error",
+        "MASE, MAE": "the absolute error of the samples' median: in those of the seasonal naive on what came before, "
+        "and in the unit of the series",
         "coverage": "the share of the truth that lies inside the interval; 0.8 is right for that of 80%",
         "GRU (PyTorch), as many weights": "torch.nn.GRU; for imputation a second, bidirectional one",
         "state space (statsmodels)": "UnobservedComponents (level, season by harmonics, AR(1); a trend for CO2), of "
         "sunspots an AR(9) by SARIMAX; a model a feature",
     },
     protocol={
-        "Splits of a series": "By time: the last 20% test, seen once; the 10% before stop the training.",
+        "Splits of a series": "By time: the last 20% test, seen once; the 10% before stop the training",
         "Windows of a series": f"Forecasts end to end over the test part: {_PROTOCOLS}. VSSN and the GRU see so many "
-        "frames before them, the others all of them. Gaps: {gaps}% of the test part's entries, {gap_length} frames "
-        "each, {rounds} draws, the same for all rows.",
+        "frames before them, the others all of them",
+        "Gaps of a series": "{gaps}% of the test part's entries are hidden, in gaps of {gap_length} frames, {rounds} "
+        "draws of them, the same for all rows",
     },
     shown=("weather-forecast",),
     effort=Effort(particles=200),

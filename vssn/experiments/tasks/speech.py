@@ -63,7 +63,7 @@ TASK = Task(
     draw=draw_curves,
     headline=("elbo_bits", "elbo_nats"),
     columns=_COLUMNS,
-    unit="bits per sample, ELBO; less is better",
+    unit="ELBO; less is better",
     better=-1,
     compared=tuple(column for column in _COLUMNS if column.metric == "elbo_bits"),
     matches=(Match("VSSN", ("SRNN", "VRNN-Gauss", "VRNN-GMM", "VRNN-I-Gauss", "RNN", "RNN-AR"), "of one size"),),
@@ -98,10 +98,11 @@ TASK = Task(
     protocol={
         "Units of speech": "Nats per sequence are of samples in units of one mean and standard deviation, those of "
         "all training samples, so they change with the set and the lengths; bits per sample do not depend on the "
-        "units. TIMIT: each utterance alone, cut to whole frames, from a zero state; Blizzard: half-second segments.",
+        "units. TIMIT: each utterance alone, cut to whole frames, from a zero state; Blizzard: half-second segments",
         "Autoregressive outputs": "Lai et al. (2019) find that a plain RNN whose output is autoregressive within the "
-        "frame closes the gap to latents: RNN-AR is that row.",
+        "frame closes the gap to latents: RNN-AR is that row",
     },
+    shown=("timit-training",),
     effort=Effort(particles=10),
     settings={"frame_size": FRAME_SIZE},
     reads_data=True,

@@ -119,7 +119,7 @@ TASK = Task(
         "other torques, not told": "what follows is simulated anew under other torques than those of the film; a model "
         "that is not told of them imagines what the film's would do",
     },
-    shown=("pendulum-imagined-vssn",),
+    shown=("pendulum-imagined-vssn", "pendulum-imagined-rssm"),
     quick_data=QUICK_DATA,
     settings={"pixels": IMAGE_SIZE**2, "seen": SEEN},
     simulator=pendulum_splits,
