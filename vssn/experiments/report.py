@@ -26,7 +26,7 @@ from vssn.experiments.jobs import Settings
 from vssn.experiments.records import Record, keep_records, read_records
 from vssn.experiments.report_standings import OVERVIEW, outcome, overview_rows
 from vssn.experiments.report_tables import further_tables, how_made, main_table, markdown, not_run, runs_table
-from vssn.experiments.report_words import MISSING, told
+from vssn.experiments.report_words import MISSING, link, told
 from vssn.experiments.tasks.base import Task
 from vssn.experiments.tasks.registry import TASKS
 from vssn.utils.command import replacing, writing
@@ -88,22 +88,17 @@ def _write_report(path: Path, settings: Settings) -> list[str]:
             keep_records(task.name, named, kept)
         records = list(named.values())
         done = [record for record in records if "metrics" in record]
-        prefix = archive / task.name if keeps else path.parent / f"{path.stem}-{task.name}"
-        found = _copy_figures(task.name, settings, prefix)
-        if keeps:  # those of runs that are known by their records alone
-            found |= set(archive.glob(f"{task.name}-*.png"))
-        figures = {figure.stem.removeprefix(f"{prefix.name}-"): figure for figure in sorted(found)}
-        lines = {name: _figure(task, name, figure, path.parent) for name, figure in figures.items()}
+        figures = _figures(task, settings, path, archive if keeps else None)
         if done:
             task = told(task, done)
             labels |= task.labels
             protocol |= task.protocol
         else:
             absent.append(task.name)
-        if task.name == _OPENING[0]:
-            opening = lines.pop(_OPENING[1], "")
+        if task.name == _OPENING[0] and _OPENING[1] in figures:
+            opening = f"{figures.pop(_OPENING[1])}\nFrom {link(task.title)}.\n"
         overview += overview_rows(task, done)
-        sections.append(_section(task, records, lines))
+        sections.append(_section(task, records, figures))
     parts = [_HEAD.format(budget=settings.budget)]
     if settings.budget == "quick":
         parts.append(_QUICK)
@@ -137,9 +132,18 @@ def _entries(texts: dict[str, str]) -> list[str]:
     return [*(f"- **{name}**: {text}." for name, text in texts.items()), ""]
 
 
-def _figure(task: Task, name: str, figure: Path, folder: Path) -> str:
-    address = quote(figure.relative_to(folder).as_posix())
-    return f"![{task.title}: {name.replace('-', ', ')}]({address})\n"
+def _figures(task: Task, settings: Settings, page: Path, archive: Path | None) -> dict[str, str]:
+    """What shows the figures of a task, by their names."""
+    prefix = page.parent / f"{page.stem}-{task.name}" if archive is None else archive / task.name
+    found = _copy_figures(task.name, settings, prefix)
+    if archive is not None:  # those of runs that are known by their records alone
+        found |= set(archive.glob(f"{task.name}-*.png"))
+    lines = {}
+    for figure in sorted(found):
+        name = figure.stem.removeprefix(f"{prefix.name}-")
+        address = quote(figure.relative_to(page.parent).as_posix())
+        lines[name] = f"![{task.title}: {name.replace('-', ', ')}]({address})\n"
+    return lines
 
 
 def _copy_figures(table: str, settings: Settings, prefix: Path) -> set[Path]:
