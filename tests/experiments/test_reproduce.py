@@ -98,11 +98,15 @@ def test_a_table_from_nothing_to_its_report(table: str, tmp_path: Path, monkeypa
     row = next(line for line in text.splitlines() if line.startswith("| **VSSN** |"))
     assert cell in row
     gap = np.mean(values) - 0.973
-    row = next(line for line in text.splitlines() if line.startswith("| VSSN against VSSN as published |"))
-    assert f"| {gap:+.3f} ({'better' if gap > 0 else 'worse'}) |" in row
+    verdict = "ahead" if gap > 0 else "behind"
+    assert f"| sin φ, smoothing | {cell} **VSSN** | .973 *VSSN* (published) | {verdict} by {abs(gap):.3f} | 2 |" in text
+    sentence = next(line for line in text.splitlines() if "best comparable published figure, *VSSN*" in line)
+    assert f"sin φ (smoothing) by {abs(gap):.3f}" in sentence
+    assert "- Each figure is of 2 seeds." in text
     assert "| *DKF* (Karl et al. 2016) | — | — | — | .929 | .979 | .035 |" in text
     assert f"`vssn reproduce pendulum --budget quick --seeds 2 --threads {torch.get_num_threads()}`" in text
-    assert "- VSSN on JSB chorales" in text  # among what was not run
+    assert re.search(r"^Not run: .*\*\*VSSN\*\*, .* on JSB chorales, ", text, re.MULTILINE)
+    assert "| [Polyphonic music](#polyphonic-music) | not run | — | — | — | — |" in text
     assert (tmp_path / "RESULTS-pendulum-filtering.png").is_file()
     assert "![Pendulum: filtering](RESULTS-pendulum-filtering.png)" in text
     assert not (tmp_path / "results").exists()
@@ -174,11 +178,11 @@ def test_what_cannot_be_run_is_said_and_tried_again(table: str, tmp_path: Path) 
     assert any("SRNN on pendulum, seed 0: failed: " in line for line in lines)
     page = tmp_path / "RESULTS.md"
     write_report(page, settings)
-    assert re.search(r"Not run:\n- SRNN on pendulum: .*noise_size: expected a valid integer", page.read_text())
+    assert re.search(r"Not run: \*\*SRNN\*\* on pendulum \(.*noise_size: expected a valid integer", page.read_text())
     config.write_text(content)
     assert reproduce([table], settings, lambda _: None) == 0
     write_report(page, settings)
-    assert "SRNN on pendulum" not in page.read_text()
+    assert "**SRNN** on pendulum (" not in page.read_text()
 
 
 def test_a_run_made_with_other_settings_is_not_taken_for_this_one(table: str, tmp_path: Path) -> None:
@@ -215,7 +219,7 @@ def test_the_report_leaves_out_runs_of_other_settings(table: str, tmp_path: Path
     config = Path(TASKS[table].entries[0].config)
     config.write_text(config.read_text().replace("latent_size: 2", "latent_size: 3"))
     assert table in write_report(page, settings)
-    assert "- VSSN on pendulum: model.latent_size is 3, but pendulum-vssn-0 was made with 2" in page.read_text()
+    assert "**VSSN** on pendulum (model.latent_size is 3, but pendulum-vssn-0 was made with 2" in page.read_text()
     assert "| **VSSN** |" not in page.read_text()
 
 
@@ -252,7 +256,7 @@ def test_a_page_keeps_its_records_for_the_next_one(table: str, tmp_path: Path, m
     config = Path(TASKS[table].entries[1].config)
     config.write_text(config.read_text().replace("latent_size: 2", "latent_size: 3"))
     write_report(page, settings)
-    assert "- SRNN on pendulum: model.latent_size is 3, but pendulum-srnn-0 was made with 2" in page.read_text()
+    assert "**SRNN** on pendulum (model.latent_size is 3, but pendulum-srnn-0 was made with 2" in page.read_text()
 
 
 def test_a_setting_that_came_after_a_record_counts_as_its_default(table: str, tmp_path: Path) -> None:
@@ -564,7 +568,7 @@ def test_every_entry_has_its_configuration() -> None:
 
 
 TOSSES = """
-from vssn.experiments.tasks.base import Column, Entry, Published, Target, Task
+from vssn.experiments.tasks.base import Column, Entry, Published, Task
 
 
 def score(model, config, effort):
@@ -586,8 +590,11 @@ TASK = Task(
     draw=draw,
     headline=("heads",),
     columns=(Column("heads", "pendulum", "heads", 1, "heads"),),
+    unit="heads of {coins} coins; more is better",
+    better=1,
     published=(Published("Gambler", {"heads": "256.0"}, "a test"),),
-    targets=(Target("VSSN", "Gambler", 1),),
+    labels={"heads": "what lands upright of {coins} coins"},
+    protocol={"Fair coins": "Nobody looked"},
     quick_data={"num_train": 20, "num_valid": 4, "num_test": 6},
     settings={"coins": 3},
 )
@@ -626,7 +633,11 @@ def test_a_task_is_one_file(tmp_path: Path) -> None:
     for part in (
         "## Tosses of a coin\nHeads of 6 films, 3 coins each.\n",
         "| **VSSN** | 256.5 |",
-        "| VSSN against Gambler as published | +0.5 (better) |",
+        "| [Tosses of a coin](#tosses-of-a-coin): heads of 3 coins; more is better | heads | 256.5 **VSSN** | "
+        "256.0 *Gambler* (published) | ahead by 0.5 | 1 |",
+        "- **VSSN** against the best comparable published figure, *Gambler*: ahead on heads by 0.5.",
+        "- **heads**: what lands upright of 3 coins.",
+        "- **Fair coins**: Nobody looked.",
         "| *Gambler* (a test) | 256.0 |",
         "![Tosses of a coin: coin](R-tosses-coin.png)",
     ):

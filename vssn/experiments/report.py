@@ -9,29 +9,57 @@ makes by hand; as this project's RESULTS.md has. Then, of the full budget:
     page/TABLE-*.png          the figures
     page/runs/TABLE/RUN.json  the records of all runs on the page
 
-Nothing on the page is typed by hand: every number comes from a run's folder, from a record that an earlier page kept
+No figure on the page is typed by hand: every number comes from a run's folder, from a record that an earlier page kept
 (of a run made on another machine, or whose folder is gone) or from the published rows of a task; what is said of the
-runs comes from their records too.
+runs comes from their records too. The page opens with all domains in one table, then has a section for each: what is
+measured, its table, what came out, a figure or two, and the rest folded away.
 """
 
 from __future__ import annotations
 
-import inspect
 import shutil
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from vssn.experiments.jobs import Settings
 from vssn.experiments.records import Record, keep_records, read_records
-from vssn.experiments.tasks.base import Column, Target, Task
+from vssn.experiments.report_standings import OVERVIEW, outcome, overview_rows
+from vssn.experiments.report_tables import further_tables, how_made, main_table, markdown, not_run, runs_table
+from vssn.experiments.report_words import MISSING, link, told
+from vssn.experiments.tasks.base import Task
 from vssn.experiments.tasks.registry import TASKS
 from vssn.utils.command import replacing, writing
 
-MISSING = "—"
-_STATES = ("hidden_size", "latent_size")
+_OPENING = ("world_model", "pendulum-imagined-vssn")  # the figure below the overview
+
+_HEAD = """# Results
+
+What VSSN and its peers score on test data: music, speech, films, series. Every model of a bold row was trained and
+scored here, by `vssn reproduce TABLE --budget {budget}`; each section ends with its command. Written by
+`vssn reproduce --report` from the records of those runs; no figure is typed by hand.
+"""
+_QUICK = "**Tiny models, one epoch, few particles and sequences: a check of the commands, no results.**\n"
+_HOW_TO_READ = """### How to read it
+The overview takes the best row of VSSN in each table, by the test figure itself, and sets it beside the best published
+figure of the same data and kind or, where there is none, beside the best other model trained here. A small gap between
+rows of one seed tells little. What a section says below its table is worked out from the records; more scores, the runs
+one by one and more figures are folded away below that. Names of rows and columns: [Labels](#labels); why two figures
+that look alike may not compare: [Protocol](#protocol).
+"""
+_LABELS = {
+    "bold, italics": "a model trained and scored here; a published figure, with its source",
+    "±": "a mean over seeds and their standard deviation (n - 1); of published figures, as printed there",
+    "≥, ~": "of published figures: a bound of the likelihood; an estimate of it",
+    MISSING: "not run, or not published",
+    "best epochs": "the epoch of the best validation score, whose weights are scored, of those trained",
+    "minutes": "by the clock, whatever else ran beside",
+}
+_PROTOCOL = {
+    "Test figures seen before": "Settings are chosen by validation scores. But earlier versions of this project's page "
+    "printed test figures of music and the pendulum before some of their settings were chosen (`git log -- "
+    "RESULTS.md vssn/configs`), so those test sets are not fresh",
+}
 
 
 def write_report(path: Path, settings: Settings) -> list[str]:
@@ -52,30 +80,70 @@ def _write_report(path: Path, settings: Settings) -> list[str]:
     archive = path.parent / path.stem.lower()
     keeps = settings.budget == "full" and (archive / "runs").is_dir()
     kept = archive / "runs" if keeps else None
-    parts, absent = [_HEAD.format(budget=settings.budget)], []
-    if settings.budget == "quick":
-        parts.append("**Tiny models, one epoch, few particles and sequences: a check of the commands, no results.**\n")
+    overview, sections, opening, absent = [], [], "", []
+    labels, protocol = dict(_LABELS), dict(_PROTOCOL)
     for task in TASKS.values():
         named = read_records(task.name, settings, kept)
         if kept is not None:
             keep_records(task.name, named, kept)
         records = list(named.values())
-        if not any("metrics" in record for record in records):
+        done = [record for record in records if "metrics" in record]
+        figures = _figures(task, settings, path, archive if keeps else None)
+        if done:
+            task = told(task, done)
+            labels |= task.labels
+            protocol |= task.protocol
+        else:
             absent.append(task.name)
-        parts.append(_section(task, records))
-        prefix = archive / task.name if keeps else path.parent / f"{path.stem}-{task.name}"
-        figures = _copy_figures(task.name, settings, prefix)
-        if keeps:  # those of runs that are known by their records alone
-            figures |= set(archive.glob(f"{task.name}-*.png"))
-        for figure in sorted(figures):
-            shown = figure.stem.removeprefix(f"{prefix.name}-").replace("-", ", ")
-            address = quote(figure.relative_to(path.parent).as_posix())
-            parts.append(f"![{task.title}: {shown}]({address})\n")
+        if task.name == _OPENING[0] and _OPENING[1] in figures:
+            opening = f"{figures.pop(_OPENING[1])}\nFrom {link(task.title)}.\n"
+        overview += overview_rows(task, done)
+        sections.append(_section(task, records, figures))
+    parts = [_HEAD.format(budget=settings.budget)]
+    if settings.budget == "quick":
+        parts.append(_QUICK)
+    parts += ["## Overview", "", *markdown(OVERVIEW, overview, texts=5), ""]
+    parts += [*filter(None, (opening, _HOW_TO_READ)), *sections]
+    parts += ["## Labels", *_entries(labels), "## Protocol", *_entries(protocol)]
     if keeps:
         parts.append("## Speed\n[benchmarks/README.md](benchmarks/README.md).\n")
     with replacing(path) as part:
         part.write_text("\n".join(parts), encoding="utf-8")
     return absent
+
+
+def _section(task: Task, records: Sequence[Record], figures: dict[str, str]) -> str:
+    """Figures: what shows them, by their names."""
+    done = [record for record in records if "metrics" in record]
+    parts = [f"## {task.title}"]
+    if done:
+        shown = [name for name in task.shown if name in figures] or list(figures)[:1]
+        folded = [line for name, line in figures.items() if name not in shown]
+        parts += [task.text, "", *main_table(task, done), "", *outcome(task, done), ""]
+        parts += [figures[name] for name in shown]
+        parts += ["<details><summary>The runs, one by one; further tables and figures</summary>", ""]
+        parts += [*runs_table(task, done), "", *further_tables(task, done), *folded, "</details>", ""]
+        parts += [how_made(task, done), ""]
+    missing = not_run(task, records)
+    return "\n".join((*parts, missing, "") if missing else parts)
+
+
+def _entries(texts: dict[str, str]) -> list[str]:
+    return [*(f"- **{name}**: {text}." for name, text in texts.items()), ""]
+
+
+def _figures(task: Task, settings: Settings, page: Path, archive: Path | None) -> dict[str, str]:
+    """What shows the figures of a task, by their names."""
+    prefix = page.parent / f"{page.stem}-{task.name}" if archive is None else archive / task.name
+    found = _copy_figures(task.name, settings, prefix)
+    if archive is not None:  # those of runs that are known by their records alone
+        found |= set(archive.glob(f"{task.name}-*.png"))
+    lines = {}
+    for figure in sorted(found):
+        name = figure.stem.removeprefix(f"{prefix.name}-")
+        address = quote(figure.relative_to(page.parent).as_posix())
+        lines[name] = f"![{task.title}: {name.replace('-', ', ')}]({address})\n"
+    return lines
 
 
 def _copy_figures(table: str, settings: Settings, prefix: Path) -> set[Path]:
@@ -86,196 +154,3 @@ def _copy_figures(table: str, settings: Settings, prefix: Path) -> set[Path]:
         copies.add(copy := prefix.with_name(f"{prefix.name}-{name}"))
         shutil.copyfile(figure, copy)
     return copies
-
-
-_HEAD = """# Results
-
-Written by `vssn reproduce --report` from the runs of `vssn reproduce TABLE --budget {budget}`; nothing here is typed by
-hand. A figure with ± is a mean over seeds and their standard deviation (n - 1). Published figures stand below ours, in
-italics, with their sources; ≥ marks a bound, ~ an estimate. Minutes are by the clock, whatever else ran beside.
-"""
-
-
-def _section(task: Task, records: Sequence[Record]) -> str:
-    done = [record for record in records if "metrics" in record]
-    lines = [f"## {task.title}"]
-    if done:
-        facts = _facts(task, done)
-        said = task._replace(
-            text=_with_notes(task, task.text.format_map(facts), done),
-            columns=tuple(column._replace(header=column.header.format_map(facts)) for column in task.columns),
-            details=tuple(detail._replace(header=detail.header.format_map(facts)) for detail in task.details),
-        )
-        lines += [said.text, "", *_table(said, done), ""]
-        for table in said.tables:
-            lines += [f"{table.title}:", "", *_table(said._replace(columns=table.columns), done), ""]
-        lines += _runs(said, done)
-    missing = _not_run(task, records)
-    if missing:
-        lines += ["", "Not run:", *(f"- {line}" for line in missing)]
-    return "\n".join((*lines, ""))
-
-
-def _facts(task: Task, done: Sequence[Record]) -> dict[str, str]:
-    """What the records of a task say of its runs; several values where the runs differ."""
-    published = {} if task.simulator is None else inspect.signature(task.simulator).parameters
-    frames = "num_frames" if "num_frames" in published else "num_steps"
-    settings = [{**task.settings, **record.get("settings", {})} for record in done]
-
-    def each(values: Iterable[Any]) -> str:
-        return " or ".join(dict.fromkeys(str(value) for value in values if value is not None)) or MISSING
-
-    def size(name: str, key: str) -> list[int | None]:
-        """Of a set: as configured, else as its simulator has it."""
-        default = published[key].default if key in published else None
-        given = (record["config"]["data"].get(name) for record in done)
-        return [default if value is None else value for value in given]
-
-    models = {record["model"]: record for record in done}
-    known = [entry.model for entry in task.entries if entry.model in models]
-    configs = {model: models[model]["config"] for model in dict.fromkeys((*known, *models))}
-    sizes = {model: [config["model"].get(name) for name in _STATES] for model, config in configs.items()}
-    latents = {model: sum(found) for model, found in sizes.items() if None not in found}  # a model may have other names
-    test = size("num_test", "num_test")
-    scored = [record["metrics"].get("sequences") or count for record, count in zip(done, test, strict=True)]
-    length = size("num_frames", frames)
-    return {
-        **{name: each(of[name] for of in settings) for name in task.settings},
-        "particles": each(record["metrics"].get("particles", MISSING) for record in done),
-        "train": each(size("num_train", "num_train")),
-        "test": each(scored),
-        "frames": each(length),
-        "ahead": each(count - of["seen"] for count, of in zip(length, settings, strict=True) if count and "seen" in of),
-        "latents": ", ".join(f"{count} for {model}" for model, count in latents.items()) or MISSING,
-        "schedules": ", ".join(
-            f"{model} {_count(config['training']['max_epochs'], 'epoch')} in batches of {config['data']['batch_size']}"
-            for model, config in configs.items()
-        ),
-    }
-
-
-def _with_notes(task: Task, text: str, done: Sequence[Record]) -> str:
-    """The text, and what records have to say of themselves."""
-    notes: dict[tuple[str, str], list[str]] = {}
-    for record in done:
-        if "note" in record:
-            notes.setdefault((record["model"], record["note"]), []).append(task.sets[record["set"]])
-    said = (f"{model}, on {_list(dict.fromkeys(sets))}: {note}." for (model, note), sets in notes.items())
-    return " ".join((text, *said))
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
-
-
-def _table(task: Task, done: list[Record]) -> list[str]:
-    headers = ["model", *(column.header for column in task.columns)]
-    rows: list[list[str]] = []
-    models = [
-        model
-        for model in dict.fromkeys(entry.model for entry in task.entries)
-        if any(record["model"] == model for record in done)
-    ]
-    for model in models:
-        rows.append([f"**{model}**", *(_cell(_values(done, model, column), column.digits) for column in task.columns)])
-    for baseline in task.baselines:
-        columns = [column._replace(metric=f"{baseline.prefix}_{column.metric}") for column in task.columns]
-        cells = [_cell(_values(done, None, column), column.digits) for column in columns]
-        if any(cell != MISSING for cell in cells):
-            rows.append([baseline.model, *cells])
-    for target in task.targets:
-        if target.model in models:
-            row = [_less(done, task, target, column) for column in task.columns]
-            rows.append([f"{target.model} against {target.published} as published", *row])
-    for published in task.published:
-        values = (
-            published.values.get(column.published, MISSING).replace(">=", "≥ ").replace("~", "~ ")
-            for column in task.columns
-        )
-        source = published.source + (f"; {published.note}" if published.note else "")
-        rows.append([f"*{published.model}* ({source})", *values])
-    return _markdown(headers, rows)
-
-
-def _less(done: list[Record], task: Task, target: Target, column: Column) -> str:
-    values = _values(done, target.model, column)
-    published = next(row for row in task.published if row.model == target.published).values.get(column.published)
-    if not values or published is None:
-        return MISSING
-    gap = statistics.fmean(values) - float(published.lstrip(">=~ ").split()[0])
-    return f"{gap:+.{column.digits}f} ({'better' if gap * target.better > 0 else 'worse'})"
-
-
-def _values(done: list[Record], model: str | None, column: Column) -> list[float]:
-    """Of a model, None: of all."""
-    own = [record for record in done if model in (None, record["model"]) and record["set"] == column.set]
-    return _metric(own, column.metric)
-
-
-def _metric(records: Sequence[Record], name: str) -> list[float]:
-    return [record["metrics"][name] for record in records if name in record["metrics"]]
-
-
-def _cell(values: Sequence[float], digits: int) -> str:
-    if not values:
-        return MISSING
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{spread}"
-
-
-def _runs(task: Task, done: list[Record]) -> list[str]:
-    """What each figure was made of, and the command that makes it again."""
-    details = [detail for detail in task.details if any(detail[1] in record["metrics"] for record in done)]
-    headers = ["set, model", *(header for header, *_ in details)]
-    headers += ["seeds", "parameters", "best epochs", "training, minutes", "scoring, minutes"]
-    rows = []
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in sorted(done, key=lambda record: record["seed"]):
-        groups.setdefault((record["set"], record["model"]), []).append(record)
-    order = [(entry.set, entry.model) for entry in task.entries]
-    for name, group in sorted(
-        groups.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)
-    ):
-        rows.append(
-            [
-                f"{name[0]}, {name[1]}",
-                *(_cell(_metric(group, key), digits) for _, key, digits in details),
-                _list(record["seed"] for record in group),
-                f"{group[0]['parameters']:,}",
-                _list(f"{record['best_epoch']}/{record['epochs']}" for record in group),
-                _list(f"{record['train_seconds'] / 60:.1f}" for record in group),
-                _list(f"{record['score_seconds'] / 60:.1f}" for record in group),
-            ]
-        )
-    seeds, threads = 1 + max(record["seed"] for record in done), max(record["threads"] for record in done)
-    command = f"vssn reproduce {task.name} --budget {done[0]['budget']} --seeds {seeds} --threads {threads}"
-    if task.reads_data:
-        command += " --data FOLDER"
-    made = dict.fromkeys(
-        f"{record['machine']}, {record['threads']} threads; {record['versions']}; {record['date']}" for record in done
-    )
-    return [
-        *("<details><summary>The runs, one by one</summary>", "", *_markdown(headers, rows), "", "</details>", ""),
-        f"`{command}` makes all of it, `--only SET-MODEL` a part. Made on: {'. '.join(made)}.",
-    ]
-
-
-def _not_run(task: Task, records: Sequence[Record]) -> list[str]:
-    """Entries without a score, a line for each model and reason (where there is one)."""
-    scored = {(record["set"], record["model"]) for record in records if "metrics" in record}
-    reasons = {(record["set"], record["model"]): f": {record['reason']}" for record in records if "reason" in record}
-    sets: dict[tuple[str, str], list[str]] = {}
-    for entry in task.entries:
-        name = (entry.set, entry.model)
-        if name not in scored:
-            sets.setdefault((entry.model, reasons.get(name, "")), []).append(task.sets[entry.set])
-    return [f"{model} on {_list(names)}{reason}" for (model, reason), names in sets.items()]
-
-
-def _list(items: Any) -> str:
-    return ", ".join(map(str, items))
-
-
-def _markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    rule = ["---", *("---:" for _ in headers[1:])]
-    return ["| " + " | ".join(cells) + " |" for cells in (headers, rule, *rows)]

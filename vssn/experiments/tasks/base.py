@@ -71,21 +71,23 @@ class Published(NamedTuple):
     values: Mapping[str, str]  # by column, as printed: ">=" for a bound, "~" for an estimate
     source: str
     note: str = ""
+    comparable: bool = True  # with ours: of the same data, average and kind of figure, as far as its source says
 
 
-class Target(NamedTuple):
-    """A published row that a model of ours stands against."""
+class Match(NamedTuple):
+    """Rows that differ in the model alone."""
 
-    model: str
-    published: str
-    better: int  # 1 where more is better, else -1
+    ours: str
+    peers: tuple[str, ...]  # made here; or published, if they are comparable, as "*NAME*"
+    terms: str = ""  # what they share, as the page says it; none: the same data
 
 
 class Task(NamedTuple):
     """One table: what it trains, how that is scored and drawn, and what the page shows of it.
 
-    The text and the headers may have {names}: those of `settings`, and those that report.py finds in the records:
-    particles, train, test, frames, ahead (of `seen`), latents, schedules.
+    What the page shows of it may have {names}: those of `settings`, and those that report_words.py finds in the
+    records: particles, train, test, frames, ahead (of `seen`), latents, schedules. What came out is not written here:
+    the page works it out from the columns to compare.
     """
 
     name: str  # as the command line takes it: the name of its file
@@ -97,11 +99,17 @@ class Task(NamedTuple):
     draw: Callable[[Runs, Path, str | None], list[Path]]  # runs, folder of the figures, data folder
     headline: tuple[str, ...]  # the metrics to print when a run ends
     columns: tuple[Column, ...]
-    tables: tuple[Table, ...] = ()  # below that of `columns`
+    unit: str  # of the columns to compare, and which way is better
+    better: int  # of them, 1 where more is better, else -1
+    compared: tuple[Column, ...] = ()  # those in the overview; none: the first of `columns`
+    matches: tuple[Match, ...] = ()
+    tables: tuple[Table, ...] = ()  # behind that of `columns`
     baselines: tuple[Baseline, ...] = ()
     details: tuple[Detail, ...] = ()
     published: tuple[Published, ...] = ()
-    targets: tuple[Target, ...] = ()
+    labels: Mapping[str, str] = {}  # what the names of its rows and columns mean
+    protocol: Mapping[str, str] = {}  # by trap: what makes two figures differ that look alike
+    shown: tuple[str, ...] = ()  # the figures that stand in the open; none: the first
     effort: Effort = Effort()
     quick_effort: Effort = Effort(particles=2, sequences=4)
     quick_data: Mapping[str, int] = {}  # of the data section, in the quick budget
@@ -125,9 +133,11 @@ def with_all(sets: Mapping[str, tuple[str, ...]], *overrides: str) -> dict[str, 
     return {name: (*shared, *overrides) for name, shared in sets.items()}
 
 
-def published_row(model: str, columns: Sequence[str], values: str, source: str, note: str = "") -> Published:
+def published_row(
+    model: str, columns: Sequence[str], values: str, source: str, note: str = "", comparable: bool = True
+) -> Published:
     """From values that stand in the order of the columns, with spaces between them."""
-    return Published(model, dict(zip(columns, values.split(), strict=True)), source, note)
+    return Published(model, dict(zip(columns, values.split(), strict=True)), source, note, comparable)
 
 
 def draw_curves(runs: Runs, folder: Path, data: str | None) -> list[Path]:

@@ -35,6 +35,7 @@ from vssn.experiments.tasks.base import (
     Column,
     Effort,
     Entry,
+    Match,
     Metrics,
     Runs,
     Table,
@@ -214,18 +215,20 @@ def _columns(metric: str, digits: int) -> tuple[Column, ...]:
     return tuple(Column(label, name, metric, digits) for name, label in SETS.items())
 
 
-_PROTOCOLS = ", ".join(f"{of.steps} steps behind {of.context} for {SETS[name]}" for name, of in SERIES.items())
+_BASELINES = (
+    Baseline("GRU (PyTorch), as many weights", "gru"),
+    Baseline("state space (statsmodels)", "space"),
+    Baseline("seasonal naive", "naive"),
+    Baseline("last value", "last"),
+    Baseline("linear interpolation", "line"),
+)
+_PROTOCOLS = "; ".join(f"{SETS[name]}, {of.steps} steps behind {of.context}" for name, of in SERIES.items())
 
 TASK = Task(
     name="series",
     title="Public series",
-    text="Sets that stand inside statsmodels and vega_datasets. The last 20% of the time test, seen once; the 10% "
-    f"before stop the training. Forecasts end to end over the test part: {_PROTOCOLS}. The model and the GRU see so "
-    "many frames before them, the others all of them. Imputation: {gaps}% of the test part's entries hidden, in gaps "
-    "of {gap_length} frames, {rounds} draws of them; all see the same windows. {draws} samples; point errors are the "
-    "median's; less is better but for the coverage. GRU: torch.nn.GRU with as many weights, for imputation a second, "
-    "bidirectional one. State space: statsmodels' UnobservedComponents (level, season by harmonics, AR(1); a trend for "
-    "CO2), of sunspots an AR(9) by SARIMAX; a model a feature. First table: forecast, CRPS.",
+    text="Sets that stand inside statsmodels and vega_datasets: the last 20% of the time test. The table: CRPS of "
+    "forecasts, {draws} samples each; the other scores, and gaps to fill, stand behind it.",
     sets=SETS,
     entries=tuple(
         Entry(name, "VSSN", "series", (f"data.set={name}", f"model.control={'both' if of.calendar else 'previous'}"))
@@ -235,6 +238,10 @@ TASK = Task(
     draw=draw_series,
     headline=("forecast_crps", "forecast_coverage", "imputation_mae"),
     columns=_columns("forecast_crps", 3),
+    unit="CRPS of forecasts, in the unit of the series; less is better",
+    better=-1,
+    compared=_columns("forecast_crps", 3),
+    matches=(Match("VSSN", tuple(row.model for row in _BASELINES)),),
     tables=(
         Table("Forecast, MASE", _columns("forecast_mase", 3)),
         Table("Forecast, coverage of the 80% interval", _columns("forecast_coverage", 3)),
@@ -242,13 +249,25 @@ TASK = Task(
         Table("Imputation, MAE", _columns("imputation_mae", 3)),
         Table("Imputation, coverage of the 80% interval", _columns("imputation_coverage", 3)),
     ),
-    baselines=(
-        Baseline("GRU (PyTorch), as many weights", "gru"),
-        Baseline("state space (statsmodels)", "space"),
-        Baseline("seasonal naive", "naive"),
-        Baseline("last value", "last"),
-        Baseline("linear interpolation", "line"),
-    ),
+    baselines=_BASELINES,
+    labels={
+        "CRPS": "the error of the whole distribution of the samples, in the unit of the series; of a single value its "
+        "absolute error",
+        "MASE, MAE": "the absolute error of the samples' median: in those of the seasonal naive on what came before, "
+        "and in the unit of the series",
+        "coverage": "the share of the truth that lies inside the interval; 0.8 is right for that of 80%",
+        "GRU (PyTorch), as many weights": "torch.nn.GRU; for imputation a second, bidirectional one",
+        "state space (statsmodels)": "UnobservedComponents (level, season by harmonics, AR(1); a trend for CO2), of "
+        "sunspots an AR(9) by SARIMAX; a model a feature",
+    },
+    protocol={
+        "Splits of a series": "By time: the last 20% test, seen once; the 10% before stop the training",
+        "Windows of a series": f"Forecasts end to end over the test part: {_PROTOCOLS}. VSSN and the GRU see so many "
+        "frames before them, the others all of them",
+        "Gaps of a series": "{gaps}% of the test part's entries are hidden, in gaps of {gap_length} frames, {rounds} "
+        "draws of them, the same for all rows",
+    },
+    shown=("weather-forecast",),
     effort=Effort(particles=200),
     quick_effort=Effort(particles=4, sequences=2),
     settings={"gaps": round(100 * GAPS), "gap_length": GAP_LENGTH, "rounds": ROUNDS, "draws": 200},

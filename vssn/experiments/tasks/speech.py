@@ -8,6 +8,7 @@ from vssn.experiments.tasks.base import (
     Column,
     Detail,
     Effort,
+    Match,
     Metrics,
     Task,
     draw_curves,
@@ -40,13 +41,18 @@ _SETS = {"timit": "TIMIT", "blizzard": "Blizzard"}
 _SHARED: dict[str, tuple[str, ...]] = dict.fromkeys(_SETS, ())
 _PEERS = {"VSSN": "vssn", "SRNN": "srnn", "VRNN-Gauss": "vrnn", "RNN": "rnn", "RNN-AR": "ar"}
 
+_COLUMNS = tuple(
+    Column(f"{title}, {unit}", name, f"elbo_{key}", digits, name if key == "nats" else "")
+    for name, title in _SETS.items()
+    for unit, key, digits in (("bits per sample", "bits", 3), ("nats per sequence", "nats", 0))
+)
+
 TASK = Task(
     name="speech",
     title="Speech",
-    text="ELBO of one sample; IWAE with {particles} particles further down. Frames of {frame_size} samples. Bits per "
-    "sample include the normalisation's Jacobian: less is better. Published figures are nats per sequence on the full "
-    "sets, in the units of their own normalisation. **Where the data is a small sample of TIMIT, or another reader in "
-    "place of Blizzard's, they are not comparable with ours**; what was read is among the runs.",
+    text="ELBO of one sample; IWAE with {particles} particles among the runs. Frames of {frame_size} samples. "
+    "Published figures are of the full sets, which need a licence. **Where the data is a small sample of TIMIT, or "
+    "another reader in place of Blizzard's, they are not comparable with ours**; what was read is among the runs.",
     sets=_SETS,
     entries=(
         *peers("speech", _SHARED, _PEERS),
@@ -56,11 +62,11 @@ TASK = Task(
     score=score_speech,
     draw=draw_curves,
     headline=("elbo_bits", "elbo_nats"),
-    columns=tuple(
-        Column(f"{title}, {unit}", name, f"elbo_{key}", digits, name if key == "nats" else "")
-        for name, title in _SETS.items()
-        for unit, key, digits in (("bits per sample", "bits", 3), ("nats per sequence", "nats", 0))
-    ),
+    columns=_COLUMNS,
+    unit="ELBO; less is better",
+    better=-1,
+    compared=tuple(column for column in _COLUMNS if column.metric == "elbo_bits"),
+    matches=(Match("VSSN", ("SRNN", "VRNN-Gauss", "VRNN-GMM", "VRNN-I-Gauss", "RNN", "RNN-AR"), "of one size"),),
     details=(
         Detail("IWAE-{particles}, bits per sample", "iwae_bits", 3),
         Detail("IWAE-{particles}, nats per sequence", "iwae_nats", 0),
@@ -72,7 +78,7 @@ TASK = Task(
         Detail("std in 16-bit steps", "std", 0),
     ),
     published=tuple(
-        published_row(model, ("blizzard", "timit"), values, source)
+        published_row(model, ("blizzard", "timit"), values, source, comparable=False)
         for model, values, source in (
             ("VSSN", ">=14141 >=65334", "VSSN, table 3"),
             ("SRNN (smooth, resq)", ">=11991 >=60550", "Fraccaro et al. 2016"),
@@ -82,6 +88,21 @@ TASK = Task(
             ("RNN-Gauss", "3539 -1900", "Chung et al. 2015"),
         )
     ),
+    labels={
+        "bits per sample": "the length of a code for the 16-bit samples; it includes the Jacobian of the normalisation",
+        "nats per sequence": "of samples in normalised units: comparable only where the recordings, their lengths and "
+        "their normalisation are the same",
+        "-Gauss, -GMM, -AR": "an output of independent normals; of mixtures of them; of normals each of which sees the "
+        "samples before it in the frame",
+    },
+    protocol={
+        "Units of speech": "Nats per sequence are of samples in units of one mean and standard deviation, those of "
+        "all training samples, so they change with the set and the lengths; bits per sample do not depend on the "
+        "units. TIMIT: each utterance alone, cut to whole frames, from a zero state; Blizzard: half-second segments",
+        "Autoregressive outputs": "Lai et al. (2019) find that a plain RNN whose output is autoregressive within the "
+        "frame closes the gap to latents: RNN-AR is that row",
+    },
+    shown=("timit-training",),
     effort=Effort(particles=10),
     settings={"frame_size": FRAME_SIZE},
     reads_data=True,
