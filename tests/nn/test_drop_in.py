@@ -400,10 +400,22 @@ def test_torch_gru_is_one_by_type() -> None:
 
 def test_torch_gru_runs_the_fused_op(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
-    op = vssn.nn.gru.gru_sequence
-    monkeypatch.setattr(vssn.nn.gru, "gru_sequence", lambda *args, **named: called.append(1) or op(*args, **named))
-    vssn.TorchGRU(X, H, 2, bidirectional=True)(batch(torch.float32))
-    assert len(called) == 4
+    ways = {name: getattr(vssn.nn.gru, name) for name in ("gru_layer", "gru_sequence")}  # under gradients, and without
+    for name, op in ways.items():
+
+        def record(*args: Any, op: Any = op, name: str = name, **named: Any) -> Any:
+            result = op(*args, **named)
+            if result is not None:
+                called.append(name)
+            return result
+
+        monkeypatch.setattr(vssn.nn.gru, name, record)
+    module = vssn.TorchGRU(X, H, 2, bidirectional=True)
+    module(batch(torch.float32))
+    assert called == ["gru_layer"] * 4
+    with torch.no_grad():
+        module(batch(torch.float32))
+    assert called[4:] == ["gru_sequence"] * 4
 
 
 def test_torch_gru_in_compiled_code() -> None:

@@ -173,11 +173,18 @@ class RecordNames(list):
         self._patch = monkeypatch
 
     def __enter__(self) -> RecordNames:
-        self._before = {name: getattr(vssn.nn.gru, name) for name in ("gru_packed", "gru_sequence")}
+        self._before = {name: getattr(vssn.nn.gru, name) for name in ("gru_packed", "gru_sequence", "gru_layer")}
         for name, op in self._before.items():
-            self._patch.setattr(
-                vssn.nn.gru, name, lambda *args, name=name, op=op, **named: self.append(name) or op(*args, **named)
-            )
+
+            def record(*args: Any, name: str = name, op: Any = op, **named: Any) -> Any:
+                result = op(*args, **named)
+                if name != "gru_layer":
+                    self.append(name)
+                elif result is not None:  # one node in the place of the product and the op
+                    self.append("gru_packed" if "batch_sizes" in named else "gru_sequence")
+                return result
+
+            self._patch.setattr(vssn.nn.gru, name, record)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import faults
@@ -22,11 +23,17 @@ from vssn.utils.command import TERMINATED, run_command
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 
+def open_to_all(folder: Path) -> None:
+    for path in (folder, *folder.parents):
+        if path.stat().st_uid != os.getuid() or path == Path(tempfile.gettempdir()):
+            return
+        path.chmod(path.stat().st_mode | 0o055)
+
+
 @pytest.fixture(scope="module")
 def truth(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("truth")
-    for path in (folder, *folder.parents[:2]):
-        path.chmod(0o755)  # nobody looks into it
+    open_to_all(folder)  # nobody looks into it
     torch.set_num_threads(1)
     return faults.undisturbed(folder)
 
@@ -81,8 +88,7 @@ def test_a_full_disk_is_one_line(share: float, epochs: int, truth: Path, tmp_pat
 
 
 def test_a_folder_that_becomes_read_only_is_one_line(truth: Path, tmp_path: Path) -> None:
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o755)
+    open_to_all(tmp_path)
     try:
         check_write_protected(tmp_path / "fault", truth)
     except PermissionError as error:

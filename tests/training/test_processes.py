@@ -228,11 +228,15 @@ def test_a_signal_to_the_first_alone_ends_all(number: int, expected: int, monkey
 
     monkeypatch.setattr(processes.subprocess, "Popen", start)
     monkeypatch.setattr(processes, "GRACE", 1.0)
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
-    timer.start()
-    with raising_terminated():
-        assert processes.launch(2, []) == expected
-    timer.join()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
+        timer.start()
+        with raising_terminated():
+            assert processes.launch(2, []) == expected
+        timer.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [process.poll() for process in own] == [-signal.SIGTERM] * 2
 
 
