@@ -93,7 +93,7 @@ sanitize: $(VENV)/test-installed
 	VSSN_CUDA_HOST=sanitized ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 OMP_NUM_THREADS=1 \
 	    LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	    $(if $(RECORD),MADE_BY="make sanitize RECORD=1" $(BIN)/python tests/counted_run.py sanitizers \
-	        "CUDA kernels on the host, Address and UndefinedBehavior",$(PYTEST)) -q -p no:cacheprovider $(HOST_TESTS)
+	        "CUDA kernels on the host: Address and UndefinedBehavior",$(PYTEST)) -q -p no:cacheprovider $(HOST_TESTS)
 
 # Every .cu for every architecture; without nvcc all of it is skipped, and says so.
 cuda-compile: $(VENV)/test-installed
