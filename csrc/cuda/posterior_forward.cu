@@ -94,7 +94,6 @@ struct Forward : ForwardWeights<C> {
                                    int first_tile) const {
 #pragma unroll
         for (int j = 0; j < n; ++j) add(products[j], inputs[j].wide());
-        zero_beyond<tiles>(products, first_tile, M);
         if (keeps_input(k.activation)) {
 #pragma unroll
             for (int j = 0; j < n; ++j) kept[j] = StoredFour<T>::of(products[j]);
@@ -104,6 +103,7 @@ struct Forward : ForwardWeights<C> {
 #pragma unroll
             for (int j = 0; j < n; ++j) kept[j] = StoredFour<T>::of(products[j]);
         }
+        zero_beyond<tiles>(products, first_tile, M);  // here, where it costs no registers: the inputs are done with
     }
 
     VSSN_DEVICE void store_hidden(int step, int net, int tile, const StoredFour<T>& kept) const {
