@@ -40,7 +40,7 @@ def gru_packed_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(output [N, H], h_n [B, H], gates [N, 4H]; empty where not needed)"""
     shape, gates_x_ = gates_x.shape[:1], as_rows(gates_x)
-    sequence, steps = _packed_arguments(gates_x_), len(batch_sizes)
+    sequence, steps = packed_arguments(gates_x_), len(batch_sizes)
     return forward(shape, sequence, steps, None, batch_sizes, h0, weight_hh, bias_hh, reverse, need_backward)
 
 
@@ -206,7 +206,7 @@ def gru_packed_backward(
 ) -> Grads:
     """Gradients of (gates_x, h0, weight_hh, bias_hh)."""
     grad_output_, steps = as_rows(grad_output), len(batch_sizes)
-    sequence = _packed_arguments(grad_output_)
+    sequence = packed_arguments(grad_output_)
     return backward(sequence, grad_h_n, output, gates, h0, weight_hh, steps, None, batch_sizes, reverse, needs)
 
 
@@ -232,7 +232,6 @@ def backward(
         return cell_backward(grad_output, grad_h_n, gates, h0, weight_hh, shape, needs)
     gates = gates.contiguous()  # hooks of autograd may have brought them back otherwise
     if over_gates:
-        gates = gates.detach()
         grad_gates_x, grad_a, strides = gates[..., : 3 * hidden], gates[..., 3 * hidden :], (4 * hidden, 4 * hidden)
     else:
         grad_gates_x, grad_a = output.new_empty(*shape, 3 * hidden), output.new_empty(*shape, hidden)
@@ -267,7 +266,7 @@ def backward(
         grad_bias=pointer(grad_bias),
     )
     if outer:
-        grad_weight = torch.outer(torch.cat((grad_gates_x.reshape(-1)[: 2 * hidden], grad_a.reshape(-1))), h0_.view(-1))
+        grad_weight = torch.outer(torch.cat((grad_gates_x.view(-1)[: 2 * hidden], grad_a.view(-1))), h0_.view(-1))
     return (
         grad_gates_x if need_gates_x else None,
         stored(grad_h0, h0.dtype),
@@ -276,7 +275,7 @@ def backward(
     )
 
 
-def _packed_arguments(rows: Tensor | None) -> tuple[int, int, int]:
+def packed_arguments(rows: Tensor | None) -> tuple[int, int, int]:
     """What `as_rows` gave, as the kernels take a sequence: without a stride of T."""
     at, stride = row_arguments(rows)
     return at, 0, stride

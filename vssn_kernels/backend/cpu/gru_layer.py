@@ -10,7 +10,7 @@ from torch import Tensor
 from vssn_kernels import _cpu
 from vssn_kernels.backend.common import Grads, as_rows, as_steps, pointer, row_arguments, step_arguments
 from vssn_kernels.backend.cpu.call import storage
-from vssn_kernels.backend.cpu.gru import backward, cell, cell_backward, forward, product
+from vssn_kernels.backend.cpu.gru import backward, cell, cell_backward, forward, packed_arguments, product
 
 
 def gru_layer_forward(
@@ -61,8 +61,7 @@ def gru_layer_backward(
         sequence, steps = step_arguments(grad_output_), x.shape[0]
     else:
         grad_output_ = as_rows(grad_output)
-        (address, row), steps = row_arguments(grad_output_), len(batch_sizes)
-        sequence = (address, 0, row)
+        sequence, steps = packed_arguments(grad_output_), len(batch_sizes)
     grad_gates, grad_h0, grad_weight_hh, grad_bias_hh = backward(
         sequence,
         grad_h_n,
