@@ -17,6 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from vssn.utils.machine import processor_name
+
 FOLDER = Path(__file__).resolve().parent.parent / "results" / "reliability"
 PACKAGES = ("torch", "numpy")
 
@@ -51,7 +53,7 @@ def record(
     entry = {
         "name": name,
         "command": command or " ".join(["python", *map(shlex.quote, sys.argv)]),
-        "processor": processor(),
+        "processor": processor_name(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "versions": versions(packages),
         "figures": figures,
@@ -73,16 +75,6 @@ def records(file: Path) -> list[dict[str, Any]]:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "figures" in entry for entry in entries):
         raise ValueError(f"{file}: expected a list of records; mend it or move it away")
     return entries
-
-
-def processor() -> str:
-    """As Linux tells it; elsewhere, and where it does not, as Python does."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def versions(packages: tuple[str, ...] = ()) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from random_models import random_batch, with_random_weights
 
 from vssn import DVBF
 
@@ -24,23 +24,10 @@ def make(name: str = "driven", dtype: torch.dtype = torch.float64, **more: Any) 
     """The model with random weights everywhere, biases included."""
     sizes = {"noise_size": W, "matrices": K, "mlp_size": 7, "backward_size": 5}
     model = DVBF(X, Z, **{**sizes, **DVBFS[name], **more}).to(dtype)
-    source = torch.Generator().manual_seed(31)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=source, dtype=torch.float64))
+    with_random_weights(model, 31)
     return model.eval()
 
 
 def batch(model: DVBF, steps: int = T, rows: int = B) -> dict[str, Any]:
     """x, u and noise, time-major."""
-    source = torch.Generator().manual_seed(32)
-    dtype = model.a_parameter().dtype
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=source, dtype=torch.float64).to(dtype)
-
-    x = normal(steps, rows, X)
-    if model.likelihood.support.low == 0:
-        x = (x > 0).to(dtype)
-    u = normal(steps, rows, U) if model.control_size else None
-    return {"x": x, "u": u, "noise": (normal(steps, rows, 0), normal(steps, rows, model.noise_size))}
+    return random_batch(model, 32, steps, rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from random_models import random_batch, with_random_weights
 
 from vssn import VRNN
 
@@ -25,23 +25,10 @@ VRNNS: dict[str, dict[str, Any]] = {
 def make(name: str = "plain", dtype: torch.dtype = torch.float64, **more: Any) -> VRNN:
     """The model with random weights everywhere, biases and initial states included."""
     model = VRNN(X, H, Z, **{"embed_size": E, "mlp_size": M, **VRNNS[name], **more}).to(dtype)
-    source = torch.Generator().manual_seed(21)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=source, dtype=torch.float64))
+    with_random_weights(model, 21)
     return model.eval()
 
 
 def batch(model: VRNN, steps: int = T, rows: int = B) -> dict[str, Any]:
     """x, u and noise, time-major."""
-    source = torch.Generator().manual_seed(22)
-    dtype = model.a_parameter().dtype
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=source, dtype=torch.float64).to(dtype)
-
-    x = normal(steps, rows, X)
-    if model.likelihood.support.low == 0:
-        x = (x > 0).to(dtype)
-    u = normal(steps, rows, U) if model.control_size else None
-    return {"x": x, "u": u, "noise": (normal(steps, rows, 0), normal(steps, rows, Z))}
+    return random_batch(model, 22, steps, rows)
