@@ -42,13 +42,14 @@ SEED ?= 0
 fuzz: $(VENV)/test-installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --cases $(CASES) --minutes $(MINUTES) --seed $(SEED) $(if $(RECORD),--record)
 
-# The checks of numbers and threads with the long ones, counted for RELIABILITY.md; `make sanitize RECORD=1` and
-# `make fuzz RECORD=1` are others. Then: make reliability
+# The checks of numbers, threads and bad input with the long ones, counted for RELIABILITY.md; `make sanitize RECORD=1`
+# and `make fuzz RECORD=1` are others. Then: make reliability
 COUNTED := OMP_NUM_THREADS=1 MADE_BY="make counted" $(BIN)/python tests/counted_run.py
 counted: $(VENV)/test-installed
 	$(COUNTED) stress "the ends of what numbers can be" tests/kernels/test_stress.py
 	$(COUNTED) stress "NaN and inf in each input" tests/kernels/test_not_finite.py
 	$(COUNTED) threads "threads and children" tests/kernels/test_python_threads.py tests/kernels/test_cpu_threads.py
+	$(COUNTED) arguments "bad input" tests/test_bad_input.py
 
 # Source archive and wheel, built, installed in an environment of their own and tested there; nothing is fetched.
 wheel-test: $(VENV)/test-installed

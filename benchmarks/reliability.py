@@ -63,7 +63,9 @@ TOPICS = {
         " run.",
     ),
     "arguments": Topic(
-        "Wrong arguments", "Every argument of what is public with wrong values: an exception that names it, no crash."
+        "Bad input",
+        "Every argument of what is public with values of every wrong kind, each call in a process that may die of it:"
+        " an exception in one line that names the argument, or the plain value's result. Silent: neither came.",
     ),
     "sanitizers": Topic(
         "Sanitizers",
@@ -80,6 +82,9 @@ TOTALS = {
     "runs": "runs under sanitizers",
     "findings": "findings of sanitizers",
     "crashes": "crashes",
+    "calls": "calls with bad input",
+    "silent": "bad inputs taken in silence",
+    "unnamed": "bad inputs not named",
     "mismatches": "mismatches",
 }
 

@@ -48,6 +48,7 @@ ABSOLUTE = 1e-6  # of a tensor whose norm is this, 0 or less, the plain norm of 
 
 POOLED = 32  # draws that are judged together
 BEYOND_PLAIN = 4  # times what the plain reference loses in the same precision, a kernel may
+KINKED = frozenset(("relu", "leaky_relu"))  # activations whose slope jumps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +87,9 @@ class Case:
         return made
 
     def is_smooth(self, target: Target) -> bool:
-        """Whether rounding leaves the gradients where they are: a relu's jump where what it takes is rounded to
-        another sign, which of so many entries one or the other is."""
-        return target.dtype == torch.float64 or "relu" not in dict(self.choices).values()
+        """Whether rounding leaves the gradients where they are: the slope of a relu, leaky or not, jumps where what it
+        takes is rounded to another sign, which of so many entries one or the other is."""
+        return target.dtype == torch.float64 or KINKED.isdisjoint(dict(self.choices).values())
 
     def run(self, target: Target) -> dict[str, float]:
         """Runs it with unwritten memory full of NaN. Returns the errors of outputs and gradients by name, each over

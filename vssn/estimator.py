@@ -40,6 +40,7 @@ from vssn.utils.checks import require_flag, require_number, require_size
 from vssn.utils.command import replacing
 from vssn.utils.random import undisturbed
 from vssn.utils.values import REAL
+from vssn_kernels.arguments import shown
 
 SETTINGS = "forecaster.json"  # beside the model's files in a saved folder
 TOGETHER = 64  # sequences in a batch, unless batch_size says
@@ -383,9 +384,15 @@ def _checked(parameters: Mapping[str, Any]) -> SimpleNamespace:
     require_number("validation", chosen.validation)
     if not 0 < chosen.validation < 1:
         raise ValueError(f"validation must be a share between 0 and 1, got {chosen.validation}")
-    for name in ("max_epochs", "window", "batch_size"):
+    least = {"hidden_size": 0, "latent_size": 0, "noise_size": 0}
+    least |= dict.fromkeys(("max_epochs", "window", "batch_size", "patience"), 1)
+    for name, minimum in least.items():
         if parameters[name] is not None:
-            require_size(name, getattr(chosen, name), 1)
+            require_size(name, getattr(chosen, name), minimum)
+    if not isinstance(chosen.likelihood, str | None):
+        raise TypeError(f"likelihood must be a name or None, got {shown(chosen.likelihood)}")
+    if chosen.learning_rate is not None:
+        require_number("learning_rate", chosen.learning_rate, 0.0)
     for name in ("model", "training"):
         if not isinstance(parameters[name], Mapping | None):
             raise TypeError(f"{name} must be a dict of keys of a configuration, got {type(parameters[name]).__name__}")
@@ -429,7 +436,7 @@ def _seed(random_state: object) -> int:
         came = type(random_state).__name__
         raise TypeError(f"random_state must be an int, a numpy.random.RandomState or None, got {came}")
     if not 0 <= random_state < 2**32:
-        raise ValueError(f"random_state must be an int in [0, 2**32), got {random_state}")
+        raise ValueError(f"random_state must be an int in [0, 2**32), got {shown(random_state)}")
     return int(random_state)
 
 

@@ -7,8 +7,9 @@ op, the argument, what was expected and what came.
 
 from __future__ import annotations
 
-import math
 import os
+import sys
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -19,19 +20,50 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 HALF = (torch.float16, torch.bfloat16)
 # Checking lengths on a GPU needs a synchronisation, so it is asked for. Read once.
 CHECK_ON_DEVICE = os.environ.get("VSSN_CHECK", "0") == "1"
+_LARGEST = sys.float_info.max
+_SHOWN = 60  # letters of a value in a message
 
 
 def shape_text(shape: torch.Size | tuple) -> str:
     return "[" + ", ".join(str(size) for size in shape) + "]"
 
 
+def shown(value: object) -> str:
+    """The value for a message: on one line, and by its type where it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an int of thousands of digits
+        text = ""
+    return text if 0 < len(text) <= _SHOWN else type(value).__name__
+
+
 def require_tensors(op: str, **tensors: object) -> None:
-    """Raises TypeError unless every named argument is a dense Tensor."""
+    """Raises TypeError unless every named argument is a Tensor of a dense layout. Nested and distributed ones have that
+    too: they are looked at where what is no plain tensor goes its own way (vssn_kernels/ops/registration.py)."""
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
         if value.layout is not torch.strided:
-            raise TypeError(f"{op}: {name} must be dense, got the layout {value.layout}; convert it with .to_dense()")
+            raise TypeError(f"{op}: {name} must be {dense_instead(value)}")
+
+
+def is_dense(value: object) -> TypeGuard[Tensor]:
+    """Whether it is a Tensor whose numbers lie in memory, each at its place."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and not value.is_nested
+        and (type(value) is Tensor or not hasattr(type(value), "full_tensor"))  # a DTensor: on several processes
+    )
+
+
+def dense_instead(tensor: Tensor) -> str:
+    """What a tensor must be that is not dense, what came and what to do, for a message."""
+    if tensor.is_nested:
+        return "dense, got a nested tensor; pad it with torch.nested.to_padded_tensor, and give lengths"
+    if tensor.layout is not torch.strided:
+        return f"dense, got the layout {tensor.layout}; convert it with .to_dense()"
+    return "a plain tensor, got a DTensor; take its .to_local(), or its .full_tensor()"
 
 
 def require_list(op: str, name: str, tensors: object) -> list[Tensor]:
@@ -42,7 +74,7 @@ def require_list(op: str, name: str, tensors: object) -> list[Tensor]:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name}[{number}] must be a torch.Tensor, got {type(tensor).__name__}")
         if tensor.layout is not torch.strided:
-            require_tensors(op, **{f"{name}[{number}]": tensor})
+            raise TypeError(f"{op}: {name}[{number}] must be {dense_instead(tensor)}")
     return list(tensors)
 
 
@@ -54,7 +86,7 @@ def require_floating(op: str, name: str, tensor: Tensor) -> None:
 
 def require_flag(op: str, name: str, value: object) -> None:
     if not isinstance(value, bool):
-        raise TypeError(f"{op}: {name} must be True or False, got {value!r}")
+        raise TypeError(f"{op}: {name} must be True or False, got {shown(value)}")
 
 
 def require_activation(op: str, value: object) -> None:
@@ -63,14 +95,15 @@ def require_activation(op: str, value: object) -> None:
 
 def require_choice(op: str, name: str, value: object, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {shown(value)}")
 
 
 def require_finite(op: str, name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
-    if not -math.inf < value < math.inf:  # torch.compile traces this with a symbolic value, math.isfinite it does not
-        raise ValueError(f"{op}: {name} must be finite, got {value}")
+    # torch.compile traces this with a symbolic value, math.isfinite it does not; nor does it take every int.
+    if not -_LARGEST <= value <= _LARGEST:
+        raise ValueError(f"{op}: {name} must be finite, got {shown(value)}")
 
 
 def require_shape(op: str, name: str, tensor: Tensor, letters: str, expected: tuple) -> None:

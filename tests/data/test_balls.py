@@ -139,9 +139,9 @@ def test_videos_are_a_sequence_for_the_loader() -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="1 or more, got 0 and 100"):
+    with pytest.raises(ValueError, match="num_videos must be an int of at least 1, got 0"):
         make_balls(0)
-    with pytest.raises(ValueError, match="substeps must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="substeps must be an int of at least 1, got 0"):
         make_balls(1, substeps=0)
     with pytest.raises(ValueError, match=r"40 balls of radius .* do not fit"):
         make_balls(1, num_balls=40)

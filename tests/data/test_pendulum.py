@@ -130,7 +130,7 @@ def test_seed_decides_and_sizes_do_not() -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="1 or more, got 0 and 15"):
+    with pytest.raises(ValueError, match="num_sequences must be an int of at least 1, got 0"):
         make_pendulum(0)
-    with pytest.raises(ValueError, match="substeps must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="substeps must be an int of at least 1, got 0"):
         simulate_pendulum(np.zeros(1), np.zeros(1), np.zeros((1, 1)), substeps=0)

@@ -387,7 +387,9 @@ def test_an_unknown_backend_raises(op: str) -> None:
 
 @pytest.mark.parametrize("name", ["fast", "", "CPU", None, 3])
 def test_use_backend_refuses_what_it_does_not_know(name: object) -> None:
-    with pytest.raises((ValueError, TypeError), match="backend must be one of reference, cpu, cuda, triton, got"):
+    with pytest.raises(
+        (ValueError, TypeError), match="use_backend: name must be one of reference, cpu, cuda, triton, got"
+    ):
         vssn_kernels.use_backend(name).__enter__()
 
 

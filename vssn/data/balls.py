@@ -27,6 +27,7 @@ from torch import Tensor
 from vssn.data.batching import SequenceDataset
 from vssn.data.registry import register
 from vssn.data.splits import Splits
+from vssn.utils.checks import require_key, require_number, require_size
 from vssn.utils.numbers import Count
 from vssn.utils.values import UNIT
 
@@ -98,8 +99,7 @@ def simulate_balls(
     substeps: int = SUBSTEPS,
 ) -> tuple[Array, Array]:
     """Start positions and velocities [N, balls, 2] -> those of T frames, [N, T, balls, 2], the start included."""
-    if substeps < 1:
-        raise ValueError(f"substeps must be 1 or more, got {substeps}")
+    require_size("substeps", substeps, 1)
     p, v = positions.astype(np.float64), velocities.astype(np.float64)
     num_videos, num_balls, _ = p.shape
     out_p = np.empty((num_videos, num_frames, num_balls, 2))
@@ -156,8 +156,12 @@ def make_balls(
     substeps: int = SUBSTEPS,
 ) -> BallVideos:
     """Draw starts from `seed` and simulate; the videos are rendered as they are taken."""
-    if num_videos < 1 or num_frames < 1:
-        raise ValueError(f"num_videos and num_frames must be 1 or more, got {num_videos} and {num_frames}")
+    counts = {"num_videos": num_videos, "num_frames": num_frames, "num_balls": num_balls}
+    for name, count in (*counts.items(), ("resolution", resolution), ("substeps", substeps)):
+        require_size(name, count, 1)
+    require_key("seed", seed)
+    for name, number in (("radius", radius), ("box_size", box_size), ("speed", speed)):
+        require_number(name, number, 0.0)
     rng = np.random.default_rng(seed)
     velocities = rng.standard_normal((num_videos, num_balls, 2))
     velocities *= speed / np.sqrt((velocities**2).sum(axis=(1, 2), keepdims=True))

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vssn.utils.checks import require_flag, require_parts, require_seed, require_size
+from vssn.utils.checks import require_flag, require_numbers, require_parts, require_seed, require_size
 from vssn.utils.random import generator
+from vssn_kernels.arguments import shown
 
 Item = tuple[Tensor, Tensor | None]
 Array = Tensor | np.ndarray[Any, Any]
@@ -82,6 +83,7 @@ class SequenceDataset(Dataset[Item]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
+        require_size("epoch", epoch, 0)
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
@@ -107,7 +109,7 @@ def _length(name: str, length: Any) -> int:
     except TypeError:
         number = -1
     if number < 0:
-        raise ValueError(f"{name} must be an int of at least 0, got {length!r}")
+        raise ValueError(f"{name} must be an int of at least 0, got {shown(length)}")
     return number
 
 
@@ -116,6 +118,8 @@ def _listed(name: str, sequences: object, features: str = "X") -> Sequence[Any]:
     if isinstance(sequences, Tensor | np.ndarray):
         if isinstance(sequences, np.ndarray) and sequences.dtype == object and sequences.ndim != 3:
             raise TypeError(f"{name} must be a list of arrays, got an array of objects; pass a list, as list(array) is")
+        if isinstance(sequences, Tensor):
+            require_numbers(name, sequences)
         if sequences.ndim != 3:
             raise ValueError(
                 f"{name} must be a list of tensors [T, {features}], or one tensor [N, T, {features}], got one of shape "
@@ -148,12 +152,11 @@ def as_sequence(name: str, sequence: object, features: str = "X", dims: int = 2)
             raise TypeError(f"{name} must have a dtype that PyTorch has too, got {sequence.dtype}") from None
     if not isinstance(sequence, Tensor):
         raise TypeError(f"{name} must be a tensor or an array [T, {features}], got {named_type(sequence)}")
+    sequence = require_numbers(name, sequence)
     if sequence.dim() != dims:
         raise ValueError(
             f"{name} must have shape [T, {features}], got {list(sequence.shape)}; give a feature alone as [T, 1]"
         )
-    if sequence.is_complex():
-        raise TypeError(f"{name} must hold real numbers, got {sequence.dtype}")
     return sequence
 
 
@@ -179,7 +182,8 @@ def collate_sequences(items: Sequence[tuple[Any, ...]]) -> SequenceBatch:
     for number, item in enumerate(items):
         require_parts(f"items[{number}]", item, "(x, u)", lists=True)
     items = [
-        (as_sequence("an item's x", x), None if u is None else as_sequence("an item's u", u, "U")) for x, u in items
+        (as_sequence(f"items[{index}]'s x", x), None if u is None else as_sequence(f"items[{index}]'s u", u, "U"))
+        for index, (x, u) in enumerate(items)
     ]
     lengths = torch.tensor([len(x) for x, _ in items], dtype=torch.int64)
     controls = [u for _, u in items if u is not None]
@@ -241,8 +245,8 @@ class LengthBucketSampler(Sampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration draws; the dataset's augmentation follows."""
-        self.epoch = epoch
         self.dataset.set_epoch(epoch)
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)

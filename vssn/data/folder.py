@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vssn.errors import DataError
+from vssn.utils.checks import require_path
 
 FOLDER_VARIABLE = "VSSN_DATA"
 
@@ -18,6 +19,8 @@ FOLDER_VARIABLE = "VSSN_DATA"
 def data_folder(folder: str | os.PathLike[str] | None, holds: str, other: str = "") -> tuple[Path, str]:
     """The folder to look in, and where its name comes from; `holds` says what should be there, for the error, and
     `other` what else may be done."""
+    if folder is not None:
+        require_path("folder", folder)
     if folder is not None and os.fspath(folder):
         return Path(os.path.expanduser(folder)), "from --data or data.folder"
     if value := os.environ.get(FOLDER_VARIABLE):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vssn.data.batching import as_sequence, named_type
+from vssn.utils.checks import require_numbers
 
 
 class Layout(NamedTuple):
@@ -44,6 +45,8 @@ def sequences_of(name: str, data: Any, features: str = "X") -> tuple[list[Tensor
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
+    if isinstance(data, Tensor):
+        require_numbers(name, data)
     if isinstance(data, list | tuple):
         form, items = "list", [as_sequence(f"{name}[{index}]", item, features) for index, item in enumerate(data)]
     elif not isinstance(data, Tensor | np.ndarray):

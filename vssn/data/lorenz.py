@@ -33,6 +33,7 @@ from vssn.data.batching import SequenceDataset, collate_sequences
 from vssn.data.registry import register
 from vssn.data.splits import Splits
 from vssn.errors import DataError
+from vssn.utils.checks import require_key, require_numbers, require_shape, require_size
 from vssn.utils.evaluation_mode import evaluating, time_major
 from vssn.utils.numbers import Count
 from vssn.utils.random import seeded
@@ -75,8 +76,8 @@ class SpikeScores(NamedTuple):
 
 def simulate_lorenz(start: Array, num_steps: int, *, dt: float = DT, substeps: int = SUBSTEPS) -> Array:
     """Starts [N, 3] to the paths [N, T, 3] behind them."""
-    if num_steps < 1 or substeps < 1:
-        raise ValueError(f"num_steps and substeps must be 1 or more, got {num_steps} and {substeps}")
+    require_size("num_steps", num_steps, 1)
+    require_size("substeps", substeps, 1)
     state, h = start.astype(np.float64), dt / substeps
     path = np.empty((len(start), num_steps, 3))
 
@@ -97,6 +98,9 @@ def simulate_lorenz(start: Array, num_steps: int, *, dt: float = DT, substeps: i
 
 def lorenz_rates(num_conditions: int, num_frames: int, *, seed: int = 0) -> Array:
     """Rates [conditions, T, NEURONS], in spikes per bin."""
+    require_size("num_conditions", num_conditions, 1)
+    require_size("num_frames", num_frames, 1)
+    require_key("seed", seed)
     rng = np.random.default_rng((seed, 0))
     start = rng.normal(size=(num_conditions, 3)) + np.array([0.0, 0.0, 25.0])
     path = simulate_lorenz(start, BURN_IN + num_frames)
@@ -176,8 +180,18 @@ def _rates(model: Any, given: Any) -> Tensor:
     return rates
 
 
+def _require_alike(name: str, own: Tensor, other_name: str, other: Tensor) -> None:
+    for called, tensor in ((name, own), (other_name, other)):
+        if require_numbers(called, tensor, own).dim() != 3:
+            raise ValueError(f"{called} must have shape [N, T, X], got {list(tensor.shape)}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{called} must be floating point, got {tensor.dtype}; convert it with .float()")
+    require_shape(other_name, other, f"of {name}", tuple(own.shape))
+
+
 def rate_r2(estimated: Tensor, true: Tensor) -> float:
     """Rates [N, T, X] twice: R^2 over the bins, mean over the neurons."""
+    _require_alike("estimated", estimated, "true", true)
     wrong = (estimated - true).square().sum((0, 1))
     spread = (true - true.mean((0, 1))).square().sum((0, 1))
     return float((1 - wrong / spread).mean())
@@ -185,6 +199,7 @@ def rate_r2(estimated: Tensor, true: Tensor) -> float:
 
 def bits_per_spike(rates: Tensor, spikes: Tensor) -> float:
     """Rates and counts [N, T, X]: what the rates tell beyond each neuron's mean count, in bits for every spike."""
+    _require_alike("rates", rates, "spikes", spikes)
     mean = spikes.mean((0, 1)).clamp(min=1e-9)
     gain = spikes * torch.log(rates / mean) - (rates - mean)
     return float(gain.sum() / (spikes.sum() * math.log(2)))

@@ -31,6 +31,7 @@ from vssn.data.splits import Splits
 from vssn.errors import DataError, shorten
 from vssn.utils.numbers import Size
 from vssn.utils.values import BINARY
+from vssn_kernels.arguments import shown
 
 MUSIC_SETS = ("JSB_Chorales", "Nottingham", "MuseData", "Piano_midi")
 NUM_NOTES = 88
@@ -143,9 +144,9 @@ def _what_is_near(name: str, files: list[Path]) -> str:
 
 def _canonical_name(name: str) -> str:
     for known, stems in _STEMS.items():
-        if _plain(name) in stems:
+        if isinstance(name, str) and _plain(name) in stems:
             return known
-    raise DataError(f"unknown music set {name!r}: choose one of {', '.join(MUSIC_SETS)}")
+    raise DataError(f"name: unknown music set {shown(name)}: choose one of {', '.join(MUSIC_SETS)}")
 
 
 def _plain(text: str) -> str:

@@ -26,6 +26,7 @@ from torch import Tensor
 from vssn.data.batching import SequenceDataset
 from vssn.data.registry import register
 from vssn.data.splits import Splits
+from vssn.utils.checks import require_key, require_number, require_size
 from vssn.utils.numbers import Count
 from vssn.utils.values import UNIT
 
@@ -68,8 +69,7 @@ def simulate_pendulum(
     gravity: float = GRAVITY,
 ) -> tuple[Array, Array]:
     """Start angle [N], velocity [N] and torque [N, T] -> both [N, T], after every torque."""
-    if substeps < 1:
-        raise ValueError(f"substeps must be 1 or more, got {substeps}")
+    require_size("substeps", substeps, 1)
     h = dt / substeps
     state = np.stack([angle, velocity]).astype(np.float64)  # [2, N]
     out = np.empty((2, *torque.shape))
@@ -111,8 +111,11 @@ def make_pendulum(
     dt: float = DT,
 ) -> PendulumSet:
     """Draw starts and torques from `seed`, simulate, and render."""
-    if num_sequences < 1 or num_steps < 1:
-        raise ValueError(f"num_sequences and num_steps must be 1 or more, got {num_sequences} and {num_steps}")
+    for name, count in (("num_sequences", num_sequences), ("num_steps", num_steps), ("size", size)):
+        require_size(name, count, 1)
+    require_key("seed", seed)
+    for name, number in (("max_velocity", max_velocity), ("max_torque", max_torque), ("dt", dt)):
+        require_number(name, number, 0.0)
     rng = np.random.default_rng(seed)
     angle = rng.uniform(-np.pi, np.pi, num_sequences)
     velocity = rng.uniform(-max_velocity, max_velocity, num_sequences)

@@ -47,8 +47,10 @@ from vssn.data.registry import register
 from vssn.data.speech_folders import SUFFIXES, find_recordings, find_timit, what_else
 from vssn.data.splits import Splits
 from vssn.errors import DataError
+from vssn.utils.checks import require_number
 from vssn.utils.numbers import Positive, Real
 from vssn.utils.values import REAL
+from vssn_kernels.arguments import shown
 
 SPEECH_SETS = ("timit", "blizzard")
 FRAME_SIZE = 200
@@ -146,8 +148,11 @@ def load_speech(
     Raises:
         DataError: no such folder, no recordings, a damaged file, or the package soundfile is missing.
     """
-    if name not in SPEECH_SETS:
-        raise DataError(f"unknown speech set {name!r}: choose one of {', '.join(SPEECH_SETS)}")
+    for given, number in (("mean", mean), ("std", std)):
+        if number is not None:
+            require_number(given, number)
+    if not isinstance(name, str) or name not in SPEECH_SETS:
+        raise DataError(f"name: unknown speech set {shown(name)}: choose one of {', '.join(SPEECH_SETS)}")
     root, origin = data_folder(folder, "the recordings")
     if not root.is_dir():
         raise DataError(

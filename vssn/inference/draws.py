@@ -19,6 +19,7 @@ from vssn.utils.checks import require_seed, require_size
 from vssn.utils.evaluation_mode import evaluating, time_major
 from vssn.utils.random import seeded
 from vssn.utils.sequences import check_mask, check_sequences, swap
+from vssn_kernels.arguments import shown
 
 Noise = tuple[Tensor, ...]  # (eps_w, eps_z), and eps_0 where something is inferred before the first frame
 
@@ -78,7 +79,7 @@ def drawing(
     require_model(model)
     if samples is not None:
         require_size("samples", samples, 1)
-    require_size("memory", memory, 1)
+    require_size("memory", memory, 1, None)
     x, u = check_sequences(x, u, model.x_size, model.control_size, model.batch_first, model.a_parameter())
     check_mask(mask, x, model.batch_first)
     mask = swap(mask, model.batch_first)
@@ -136,9 +137,9 @@ def check_quantiles(quantiles: object, samples: int | None) -> None:
         raise ValueError("samples must be given with quantiles: they are taken of the samples")
     levels = list(quantiles) if isinstance(quantiles, Sequence) and not isinstance(quantiles, str) else None
     if levels is None or any(isinstance(level, bool) or not isinstance(level, int | float) for level in levels):
-        raise TypeError(f"quantiles must be a sequence of numbers in [0, 1] or None, got {quantiles!r}")
+        raise TypeError(f"quantiles must be a sequence of numbers in [0, 1] or None, got {shown(quantiles)}")
     if not all(0 <= level <= 1 for level in levels):
-        raise ValueError(f"quantiles must lie in [0, 1], got {quantiles!r}")
+        raise ValueError(f"quantiles must lie in [0, 1], got {shown(quantiles)}")
 
 
 def take_quantiles(samples: Tensor, levels: Sequence[float] | None) -> Tensor | None:

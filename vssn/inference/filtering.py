@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vssn.nn.interface import SequenceModel, require_model
 from vssn.nn.states import AnyState, State
-from vssn.utils.checks import require_choice, require_flag, require_seed, require_shape, require_size, require_tensor
+from vssn.utils.checks import require_choice, require_flag, require_numbers, require_seed, require_shape, require_size
 from vssn.utils.evaluation_mode import evaluating, time_major
 from vssn.utils.random import seeded
 from vssn.utils.sequences import check_control, check_lengths, check_sequences, swap
@@ -138,7 +138,8 @@ def prediction_error(
         predicted, x: [T-1, B, X] and [T, B, X], batch-major with batch_first.
         lengths: [B] int64 or None.
     """
-    if require_tensor("x", x).dim() != 3:
+    require_flag("batch_first", batch_first)
+    if require_numbers("x", x).dim() != 3:
         raise ValueError(f"x must have shape [T, B, X], got {list(x.shape)}")
     predicted, rest = _alike(predicted, "x", x[:, 1:] if batch_first else x[1:], batch_first)
     errors = (predicted - rest).square().sum(-1)  # [T-1, B]
@@ -154,10 +155,14 @@ def prediction_error(
 def _alike(predicted: Tensor, name: str, truth: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
     """Both time-major. Raises TypeError or ValueError unless they have one shape, [T, B, X]: it would be broadcast."""
     require_flag("batch_first", batch_first)
-    if require_tensor(name, truth).dim() != 3:
+    if require_numbers(name, truth).dim() != 3:
         raise ValueError(
             f"{name} must have shape {'[B, T, X]' if batch_first else '[T, B, X]'}, got {list(truth.shape)}"
         )
+    require_numbers("predicted", predicted, truth)
+    for called, tensor in ((name, truth), ("predicted", predicted)):
+        if tensor.dtype == torch.bool:
+            raise TypeError(f"{called} must hold numbers, got {tensor.dtype}; convert it with .float()")
     require_shape("predicted", predicted, f"of the frames of {name}", tuple(truth.shape))
     return swap(predicted, batch_first), swap(truth, batch_first)
 

@@ -37,6 +37,7 @@ def frame_scores(
     """`SequenceModel.score`."""
     require_choice("kind", kind, KINDS)
     require_size("samples", samples, 1)
+    require_size("memory", memory, 1, None)
     if kind == "elbo":
         require_model(model)
         with evaluating(model), seeded_or_not(seed, model.a_parameter().device):

@@ -139,7 +139,7 @@ def check_bound(model: object, bound: object, particles: object, seed: object, m
     require_choice("bound", bound, BOUNDS)
     require_size("particles", particles, 1)
     require_seed("seed", seed)
-    require_size("memory", memory, 1)
+    require_size("memory", memory, 1, None)
 
 
 def make_plan(

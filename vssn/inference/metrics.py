@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vssn.utils.checks import require_flag, require_shape, require_size, require_tensor
+from vssn.utils.checks import require_flag, require_levels, require_numbers, require_shape, require_size
 from vssn.utils.sequences import check_lengths, swap, valid_steps
 
 _FORM, _FORM_BATCH_FIRST = "[T, B, X]", "[B, T, X]"
@@ -194,7 +194,7 @@ def mase(
     """
     truth = _checked(truth, lengths, batch_first)
     predicted = _alike("predicted", predicted, truth, batch_first)
-    scale = require_tensor("scale", scale).to(truth)
+    scale = require_numbers("scale", scale).to(truth)
     if tuple(scale.shape) not in (tuple(truth.shape[1:]), tuple(truth.shape[2:])):
         raise ValueError(f"scale must have shape [B, X] = {list(truth.shape[1:])} or [X], got {list(scale.shape)}")
     truth = torch.where(scale > 0, truth, torch.nan)
@@ -224,7 +224,7 @@ def seasonal_scale(
 def _checked(truth: Tensor, lengths: Tensor | None, batch_first: bool, name: str = "truth") -> Tensor:
     """The truth time-major, in float64, NaN at padding too."""
     require_flag("batch_first", batch_first)
-    if require_tensor(name, truth).dim() != 3:
+    if require_numbers(name, truth).dim() != 3:
         form = _FORM_BATCH_FIRST if batch_first else _FORM
         raise ValueError(f"{name} must have shape {form}, got {list(truth.shape)}")
     truth = swap(truth, batch_first).double()
@@ -235,6 +235,7 @@ def _checked(truth: Tensor, lengths: Tensor | None, batch_first: bool, name: str
 
 def _alike(name: str, tensor: Tensor, truth: Tensor, batch_first: bool) -> Tensor:
     """Time-major, in float64."""
+    require_numbers(name, tensor)
     expected = tuple(swap(truth, batch_first).shape)
     require_shape(name, tensor, _FORM_BATCH_FIRST if batch_first else _FORM, expected)
     return swap(tensor, batch_first).to(truth)
@@ -244,13 +245,13 @@ def _beside(name: str, tensor: Tensor, letter: str, truth: Tensor, batch_first: 
     """As `_alike`, of [S, T, B, X] or [Q, T, B, X]."""
     expected = tuple(swap(truth, batch_first).shape)
     form = f"[{letter}, {(_FORM_BATCH_FIRST if batch_first else _FORM)[1:]}"
-    count = len(tensor) if isinstance(tensor, Tensor) and tensor.dim() else 0
+    count = len(tensor) if require_numbers(name, tensor).dim() else 0
     require_shape(name, tensor, form, (count, *expected))
     return (tensor.transpose(1, 2) if batch_first else tensor).to(truth)
 
 
 def _levels(levels: Sequence[float], quantiles: Tensor) -> list[float]:
-    taus = [float(level) for level in levels]
+    taus = require_levels("levels", levels)
     rising = all(low < high for low, high in itertools.pairwise(taus))
     if not taus or not rising or not 0 < taus[0] <= taus[-1] < 1:
         raise ValueError(f"levels must be rising numbers in (0, 1), got {taus}")

@@ -27,7 +27,7 @@ from vssn.data.batching import SequenceBatch
 from vssn.inference.importance import DEFAULT_MEMORY, check_bound, sequence_bounds
 from vssn.nn.interface import SequenceModel, SequenceOutput, require_model
 from vssn.nn.states import AnyState
-from vssn.utils.checks import require_seed, require_shape, require_size, require_tensor
+from vssn.utils.checks import require_numbers, require_seed, require_shape, require_size, require_tensor
 from vssn.utils.evaluation_mode import evaluating, time_major
 
 
@@ -86,6 +86,7 @@ def sequence_sums(output: SequenceOutput, lengths: Tensor) -> Tensor:
     """Of a time-major output: [B, 5] float64 of length, F, first F_t, KL_z and KL_w of each sequence."""
     if not isinstance(output, SequenceOutput):
         raise TypeError(f"output must be a SequenceOutput, got {type(output).__name__}")
+    require_numbers("lengths", lengths)
     require_shape("lengths", lengths, "[B]", (output.reconstruction.shape[1],))
     reconstruction, kl_z, kl_w = (part.double() for part in (output.reconstruction, output.kl_z, output.kl_w))
     elbo = reconstruction - kl_z - kl_w  # [T, B]
@@ -95,7 +96,7 @@ def sequence_sums(output: SequenceOutput, lengths: Tensor) -> Tensor:
 
 def summarize(sums: Tensor) -> Scores:
     """Scores from the rows [N, 5] of `sequence_sums`; sequences without a frame are left out."""
-    require_tensor("sums", sums)
+    require_numbers("sums", sums)
     if sums.dim() != 2 or sums.shape[1] != 5:
         raise ValueError(f"sums must have shape [N, 5], got {list(sums.shape)}")
     sums = sums[sums[:, 0] > 0]

@@ -28,9 +28,11 @@ from vssn.inference.latents import check_noise
 from vssn.inference.particles import resample
 from vssn.nn.interface import EncodedBatch, SequenceModel, require_model
 from vssn.nn.states import AnyState
-from vssn.utils.checks import require_seed, require_shape, require_size, require_tensor
+from vssn.utils.checks import require_like, require_numbers, require_seed, require_shape, require_size, require_tensor
 from vssn.utils.evaluation_mode import evaluating, time_major
 from vssn.utils.random import seeded
+from vssn.utils.values import NO_NAN_IN_U, require_finite
+from vssn_kernels.arguments import is_dense, shown
 
 PARTICLES = 100
 ESS_THRESHOLD = 0.5  # of the particles
@@ -114,14 +116,15 @@ class Filter:
         """[B] bool."""
         chosen = torch.zeros(self.batch_size, dtype=torch.bool, device=self.like.device)
         if isinstance(which, Tensor) and which.dtype == torch.bool:
+            require_numbers("which", which)
             require_shape("which", which, "[B]", (self.batch_size,))
             return which.to(chosen.device)
-        numbers = which.tolist() if isinstance(which, Tensor) else which
+        numbers = require_numbers("which", which).tolist() if isinstance(which, Tensor) else which
         numbers = [numbers] if isinstance(numbers, int) and not isinstance(numbers, bool) else numbers
         if not isinstance(numbers, list | tuple) or any(type(number) is not int for number in numbers):
-            raise TypeError(f"which must be numbers of streams, [B] bool or None, got {which!r}")
+            raise TypeError(f"which must be numbers of streams, [B] bool or None, got {shown(which)}")
         if not all(0 <= number < self.batch_size for number in numbers):
-            raise ValueError(f"which must name streams from 0 to {self.batch_size - 1}, got {which!r}")
+            raise ValueError(f"which must name streams from 0 to {self.batch_size - 1}, got {shown(which)}")
         chosen[list(numbers)] = True
         return chosen
 
@@ -155,6 +158,8 @@ class Filter:
         if u is None or not self.model.control_size:
             return u
         require_shape("u", u, "[B, U]", (self.batch_size, self.model.control_size))
+        require_like("u", u, self.like)
+        require_finite("u", u, NO_NAN_IN_U)
         return u[None]
 
     def _step_ahead(self, u: Tensor | None, noise: Noise) -> Tensor:
@@ -187,7 +192,7 @@ class PathFilter(Filter):
         if noise is not None:
             like = model.a_parameter().new_empty(0, batch_size, 0)
             first = noise[0] if isinstance(noise, tuple | list) and noise else None
-            steps = first.shape[int(samples is not None)] if isinstance(first, Tensor) and first.dim() > 2 else 0
+            steps = first.shape[int(samples is not None)] if is_dense(first) and first.dim() > 2 else 0
             own = check_noise(model, noise, like, samples, False, steps)
             self.noise = tuple(part.movedim(0, 1).flatten(1, 2) for part in own) if samples else own  # [T, SB, ·]
         self._prepared = model.filter_steps(batch_size) if samples is None and noise is None else None
@@ -235,7 +240,7 @@ class PathFilter(Filter):
             return self._step_ahead(u, self._next_noise()).mean(0)
 
     def _fits(self, rows: object, size: int) -> bool:
-        return isinstance(rows, Tensor) and rows.shape == (self.batch_size, size)
+        return is_dense(rows) and rows.shape == (self.batch_size, size)
 
     def _fits_control(self, u: object) -> bool:
         size = self.model.control_size

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vssn.likelihoods.base import Likelihood, full_precision
 from vssn.likelihoods.registry import register
 from vssn.nn.blocks import floor_logvar, gaussian_log_density
+from vssn.utils.checks import require_number, require_size
 from vssn.utils.sequences import terms_of_whole_frames
 from vssn.utils.values import require_whole_frames
 
@@ -39,13 +40,18 @@ class ArGaussian(Likelihood):
     whole_frames = True
 
     def __init__(self, x_size: int, min_logvar: float, **factory: Any) -> None:
+        require_size("x_size", x_size, 1)
         super().__init__(x_size, 2 * x_size)
+        require_number("min_logvar", min_logvar)
         self.min_logvar = min_logvar
         self.weight = nn.Parameter(torch.empty(x_size, x_size, **factory))  # only what is below the diagonal counts
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
+
+    def multiplied(self) -> Tensor:
+        return self.weight
 
     def forward(self, mu: Tensor, x: Tensor | None = None) -> Tensor:
         """The means of all entries given those before them in x, or without x the frame that (I - L) maps to mu, each

@@ -6,14 +6,18 @@ it does with it (`vssn.utils.values.require_values`).
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vssn.nn.blocks import reset_children
+from vssn.utils.checks import require_device, require_like, require_numbers, require_shape, require_size, require_tensor
 from vssn.utils.values import REAL, Support
+from vssn_kernels.arguments import shown
 
 QUANTILE_SAMPLES = 1000
 
@@ -30,10 +34,63 @@ def sum_observed(terms: Tensor, observed: Tensor | None) -> Tensor:
     return terms.sum(-1)
 
 
+def draw_class(log_probs: Tensor) -> Tensor:
+    """A class of each row, int64: [..., C] to [...]."""
+    if not log_probs.numel():  # of which PyTorch draws none
+        return log_probs.new_zeros(log_probs.shape[:-1], dtype=torch.int64)
+    drawn: Tensor = torch.distributions.Categorical(logits=log_probs).sample()
+    return drawn
+
+
 def full_precision(tensor: Tensor) -> Tensor:
     """float32 of half precision, for what PyTorch has in half precision on no CPU, and for differences of large terms,
     such as log-gammas, which half precision has not the digits for."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _fitting(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, on arguments that fit: it would broadcast others."""
+    asks_what_is_observed = method.__name__ == "given_observed"
+
+    @wraps(method)
+    def run(self: Likelihood, parameters: Tensor, *frames: Any, **named: Any) -> Any:
+        _check_parameters(parameters, self.parameter_size)
+        weight = self.multiplied()
+        if weight is not None:
+            require_like("parameters", parameters, weight)
+        if frames or named:
+            _check_frames(parameters, self.x_size, asks_what_is_observed, *frames, **named)
+            if weight is not None:
+                require_like("x", frames[0] if frames else named["x"], weight)
+        return method(self, parameters, *frames, **named)
+
+    return run
+
+
+def _check_parameters(parameters: object, size: int) -> None:
+    given = require_tensor("parameters", parameters)
+    if given.shape[-1:] != (size,):
+        raise ValueError(f"parameters must have shape [..., {size}], got {list(given.shape)}")
+    if not given.is_floating_point():
+        raise TypeError(f"parameters must be floating point, got {given.dtype}")
+
+
+def _check_frames(
+    parameters: Tensor, size: int, needs_observed: bool, x: object, observed: object = None, **_: Any
+) -> None:
+    shape, where = (*parameters.shape[:-1], size), "parameters are"
+    x = require_tensor("x", x)
+    require_shape("x", x, "[..., X]", shape)
+    require_device("x", x, parameters.device, where)
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floating point, got {x.dtype}; convert it with .to({parameters.dtype})")
+    if observed is None and not needs_observed:
+        return
+    observed = require_tensor("observed", observed, "bool torch.Tensor")
+    if observed.dtype != torch.bool:
+        raise TypeError(f"observed must be a bool torch.Tensor, got {observed.dtype}; convert it with .bool()")
+    require_shape("observed", observed, "[..., X]", shape)
+    require_device("observed", observed, parameters.device, where)
 
 
 class Likelihood(nn.Module):
@@ -57,8 +114,16 @@ class Likelihood(nn.Module):
     options: ClassVar[tuple[tuple[str, str], ...]] = ()
     name: ClassVar[str]  # of the registry
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        for name in ("log_prob", "given_observed", "mean", "sample", "probabilities", "mode"):
+            if name in vars(cls):
+                setattr(cls, name, _fitting(vars(cls)[name]))
+
     def __init__(self, x_size: int, parameter_size: int) -> None:
         super().__init__()
+        require_size("x_size", x_size, 1)
+        require_size("parameter_size", parameter_size, 0)
         if not self.support.low <= 0 <= self.support.high:
             raise ValueError(f"support must hold 0, which stands where x is not observed, got {self.support}")
         self.x_size, self.parameter_size = x_size, parameter_size
@@ -75,6 +140,11 @@ class Likelihood(nn.Module):
             raise TypeError(f"{type(self).__name__} must have reset_parameters as it has parameters")
         reset_children(self)
 
+    def multiplied(self) -> Tensor | None:
+        """A weight that parameters or frames are multiplied by, whose dtype they then have; None: none is."""
+        return None
+
+    @_fitting
     def log_prob(self, parameters: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
         """Of every frame, in nats [T, B]: by `forward`, so that the module's hooks take part.
 
@@ -97,6 +167,7 @@ class Likelihood(nn.Module):
         """The expectation of every frame: [..., P] to [..., X]."""
         raise NotImplementedError(f"{type(self).__name__} must have mean(parameters): E[x] [..., X] for [..., P]")
 
+    @_fitting
     def given_observed(self, parameters: Tensor, x: Tensor, observed: Tensor) -> Tensor:
         """The parameters of what is missing given what is observed, [T, B, P]; here the same, of entries that are
         independent. Arguments and errors as in `log_prob`."""
@@ -109,8 +180,10 @@ class Likelihood(nn.Module):
         An estimate from QUANTILE_SAMPLES draws, where a class has no `_quantile` that computes it.
         """
         if isinstance(q, bool) or not isinstance(q, float) or not 0 < q < 1:
-            raise ValueError(f"q must be a float between 0 and 1, got {q!r}")
-        return self._quantile(parameters, q)
+            raise ValueError(f"q must be a float between 0 and 1, got {shown(q)}")
+        require_numbers("parameters", parameters)
+        _check_parameters(parameters, self.parameter_size)
+        return self._quantile(parameters.resolve_neg(), q)
 
     def _quantile(self, parameters: Tensor, q: float) -> Tensor:
         draws = torch.stack([self.sample(parameters) for _ in range(QUANTILE_SAMPLES)])

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssn.likelihoods.base import Likelihood, sum_observed
+from vssn.likelihoods.base import Likelihood, draw_class, sum_observed
 from vssn.likelihoods.registry import register
 from vssn.utils.checks import require_size
 from vssn.utils.values import Support
@@ -35,6 +35,7 @@ class Categorical(Likelihood):
     options = (("num_classes", "num_classes"),)
 
     def __init__(self, x_size: int, num_classes: int, **factory: Any) -> None:
+        require_size("x_size", x_size, 1)
         require_size("num_classes", num_classes, 2)
         super().__init__(x_size, num_classes * x_size)
         self.num_classes = num_classes
@@ -69,7 +70,7 @@ class Categorical(Likelihood):
         return p @ torch.arange(self.num_classes, dtype=p.dtype, device=p.device)
 
     def sample(self, parameters: Tensor) -> Tensor:
-        return torch.distributions.Categorical(logits=self._logits(parameters)).sample().to(parameters.dtype)
+        return draw_class(self._logits(parameters)).to(parameters.dtype)
 
     def _quantile(self, parameters: Tensor, q: float) -> Tensor:
         """In the order of the indices."""

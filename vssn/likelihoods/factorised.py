@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssn.likelihoods.base import Likelihood, sum_observed
+from vssn.likelihoods.base import Likelihood, draw_class, sum_observed
 from vssn.likelihoods.registry import register
 from vssn.nn.blocks import floor_logvar, gaussian_log_density
+from vssn.utils.checks import require_number, require_size
 from vssn.utils.values import UNIT
 from vssn_kernels import bernoulli_log_prob
 
@@ -22,6 +23,7 @@ class Bernoulli(Likelihood):
     support = UNIT
 
     def __init__(self, x_size: int, **factory: Any) -> None:
+        require_size("x_size", x_size, 1)
         super().__init__(x_size, x_size)
 
     def forward(self, parameters: Tensor, x: Tensor, observed: Tensor | None = None) -> Tensor:
@@ -47,7 +49,9 @@ class Gaussian(Likelihood):
     options = (("min_logvar", "min_logvar_x"),)
 
     def __init__(self, x_size: int, min_logvar: float, **factory: Any) -> None:
+        require_size("x_size", x_size, 1)
         super().__init__(x_size, 2 * x_size)
+        require_number("min_logvar", min_logvar)
         self.min_logvar = min_logvar
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,7 +83,10 @@ class Mixture(Likelihood):
     options = (("mixture_size", "mixture_size"), ("min_logvar", "min_logvar_x"))
 
     def __init__(self, x_size: int, mixture_size: int, min_logvar: float, **factory: Any) -> None:
+        require_size("x_size", x_size, 1)
+        require_size("mixture_size", mixture_size, 1)
         super().__init__(x_size, mixture_size * (1 + 2 * x_size))
+        require_number("min_logvar", min_logvar)
         self.mixture_size, self.min_logvar = mixture_size, min_logvar
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,7 +116,7 @@ class Mixture(Likelihood):
 
     def sample(self, parameters: Tensor) -> Tensor:
         log_weights, mu, logvar = self._split(parameters)
-        chosen = torch.distributions.Categorical(logits=log_weights).sample()[..., None, None]
+        chosen = draw_class(log_weights)[..., None, None]
         index = chosen.expand(*chosen.shape[:-1], self.x_size)
         mu, logvar = mu.gather(-2, index).squeeze(-2), logvar.gather(-2, index).squeeze(-2)
         return mu + torch.exp(logvar / 2) * torch.randn_like(mu)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from vssn.likelihoods.base import Likelihood
 from vssn.likelihoods.registry import register
+from vssn.utils.checks import require_size
 from vssn.utils.sequences import terms_of_whole_frames
 from vssn.utils.values import BINARY, require_whole_frames
 
@@ -46,6 +47,8 @@ class NADE(Likelihood):
     options = (("hidden_size", "nade_size"),)
 
     def __init__(self, x_size: int, hidden_size: int, **factory: Any) -> None:
+        require_size("x_size", x_size, 1)
+        require_size("hidden_size", hidden_size, 1)
         super().__init__(x_size, x_size + hidden_size)
         self.hidden_size = hidden_size
         self.weight_in = nn.Parameter(torch.empty(x_size, hidden_size, **factory))
@@ -56,6 +59,9 @@ class NADE(Likelihood):
         bound = 1 / math.sqrt(self.hidden_size)
         nn.init.uniform_(self.weight_in, -bound, bound)
         nn.init.uniform_(self.weight_out, -bound, bound)
+
+    def multiplied(self) -> Tensor:
+        return self.weight_in
 
     def forward(self, parameters: Tensor, x: Tensor | None = None, observed: Tensor | None = None) -> Any:
         """The log-density of x, or without x a sample and its probabilities: `log_prob`, `sample` and `mean` call the

@@ -16,6 +16,7 @@ from torch import Tensor
 from vssn.likelihoods.base import Likelihood, bounded, full_precision, sum_observed
 from vssn.likelihoods.poisson import log_rates
 from vssn.likelihoods.registry import register
+from vssn.utils.checks import require_size
 from vssn.utils.values import COUNTS
 
 MIN_LOG_SHAPE, MAX_LOG_SHAPE = -7.0, 7.0
@@ -31,6 +32,7 @@ class NegativeBinomial(Likelihood):
     support = COUNTS
 
     def __init__(self, x_size: int, **factory: Any) -> None:
+        require_size("x_size", x_size, 1)
         super().__init__(x_size, 2 * x_size)
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:

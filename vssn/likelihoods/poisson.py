@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vssn.likelihoods.base import Likelihood, bounded, full_precision, sum_observed
 from vssn.likelihoods.registry import register
+from vssn.utils.checks import require_size
 from vssn.utils.values import COUNTS
 
 MIN_LOG_RATE, MAX_LOG_RATE = -15.0, 15.0
@@ -26,6 +27,7 @@ class Poisson(Likelihood):
     support = COUNTS
 
     def __init__(self, x_size: int, **factory: Any) -> None:
+        require_size("x_size", x_size, 1)
         super().__init__(x_size, x_size)
 
     def forward(self, parameters: Tensor, x: Tensor, observed: Tensor | None = None) -> Tensor:

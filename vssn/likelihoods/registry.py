@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from vssn.likelihoods.base import Likelihood
 from vssn.utils.checks import require_choice
+from vssn_kernels.arguments import shown
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {}
 _Class = TypeVar("_Class", bound=type[Likelihood])
@@ -50,7 +51,8 @@ def make_likelihood(likelihood: object, x_size: int, given: Mapping[str, Any], *
         return likelihood
     if not isinstance(likelihood, str):
         raise TypeError(
-            f"likelihood must be one of {', '.join(LIKELIHOODS)} or a vssn.likelihoods.Likelihood, got {likelihood!r}"
+            f"likelihood must be one of {', '.join(LIKELIHOODS)} or a vssn.likelihoods.Likelihood, got "
+            f"{shown(likelihood)}"
         )
     require_choice("likelihood", likelihood, tuple(LIKELIHOODS))
     cls = LIKELIHOODS[likelihood]

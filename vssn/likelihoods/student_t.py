@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vssn.likelihoods.base import Likelihood, full_precision, sum_observed
 from vssn.likelihoods.registry import register
 from vssn.nn.blocks import floor_logvar
+from vssn.utils.checks import require_number, require_size
 
 MIN_DF, START_DF = 2.1, 10.0
 GRID = 20001  # points of the quadrature of a quantile
@@ -37,7 +38,9 @@ class StudentT(Likelihood):
     options = (("min_logvar", "min_logvar_x"),)
 
     def __init__(self, x_size: int, min_logvar: float, **factory: Any) -> None:
+        require_size("x_size", x_size, 1)
         super().__init__(x_size, 2 * x_size)
+        require_number("min_logvar", min_logvar)
         self.min_logvar = min_logvar
         self.raw_df = nn.Parameter(torch.empty(x_size, **factory))
         self.reset_parameters()

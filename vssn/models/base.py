@@ -23,7 +23,16 @@ from vssn.nn.blocks import MLP, Embedding, reset_children
 from vssn.nn.interface import EncodedBatch, Generation, Hiding, SequenceModel, SequenceOutput
 from vssn.nn.prepared import is_own, prepare
 from vssn.nn.states import AnyState, Inference, charged
-from vssn.utils.checks import require_choice, require_flag, require_number, require_shape, require_size
+from vssn.utils.checks import (
+    require_choice,
+    require_device,
+    require_flag,
+    require_module,
+    require_number,
+    require_place,
+    require_shape,
+    require_size,
+)
 from vssn.utils.scaling import Scaling, check_scaling
 from vssn.utils.sequences import (
     check_control,
@@ -40,6 +49,23 @@ from vssn.utils.values import MARK_MISSING, NO_NAN_IN_U, nan_as_missing, require
 
 def _share(dropout: float | Hiding) -> float:
     return dropout.share if isinstance(dropout, Hiding) else dropout
+
+
+def _hides(dropout: float | Hiding | None) -> bool:
+    if dropout is not None:
+        require_number("coordinated_dropout", _share(dropout), 0.0)
+    return isinstance(dropout, Hiding) or bool(dropout)
+
+
+def _entries(hiding: Hiding, x: Tensor) -> Tensor:
+    """Those that are given, checked against x [T, B, X]."""
+    if not hiding.share:
+        raise ValueError("coordinated_dropout's share must be above 0 with entries that are given, got 0")
+    require_shape("coordinated_dropout's entries", hiding.entries, "[T, B, X]", tuple(x.shape))
+    if hiding.entries.dtype != torch.bool:
+        raise TypeError(f"coordinated_dropout's entries must be bool, got {hiding.entries.dtype}")
+    require_device("coordinated_dropout's entries", hiding.entries, x.device, "x is")
+    return hiding.entries
 
 
 class FrameModel(SequenceModel):
@@ -72,6 +98,9 @@ class FrameModel(SequenceModel):
         """What a frame is, and the objective. Raises ValueError, TypeError."""
         require_size("x_size", x_size, 1)
         require_choice("objective", objective, OBJECTIVES)
+        require_module("encoder", encoder)
+        require_flag("masked", masked)
+        require_flag("batch_first", batch_first)
         if embed_size is not None:
             require_size("embed_size", embed_size, 1)
         if encoder is not None and embed_size is None:
@@ -90,6 +119,7 @@ class FrameModel(SequenceModel):
 
     def _make_encoder(self, encoder: nn.Module | None, embed_size: int | None, activation: str, **factory: Any) -> None:
         """e_x; without an encoder and a size there is none."""
+        require_place(factory.get("device"), factory.get("dtype"))  # the first that makes parameters
         self.encoder, self.control_encoder = encoder, None
         if encoder is None and embed_size is not None:
             self.encoder = Embedding(self.seen_size, embed_size, activation, **factory)
@@ -115,6 +145,7 @@ class FrameModel(SequenceModel):
     ) -> None:
         """From what stands for z_t and d_t, of these sizes, to the likelihood's parameters."""
         check_latents(self)
+        require_module("decoder", decoder)
         self.decoder = decoder
         if decoder is None:
             self.emission = MLP(sizes, mlp_size, self.likelihood.parameter_size, activation, **factory)
@@ -175,7 +206,7 @@ class FrameModel(SequenceModel):
         start = None if state is None else self.start_state(state, x.shape[1], x)
         x_last = x.new_zeros(x.shape[1], self.frame_size) if start is None else start.x_last
         seen, seen_where, hidden = x, observed, None
-        if coordinated_dropout:
+        if _hides(coordinated_dropout):
             seen, seen_where, hidden = self._hide(x, observed, coordinated_dropout)
         frames = with_first(x_last, self.frames(seen, seen_where))
         embedded = self._encode(frames)  # once: e_u(x_{t-1}) is e_x one step before
@@ -187,10 +218,9 @@ class FrameModel(SequenceModel):
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """x [T, B, X] as the networks see it, where it is observed for them, and the entries that are not shown."""
         rate = _share(dropout)
-        require_number("coordinated_dropout", rate, 0.0)
         if rate >= 1:
             raise ValueError(f"coordinated_dropout must be below 1, got {rate}")
-        dropped = (dropout if isinstance(dropout, Hiding) else Hiding.draw(rate, x)).entries
+        dropped = _entries(dropout, x) if isinstance(dropout, Hiding) else Hiding.draw(rate, x).entries
         nothing = self.likelihood.mean_x if self.is_scaled else x.new_zeros(())  # what the networks see as 0
         shown = torch.where(dropped, nothing, x)
         hidden = dropped if observed is None else dropped & observed

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vssn.likelihoods.base import Likelihood
 from vssn.models.marked import MarkedFrames
-from vssn.models.objectives import particle_output, takes_particles
+from vssn.models.objectives import OBJECTIVES, particle_output, takes_particles
 from vssn.nn.blocks import MLP, GaussianMLP, Recurrence
 from vssn.nn.dvbf_particles import DVBFParticles
 from vssn.nn.given import check_noise, draw_noise
@@ -26,7 +26,7 @@ from vssn.nn.interface import EncodedBatch, Floats, Hiding, PriorSteps, Sequence
 from vssn.nn.locally_linear import LocallyLinear
 from vssn.nn.log_ratio import log_ratio
 from vssn.nn.states import AnyState, Inference, Seen, State
-from vssn.utils.checks import require_choice, require_factor, require_size
+from vssn.utils.checks import require_choice, require_factor, require_number, require_size
 from vssn.utils.numbers import Count
 from vssn.utils.scaling import Scaling
 from vssn.utils.sequences import last_valid, valid_steps, zero_padding
@@ -106,12 +106,14 @@ class DVBF(MarkedFrames):
         ):
             require_size(name, size, 1)
         require_choice("control", control, CONTROLS)
+        require_choice("objective", objective, OBJECTIVES)
         if objective == "nasmc":
             raise ValueError(
                 "objective must be 'elbo', 'paper', 'iwae' or 'fivo' with a DVBF, whose z is no draw that would have a "
                 "density, got 'nasmc'"
             )
         require_choice("activation", activation, ACTIVATIONS)
+        require_number("min_logvar", min_logvar)
         require_size("control_size", control_size, 1 if control == "external" else 0)
         if control == "none" and control_size:
             raise ValueError(f"control_size must be 0 with control='none', got {control_size}")
@@ -178,7 +180,7 @@ class DVBF(MarkedFrames):
         if takes_particles(self, noise):
             alone = {"coordinated_dropout": coordinated_dropout}
             return particle_output(self, x, u, lengths, state, noise, mask, kl_weight, **alone)
-        kl_weight = require_factor("kl_weight", kl_weight)
+        kl_weight = require_factor("kl_weight", kl_weight, self.a_parameter())
         given = self.prepare(x, u, lengths, state, mask, coordinated_dropout)
         if noise is None:
             noise = draw_noise(given.x, self.noise_sizes)

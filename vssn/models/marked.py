@@ -10,6 +10,7 @@ from torch import Tensor
 from vssn.models.base import FrameModel
 from vssn.nn.given import check_state
 from vssn.nn.states import State
+from vssn_kernels.arguments import is_dense
 
 
 class MarkedFrames(FrameModel):
@@ -40,6 +41,6 @@ class MarkedFrames(FrameModel):
     ) -> State:
         """A state (d, z, x_last), checked. Args: sizes: as in `check_state`. An x_last without the mark is a frame."""
         last = state[-1] if isinstance(state, tuple) and len(state) == len(sizes) else None
-        if isinstance(last, Tensor) and last.dim() == 2 and last.shape[1] == self.seen_size:
+        if is_dense(last) and last.dim() == 2 and last.shape[1] == self.seen_size:
             state = (*state[:-1], torch.cat((last, last.new_ones(len(last), 1)), 1))  # type: ignore[index]
         return State(*check_state(state, sizes, batch, like))

@@ -24,8 +24,9 @@ from torch import Tensor
 from vssn.nn.interface import SequenceOutput
 from vssn.nn.particles import Frame, Part, ParticleNoise, TrainedHooks, WeightedParticles, search
 from vssn.nn.states import AnyState
-from vssn.utils.checks import require_factor, require_like, require_parts, require_shape, require_size
+from vssn.utils.checks import require_device, require_factor, require_like, require_parts, require_shape, require_size
 from vssn.utils.sequences import last_valid, swap
+from vssn_kernels.arguments import shown
 
 Model = Any  # a vssn.models.base.FrameModel, which imports this file
 OBJECTIVES = ("elbo", "paper", "iwae", "fivo", "nasmc")
@@ -39,7 +40,7 @@ def check_objective(objective: str, particles: int | None, free_bits: float) -> 
         if particles is not None:
             raise ValueError(
                 f"particles must be None with objective={objective!r}, which has one draw of the latents, got "
-                f"{particles}; leave it out, or take objective='iwae', 'fivo' or 'nasmc'"
+                f"{shown(particles)}; leave it out, or take objective='iwae', 'fivo' or 'nasmc'"
             )
         return
     if particles is None:
@@ -90,7 +91,7 @@ def particle_output(
     for name, value in alone.items():
         if value is not None and not (isinstance(value, float | int) and value == 0):
             raise ValueError(f"{name} must be left out with objective={model.objective!r}; take objective='elbo'")
-    kl_weight = require_factor("kl_weight", kl_weight)
+    kl_weight = require_factor("kl_weight", kl_weight, model.a_parameter())
     if model.objective == "nasmc" and kl_weight != 1:
         raise ValueError(f"kl_weight must be 1 with objective='nasmc', got {float(kl_weight)}; train without annealing")
     given = model.prepare(x, u, lengths, state, mask)
@@ -122,6 +123,9 @@ def _checked(noise: ParticleNoise, model: Model, x: Tensor) -> ParticleNoise:
         require_shape(f"noise's {name}", part, letters, (model.particle_count, *shape))
         require_like(f"noise's {name}", part, x)
     require_shape("noise's uniform", noise.uniform, "[T, B]", tuple(x.shape[:2]))
+    require_device("noise's uniform", noise.uniform, x.device, "x is")
+    if not noise.uniform.is_floating_point():
+        raise TypeError(f"noise's uniform must be floating point, got {noise.uniform.dtype}")
     return noise
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vssn.likelihoods.base import Likelihood
 from vssn.models.base import FrameModel
-from vssn.models.objectives import OF_PARTICLES, particle_output, takes_particles
+from vssn.models.objectives import OBJECTIVES, OF_PARTICLES, particle_output, takes_particles
 from vssn.nn.given import check_noise, check_starts, check_state, draw_noise
 from vssn.nn.interface import EncodedBatch, Floats, Hiding, PriorSteps, SequenceOutput
 from vssn.nn.prepared import is_own
@@ -29,6 +29,7 @@ from vssn.utils.numbers import Count, NotNegative, Share
 from vssn.utils.scaling import Scaling
 from vssn.utils.sequences import last_valid, zero_padding
 from vssn.utils.values import nan_as_missing, require_finite
+from vssn_kernels.arguments import is_dense
 
 CONTROLS = ("external", "none")
 
@@ -114,6 +115,7 @@ class RSSM(FrameModel):
         if control == "none" and control_size:
             raise ValueError(f"control_size must be 0 with control='none', got {control_size}")
         check_balance(kl_balance, "kl_balance")
+        require_choice("objective", objective, OBJECTIVES)
         if objective in OF_PARTICLES and kl_balance is not None:
             raise ValueError(f"kl_balance must be None with objective={objective!r}, which has no KL, got {kl_balance}")
         if objective in ("iwae", "fivo") and latent == "categorical":
@@ -198,7 +200,7 @@ class RSSM(FrameModel):
         if takes_particles(self, noise):
             alone = {"coordinated_dropout": coordinated_dropout, "is_first": is_first}
             return particle_output(self, x, u, lengths, state, noise, mask, kl_weight, **alone)
-        kl_weight = require_factor("kl_weight", kl_weight)
+        kl_weight = require_factor("kl_weight", kl_weight, self.a_parameter())
         given = self.prepare(x, _without_first(u, is_first), lengths, state, mask, coordinated_dropout)
         x, sizes = given.x, self.noise_sizes
         if is_first is not None:
@@ -350,7 +352,7 @@ class RSSM(FrameModel):
 
     def _scaled(self, action: Any) -> Any:
         """The action as the layer takes it; one that does not fit as it is, for the layer to say so."""
-        if isinstance(action, Tensor) and action.is_floating_point() and action.shape[-1:] == (self.control_size,):
+        if is_dense(action) and action.is_floating_point() and action.shape[-1:] == (self.control_size,):
             return self._encode_control(action)
         return action
 
@@ -373,7 +375,7 @@ class RSSM(FrameModel):
 
 def _without_first(u: Tensor | None, is_first: Tensor | None) -> Tensor | None:
     """u with 0 at first frames, where it may be NaN too; as it is where the two do not fit: that is said later."""
-    if not (isinstance(u, Tensor) and isinstance(is_first, Tensor) and is_first.dtype == torch.bool):
+    if not (is_dense(u) and u.is_floating_point() and is_dense(is_first) and is_first.dtype == torch.bool):
         return u
     fit = is_first.shape == u.shape[:-1] and is_first.device == u.device
     return torch.where(is_first[..., None], u.new_zeros(()), u) if fit else u

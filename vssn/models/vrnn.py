@@ -213,7 +213,7 @@ class VRNN(MarkedFrames):
         if takes_particles(self, noise):
             alone = {"coordinated_dropout": coordinated_dropout, "resets": resets}
             return particle_output(self, x, u, lengths, state, noise, mask, kl_weight, **alone)
-        kl_weight = require_factor("kl_weight", kl_weight)
+        kl_weight = require_factor("kl_weight", kl_weight, self.a_parameter())
         given = self.prepare(x, u, lengths, state, mask, coordinated_dropout, resets)
         like, sizes = given.x, self.noise_sizes
         if noise is None:

@@ -14,9 +14,10 @@ from vssn.nn.blocks import Embedding
 from vssn.nn.filter_steps import FilterSteps, make_filter_steps
 from vssn.nn.interface import EncodedBatch, Floats, Hiding, PriorSteps, SequenceOutput
 from vssn.nn.layer import AnyState, Embedded, Inference, VSSNLayer, require_control
+from vssn.nn.layer_arguments import UNIVERSALS
 from vssn.nn.paths import LayerParticles, floats_of_particles, infer_noise, infer_prefixes
 from vssn.nn.prepared import LayerSteps, is_own
-from vssn.utils.checks import require_factor, require_size
+from vssn.utils.checks import require_choice, require_factor, require_size
 from vssn.utils.scaling import Scaling
 from vssn.utils.sequences import last_valid
 
@@ -120,6 +121,7 @@ class VSSN(FrameModel):
     ) -> None:
         super().__init__()
         require_control(control, control_size)
+        require_choice("universal", universal, UNIVERSALS)
         if universal == "gaussian" and num_sequences is None:
             raise ValueError("num_sequences must be given with universal='gaussian': the number of training sequences")
         if num_sequences is not None:
@@ -214,7 +216,7 @@ class VSSN(FrameModel):
         if takes_particles(self, noise):
             alone = {"coordinated_dropout": coordinated_dropout}
             return particle_output(self, x, u, lengths, state, noise, mask, kl_weight, **alone)
-        kl_weight = require_factor("kl_weight", kl_weight)
+        kl_weight = require_factor("kl_weight", kl_weight, self.a_parameter())
         given = self.prepare(x, u, lengths, state, mask, coordinated_dropout)
         own = self.layer
         noise = own.draw_noise(given.x) if noise is None else own.check_noise(noise, given.x, given.valid)
@@ -243,7 +245,8 @@ class VSSN(FrameModel):
         return free and not layer.initial_size and not (layer.noise_smoothing and layer.noise_size)
 
     def set_batch_first(self, batch_first: bool) -> None:
-        self.batch_first = self.layer.batch_first = batch_first
+        super().set_batch_first(batch_first)
+        self.layer.batch_first = batch_first
 
     def a_parameter(self) -> Tensor:
         return self.layer.a_parameter()

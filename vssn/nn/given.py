@@ -10,6 +10,7 @@ from torch import Tensor
 from vssn.utils.checks import require_device, require_like, require_parts, require_shape, require_tensor
 from vssn.utils.sequences import swap
 from vssn.utils.values import require_finite
+from vssn_kernels.arguments import is_dense
 
 
 def check_state(
@@ -25,7 +26,7 @@ def check_state(
     parts = require_parts("state", state, f"({', '.join(sizes)})", " or None")
     for (name, (letter, size)), part in zip(sizes.items(), parts, strict=True):
         if batch is None:
-            batch = part.shape[0] if isinstance(part, Tensor) and part.dim() else 0
+            batch = part.shape[0] if is_dense(part) and part.dim() else 0
         require_shape(f"state's {name}", part, f"[B, {letter}]", (batch, size))
         require_like(f"state's {name}", part, like, or_float32=name in ("d", "a"))
         require_finite(f"state's {name}", part, "start anew with state=None")

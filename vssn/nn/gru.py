@@ -6,14 +6,17 @@ import numbers
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from vssn.utils.checks import LARGEST_SIZE, require_place, require_tensor
 from vssn.utils.packing import pack, packing, unpack
 from vssn.utils.sequences import valid_steps, zero_padding
 from vssn_kernels import gru_packed, gru_sequence, split_linear
+from vssn_kernels.arguments import dense_instead, is_dense, shown
 from vssn_kernels.ops.fast_path import is_plain
 from vssn_kernels.ops.gru_layer import gru_layer, gru_layer_step
 from vssn_kernels.ops.registration import autocast_dtype, autocast_is_on
@@ -57,12 +60,14 @@ class GRU(nn.RNNBase):
         if isinstance(dropout, bool) or not isinstance(dropout, numbers.Real) or not 0 <= dropout <= 1:
             raise ValueError(
                 "dropout should be a number in range [0, 1] representing the probability of an element being zeroed, "
-                f"got {dropout!r}"
+                f"got {shown(dropout)}"
             )
         for name, flag in (("bias", bias), ("batch_first", batch_first), ("bidirectional", bidirectional)):
             # torch.nn.GRU takes whatever has a truth value as bidirectional, 1 and a bool of NumPy among it.
-            if not isinstance(flag, bool) and (name != "bidirectional" or flag not in (0, 1)):
-                raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__} {flag!r}")
+            has_truth = isinstance(flag, numbers.Integral | np.bool_) and flag in (0, 1)
+            if not isinstance(flag, bool) and not (name == "bidirectional" and has_truth):
+                raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__} {shown(flag)}")
+        require_place(device, dtype)
         nn.RNNBase.__init__(
             self,
             "GRU",
@@ -119,6 +124,8 @@ class GRU(nn.RNNBase):
             return self._forward_packed(input, hx, lengths, weights)
         if not isinstance(input, Tensor):
             raise TypeError(f"input must be a torch.Tensor or PackedSequence, got {type(input).__name__}")
+        if not is_dense(input):
+            raise TypeError(f"input must be {dense_instead(input)}")
         if input.dim() not in (2, 3):
             raise ValueError(
                 f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead: "
@@ -142,6 +149,10 @@ class GRU(nn.RNNBase):
     ) -> tuple[PackedSequence, Tensor]:
         if lengths is not None:
             raise ValueError("lengths must be None for a PackedSequence: it carries its own")
+        for name in ("data", "batch_sizes"):
+            require_tensor(f"input.{name}", getattr(packed, name))
+        if packed.batch_sizes.dim() != 1 or not len(packed.batch_sizes):
+            raise ValueError(f"input.batch_sizes must have shape [T], T >= 1, got {list(packed.batch_sizes.shape)}")
         if packed.data.dim() != 2:
             raise RuntimeError(
                 f"input must have 2 dimensions, got {packed.data.dim()}: the data of a PackedSequence must be "
@@ -266,6 +277,8 @@ class GRU(nn.RNNBase):
         if not isinstance(hx, Tensor):
             no_cell = "; a GRU has no cell state beside h_0" if isinstance(hx, tuple) else ""
             raise TypeError(f"hx must be a torch.Tensor, got {type(hx).__name__}{no_cell}")
+        if not is_dense(hx):
+            raise TypeError(f"hx must be {dense_instead(hx)}")
         if tuple(hx.shape) != expected:
             if hx.dim() != len(expected):
                 batched = "batched 3-D" if len(expected) == 3 else "unbatched 2-D"
@@ -286,10 +299,13 @@ class GRU(nn.RNNBase):
 
 def _size(name: str, value: Any) -> int:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} should be of type int, got: {type(value).__name__} {value!r}")
-    if value <= 0:
-        raise ValueError(f"{name} must be greater than zero, got {value}")
-    return int(value)
+        raise TypeError(f"{name} should be of type int, got: {type(value).__name__} {shown(value)}")
+    size = int(value)
+    if size <= 0:
+        raise ValueError(f"{name} must be greater than zero, got {size}")
+    if size > LARGEST_SIZE:
+        raise ValueError(f"{name} must be at most {LARGEST_SIZE}, got {shown(size)}")
+    return size
 
 
 def _check_lengths(lengths: Tensor | None, x: Tensor) -> None:

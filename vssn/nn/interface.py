@@ -16,6 +16,7 @@ from vssn.errors import CheckpointError
 from vssn.nn import hub, model_files
 from vssn.nn.given import noise_shapes
 from vssn.nn.states import AnyState
+from vssn.utils.checks import require_flag
 
 DEFAULT_MEMORY = 2**30  # bytes, of the paths and particles that run at once
 _Model = TypeVar("_Model", bound="SequenceModel")
@@ -182,6 +183,7 @@ class SequenceModel(nn.Module, ABC):
 
     def set_batch_first(self, batch_first: bool) -> None:
         """For a model whose parts have a layout of their own to set theirs too."""
+        require_flag("batch_first", batch_first)
         self.batch_first = batch_first
 
     @property

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vssn.utils.checks import require_choice, require_number, require_size
+from vssn.utils.checks import require_choice, require_number, require_place, require_size
 from vssn_kernels import gru_sequence, interleaved_sequence
 from vssn_kernels.activations import MORE_ACTIVATIONS, activate
 from vssn_kernels.reference.interleaved import log_variance
@@ -74,6 +74,7 @@ class InterleavedChain(nn.Module):
         require_choice("scale", scale, SCALES)
         require_number("min_logvar", min_logvar)
         require_number("min_std", min_std, 0.0)
+        require_place(device, dtype)
         self.hidden_size, self.latent_size = hidden_size, latent_size
         self.embed_size, self.mlp_size = embed_size, mlp_size
         self.embed_inputs, self.context_inputs = embed_inputs, context_inputs

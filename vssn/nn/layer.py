@@ -38,7 +38,7 @@ from vssn.nn.layer_arguments import (
     require_control,
 )
 from vssn.nn.states import AnyState, CausalState, Embedded, Inference, LayerOutput, State, charged
-from vssn.utils.checks import require_size
+from vssn.utils.checks import require_flag, require_place, require_size
 from vssn.utils.sequences import check_lengths, check_sequences, last_valid, swap, valid_steps, with_first, zero_padding
 from vssn.utils.values import NO_NAN_IN_U, require_finite
 from vssn_kernels import gaussian_kl, gaussian_rsample_kl
@@ -109,6 +109,10 @@ class VSSNLayer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        given_flags = (residual_posterior, noise_smoothing, batch_first)
+        for name, flag in zip(_FLAGS, given_flags, strict=True):
+            require_flag(name, flag)
+        require_place(device, dtype)
         check_sizes(input_size, hidden_size, latent_size, noise_size, mlp_size, backward_size)
         check_weights(activation, universal, prior_std, min_logvar, hidden_size)
         require_control(control, control_size)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import sys
 
-from vssn.utils.checks import require_choice, require_number, require_size
+from vssn.utils.checks import require_choice, require_flag, require_number, require_size
 from vssn_kernels.activations import ACTIVATIONS
+from vssn_kernels.arguments import shown
 
 CONTROLS = ("previous", "external", "both", "none")
 INFERENCES = ("smoothing", "causal")
@@ -50,12 +51,14 @@ def check_weights(
     if hidden_size == 0 and universal == "gaussian":
         raise ValueError("universal must be 'point' with hidden_size=0: there is no duration GRU")
     require_number("min_logvar", min_logvar)
-    if not (isinstance(prior_std, int | float) and math.isfinite(prior_std) and prior_std > 0):
-        raise ValueError(f"prior_std must be a finite number above 0, got {prior_std!r}")
+    is_number = isinstance(prior_std, int | float) and not isinstance(prior_std, bool)
+    if not (is_number and 0 < prior_std <= sys.float_info.max):  # type: ignore[operator]
+        raise ValueError(f"prior_std must be a finite number above 0, got {shown(prior_std)}")
 
 
 def initial_kind(initial_state: object, learn_initial_state: bool) -> str:
     """Of INITIAL_STATES. Raises ValueError for another, or where learn_initial_state says otherwise."""
+    require_flag("learn_initial_state", learn_initial_state)
     if initial_state is None:
         return "learned" if learn_initial_state else "zeros"
     require_choice("initial_state", initial_state, INITIAL_STATES)

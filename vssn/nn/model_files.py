@@ -192,8 +192,9 @@ def save(model: Model, folder: str | Path) -> None:
         _write(target / CONFIG, (json.dumps(description, indent=2) + "\n").encode())
         if not (target / CARD).exists():  # somebody may have written more there
             _write(target / CARD, card(model, description).encode())
-    except OSError as error:
-        raise TargetError(f"folder: cannot write {folder} ({error.strerror}); name another place") from None
+    except (OSError, ValueError) as error:  # a ValueError: no file can have such a name
+        why = getattr(error, "strerror", None) or error
+        raise TargetError(f"folder: cannot write {folder} ({why}); name another place") from None
 
 
 def _write(path: Path, content: bytes) -> None:

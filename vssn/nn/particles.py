@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vssn.nn.interface import EncodedBatch, ParticleHooks, SequenceModel
 from vssn.nn.states import AnyState
-from vssn.utils.checks import require_tensor
+from vssn.utils.checks import require_numbers
 
 Part = tuple[int, Tensor, Tensor, tuple[Tensor, ...] | None, Tensor]
 # its first frame, log p(w)/q(w) [S, K, B], d [S, kinds B, D], the hidden inputs, eps_z [S, K, B, Z]
@@ -215,16 +215,19 @@ def resample(weights: Tensor, uniforms: Tensor) -> Tensor:
         uniforms: [K, B] in [0, 1): independent draws, multinomial; [1, B]: systematic, at (rank + uniform) / K.
     """
     for name, tensor in (("weights", weights), ("uniforms", uniforms)):
-        if require_tensor(name, tensor).dim() != 2:
+        if require_numbers(name, tensor, weights).dim() != 2:
             raise ValueError(f"{name} must have shape [K, B], got {list(tensor.shape)}")
+    for name, tensor in (("weights", weights), ("uniforms", uniforms)):
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
     count = len(weights)
     if len(uniforms) not in (1, count) or uniforms.shape[1] != weights.shape[1]:
         raise ValueError(
             f"uniforms must have shape [K, B] = {list(weights.shape)} or [1, B], got {list(uniforms.shape)}"
         )
-    points = uniforms
+    points = uniforms.to(weights.dtype)
     if len(uniforms) == 1:
-        points = (torch.arange(count, device=weights.device, dtype=weights.dtype)[:, None] + uniforms) / count
+        points = (torch.arange(count, device=weights.device, dtype=weights.dtype)[:, None] + points) / count
     return search(weights, points)
 
 

@@ -7,6 +7,7 @@ import warnings
 from torch import nn
 
 from vssn.nn.gru import GRU, TorchGRU
+from vssn_kernels.arguments import shown
 
 _KINDS = (nn.GRU, GRU, TorchGRU)
 
@@ -33,8 +34,8 @@ def replace_gru(model: nn.Module, to: type[nn.RNNBase] = GRU) -> int:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if to not in _KINDS:
-        raise TypeError(f"to must be vssn.GRU, vssn.TorchGRU or torch.nn.GRU, got {to!r}")
+    if not isinstance(to, type) or to not in _KINDS:
+        raise TypeError(f"to must be vssn.GRU, vssn.TorchGRU or torch.nn.GRU, got {shown(to)}")
     count, left = 0, []
     for name, module in model.named_modules():
         if type(module) is to or not isinstance(module, nn.GRU | GRU):

@@ -30,6 +30,7 @@ from vssn.utils.checks import (
     require_like,
     require_number,
     require_parts,
+    require_place,
     require_shape,
     require_size,
     require_tensor,
@@ -154,6 +155,7 @@ class RSSMLayer(nn.Module):
             raise ValueError(f"latent_size must be a multiple of classes={classes}, got {latent_size}")
         require_number("min_std", min_std, 0.0)
         require_number("min_logvar", min_logvar)
+        require_place(device, dtype)
         self.embed_size, self.action_size = embed_size, action_size
         self.hidden_size, self.latent_size = hidden_size, latent_size
         self.mlp_size = mlp_size or hidden_size
@@ -317,12 +319,15 @@ class RSSMLayer(nn.Module):
         if steps is not None:
             require_size("steps", steps, 0)
         if isinstance(action, Tensor):
+            action = require_tensor("action", action)
             count = action.shape[0] if action.dim() else 0
             if steps is not None and steps != count:
                 raise ValueError(f"steps must be {count} as action has, or None, got {steps}")
             return count
         if action is not None and not callable(action):
             raise TypeError(f"action must be a torch.Tensor or a policy to call, got {type(action).__name__}")
+        if action is None and self.action_size:
+            raise ValueError(f"action is missing: this model has actions of size {self.action_size}")
         if steps is None:
             raise ValueError("steps must be given with a policy, or without actions: how many to imagine")
         return steps

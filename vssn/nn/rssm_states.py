@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from vssn.nn.rssm_latents import Classes, Gaussians, Parameters
-from vssn.utils.checks import require_number, require_parts, require_shape, require_tensor
+from vssn.utils.checks import (
+    require_device,
+    require_flag,
+    require_like,
+    require_number,
+    require_parts,
+    require_shape,
+    require_tensor,
+)
 
 
 class RSSMState(NamedTuple):
@@ -101,6 +109,7 @@ def kl_loss(
     """
     check_balance(balance)
     require_number("free_bits", free_bits, 0.0)
+    require_flag("average", average)
     latent: Gaussians | Classes = Gaussians()
     if isinstance(posterior, ClassesState):
         latent = Classes(posterior.logits.shape[-1])  # a KL is the sum over classes, whatever their groups
@@ -108,8 +117,9 @@ def kl_loss(
     shown: list[Parameters] = []
     for name, state in (("posterior", posterior), ("prior", prior)):
         parts = require_parts(name, state, f"({', '.join(names)})")
-        shown.append(tuple(require_tensor(f"{name}'s {names[i]}", parts[i]) for i in range(len(latent.names))))
-    require_shape(f"prior's {names[0]}", shown[1][0], f"of posterior's {names[0]}", tuple(shown[0][0].shape))
+        shown.append(tuple(parts[: len(latent.names)]))
+    called = [f"{name}'s {part}" for name in ("posterior", "prior") for part in latent.names]
+    _require_alike(dict(zip(called, (*shown[0], *shown[1]), strict=True)))
     q, p = (latent.of_shown(parts) for parts in shown)
     kl = latent.kl(q, p)
     balanced = balanced_kl(latent, kl, q, p, balance)
@@ -118,6 +128,19 @@ def kl_loss(
     if average:
         balanced = balanced.mean()
     return KLLoss(balanced.clamp(min=free_bits).mean() if free_bits else balanced.mean(), kl)
+
+
+def _require_alike(tensors: dict[str, Tensor]) -> None:
+    """Raises TypeError or ValueError unless all have shape, dtype and device of the first, which is floating point."""
+    (first_name, first), *_ = tensors.items()
+    first = require_tensor(first_name, first)
+    require_like(first_name, first, first)
+    for name, given in tensors.items():
+        tensor = require_tensor(name, given)
+        require_shape(name, tensor, f"of {first_name}", tuple(first.shape))
+        require_device(name, tensor, first.device, f"{first_name} is")
+        if tensor.dtype != first.dtype:
+            raise TypeError(f"{name} must be {first.dtype} as {first_name} is, got {tensor.dtype}")
 
 
 def balanced_kl(latent: Gaussians | Classes, kl: Tensor, q: Parameters, p: Parameters, balance: float | None) -> Tensor:

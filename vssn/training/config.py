@@ -35,6 +35,7 @@ from vssn.training.sections import (
 from vssn.utils.packages import needing
 from vssn.utils.scaling import Scaling
 from vssn.utils.values import REAL, Support
+from vssn_kernels.arguments import shown
 
 with needing("train"):
     import yaml
@@ -173,6 +174,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: one line that says where the mistake is, what was expected, what came and what to do.
     """
+    if not isinstance(path, str | Path):
+        raise TypeError(f"path must be a str or a Path, got {type(path).__name__}")
+    if not isinstance(overrides, list | tuple) or not all(isinstance(override, str) for override in overrides):
+        raise TypeError(f'overrides must be a list of texts "section.key=value", got {shown(overrides)}')
     settings = _read_settings(path)
     for override in overrides:
         apply_override(override, settings)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vssn_kernels.arguments import is_dense, shown
+
 _SMALLEST = 1e-6  # a feature whose std is smaller beside its mean is constant but for rounding: it is left at std 1
 
 
@@ -56,9 +58,11 @@ def check_scaling(scaling: object, x_size: int, control_size: int) -> Scaling:
         part = getattr(scaling, name)
         if part is None and not size:
             continue
-        came = list(part.shape) if isinstance(part, Tensor) else part
-        if not isinstance(part, Tensor) or tuple(part.shape) != ((size,) if size else None):
+        came = list(part.shape) if is_dense(part) else shown(part)
+        if not is_dense(part) or tuple(part.shape) != ((size,) if size else None):
             raise ValueError(f"scaling.{name} must be {f'a tensor [{size}]' if size else 'None'}, got {came}")
+        if not part.is_floating_point():
+            raise TypeError(f"scaling.{name} must be floating point, got {part.dtype}")
         if part.device.type != "meta" and not (part.isfinite().all() and ("std" not in name or (part > 0).all())):
             raise ValueError(f"scaling.{name} must be finite{' and above 0' if 'std' in name else ''}")
     return scaling

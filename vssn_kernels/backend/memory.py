@@ -6,6 +6,8 @@ import ctypes
 import os
 import platform
 
+from vssn_kernels.arguments import require_flag
+
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of mallopt, and glibc's defaults for them
 _DEFAULTS = {_TRIM_THRESHOLD: 128 << 10, _MMAP_MAX: 1 << 16}
 _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
@@ -29,6 +31,7 @@ def keep_memory(keep: bool = True) -> bool:
         library is not glibc, where VSSN_KEEP_MEMORY=0 is set, or a setting of malloc's own (MALLOC_TRIM_THRESHOLD_,
         MALLOC_MMAP_THRESHOLD_, MALLOC_MMAP_MAX_, GLIBC_TUNABLES). VSSN_KEEP_MEMORY=1 makes the choice at import.
     """
+    require_flag("keep_memory", "keep", keep)
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)

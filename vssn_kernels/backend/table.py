@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import torch
 
-from vssn_kernels.arguments import HALF
+from vssn_kernels.arguments import HALF, shown
 from vssn_kernels.version import __version__
 
 
@@ -109,9 +109,9 @@ class _Named(threading.local):
 _named = _Named()
 
 
-def _require_available(name: str, source: str) -> None:
-    if name not in BACKENDS:
-        raise ValueError(f"{source}: backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+def _require_available(name: str, source: str, argument: str = "backend") -> None:
+    if not isinstance(name, str) or name not in BACKENDS:
+        raise ValueError(f"{source}: {argument} must be one of {', '.join(BACKENDS)}, got {shown(name)}")
     if BACKENDS[name].status != "available":
         raise ValueError(f"{source}: backend {name!r} is not available: {BACKENDS[name].status}")
 
@@ -273,7 +273,7 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: the backend is unknown or not available (the message says why and what to install).
     """
-    _require_available(name, "use_backend")
+    _require_available(name, "use_backend", "name")
     before = _named.backend
     _named.backend = name
     try:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vssn_kernels import arguments
 from vssn_kernels.backend.table import choose, declare, implementation
-from vssn_kernels.ops import flops, registration
+from vssn_kernels.ops import flops, registration, saved_tensors
 from vssn_kernels.reference import bernoulli as reference
 
 _OP = "bernoulli_log_prob"
@@ -88,13 +88,13 @@ def _plain(logits, x, backend):
 class _BernoulliLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx, run, *args):
-        ctx.save_for_backward(*args[:2])
+        saved_tensors.keep(ctx, *args[:2])
         ctx.backend = args[2]
         return run(*args)
 
     @staticmethod
     def backward(ctx, grad):
-        inputs, needs = ctx.saved_tensors, list(ctx.needs_input_grad[1:3])
+        inputs, needs = saved_tensors.kept(ctx, _OP), list(ctx.needs_input_grad[1:3])
         if registration.takes_plain_backward((grad,)):
 
             def plain(*inputs):

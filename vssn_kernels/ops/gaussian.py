@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vssn_kernels import arguments
 from vssn_kernels.backend.table import choose, declare, implementation
-from vssn_kernels.ops import flops, registration
+from vssn_kernels.ops import flops, registration, saved_tensors
 from vssn_kernels.reference import gaussian as reference
 
 _RSAMPLE, _KL = "gaussian_rsample_kl", "gaussian_kl"
@@ -179,14 +179,14 @@ def _kl_plain(mu, logvar, prior_mu, prior_logvar, backend):
 class _GaussianRsampleKl(torch.autograd.Function):
     @staticmethod
     def forward(ctx, run, *args):
-        ctx.save_for_backward(*args[:5])
+        saved_tensors.keep(ctx, *args[:5])
         ctx.backend = args[5]
         ctx.set_materialize_grads(False)
         return run(*args)
 
     @staticmethod
     def backward(ctx, grad_z, grad_kl):
-        inputs, needs = ctx.saved_tensors, list(ctx.needs_input_grad[1:6])
+        inputs, needs = saved_tensors.kept(ctx, _RSAMPLE), list(ctx.needs_input_grad[1:6])
         if registration.takes_plain_backward((grad_z, grad_kl)):
             grads = registration.differentiate_again(reference.gaussian_rsample_kl, inputs, (grad_z, grad_kl), needs)
         else:
@@ -197,14 +197,14 @@ class _GaussianRsampleKl(torch.autograd.Function):
 class _GaussianKl(torch.autograd.Function):
     @staticmethod
     def forward(ctx, run, *args):
-        ctx.save_for_backward(*args[:4])
+        saved_tensors.keep(ctx, *args[:4])
         ctx.backend = args[4]
         ctx.set_materialize_grads(False)
         return run(*args)
 
     @staticmethod
     def backward(ctx, grad_kl):
-        inputs, needs = ctx.saved_tensors, list(ctx.needs_input_grad[1:5])
+        inputs, needs = saved_tensors.kept(ctx, _KL), list(ctx.needs_input_grad[1:5])
         if registration.takes_plain_backward((grad_kl,)):
 
             def plain(*inputs):

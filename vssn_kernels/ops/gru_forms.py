@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vssn_kernels import arguments
 from vssn_kernels.backend.table import choose, declare, implementation, offers
-from vssn_kernels.ops import flops, in_place, registration
+from vssn_kernels.ops import flops, in_place, registration, saved_tensors
 from vssn_kernels.ops.flops import Shape
 
 
@@ -145,7 +145,7 @@ def define(form: Form) -> Callable[..., tuple[Tensor, Tensor]]:
             # What a second derivative would need is 3H a step more: only the reference keeps it.
             again = (gates_x, bias_hh) if backend == "reference" else (None, None)
             kept, ctx.changed = in_place.keep(output) if offers(backend, of_output) else (output, None)
-            ctx.save_for_backward(kept, gates, h0, weight_hh, steps, *again)
+            saved_tensors.keep(ctx, kept, gates, h0, weight_hh, steps, *again)
             ctx.reverse, ctx.backend = reverse, backend
             # gates stay differentiable: they are what ties a gradient to the inputs that it depends on, so that one who
             # differentiates it again meets the error of `define_first_order` and no zeros.
@@ -154,7 +154,7 @@ def define(form: Form) -> Callable[..., tuple[Tensor, Tensor]]:
 
         @staticmethod
         def backward(ctx, grad_output, grad_h_n, _):
-            output, gates, h0, weight_hh, steps, gates_x, bias_hh = ctx.saved_tensors
+            output, gates, h0, weight_hh, steps, gates_x, bias_hh = saved_tensors.kept(ctx, op)
             needs = list(ctx.needs_input_grad[1:5])
             if gates_x is not None and registration.takes_plain_backward((grad_output, grad_h_n)):
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vssn_kernels.arguments import checked_lengths
-from vssn_kernels.ops import fast_path, in_place, registration, torch_internals
+from vssn_kernels.ops import fast_path, in_place, registration, saved_tensors, torch_internals
 from vssn_kernels.ops.gru import gru_sequence
 from vssn_kernels.ops.gru_packed import checked_sizes, gru_packed
 from vssn_kernels.ops.prepared import is_unseen
@@ -120,7 +120,7 @@ def _keep(ctx: Any, given: Sequence[Tensor | None], needs: Sequence[bool], *own:
     """Saves what backward reads of x, h, both weights and both biases, and what is its own. The others are for the
     composed form alone: in-place changes of them, which PyTorch allows, are an error only there."""
     read = (needs[2], True, needs[0], True, False, False)
-    ctx.save_for_backward(*own, *(part if reads else None for part, reads in zip(given, read, strict=True)))
+    saved_tensors.keep(ctx, *own, *(part if reads else None for part, reads in zip(given, read, strict=True)))
     ctx.rest = [
         None if reads or part is None else (part, in_place.Changes(part))
         for part, reads in zip(given, read, strict=True)
@@ -164,7 +164,7 @@ class _Layer(torch.autograd.Function):
         from vssn_kernels.backend.cpu.gru import gru_output, gru_packed_output
         from vssn_kernels.backend.cpu.gru_layer import gru_layer_backward
 
-        output, gates, lengths, batch_sizes, *given = ctx.saved_tensors
+        output, gates, lengths, batch_sizes, *given = saved_tensors.kept(ctx, _OP)
         needs, reverse, grads = ctx.needs_input_grad[:6], ctx.reverse, (grad_output, grad_h_n)
         if _is_seen(grads, (*given, gates)):
             steps = {"lengths": lengths, "batch_sizes": batch_sizes, "reverse": reverse}
@@ -196,7 +196,7 @@ class _LayerStep(torch.autograd.Function):
     def backward(ctx, grad_output, grad_h_n):
         from vssn_kernels.backend.cpu.gru_layer import gru_layer_step_backward
 
-        gates, *given = ctx.saved_tensors
+        gates, *given = saved_tensors.kept(ctx, _OP)
         needs, grads = ctx.needs_input_grad[1:], (grad_output, grad_h_n)
         if _is_seen(grads, (*given, gates)):
             return None, *_composed_grads(ctx, given, grads, needs)

@@ -56,7 +56,7 @@ def _check(gates_x: Tensor, h0: Tensor, weight_hh: Tensor, bias_hh: Tensor, batc
         raise TypeError(f"{_OP}: batch_sizes must be int64, got {batch_sizes.dtype}; convert it with .long()")
     if batch_sizes.dim() != 1:
         raise ValueError(f"{_OP}: batch_sizes must have shape [T], got {arguments.shape_text(batch_sizes.shape)}")
-    if batch_sizes.device.type not in ("cpu", "meta"):
+    if batch_sizes.device.type != "cpu" and not (batch_sizes.is_meta and gates_x.is_meta):
         raise ValueError(
             f"{_OP}: batch_sizes must be on the CPU, as a PackedSequence has them, got {batch_sizes.device}; "
             "move it with .cpu()"

@@ -12,7 +12,7 @@ from torch import Tensor
 from vssn_kernels import arguments
 from vssn_kernels.activations import MORE_ACTIVATIONS
 from vssn_kernels.backend.table import choose, declare, implementation
-from vssn_kernels.ops import flops, registration
+from vssn_kernels.ops import flops, registration, saved_tensors
 from vssn_kernels.ops.flops import Shape
 from vssn_kernels.reference import interleaved as reference
 
@@ -302,7 +302,7 @@ class _InterleavedSequence(torch.autograd.Function):
         saved = (h, z, logvar, gates, embed, hidden, *(kept[name] for name in ("h0", "z0", "eps", *weights)))
         # What a second derivative would need besides: only the reference keeps it.
         again = inputs if backend == "reference" else ()
-        ctx.save_for_backward(*saved, resets, lengths, *again)
+        saved_tensors.keep(ctx, *saved, resets, lengths, *again)
         ctx.saved, ctx.options, ctx.backend = len(saved), options, backend
         ctx.mark_non_differentiable(gates, embed, hidden)
         ctx.set_materialize_grads(False)
@@ -310,7 +310,7 @@ class _InterleavedSequence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        grads, kept = grads[:4], ctx.saved_tensors
+        grads, kept = grads[:4], saved_tensors.kept(ctx, _OP)
         saved, (resets, lengths, *inputs) = kept[: ctx.saved], kept[ctx.saved :]
         needs = list(ctx.needs_input_grad[1 : 1 + _DIFFERENTIABLE])
         if inputs and registration.takes_plain_backward(grads):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vssn_kernels import arguments
 from vssn_kernels.backend.table import choose, declare, implementation
-from vssn_kernels.ops import flops, registration
+from vssn_kernels.ops import flops, registration, saved_tensors
 from vssn_kernels.ops.flops import Shape
 from vssn_kernels.reference import mlp as reference
 
@@ -116,7 +116,11 @@ def _call(
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     op = _public(weight_out, min_logvar)
-    several = [weights] if isinstance(weights, Tensor) else arguments.require_list(op, "weights", weights)
+    if isinstance(weights, Tensor):
+        arguments.require_tensors(op, weights=weights)
+        several = [weights]
+    else:
+        several = arguments.require_list(op, "weights", weights)
     given = arguments.require_list(op, "inputs", inputs)
     arguments.require_tensors(op, bias=bias)
     first = given[0]
@@ -263,7 +267,8 @@ registration.define(
     _backward_kernel,
     _backward_fake,
 )
-_op, _backward_op = registration.caller(_OP), registration.caller(f"{_OP}_backward")
+_op = registration.caller(_OP, lambda args: _public(args[3], args[6]))
+_backward_op = registration.caller(f"{_OP}_backward")
 
 
 def _plain(*args):
@@ -284,7 +289,7 @@ class _Mlp(torch.autograd.Function):
         given, rest = tensors[:inputs], tensors[inputs + weights :]
         own = tensors[inputs : inputs + weights]
         out, logvar, hidden = run(given, own, *rest, activation, min_logvar, True, backend)
-        ctx.save_for_backward(logvar, hidden, *tensors)
+        saved_tensors.keep(ctx, logvar, hidden, *tensors)
         ctx.inputs, ctx.weights, ctx.activation = inputs, weights, activation
         ctx.min_logvar, ctx.backend = min_logvar, backend
         ctx.mark_non_differentiable(*([hidden] if min_logvar is not None else [logvar, hidden]))
@@ -293,7 +298,7 @@ class _Mlp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_out, grad_logvar, _):
-        logvar, hidden, *tensors = ctx.saved_tensors
+        logvar, hidden, *tensors = saved_tensors.kept(ctx, _OP)
         needs = list(ctx.needs_input_grad[6:])
         inputs, weights = tensors[: ctx.inputs], tensors[ctx.inputs : ctx.inputs + ctx.weights]
         options = {"activation": ctx.activation, "min_logvar": ctx.min_logvar}

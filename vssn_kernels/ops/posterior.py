@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vssn_kernels import arguments
 from vssn_kernels.backend.table import choose, declare, implementation
-from vssn_kernels.ops import flops, registration
+from vssn_kernels.ops import flops, registration, saved_tensors
 from vssn_kernels.ops.flops import Shape
 from vssn_kernels.reference import posterior as reference
 
@@ -121,7 +121,7 @@ def _check(
     steps, batch, hidden = context.shape
     latent = z0.shape[1]
     if hidden == 0 or latent == 0:
-        raise ValueError(f"{_OP}: M and Z must be at least 1, got M = {hidden} and Z = {latent}")
+        raise ValueError(f"{_OP}: of context and z0 M and Z must be at least 1, got M = {hidden} and Z = {latent}")
     arguments.require_shape(_OP, "z0", z0, "[B, Z]", (batch, latent))
     arguments.require_shape(_OP, "eps", eps, "[T, B, Z]", (steps, batch, latent))
     arguments.require_shape(_OP, "weight_z", weight_z, "[M, Z]", (hidden, latent))
@@ -240,7 +240,8 @@ registration.define(
     _backward_kernel,
     _backward_fake,
 )
-_op, _backward_op = registration.caller(_OP), registration.caller(f"{_OP}_backward")
+_op = registration.caller(_OP, names={f"prior_{name}": f"prior.{name}" for name in PriorMean._fields})
+_backward_op = registration.caller(f"{_OP}_backward")
 
 
 def _reference(inputs, lengths, activation, min_logvar):
@@ -270,7 +271,7 @@ class _PosteriorSequence(torch.autograd.Function):
         saved = (z, logvar, hidden, prior_hidden, z0, eps, weight_z, weight_out, prior_weight_z, prior_weight_mu)
         # What a second derivative would need is 2M a step more: only the reference keeps it.
         again = inputs if backend == "reference" else ()
-        ctx.save_for_backward(*saved, lengths, *again)
+        saved_tensors.keep(ctx, *saved, lengths, *again)
         ctx.activation, ctx.min_logvar, ctx.backend = activation, min_logvar, backend
         ctx.mark_non_differentiable(hidden, prior_hidden)
         ctx.set_materialize_grads(False)
@@ -278,8 +279,9 @@ class _PosteriorSequence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_z, grad_mu, grad_logvar, *_):
-        *saved, lengths = ctx.saved_tensors[:11]
-        inputs, needs = ctx.saved_tensors[11:], list(ctx.needs_input_grad[1 : 1 + _DIFFERENTIABLE])
+        found = saved_tensors.kept(ctx, _OP)
+        *saved, lengths = found[:11]
+        inputs, needs = found[11:], list(ctx.needs_input_grad[1 : 1 + _DIFFERENTIABLE])
         if inputs and registration.takes_plain_backward((grad_z, grad_mu, grad_logvar)):
 
             def plain(*inputs):

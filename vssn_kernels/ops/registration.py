@@ -8,13 +8,15 @@ nothing is there that looks at the calls of ops, the same functions are called w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from vssn_kernels import arguments
 from vssn_kernels.ops import fast_path, torch_internals
 
 NAMESPACE = "vssn"
@@ -31,7 +33,7 @@ def define(schema: str, kernel: Callable, fake: Callable) -> None:
     """Registers `vssn::<schema>` with its kernel for every device, its fake, and torch.func.vmap as a loop."""
     name = schema.split("(", 1)[0]
     _library.define(schema)
-    _kernels[name] = _as_declared(kernel)
+    _kernels[name] = _as_declared(name, kernel)
     _library.impl(name, _kernels[name], "CompositeExplicitAutograd")
     _library.impl(name, torch_internals.batched(overload(name)), "FuncTorchBatched")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
@@ -48,7 +50,7 @@ def define_autograd(
         flat: the arguments for `function`, where they are not the op's own: autograd does not look into lists.
     """
     below = below_autograd(name)
-    _plain[name] = _as_declared(plain)
+    _plain[name] = _as_declared(name, plain)
 
     def autograd_kernel(*args):
         if torch_internals.beyond_the_kernels() or torch_internals.has_tangent(args):
@@ -80,19 +82,38 @@ def define_first_order(name: str, public: str) -> None:
     _library.impl(name, autograd_kernel, "Autograd")
 
 
-def caller(name: str) -> Callable:
-    """The op as a function."""
+def caller(
+    name: str, public: Callable[[Sequence[Any]], str] | None = None, names: Mapping[str, str] | None = None
+) -> Callable:
+    """The op as a function.
+
+    Args:
+        public: of its arguments the public function that was called, where it has another name.
+        names: of arguments in the schema, those of the public function, where they are others.
+    """
     op = getattr(getattr(torch.ops, NAMESPACE), name)
 
     def call(*args):
         # Compiled code takes the first way: dynamo must find an op.
         if torch.compiler.is_compiling():
             return (inference_forms.get(name, op) if torch.onnx.is_in_onnx_export() else op)(*args)
-        if torch_internals.beyond_the_kernels():
-            return _plain.get(name, op)(*args)  # a backward op has no other form: its autograd kernel decides
-        return _direct[name](*args) if fast_path.is_open(args) else op(*args)
+        beyond = torch_internals.beyond_the_kernels()
+        if not beyond and fast_path.is_open(args):
+            return _direct[name](*args)
+        _require_dense(name if public is None else public(args), name, names or {}, args)
+        # A backward op has no other form: its autograd kernel decides.
+        return (_plain.get(name, op) if beyond else op)(*args)
 
     return call
+
+
+def _require_dense(public: str, name: str, names: Mapping[str, str], args: Sequence[Any]) -> None:
+    """Raises TypeError for a tensor that no kernel reads, nested or distributed, among those that are no plain ones."""
+    for argument, given in zip(overload(name)._schema.arguments, args, strict=True):
+        for number, tensor in enumerate(given if isinstance(given, list | tuple) else (given,)):
+            if isinstance(tensor, Tensor) and not arguments.is_dense(tensor):
+                own = names.get(argument.name, argument.name) + (f"[{number}]" if given is not tensor else "")
+                raise TypeError(f"{public}: {own} must be {arguments.dense_instead(tensor)}")
 
 
 def below_autograd(name: str) -> Callable:
@@ -220,23 +241,40 @@ def cast_state(state: Tensor, dtype: torch.dtype) -> Tensor:
     return state if state.dtype in (torch.float32, torch.float64) else state.to(dtype)
 
 
-def _as_declared(kernel: Callable) -> Callable:
+def _as_declared(name: str, kernel: Callable) -> Callable:
     """The kernel as its fake declares it: contiguous results (elementwise PyTorch keeps an input's strides), and no
-    autocast inside (the inputs are cast before; the backend's own products must not be cast again)."""
+    autocast inside (the inputs are cast before; the backend's own products must not be cast again). Where memory does
+    not suffice it says for what."""
 
     def run(*args):
         first = args[0] if isinstance(args[0], Tensor) else next(arg for arg in args if isinstance(arg, Tensor))
         device = first.device
-        if autocast_is_on(device):
-            with torch.autocast(device.type, enabled=False):
+        try:
+            if autocast_is_on(device):
+                with torch.autocast(device.type, enabled=False):
+                    result = kernel(*args)
+            else:
                 result = kernel(*args)
-        else:
-            result = kernel(*args)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+                raise RuntimeError(_no_memory(name, args, error)) from None
+            raise
         if isinstance(result, Tensor):
             return result.contiguous()
         return type(result)(part.contiguous() for part in result)
 
     return run
+
+
+# What PyTorch says of memory on the CPU, and of sizes that no memory has.
+_NO_MEMORY = re.compile(r"can't allocate memory|Storage size calculation overflowed|integer multiplication overflow")
+
+
+def _no_memory(name: str, args: Sequence[Any], error: Exception) -> str:
+    names = [argument.name for argument in overload(name)._schema.arguments]
+    given = [f"{own} {list(arg.shape)}" for own, arg in zip(names, args, strict=True) if isinstance(arg, Tensor)]
+    said = (str(error).splitlines() or ["no memory"])[0]
+    return f"{name}: there is not memory enough for the results of {', '.join(given)}: {said}"
 
 
 class _FirstOrder(torch.autograd.Function):

@@ -13,6 +13,8 @@ from vssn.data.folder import entries, files_below
 from vssn.data.formats import arrays, films, midi, recordings, tables, trials
 from vssn.data.formats.base import KINDS, Source, joined, part_folders
 from vssn.errors import DataError, shorten
+from vssn.utils.checks import require_path
+from vssn_kernels.arguments import shown
 
 __all__ = ["KINDS", "Source", "options_of", "read", "read_like"]
 
@@ -44,9 +46,10 @@ def read(path: str | os.PathLike[str], *, format: str | None = None, **options: 
     Raises:
         DataError: one line that names the file, and the row or the column; an option that the form does not have.
     """
+    require_path("path", path)
     place = Path(os.path.expanduser(path))
-    if format is not None and format not in KINDS:
-        raise DataError(f"format: expected one of {', '.join(KINDS)}, got {format!r}")
+    if format is not None and (not isinstance(format, str) or format not in KINDS):
+        raise DataError(f"format: expected one of {', '.join(KINDS)}, got {shown(format)}")
     if not place.exists():
         raise DataError(f"{path}: expected a file or a folder with data, but there is none; check the path")
     given = {name: value for name, value in options.items() if value is not None}
