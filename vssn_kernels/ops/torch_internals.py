@@ -25,7 +25,11 @@ def find(name: str) -> Any:
     return thing
 
 
+# make test-python
+TESTED = "torch 2.6, 2.13 and 2.14"
+
 required: list[str] = []
+optional: list[str] = []
 
 
 def _require(name: str) -> Any:
@@ -34,9 +38,14 @@ def _require(name: str) -> Any:
     if found is None:
         raise ImportError(
             f"vssn_kernels needs {name}, which torch {torch.__version__} lacks; install another version: it is tested "
-            "with torch 2.13"
+            f"with {TESTED}"
         )
     return found
+
+
+def _find_or(name: str, instead: Callable) -> Any:
+    optional.append(name)
+    return find(name) or instead
 
 
 AutoDispatchBelowAutograd = _require("torch._C._AutoDispatchBelowAutograd")
@@ -55,32 +64,33 @@ _set_forward_mode = _require("torch.autograd.forward_ad._set_fwd_grad_enabled")
 _require("torch.autograd.forward_ad._current_level")  # read anew each time
 
 
-_saving_hooks = find("torch._C._autograd._top_saved_tensors_default_hooks")
-
-
 def _some_require_grad(*args: Any) -> bool:
-    return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(args))
+    for arg in args:
+        if arg.requires_grad if isinstance(arg, Tensor) else isinstance(arg, list | tuple) and _some_require_grad(*arg):
+            return True
+    return False
 
 
 def _top_of_the_stack() -> Any:
     return (_get_interpreter_stack() or [None])[-1]
 
 
-def _perhaps() -> int:
-    return 1  # of modes and tracers, and of a graph that is kept: where nobody tells, there may be one
+def _perhaps(*_: Any) -> int:
+    return 1  # of modes, tracers and hooks, and of a graph that is kept: where nobody tells, there may be one
 
 
-any_requires_grad = find("torch._C._any_requires_grad") or _some_require_grad
-peek_interpreter_stack = find("torch._C._functorch.peek_interpreter_stack") or _top_of_the_stack
-_len_dispatch_stack = find("torch._C._len_torch_dispatch_stack") or _perhaps
-_tracing_state = find("torch._C._get_tracing_state") or _perhaps
+any_requires_grad = _find_or("torch._C._any_requires_grad", _some_require_grad)
+peek_interpreter_stack = _find_or("torch._C._functorch.peek_interpreter_stack", _top_of_the_stack)
+_len_dispatch_stack = _find_or("torch._C._len_torch_dispatch_stack", _perhaps)
+_tracing_state = _find_or("torch._C._get_tracing_state", _perhaps)
+_saving_hooks = _find_or("torch._C._autograd._top_saved_tensors_default_hooks", _perhaps)
 # Within a backward pass: whether its graph is kept for another one.
-keeps_graph = find("torch._C._autograd._get_current_graph_task_keep_graph") or _perhaps
+keeps_graph = _find_or("torch._C._autograd._get_current_graph_task_keep_graph", _perhaps)
 
 
 def saving_hooks() -> bool:
     """Whether hooks see, or may see, what autograd saves (torch.autograd.graph.saved_tensors_hooks)."""
-    return _saving_hooks is None or _saving_hooks(False) is not None
+    return _saving_hooks(False) is not None
 
 
 def is_plain_call() -> bool:
