@@ -1,5 +1,5 @@
-"""python tests/counted_checks.py TOPIC NAME COMMAND...: runs a program that says "12 checks, 0 failed" at the end of each
-of its runs, and where all went well records how many of both there were (results/reliability/TOPIC.json)."""
+"""python tests/counted_checks.py TOPIC NAME COMMAND...: runs a program that says "12 checks, 0 failed" at the end of
+each of its runs, and where all went well records how many of both there were (results/reliability/TOPIC.json)."""
 
 from __future__ import annotations
 
