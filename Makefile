@@ -32,10 +32,10 @@ test-interpreter: $(VENV)/test-installed
 CPU := $(shell grep -m 1 ^flags /proc/cpuinfo)
 LOWER := $(if $(filter avx512_bf16,$(CPU)),avx512) $(if $(filter avx512f,$(CPU)),avx2) $(if $(filter avx2,$(CPU)),generic)
 LOWER_TESTS := $(addprefix tests/kernels/,test_ops.py test_cpu_kernels.py test_cpu_math.py test_single_steps.py test_program.py \
-    test_properties.py test_stress.py test_not_finite.py)
+    test_properties.py test_stress.py test_not_finite.py) -k "not cuda and not every_instruction_set"
 # What cannot differ between instruction sets, or takes long beside what it shows, is left out: registration, compilation.
 QUICK_TESTS := $(addprefix tests/kernels/,test_ops.py test_cpu_kernels.py test_cpu_math.py test_single_steps.py test_properties.py) \
-    -k "cpu and not compile and not opcheck"
+    -k "cpu and not compile and not opcheck and not every_instruction_set"
 LEAST := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 lower = OMP_NUM_THREADS=1 $(if $(RECORD),MADE_BY="make test-lower RECORD=1" $(BIN)/python tests/counted_run.py lower $(1), \
     $(PYTEST) -q) -n 2 -m "not slow"
