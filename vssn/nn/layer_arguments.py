@@ -50,7 +50,7 @@ def check_weights(
     if hidden_size == 0 and universal == "gaussian":
         raise ValueError("universal must be 'point' with hidden_size=0: there is no duration GRU")
     require_number("min_logvar", min_logvar)
-    if not (isinstance(prior_std, int | float) and math.isfinite(prior_std) and prior_std > 0):
+    if not (isinstance(prior_std, (int, float)) and math.isfinite(prior_std) and prior_std > 0):
         raise ValueError(f"prior_std must be a finite number above 0, got {prior_std!r}")
 
 

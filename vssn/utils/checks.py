@@ -30,7 +30,7 @@ def require_seed(name: str, value: object) -> None:
 
 
 def require_number(name: str, value: object, minimum: float = -math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not (math.isfinite(value) and value >= minimum):
         least = "" if minimum == -math.inf else f" of at least {minimum}"
@@ -43,7 +43,7 @@ def require_factor(name: str, value: object) -> float | Tensor:
         if value.numel() != 1:
             raise ValueError(f"{name} must be a number or a tensor of one, got shape {list(value.shape)}")
         return value.reshape(())
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number or a tensor of one, got {type(value).__name__}")
     if not -math.inf < value < math.inf:  # torch.compile traces this with a symbolic value, math.isfinite it does not
         raise ValueError(f"{name} must be finite, got {value}")
@@ -59,7 +59,7 @@ def require_parts(name: str, value: object, parts: str, instead: str = "", lists
     """A tuple (or a list) of as many values as `parts` names, such as "(d, z, x_last)"; else TypeError."""
     if isinstance(value, (tuple, list) if lists else tuple) and len(value) == parts.count(",") + 1:
         return value
-    came = type(value).__name__ + (f" of {len(value)}" if isinstance(value, tuple | list) else "")
+    came = type(value).__name__ + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")
     raise TypeError(f"{name} must be a tuple {parts}{instead}, got {came}")
 
 

@@ -68,7 +68,11 @@ _require("torch.autograd.forward_ad._current_level")  # read anew each time
 
 def _some_require_grad(*args: Any) -> bool:
     for arg in args:
-        if arg.requires_grad if isinstance(arg, Tensor) else isinstance(arg, list | tuple) and _some_require_grad(*arg):
+        if (
+            arg.requires_grad
+            if isinstance(arg, Tensor)
+            else isinstance(arg, (list, tuple)) and _some_require_grad(*arg)
+        ):
             return True
     return False
 
