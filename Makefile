@@ -2,14 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CONSTRAINTS := constraints.txt
 # pip tells what it fetches and builds: a first installation takes minutes.
-INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --constraint constraints.txt
+INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --constraint $(CONSTRAINTS)
 PYTEST := $(BIN)/python -m pytest
 FORMATTED := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
 # The tests that run the CUDA kernels on the host.
 HOST_TESTS := $(filter-out %_compile.py %_device.py,$(wildcard tests/kernels/test_cuda_*.py))
 
-.PHONY: demo docs test test-slow test-interpreter test-lower test-pages fuzz faults fuzz-files counted reliability wheel-test licences lint sanitize cuda-compile gpu bench bench-quick bench-grid bench-report bench-store bench-compare format clean
+.PHONY: demo docs test test-slow test-interpreter test-lower test-python test-pages fuzz faults fuzz-files counted reliability wheel-test licences lint sanitize cuda-compile gpu bench bench-quick bench-grid bench-report bench-store bench-compare format clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/python -m vssn.demo --output demo_output
@@ -27,13 +28,38 @@ test-interpreter: $(VENV)/test-installed
 
 # What a machine with less would run: the ops' tests on each instruction set below this one's, and with PyTorch's own
 # products held to the least. There Inductor of PyTorch 2.13 writes C++ that does not compile (at::vec): not its tests.
-LOWER_TESTS := $(addprefix tests/kernels/,test_ops.py test_cpu_kernels.py test_cpu_math.py test_single_steps.py test_program.py test_properties.py test_stress.py \
-    test_not_finite.py)
-test-lower: $(VENV)/test-installed
-	OMP_NUM_THREADS=1 VSSN_CPU_ISA=generic $(PYTEST) -q -n 2 -m "not slow" $(LOWER_TESTS)
-	OMP_NUM_THREADS=1 VSSN_CPU_ISA=avx2 $(PYTEST) -q -n 2 -m "not slow" $(LOWER_TESTS)
-	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 \
-	    $(PYTEST) -q -n 2 -m "not slow" -k "not compiled_code" tests/kernels tests/nn tests/inference
+# Each is a target too, as make test-lower-avx2. QUICK=1: values and gradients of every op alone. RECORD=1: counted.
+CPU := $(shell grep -m 1 ^flags /proc/cpuinfo)
+LOWER := $(if $(filter avx512_bf16,$(CPU)),avx512) $(if $(filter avx512f,$(CPU)),avx2) $(if $(filter avx2,$(CPU)),generic)
+LOWER_TESTS := $(addprefix tests/kernels/,test_ops.py test_cpu_kernels.py test_cpu_math.py test_single_steps.py test_program.py \
+    test_properties.py test_stress.py test_not_finite.py) -k "not cuda and not every_instruction_set"
+# What cannot differ between instruction sets, or takes long beside what it shows, is left out: registration, compilation.
+QUICK_TESTS := $(addprefix tests/kernels/,test_ops.py test_cpu_kernels.py test_cpu_math.py test_single_steps.py test_properties.py) \
+    -k "cpu and not compile and not opcheck and not every_instruction_set"
+LEAST := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
+lower = OMP_NUM_THREADS=1 $(if $(RECORD),MADE_BY="make test-lower RECORD=1" $(BIN)/python tests/counted_run.py lower $(1), \
+    $(PYTEST) -q) -n 2 -m "not slow"
+test-lower: $(LOWER:%=test-lower-%) test-lower-torch
+test-lower-avx512 test-lower-avx2 test-lower-generic: test-lower-%: $(VENV)/test-installed
+	VSSN_CPU_ISA=$* $(call lower,"kernels for $*") $(if $(QUICK),$(QUICK_TESTS),$(LOWER_TESTS))
+test-lower-torch: $(VENV)/test-installed
+	$(LEAST) $(call lower,"products of PyTorch held to the least") \
+	    $(if $(QUICK),$(QUICK_TESTS),-k "not compiled_code" tests/kernels tests/nn tests/inference)
+
+# The tests of the ops, layers, models and training on another Python and PyTorch, in an environment of their own; those
+# of the CUDA kernels on the host ask nothing more of either. RECORD=1: counted.
+#     make test-python PYTHON=python3.10 TORCH=2.6.0
+TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
+OTHER = build/python-$(OTHER_PYTHON)-torch-$(TORCH)
+OTHER_PYTHON = $(shell $(PYTHON) -c "import platform; print(platform.python_version())")
+OTHER_TESTS := $(addprefix tests/,kernels nn likelihoods inference models training test_install.py test_wrong_arguments.py)
+test-python:
+	mkdir -p $(OTHER)
+	sed 's/^torch==.*/torch==$(TORCH)/' constraints.txt > $(OTHER)/constraints.txt
+	$(MAKE) VENV=$(OTHER) CONSTRAINTS=$(OTHER)/constraints.txt $(OTHER)/test-installed
+	OMP_NUM_THREADS=1 MADE_BY="make test-python PYTHON=python$(OTHER_PYTHON) TORCH=$(TORCH) RECORD=1" $(OTHER)/bin/python \
+	    $(if $(RECORD),tests/counted_run.py versions "Python $(OTHER_PYTHON) with PyTorch $(TORCH)",-m pytest) \
+	    -n 2 --dist loadgroup -m "not slow" -k "not cuda" $(OTHER_TESTS)
 
 # Calls drawn at random on every backend: make fuzz CASES=100000 MINUTES=30 SEED=1
 CASES ?= 10000
@@ -89,7 +115,8 @@ docs: $(VENV)/dev-installed
 
 # Python itself is not built with the sanitizers: their runtime, and what it must find beside it, are loaded before.
 sanitize: $(VENV)/test-installed
-	$(MAKE) -C csrc/cpu/sanitize -j2
+	$(if $(RECORD),MADE_BY="make sanitize RECORD=1" $(BIN)/python tests/counted_checks.py sanitizers \
+	    "CPU kernels: Address and UndefinedBehavior; Thread") $(MAKE) -C csrc/cpu/sanitize -j2
 	$(MAKE) -C csrc/cuda/host -j2 sanitized PYTHON=$(abspath $(BIN))/python
 	VSSN_CUDA_HOST=sanitized ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 OMP_NUM_THREADS=1 \
 	    LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \

@@ -23,7 +23,8 @@ import torch
 from benchmarks import ROOT
 from vssn_kernels.backend import table
 
-BUILD = ROOT / "build" / "cuda_host" / os.environ.get("OPS", "")
+# A module is for one Python.
+BUILD = ROOT / "build" / "cuda_host" / str(sys.implementation.cache_tag) / os.environ.get("OPS", "")
 ORDERS = ("forward", "reverse", "shuffle_warps", "shuffle_threads")
 # (compute capability, multiprocessors, shared memory of a block, largest cluster); few multiprocessors, since all the
 # blocks of a cooperative launch run at once

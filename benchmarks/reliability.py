@@ -51,6 +51,10 @@ TOPICS = {
         "All ops and layers from many Python threads at once, in forked and spawned children, while the number of"
         " threads changes, and when Python ends in the middle of a call.",
     ),
+    "versions": Topic(
+        "Python and PyTorch",
+        "The tests of the ops, layers, models and training, on a build for each Python, from the oldest PyTorch on.",
+    ),
     "lower": Topic(
         "Lower instruction sets",
         "The ops' tests on each instruction set below the processor's, and with the products of PyTorch held to the"
@@ -79,7 +83,8 @@ TOTALS = {
     "inputs": "inputs fuzzed",
     "kills": "kills survived",
     "tests": "tests passed",
-    "runs": "runs under sanitizers",
+    "sanitized runs": "runs under sanitizers",
+    "checks": "checks under sanitizers",
     "findings": "findings of sanitizers",
     "crashes": "crashes",
     "calls": "calls with bad input",

@@ -322,6 +322,22 @@ def test_make_tells_what_it_installs(tmp_path: Path) -> None:
     assert "--no-deps" not in install(plan())
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_another_python_has_an_environment_and_a_pytorch_of_its_own(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "setup.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "csrc").mkdir()
+    folder = f"build/python-{platform.python_version()}-torch-2.6.0"
+    for record, runs in (("", "-m pytest"), ("RECORD=1", "tests/counted_run.py versions")):
+        command = ["make", "-n", "test-python", f"PYTHON={sys.executable}", "TORCH=2.6.0", record]
+        done = subprocess.run(filter(None, command), cwd=tmp_path, capture_output=True, text=True, check=True)
+        plan = re.sub(r"\s*\\\n\s*", " ", done.stdout)
+        assert f"s/^torch==.*/torch==2.6.0/' constraints.txt > {folder}/constraints.txt" in plan
+        assert f"{sys.executable} -m venv {folder}\n" in plan
+        assert f"{folder}/bin/pip install --constraint {folder}/constraints.txt -e '.[test]'" in plan
+        assert f"{folder}/bin/python {runs} " in plan
+
+
 # Pinned without a place in pyproject.toml: an optional peer of the benchmarks, and what three requirements ask for.
 NOT_NAMED = {"jax", "torchmetrics", "cffi", "sortedcontainers"}
 NOT_PINNED = {"triton"}  # a CUDA build of PyTorch asks for its own

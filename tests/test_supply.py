@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import licences
 import pytest
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -98,3 +100,20 @@ def test_wheels_are_made_for_both_linuxes() -> None:
 def test_the_archive_takes_what_a_build_with_a_gpu_needs() -> None:
     lines = (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines()
     assert "graft csrc" in lines
+
+
+def test_what_is_promised_is_what_was_tested() -> None:
+    """Pythons from the oldest to the newest that is named, and PyTorch from the oldest that an installation takes."""
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = [line.rpartition(" ")[2] for line in project["classifiers"] if " 3." in line]
+    record = ROOT / "results/reliability/versions.json"
+    if not record.exists():
+        pytest.skip("not recorded yet: make test-python RECORD=1")
+    entries = json.loads(record.read_text(encoding="utf-8"))
+    pythons = sorted(Version(entry["versions"]["python"]) for entry in entries)
+    oldest, newest = (f"{python.major}.{python.minor}" for python in (pythons[0], pythons[-1]))
+    assert (oldest, newest) == (named[0], named[-1])
+    assert project["requires-python"] == f">={oldest}"
+    torch = min(Version(entry["versions"]["torch"]) for entry in entries)
+    assert f"torch>={torch.major}.{torch.minor}" in project["dependencies"]

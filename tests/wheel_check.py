@@ -38,10 +38,9 @@ IN_WHEEL = ("vssn/py.typed", "vssn_kernels/py.typed", "vssn_kernels/_cpu.pyi", "
 SAY = "import vssn, vssn_kernels; from vssn_kernels import _cpu; print(vssn.__file__); print(_cpu.__file__)"
 
 
-def run(*command: str | Path, cwd: Path, **variables: str) -> str:
-    """What it says; a CalledProcessError ends this program after its output was shown."""
+def call(*command: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VSSN_BACKEND")}
-    done = subprocess.run(
+    return subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
         env=environment | variables,
@@ -49,6 +48,11 @@ def run(*command: str | Path, cwd: Path, **variables: str) -> str:
         text=True,
         check=False,
     )
+
+
+def run(*command: str | Path, cwd: Path, **variables: str) -> str:
+    """What it says; where it fails, this program ends after its output was shown."""
+    done = call(*command, cwd=cwd, **variables)
     if done.returncode != 0:
         print(done.stdout[-6000:], done.stderr[-6000:], file=sys.stderr)
         raise SystemExit(f"wheel_check: {' '.join(map(str, command))} failed with {done.returncode}")
@@ -73,7 +77,11 @@ def make_wheel(archive: Path, folder: Path) -> Path:
         file.extractall(folder / "unpacked", filter="data")
     (source,) = (folder / "unpacked").iterdir()
     options = ("--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", folder)
-    run(sys.executable, "-m", "pip", "wheel", *options, source, cwd=folder, VSSN_BUILD_CUDA="0")
+    command = (sys.executable, "-m", "pip", "wheel", *options, source)
+    refused = call(*command, cwd=folder, VSSN_BUILD_CUDA="0", PATH="/nowhere", CXX="g++")
+    said = "install g++ (Debian, Ubuntu: apt install g++)" in refused.stdout + refused.stderr
+    require("what to install is not said without a compiler", [] if refused.returncode and said else [refused.stdout])
+    run(*command, cwd=folder, VSSN_BUILD_CUDA="0")
     (wheel,) = folder.glob("vssn-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     require("the wheel", [part for part in IN_WHEEL if not any(name.startswith(part) for name in names)])

@@ -68,7 +68,7 @@ def dense_instead(tensor: Tensor) -> str:
 
 def require_list(op: str, name: str, tensors: object) -> list[Tensor]:
     """The tensors as a list. Raises TypeError unless it is a list or tuple of some of them."""
-    if not isinstance(tensors, list | tuple) or not tensors:
+    if not isinstance(tensors, (list, tuple)) or not tensors:
         raise TypeError(f"{op}: {name} must be a list of tensors, one at least, got {type(tensors).__name__}")
     for number, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor):
@@ -99,7 +99,7 @@ def require_choice(op: str, name: str, value: object, choices: tuple[str, ...]) 
 
 
 def require_finite(op: str, name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
     # torch.compile traces this with a symbolic value, math.isfinite it does not; nor does it take every int.
     if not -_LARGEST <= value <= _LARGEST:

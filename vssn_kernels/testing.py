@@ -108,8 +108,9 @@ class Sample:
 
     def replace(self, tensors: dict[str, Tensor] | None = None, **options: Any) -> Sample:
         """A copy with some tensors or options exchanged."""
-        changed = self.tensors | (tensors or {})
-        return dataclasses.replace(self, tensors=changed, options=self.options | options)
+        # Not dict | dict, which the compiler of torch 2.6 does not know.
+        changed = {**self.tensors, **(tensors or {})}
+        return dataclasses.replace(self, tensors=changed, options={**self.options, **options})
 
     def run(self, backend: str | None = None) -> dict[str, Tensor]:
         """The public op's outputs by name."""

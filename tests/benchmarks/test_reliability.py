@@ -37,13 +37,14 @@ def test_the_newest_of_each_processor_is_shown(tmp_path: Path) -> None:
         "figures": {"kills": 5, "longest": 0.12345, "text": "a|b"},
     }
     file.write_text(json.dumps([*entries_of(file), other]))
-    record("new", topic="a topic", folder=tmp_path, command="x", cases=2)
+    record("new", topic="a topic", folder=tmp_path, command="x", cases=2, runs=7)
     page = reliability.write(reliability.read(tmp_path))
     assert f"| kill | 1,200 |  |  | {entries_of(file)[0]['processor']} |" in page
     assert "| kill | 5 | 0.123 | a\\|b | another one |" in page
     assert "| kill | 3 |" not in page
     assert "| kills survived | 1,205 |" in page
     assert "| calls compared with float64 | 2 |" in page
+    assert "sanitizers" not in page  # runs of another kind are none of theirs
     assert page.index("## Kills and faults") < page.index("## A topic")
     assert f"Made by `make kill`, {other['date']}." in page
     assert "another one" in page.split("processors seen")[1].splitlines()[0]

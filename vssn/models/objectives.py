@@ -89,7 +89,7 @@ def particle_output(
             ones.
     """
     for name, value in alone.items():
-        if value is not None and not (isinstance(value, float | int) and value == 0):
+        if value is not None and not (isinstance(value, (float, int)) and value == 0):
             raise ValueError(f"{name} must be left out with objective={model.objective!r}; take objective='elbo'")
     kl_weight = require_factor("kl_weight", kl_weight, model.a_parameter())
     if model.objective == "nasmc" and kl_weight != 1:

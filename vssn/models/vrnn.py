@@ -249,7 +249,7 @@ class VRNN(MarkedFrames):
     ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], State]:
         """h [T, B, H], z, mu, logvar [T, B, Z] of q, and the state behind."""
         steps, batch = given.x.shape[:2]
-        h_0, z_0 = self.initial(batch, noise[1]) if given.start is None else given.start[:2]
+        h_0, z_0 = self.initial(batch, noise[1]) if given.start is None else (given.start[0], given.start[1])
         of_resets = {}
         if given.resets is not None:
             reset_h, reset_z = self.initial(batch, noise[1])

@@ -277,7 +277,7 @@ class VSSN(FrameModel):
     def _start(self, given: EncodedBatch) -> tuple[Tensor | None, Tensor]:
         """d_0, None where it is to be inferred, and z_0."""
         if given.start is not None:
-            return given.start[:2]
+            return given.start[0], given.start[1]
         return self.layer.initial_state(given.x.shape[1], given.x)
 
     def step_from_prior(

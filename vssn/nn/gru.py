@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -164,8 +163,8 @@ class GRU(nn.RNNBase):
         order, back = packed.sorted_indices, packed.unsorted_indices
         if packed.data.device.type == "cpu":
             hx = hx if hx is None or order is None else hx.index_select(1, order)
-            recurrence = partial(gru_packed, batch_sizes=packed.batch_sizes)
-            data, h_n = self._run_layers(packed.data, hx, batch, weights, recurrence)
+            options = {"batch_sizes": packed.batch_sizes}
+            data, h_n = self._run_layers(packed.data, hx, batch, weights, options)
             h_n = h_n if back is None else h_n.index_select(1, back)
             return PackedSequence(data, packed.batch_sizes, order, back), h_n
         x, own = pad_packed_sequence(packed)  # in the caller's order, as hx is
@@ -182,16 +181,16 @@ class GRU(nn.RNNBase):
         batch = x.shape[1]
         if isinstance(lengths, Tensor) and _packing_pays(x, lengths, self.hidden_size):
             of = packing(lengths)
-            recurrence = partial(gru_packed, batch_sizes=of.batch_sizes)
+            options = {"batch_sizes": of.batch_sizes}
             hx = None if hx is None else hx.index_select(1, of.order)
-            output, h_n = self._run_layers(pack(x, of), hx, batch, weights, recurrence)
+            output, h_n = self._run_layers(pack(x, of), hx, batch, weights, options)
             return unpack(output, of, x.shape[0]), h_n.index_select(1, of.place)
         if lengths is None and torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export():
             return self._run_for_onnx(x, hx)
         # Also outside the op: 0 * NaN in the gradient of weight_ih would be NaN.
         x = zero_padding(x, valid_steps(lengths, x))
         one_step = lengths is None and x.shape[0] == 1
-        return self._run_layers(x, hx, batch, weights, partial(gru_sequence, lengths=lengths), one_step)
+        return self._run_layers(x, hx, batch, weights, {"lengths": lengths}, one_step)
 
     def _run_for_onnx(self, x: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
         """`_run` as torch.nn.GRU's op, which ONNX has a node for."""
@@ -206,14 +205,15 @@ class GRU(nn.RNNBase):
         hx: Tensor | None,
         batch: int,
         weights: list[list[nn.Parameter]],
-        recurrence: partial[tuple[Tensor, Tensor]],
+        options: dict[str, Tensor | None],
         one_step: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """All layers and directions on x [T, B, X] or packed [N, X], as the recurrence takes it; `one_step`: [1, B, X],
-        all valid."""
+        """All layers and directions on x [T, B, X] or packed [N, X]; options: what the
+        recurrence is given beside them, batch_sizes or lengths; `one_step`: [1, B, X], all valid."""
         given = x if hx is None else hx
         directions = 2 if self.bidirectional else 1
         dropout = self.dropout if self.training else 0.0
+        recurrence: Any = gru_packed if "batch_sizes" in options else gru_sequence
         last_states = []
         for layer in range(self.num_layers):
             outputs = []
@@ -226,9 +226,10 @@ class GRU(nn.RNNBase):
                 if one_step:
                     done = gru_layer_step(x, h0, *given_weights)
                 else:
-                    done = gru_layer(x, h0, *given_weights, reverse=reverse, **recurrence.keywords)
+                    done = gru_layer(x, h0, *given_weights, reverse=reverse, **options)
                 if done is None:
-                    done = recurrence(_project(x, weight_ih, bias_ih), h0, weight_hh, bias_hh, reverse=reverse)
+                    gates_x = _project(x, weight_ih, bias_ih)
+                    done = recurrence(gates_x, h0, weight_hh, bias_hh, reverse=reverse, **options)
                 output, h_n = done
                 outputs.append(output)
                 last_states.append(h_n)

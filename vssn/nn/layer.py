@@ -450,7 +450,7 @@ class VSSNLayer(nn.Module):
             ValueError, TypeError: naming the argument, what was expected and what came.
         """
         if isinstance(x, Embedded):
-            d_0, z_0 = self.initial_state(x.x.shape[1], x.noise[1]) if state is None else state[:2]
+            d_0, z_0 = self.initial_state(x.x.shape[1], x.noise[1]) if state is None else (state[0], state[1])
             result = self.infer(x.x, x.controls, d_0, z_0, x.noise, lengths, self.carried_a(state))
             return result if self.universal == "point" else result._replace(universal_kl=self.universal_kl())
         x, u = check_sequences(x, u, self.input_size, self.control_size, self.batch_first, self.a_parameter())
@@ -460,7 +460,7 @@ class VSSNLayer(nn.Module):
         require_finite("x", x, "fill in missing values: the layer takes no mask=, VSSN does")
         require_finite("u", u, NO_NAN_IN_U)
         start = None if state is None else self.start_state(state, x.shape[1], self.input_size, x)
-        d_0, z_0 = self.initial_state(x.shape[1], x) if start is None else start[:2]
+        d_0, z_0 = self.initial_state(x.shape[1], x) if start is None else (start[0], start[1])
         x_last = x.new_zeros(x.shape[1], self.input_size) if start is None else start.x_last
         noise = self.draw_noise(x) if noise is None else self.check_noise(noise, x, valid)
         frames = with_first(x_last, x)

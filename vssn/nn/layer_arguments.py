@@ -51,7 +51,7 @@ def check_weights(
     if hidden_size == 0 and universal == "gaussian":
         raise ValueError("universal must be 'point' with hidden_size=0: there is no duration GRU")
     require_number("min_logvar", min_logvar)
-    is_number = isinstance(prior_std, int | float) and not isinstance(prior_std, bool)
+    is_number = isinstance(prior_std, (int, float)) and not isinstance(prior_std, bool)
     if not (is_number and 0 < prior_std <= sys.float_info.max):  # type: ignore[operator]
         raise ValueError(f"prior_std must be a finite number above 0, got {shown(prior_std)}")
 

@@ -81,7 +81,7 @@ def _arguments(model: Model) -> dict[str, Any]:
 
 
 def _is_plain(value: object) -> bool:
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, (bool, int, float, str)):
         return True
     if isinstance(value, list) or type(value) is tuple:
         return all(_is_plain(part) for part in value)
@@ -174,7 +174,7 @@ def save(model: Model, folder: str | Path) -> None:
     """As `SequenceModel.save_pretrained` says."""
     from safetensors.torch import save as to_bytes
 
-    if not isinstance(folder, str | Path):
+    if not isinstance(folder, (str, Path)):
         raise TypeError(f"folder must be a str or a Path, got {type(folder).__name__}")
     description = describe(model)
     weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
@@ -214,7 +214,7 @@ def read(source: str | Path, revision: str | None = None) -> tuple[dict[str, Any
         CheckpointError: missing, damaged, or not of this program.
         PackageError: huggingface_hub is needed and not installed.
     """
-    if not isinstance(source, str | Path):
+    if not isinstance(source, (str, Path)):
         raise TypeError(f"source must be a str or a Path, got {type(source).__name__}")
     folder = Path(source)
     if folder.is_file():

@@ -38,7 +38,7 @@ def replace_gru(model: nn.Module, to: type[nn.RNNBase] = GRU) -> int:
         raise TypeError(f"to must be vssn.GRU, vssn.TorchGRU or torch.nn.GRU, got {shown(to)}")
     count, left = 0, []
     for name, module in model.named_modules():
-        if type(module) is to or not isinstance(module, nn.GRU | GRU):
+        if type(module) is to or not isinstance(module, (nn.GRU, GRU)):
             continue
         why = _why_not(module)
         if not why:

@@ -20,7 +20,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, damaged, or not of this program.
     """
-    if not isinstance(path, str | Path):
+    if not isinstance(path, (str, Path)):
         raise TypeError(f"path must be a str or a Path, got {type(path).__name__}")
     file = Path(path)
     if not file.is_file():

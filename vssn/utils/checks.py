@@ -52,7 +52,7 @@ def require_path(name: str, value: object) -> None:
 
 
 def require_number(name: str, value: object, minimum: float = -math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not (-_LARGEST <= value <= _LARGEST and value >= minimum):  # also of an int that no float holds
         least = "" if minimum == -math.inf else f" of at least {minimum}"
@@ -73,7 +73,7 @@ def require_factor(name: str, value: object, like: Tensor) -> float | Tensor:
         if value.device.type == "cpu" and is_plain_call() and not math.isfinite(value):
             raise ValueError(f"{name} must be finite, got {float(value)}")
         return value.reshape(())
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number or a tensor of one, got {type(value).__name__}")
     # torch.compile traces this with a symbolic value, math.isfinite it does not; nor does it take every int.
     if not -_LARGEST <= value <= _LARGEST:
@@ -122,7 +122,7 @@ def require_parts(name: str, value: object, parts: str, instead: str = "", lists
     """A tuple (or a list) of as many values as `parts` names, such as "(d, z, x_last)"; else TypeError."""
     if isinstance(value, (tuple, list) if lists else tuple) and len(value) == parts.count(",") + 1:
         return value
-    came = type(value).__name__ + (f" of {len(value)}" if isinstance(value, tuple | list) else "")
+    came = type(value).__name__ + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")
     raise TypeError(f"{name} must be a tuple {parts}{instead}, got {came}")
 
 

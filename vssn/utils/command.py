@@ -82,7 +82,7 @@ def run_command(name: str, function: Callable[[], int]) -> int:
     except OSError as error:  # a file or a disk that no part of the program looked after
         if error.strerror is None:
             raise
-        where = f" {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
+        where = f" {os.fsdecode(error.filename)}" if isinstance(error.filename, (str, bytes)) else ""
         return fail(f"cannot read or write{where} ({error.strerror}); check the path, its permissions and the disk")
     except UserError as error:
         return fail(str(error))
@@ -96,7 +96,7 @@ def writing(option: str, what: Path) -> Iterator[None]:
     except OSError as error:
         if error.strerror is None:
             raise
-        where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else what
+        where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else what
         raise TargetError(f"{option}: cannot write {where} ({error.strerror}); name another place") from None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -40,24 +41,32 @@ def _for_inference(plain: Callable, scanned: Callable | None, *args: Any) -> Any
     return scanned(*args)
 
 
+def _scan_op() -> Callable | None:
+    """None where tensors that all steps share cannot be given to it."""
+    try:
+        from torch._higher_order_ops.scan import scan_op
+    except ImportError:
+        return None
+    return None if "dim" in signature(type(scan_op).__call__).parameters else scan_op
+
+
 def _scan(step: Callable, start: Tensor, sequences: Sequence[Tensor], shared: Sequence[Tensor]) -> list[Tensor]:
     """[the last state, *what the steps give, each [T, ·]].
 
     Args:
         step: of the state, of one row of each sequence, then of all that is shared: [state, *outputs].
     """
-    try:
-        from torch._higher_order_ops.scan import scan_op
-    except ImportError:
+    scan = _scan_op()
+    if scan is None:
         raise ImportError(
-            f"a dynamic T needs torch.ops.higher_order.scan, which torch {torch.__version__} lacks; export with a "
+            f"a dynamic T needs a newer torch.ops.higher_order.scan than torch {torch.__version__} has; export with a "
             "fixed T, or install another version: it is tested with torch 2.13"
-        ) from None
+        )
     parts = [start, *sequences, *shared]
     if torch.onnx.is_in_onnx_export():  # which cannot take apart what a step would keep for its backward
         parts = [part.detach() for part in parts]
     count = 1 + len(sequences)
-    return list(scan_op(step, parts[:1], parts[1:count], tuple(parts[count:])))
+    return list(scan(step, parts[:1], parts[1:count], tuple(parts[count:])))
 
 
 def _steps_there(lengths: Tensor | None, like: Tensor) -> list[Tensor]:

@@ -39,7 +39,6 @@ def _probe(name: str) -> Any:
     return found
 
 
-_any_requires_grad = _probe("torch._C._any_requires_grad")
 _dispatch_keys = _probe("torch._C._dispatch_keys")
 _len_dispatch_stack = _probe("torch._C._len_torch_dispatch_stack")
 _len_function_stack = _probe("torch._C._len_torch_function_stack")
@@ -70,7 +69,7 @@ def direct(kernel: Callable, function: type[torch.autograd.Function], flat: Call
     apply = super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
     def call(*args: Any) -> Any:
-        if torch.is_grad_enabled() and _any_requires_grad(*args):
+        if torch.is_grad_enabled() and torch_internals.any_requires_grad(*args):
             return apply(kernel, *(args if flat is None else flat(*args)))
         return kernel(*args)
 
@@ -81,7 +80,7 @@ def direct_or(kernel: Callable, with_gradients: Callable) -> Callable:
     """The kernel of an op, or where a gradient is to run through it, the other function."""
 
     def call(*args: Any) -> Any:
-        if torch.is_grad_enabled() and _any_requires_grad(*args):
+        if torch.is_grad_enabled() and torch_internals.any_requires_grad(*args):
             return with_gradients(*args)
         return kernel(*args)
 

@@ -7,6 +7,7 @@ lacks one of them is refused at import, in one line, but where its answer can be
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,7 +26,11 @@ def find(name: str) -> Any:
     return thing
 
 
+# make test-python
+TESTED = "torch 2.6, 2.13 and 2.14"
+
 required: list[str] = []
+optional: list[str] = []
 
 
 def _require(name: str) -> Any:
@@ -34,9 +39,14 @@ def _require(name: str) -> Any:
     if found is None:
         raise ImportError(
             f"vssn_kernels needs {name}, which torch {torch.__version__} lacks; install another version: it is tested "
-            "with torch 2.13"
+            f"with {TESTED}"
         )
     return found
+
+
+def _find_or(name: str, instead: Callable) -> Any:
+    optional.append(name)
+    return find(name) or instead
 
 
 AutoDispatchBelowAutograd = _require("torch._C._AutoDispatchBelowAutograd")
@@ -44,6 +54,7 @@ TransformType = _require("torch._C._functorch.TransformType")
 _get_interpreter_stack = _require("torch._C._functorch.get_interpreter_stack")
 _single_level_allowed = _require("torch._C._functorch.get_single_level_autograd_function_allowed")
 _allow_single_level = _require("torch._C._functorch.set_single_level_autograd_function_allowed")
+_SingleLevelFunction = _require("torch.autograd.function._SingleLevelFunction")
 _is_batched = _require("torch._C._functorch.is_batchedtensor")
 _is_legacy_batched = _require("torch._C._functorch.is_legacy_batchedtensor")
 _is_dead = _require("torch._C._functorch.is_dead_tensor_wrapper")
@@ -55,32 +66,37 @@ _set_forward_mode = _require("torch.autograd.forward_ad._set_fwd_grad_enabled")
 _require("torch.autograd.forward_ad._current_level")  # read anew each time
 
 
-_saving_hooks = find("torch._C._autograd._top_saved_tensors_default_hooks")
-
-
 def _some_require_grad(*args: Any) -> bool:
-    return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(args))
+    for arg in args:
+        if (
+            arg.requires_grad
+            if isinstance(arg, Tensor)
+            else isinstance(arg, (list, tuple)) and _some_require_grad(*arg)
+        ):
+            return True
+    return False
 
 
 def _top_of_the_stack() -> Any:
     return (_get_interpreter_stack() or [None])[-1]
 
 
-def _perhaps() -> int:
-    return 1  # of modes and tracers, and of a graph that is kept: where nobody tells, there may be one
+def _perhaps(*_: Any) -> int:
+    return 1  # of modes, tracers and hooks, and of a graph that is kept: where nobody tells, there may be one
 
 
-any_requires_grad = find("torch._C._any_requires_grad") or _some_require_grad
-peek_interpreter_stack = find("torch._C._functorch.peek_interpreter_stack") or _top_of_the_stack
-_len_dispatch_stack = find("torch._C._len_torch_dispatch_stack") or _perhaps
-_tracing_state = find("torch._C._get_tracing_state") or _perhaps
+any_requires_grad = _find_or("torch._C._any_requires_grad", _some_require_grad)
+peek_interpreter_stack = _find_or("torch._C._functorch.peek_interpreter_stack", _top_of_the_stack)
+_len_dispatch_stack = _find_or("torch._C._len_torch_dispatch_stack", _perhaps)
+_tracing_state = _find_or("torch._C._get_tracing_state", _perhaps)
+_saving_hooks = _find_or("torch._C._autograd._top_saved_tensors_default_hooks", _perhaps)
 # Within a backward pass: whether its graph is kept for another one.
-keeps_graph = find("torch._C._autograd._get_current_graph_task_keep_graph") or _perhaps
+keeps_graph = _find_or("torch._C._autograd._get_current_graph_task_keep_graph", _perhaps)
 
 
 def saving_hooks() -> bool:
     """Whether hooks see, or may see, what autograd saves (torch.autograd.graph.saved_tensors_hooks)."""
-    return _saving_hooks is None or _saving_hooks(False) is not None
+    return _saving_hooks(False) is not None
 
 
 def is_plain_call() -> bool:
@@ -193,9 +209,16 @@ def apply(function: type[torch.autograd.Function], run: Callable[..., Any], *arg
     allowed = _single_level_allowed()
     _allow_single_level(True)
     try:
-        return super(torch.autograd.Function, function).apply(run_with_gradients, *args)  # type: ignore[misc]
+        return _of_one_level(function).apply(run_with_gradients, *args)
     finally:
         _allow_single_level(allowed)
+
+
+@cache
+def _of_one_level(function: type[torch.autograd.Function]) -> Any:
+    """The function as functorch makes its own for a level: the others' rules are not asked for, in any version."""
+    parts = {name: staticmethod(getattr(function, name)) for name in ("forward", "backward")}
+    return type(function.__name__, (_SingleLevelFunction,), parts)
 
 
 def batched(op: Callable[..., Any]) -> Callable[..., Any]:
