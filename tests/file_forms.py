@@ -34,7 +34,6 @@ from vssn.training.config import check_config, load_config
 from vssn.training.run_directory import check_folder, make_good, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-QUICK = 3  # shares of a form whose files are read in about a millisecond
 
 Reader = Callable[[Path], Any]
 
@@ -52,7 +51,6 @@ class Form:
     trees: Sequence[Any] = ()  # what files hold
     dump: Callable[[Any], bytes] | None = None  # makes a file of such a one
     beside: Mapping[str, bytes] = field(default_factory=dict)  # whole files of the folder
-    share: int = 1  # of the inputs
 
     def draw(self, draw: random.Random, pool: Sequence[bytes]) -> bytes:
         """A damaged file: of one in the pool, or with other things in it."""
@@ -94,9 +92,9 @@ def _music() -> dict[str, Form]:
     mats = [_mat(rolls, compressed) for compressed in (False, True)]
     pickles = [pickle.dumps(lists, protocol) for protocol in (0, 2, 4)]
     return {
-        "mat": Form("JSB_Chorales.mat", mats, [music], score, trees=[rolls], dump=_mat, share=QUICK),
-        "pickle": Form("JSB_Chorales.pickle", pickles, [music], score, trees=[lists], dump=pickle.dumps, share=QUICK),
-        "midi": Form("a.mid", midi, [read], share=QUICK),
+        "mat": Form("JSB_Chorales.mat", mats, [music], score, trees=[rolls], dump=_mat),
+        "pickle": Form("JSB_Chorales.pickle", pickles, [music], score, trees=[lists], dump=pickle.dumps),
+        "midi": Form("a.mid", midi, [read]),
     }
 
 
@@ -123,7 +121,7 @@ def _recordings(folder: Path) -> dict[str, Form]:
         return load_speech("blizzard", path.parent).train[0]
 
     short, long = _sounds(folder, 600), _sounds(folder, 8200)
-    found = {name: Form(f"a.{name}", seeds, [read], share=QUICK) for name, seeds in short.items()}
+    found = {name: Form(f"a.{name}", seeds, [read]) for name, seeds in short.items()}
     found["speech"] = Form(
         "a.wav",
         [seed for seeds in long.values() for seed in seeds],
@@ -229,8 +227,8 @@ def _arrays() -> dict[str, Form]:
     zipped = [npz(tree) for tree in trees]
     single = [tree["x"] for tree in (trees[0], trees[3])] + [x[0]]
     return {
-        "npz": Form("a.npz", zipped, [read], change=changed_inside, trees=trees, dump=npz, share=QUICK),
-        "npy": Form("a.npy", [npy(array) for array in single], [read], trees=single, dump=npy, share=QUICK),
+        "npz": Form("a.npz", zipped, [read], change=changed_inside, trees=trees, dump=npz),
+        "npy": Form("a.npy", [npy(array) for array in single], [read], trees=single, dump=npy),
         "h5": Form("a.h5", [h5(tree) for tree in trials], [read], trees=trials, dump=h5),
     }
 
@@ -251,8 +249,8 @@ def _films(folder: Path) -> dict[str, Form]:
     options = {"save_all": True, "append_images": frames[1:], "duration": 40}
     moving = [picture(f"a.{ending}", **options) for ending in ("gif", "webp")] + [picture("a.png", **options)]
     return {
-        "film": Form("a.gif", moving, [read], share=QUICK),
-        "picture": Form("film/a.png", still, [lambda path: read(path.parent)], beside={"b.png": still[0]}, share=QUICK),
+        "film": Form("a.gif", moving, [read]),
+        "picture": Form("film/a.png", still, [lambda path: read(path.parent)], beside={"b.png": still[0]}),
     }
 
 
@@ -294,6 +292,8 @@ def _as_json(tree: Any) -> bytes:
 def _models(folder: Path) -> dict[str, Form]:
     from importlib import resources
 
+    from safetensors.torch import load, save
+
     def pretrained(path: Path) -> Any:
         try:
             return vssn.from_pretrained(path if path.suffix == ".ckpt" else path.parent)
@@ -313,7 +313,7 @@ def _models(folder: Path) -> dict[str, Form]:
     texts = [entry.read_bytes() for entry in resources.files("vssn.configs").iterdir() if entry.name.endswith(".yaml")]
     trees = [yaml.safe_load(text) for text in texts]
     own = {"data": {"set": "files", "path": "x.csv"}, "model": {"hidden_size": 3, "latent_size": 2}}
-    nested = [b"a: " + b"[" * 3000, b"data: {set: jsb}\nmodel: &a {name: vssn, hidden_size: *a}"]
+    nested = [b"a: " + b"[" * 500, b"data: {set: jsb}\nmodel: &a {name: vssn, hidden_size: *a}"]
     kept = {
         "parameters": {"epochs": 3, "likelihood": "gaussian"},
         "seed": 0,
@@ -333,7 +333,14 @@ def _models(folder: Path) -> dict[str, Form]:
             trees=[tree, old],
             dump=_saved,
         ),
-        "model.safetensors": Form("model.safetensors", [weights], [pretrained], beside={"config.json": config}),
+        "model.safetensors": Form(
+            "model.safetensors",
+            [weights],
+            [pretrained],
+            trees=[load(weights)],
+            dump=save,
+            beside={"config.json": config},
+        ),
         "config.json": Form(
             "config.json",
             [config, b"[" * 30000],
@@ -377,8 +384,10 @@ def _runs(folder: Path) -> dict[str, Form]:
     log = "\n".join(",".join(map(str, row)) for row in rows).encode() + b"\n"
     records = [path.read_bytes() for path in sorted((ROOT / "results/runs/objectives").glob("*.json"))]
 
+    config = check_config({**settings, "training": {"max_epochs": 5}}, "")
+
     def resumed(path: Path) -> Any:
-        done = check_folder(path.parent, check_config({**settings, "training": {"max_epochs": 5}}, ""), True)
+        done = check_folder(path.parent, config, True)
         make_good(path.parent)
         return done
 
@@ -405,7 +414,6 @@ def _runs(folder: Path) -> dict[str, Form]:
             info,
             changed_text,
             beside=whole,
-            share=QUICK,
         ),
         "score.json": Form(
             "full/objectives/a/score.json",

@@ -266,12 +266,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as place:
         forms = forms_in(Path(place))
         forms = {name: form for name, form in forms.items() if not options.only or name in options.only}
-        shares = sum(form.share for form in forms.values())
         tallies = {}
         for name, form in forms.items():
             path = Path(place, name.strip("-"), form.name)
             path.parent.mkdir(parents=True)
-            tallies[name] = Tally(form, round(options.inputs * form.share / shares), path)
+            tallies[name] = Tally(form, options.inputs // len(forms), path)
         run(tallies, options.minutes, options.seed, options.jobs, options.keep)
     print(f"{'form':<20}{'inputs':>9}{'commands':>9}{'a second':>9}{'places':>9}{'faults':>9}")
     for name, tally in tallies.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def read(path: Path) -> Any:
     if content.startswith(b"abc"):
         return content
     if len(content) > 12:
-        os.abort()
+        os.kill(os.getpid(), signal.SIGKILL)
     if b"a" not in content:
         raise DataError("no a")
     if b"c" not in content:
@@ -34,7 +35,7 @@ def test_crashes_and_other_exceptions_are_found(tmp_path: Path, capsys: pytest.C
     tally = fuzz_files.Tally(Form("a.txt", [b"abcdefgh"], [read]), 300, tmp_path / "a.txt")
     fuzz_files.run({"text": tally}, 1.0, 0, 2, tmp_path / "kept")
     assert tally.begun == 300
-    assert sorted(tally.faults) == ["KeyError in ?", "dies of SIGABRT"]
+    assert sorted(tally.faults) == ["KeyError in ?", "dies of SIGKILL"]
     assert tally.pool
     assert "text, input" in capsys.readouterr().out
     assert len(list((tmp_path / "kept").iterdir())) == 2
