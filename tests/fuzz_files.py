@@ -48,7 +48,7 @@ POOL = 1000  # files that the next ones are made of, beside the whole ones
 PATIENCE = 60  # times 10 seconds in which a process may stand still
 
 
-@dataclass
+@dataclass(eq=False)
 class Tally:
     """What ran of a form, and what was found out."""
 
@@ -138,7 +138,8 @@ class Batch:
     def _work(self, writing: int) -> None:
         code = 1
         try:
-            signal.signal(signal.SIGPROF, signal.SIG_DFL)
+            for number in (signal.SIGPROF, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -198,20 +199,23 @@ class Batch:
 
 
 def run(tallies: dict[str, Tally], minutes: float, seed: int, jobs: int, keep: Path) -> None:
-    """Until all forms have their inputs, or time is over."""
+    """Until all forms have their inputs, or time is over, or SIGTERM comes."""
     until = time.monotonic() + 60 * minutes
+    ended: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
     running: dict[int, Batch] = {}
     for tally in tallies.values():
         for number, content in enumerate(tally.form.seeds):
-            for command_too in (0, SHOWN * (number + 1) - 1):
+            for command_too in (0, SHOWN * (number + 1) - 1) if number < 5 else (0,):
                 _note(tallies, tally, command_too, look(tally, content, command_too or number)[0], content, keep)
     gc.collect()
     gc.freeze()  # else the children copy what the collector touches
     while True:
-        for batch in _next(tallies, running, jobs if time.monotonic() < until else 0, seed):
+        for batch in _next(tallies, running, jobs if time.monotonic() < until and not ended else 0, seed):
             running[batch.reading] = batch
         if not running:
             gc.unfreeze()
+            signal.signal(signal.SIGTERM, before)
             return
         ready, _, _ = select.select(list(running), [], [], 10)
         for batch in running.values() if not ready else ():

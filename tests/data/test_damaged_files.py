@@ -92,6 +92,18 @@ def test_a_picture_that_promises_more_than_there_is(side: int, message: str, tmp
             assert message in str(caught.value)
 
 
+def test_a_recording_of_numbers_beyond_all_sound(tmp_path: Path) -> None:
+    """In steps of 16 bits they would be infinite."""
+    soundfile = pytest.importorskip("soundfile")
+    samples = np.zeros(600, np.float32)
+    samples[7] = 1e35
+    soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DataError, match=r"expected 600 finite samples from 0 on, got 599"):
+            read(tmp_path / "a.wav")
+
+
 def test_a_single_number_where_a_sequence_should_be(tmp_path: Path) -> None:
     for name in ("x_0", "u_0", "mask_0"):
         np.savez(tmp_path / "a.npz", **{"x_0": np.ones((4, 2)), name: np.ones(())})

@@ -56,6 +56,7 @@ def first_weight(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Tr
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (put("vssn", "format", value=torch.ones(2)), "expected a checkpoint of format 1, got tensor([1., 1.])"),
         (put("vssn", "epoch", value=...), "its epoch is damaged or missing"),
         (put("vssn", "epoch", value="1"), "its epoch is damaged or missing"),
         (put("vssn", "config", value=[1]), "its config is damaged or missing"),

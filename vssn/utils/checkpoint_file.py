@@ -55,7 +55,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: expected a checkpoint of vssn fit, got another program's; use best.ckpt or last.ckpt"
         )
-    if own.get("format") != FORMAT:
+    if not isinstance(own.get("format"), int) or own["format"] != FORMAT:  # a tensor is compared number by number
         raise CheckpointError(
             f"{path}: expected a checkpoint of format {FORMAT}, got {own.get('format')!r}; use the vssn that wrote it"
         )
