@@ -92,11 +92,12 @@ def test_a_picture_that_promises_more_than_there_is(side: int, message: str, tmp
             assert message in str(caught.value)
 
 
-def test_a_recording_of_numbers_beyond_all_sound(tmp_path: Path) -> None:
-    """In steps of 16 bits they would be infinite."""
+@pytest.mark.parametrize("bits", [0x79C097CE, 0x7F800001])
+def test_a_recording_of_numbers_beyond_all_sound(bits: int, tmp_path: Path) -> None:
+    """1e35, which in steps of 16 bits would be infinite; a NaN that signals, of which NumPy would warn."""
     soundfile = pytest.importorskip("soundfile")
     samples = np.zeros(600, np.float32)
-    samples[7] = 1e35
+    samples.view(np.uint32)[7] = bits
     soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -158,3 +159,12 @@ def test_what_else_parquet_holds(tmp_path: Path) -> None:
     for name in others:
         with pytest.raises(DataError, match=f"column '{name}', row 2: expected a number or nothing, got "):
             read(tmp_path / "a.parquet", value_columns=[name])
+
+
+def test_a_nan_that_signals_is_missing_like_others(tmp_path: Path) -> None:
+    x = np.ones((4, 2))
+    x.view(np.uint64)[1, 1] = 0x7FF0000000000001
+    np.save(tmp_path / "a.npy", x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read(tmp_path / "a.npy").x[0].isnan().sum() == 1

@@ -131,7 +131,7 @@ def decode(path: Path, start: int, count: int) -> NDArray[np.float32]:
                 parts.append(part)
                 left -= len(part)
             samples = np.concatenate(parts)
-            with np.errstate(over="ignore"):  # of samples that no recording has: they are infinite then
+            with np.errstate(over="ignore", invalid="ignore"):  # of samples that no recording has: looked at below
                 samples *= np.float32(STEPS)
     except (soundfile.LibsndfileError, OSError) as error:
         raise _damaged(path, error) from None
