@@ -5,6 +5,8 @@ from __future__ import annotations
 import decimal
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zipfile
 import zlib
@@ -168,3 +170,20 @@ def test_a_nan_that_signals_is_missing_like_others(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read(tmp_path / "a.npy").x[0].isnan().sum() == 1
+
+
+def test_what_pillow_logs_is_no_second_line(tmp_path: Path) -> None:
+    """A TIFF of 65,283 samples a pixel; in a process of its own, since pytest takes what is logged."""
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "film").mkdir()
+    image.new("RGB", (2, 2)).save(tmp_path / "film" / "a.tiff")
+    data = bytearray((tmp_path / "film" / "a.tiff").read_bytes())
+    at = data.index(struct.pack("<HHI", 277, 3, 1))
+    data[at + 8 : at + 10] = struct.pack("<H", 65283)
+    (tmp_path / "film" / "a.tiff").write_bytes(data)
+    run = subprocess.run(
+        [sys.executable, "-m", "vssn", "init", str(tmp_path / "film")], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith("vssn: error: ")
+    assert run.stderr.count("\n") == 1

@@ -9,6 +9,7 @@ NAME.npz              x [N, T, height, width] or [N, T, height, width, 3], 8 bit
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 import re
 import warnings
@@ -28,6 +29,7 @@ from vssn.utils.packages import needing
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MOVING = (".gif", ".webp", ".apng")
 SUFFIXES = (*MOVING, ".npz", ".npy")
+_SILENT = logging.NullHandler()  # without one Python prints what is logged on stderr
 _MOST_PIXELS = 2**16  # of a frame: a model of more is a mistake
 
 Array = np.ndarray[Any, Any]
@@ -123,7 +125,9 @@ def _pictures(path: Path, most: int | None, first: int | None = None) -> list[tu
     image_module, found = _pillow(), []
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what the reader thinks of a file is said below, in one line
+            # What the reader thinks of a file is said below, in one line.
+            warnings.simplefilter("ignore")
+            logging.getLogger("PIL").addHandler(_SILENT)
             with image_module.open(path) as image:
                 _require_few(path, image.size[::-1], most)
                 for index in range(first or getattr(image, "n_frames", 1)):
