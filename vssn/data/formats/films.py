@@ -130,7 +130,8 @@ def _pictures(path: Path, most: int | None, first: int | None = None) -> list[tu
             logging.getLogger("PIL").addHandler(_SILENT)
             with image_module.open(path) as image:
                 _require_few(path, image.size[::-1], most)
-                for index in range(first or getattr(image, "n_frames", 1)):
+                count: int = getattr(image, "n_frames", 1) if first is None else first
+                for index in range(count):
                     image.seek(index)
                     grey = image.mode in ("1", "L", "LA", "I", "I;16", "F")
                     if image.mode in ("I", "I;16", "F"):
