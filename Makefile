@@ -94,10 +94,11 @@ KILLS ?= 100
 faults: $(VENV)/test-installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults.py --kills $(KILLS) --minutes $(MINUTES) --seed $(SEED) --record
 
-# Damaged files for every loader and reader: make fuzz-files INPUTS=1000000 MINUTES=600 SEED=1
+# Damaged files for every loader and reader, counted; SIGTERM ends it early: make fuzz-files INPUTS=1000000 MINUTES=600
 INPUTS ?= 100000
+JOBS ?= 2
 fuzz-files: $(VENV)/test-installed
-	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz_files.py --inputs $(INPUTS) --minutes $(MINUTES) --seed $(SEED) --record
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz_files.py --inputs $(INPUTS) --minutes $(MINUTES) --seed $(SEED) --jobs $(JOBS) --record
 
 # Every page of the documentation is a program: as it stands there, with smaller numbers.
 test-pages: $(VENV)/test-installed

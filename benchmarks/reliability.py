@@ -1,7 +1,8 @@
 """python -m benchmarks.reliability: RELIABILITY.md of the records in results/reliability.
 
-A topic is a file, and a section of the page; of a check's records the newest of each processor is a row. Nothing on the
-page is typed by hand: the checks write the records (tests/reliability_records.py), and TOPICS says what each is about.
+A topic is a file, and a section of the page; of a check's records the newest of each processor is a row; where the runs
+of a topic add up, their sum, of a command that ran twice the newest. Nothing on the page is typed by hand: the checks
+write the records (tests/reliability_records.py), and TOPICS says what each is about.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Topic(NamedTuple):
 
     title: str
     about: str
+    adds: bool = False  # whether the runs of a check add up
 
 
 # In the page's order; a file without an entry comes last, under its own name.
@@ -60,7 +62,13 @@ TOPICS = {
         "The ops' tests on each instruction set below the processor's, and with the products of PyTorch held to the"
         " least that it has.",
     ),
-    "files": Topic("Files made at random", "Every loader, and the command line above it, on inputs of a fuzzer."),
+    "files": Topic(
+        "Damaged files",
+        "Files of every form that is read, with bytes, words or what they hold changed, for the loaders and for the"
+        " commands above them: taken, or refused in one line of the package's own errors. A crash, a traceback, a"
+        " second line, a warning at the command line, 20 seconds or 3 GB would be a fault.",
+        adds=True,
+    ),
     "faults": Topic(
         "Kills and faults",
         "Training and its checkpoints under SIGKILL, SIGTERM, a full disk, folders that vanish, two processes on one"
@@ -80,7 +88,8 @@ TOPICS = {
 # What the head of the page adds up, by the name of the figure.
 TOTALS = {
     "cases": "calls compared with float64",
-    "inputs": "inputs fuzzed",
+    "inputs": "damaged files read",
+    "kinds of fault": "kinds of fault of the readers",
     "kills": "kills survived",
     "tests": "tests passed",
     "sanitized runs": "runs under sanitizers",
@@ -95,20 +104,30 @@ TOTALS = {
 
 
 def read(folder: Path = RECORDS) -> dict[str, list[Record]]:
-    """The rows of each topic in the page's order: of a check's records the newest of each processor.
+    """The rows of each topic in the page's order: of a check's records the newest of each processor, or their sum,
+    which has all commands.
 
     Raises:
         ValueError: a file is not what tests/reliability_records.py writes.
     """
     topics = {}
     for file in sorted(folder.glob("*.json"), key=lambda file: (_order(file.stem), file.stem)):
-        newest: dict[tuple[str, str], Record] = {}
+        runs: dict[tuple[str, str], list[Record]] = {}
         for entry in json.loads(file.read_text(encoding="utf-8")):
             if not isinstance(entry, dict) or not {"name", "command", "processor", "date", "figures"} <= entry.keys():
                 raise ValueError(f"{file}: expected name, command, processor, date and figures in each entry")
-            newest[entry["name"], entry["processor"]] = entry
-        topics[file.stem] = list(newest.values())
+            runs.setdefault((entry["name"], entry["processor"]), []).append(entry)
+        adds = file.stem in TOPICS and TOPICS[file.stem].adds
+        topics[file.stem] = [_sum(entries) if adds else entries[-1] for entries in runs.values()]
     return topics
+
+
+def _sum(entries: Sequence[Record]) -> Record:
+    runs = list({entry["command"]: entry for entry in entries}.values())
+    figures: dict[str, Any] = {}
+    for run in runs:
+        figures |= {key: figures.get(key, 0) + count for key, count in run["figures"].items()}
+    return {**entries[-1], "figures": figures, "runs": runs}
 
 
 def _order(name: str) -> int:
@@ -120,10 +139,11 @@ def write(topics: dict[str, list[Record]]) -> str:
     parts = [HEAD, _summary([entry for entries in topics.values() for entry in entries])]
     for name, entries in topics.items():
         topic = TOPICS.get(name, Topic(name.capitalize(), ""))
-        commands = list(dict.fromkeys(entry["command"] for entry in entries))
+        runs = [run for entry in entries for run in entry.get("runs", [entry])]
+        commands = list(dict.fromkeys(run["command"] for run in runs))
         parts += [f"## {topic.title}\n", *([topic.about + "\n"] if topic.about else []), _table(entries)]
         made = ", ".join(f"`{command}`" for command in commands)
-        parts.append(f"Made by {made}{', '.join(['', *_shared(entries)])}.\n")
+        parts.append(f"Made by {made}{', '.join(['', *_commits(runs), *_shared(entries)])}.\n")
     return "\n".join(parts)
 
 
@@ -137,6 +157,12 @@ def _summary(entries: Sequence[Record]) -> str:
     processors = sorted({entry["processor"] for entry in entries})
     rows.append((f"processor{'s' if len(processors) != 1 else ''} seen", ", ".join(processors) or "none"))
     return "\n".join(["| | |", "|---|---:|", *(f"| {words} | {value} |" for words, value in rows), ""])
+
+
+def _commits(entries: Sequence[Record]) -> list[str]:
+    """That the runs were made of, where their records say it."""
+    found = dict.fromkeys(entry.get("versions", {}).get("commit") for entry in entries)
+    return [] if None in found else [f"commit{'s' if len(found) > 1 else ''} {' and '.join(found)}"]
 
 
 def _shared(entries: Sequence[Record]) -> list[str]:

@@ -2,6 +2,8 @@
 results/reliability/faults.json, a list of objects with
 
     name, command, processor, date, versions {package: version}, figures {name: number or text}
+
+Among the versions is the commit, with a + where what the repository holds was changed beside it.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import math
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +24,23 @@ from vssn.utils.machine import processor_name
 
 FOLDER = Path(__file__).resolve().parent.parent / "results" / "reliability"
 PACKAGES = ("torch", "numpy")
+
+
+def _commit() -> str | None:
+    """As the process began; None: this is no repository, or there is no git."""
+
+    def git(*words: str) -> str:
+        run = subprocess.run(["git", *words], cwd=FOLDER.parent, capture_output=True, text=True, check=True)
+        return run.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "-uno", "--", "../vssn", "../vssn_kernels", "../csrc", "../tests")
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+COMMIT = _commit()
 
 
 def record(
@@ -78,8 +98,8 @@ def records(file: Path) -> list[dict[str, Any]]:
 
 
 def versions(packages: tuple[str, ...] = ()) -> dict[str, str]:
-    """Of Python, and of those packages that are installed."""
-    found = {"python": platform.python_version()}
+    """Of Python, of this code, and of those packages that are installed."""
+    found = {"python": platform.python_version(), **({} if COMMIT is None else {"commit": COMMIT})}
     for package in (*PACKAGES, *packages):
         try:
             found[package] = version(package)

@@ -381,7 +381,9 @@ def test_what_cannot_be_written_is_named(fitted: vssn.Forecaster, tmp_path: Path
     assert not (tmp_path / "kept").exists()
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"parameters": {"units": 3}}', '{"history": {"loss": []}}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "[" * 100_000, '{"parameters": {"units": 3}}', '{"history": {"loss": []}}']
+)
 def test_damaged_parameters_are_named(content: str, fitted: vssn.Forecaster, tmp_path: Path) -> None:
     fitted.save(tmp_path)
     Path(tmp_path, "forecaster.json").write_text(content)

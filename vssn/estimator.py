@@ -338,7 +338,7 @@ class Forecaster:
             if kept.get("history"):
                 made.history_, made.best_epoch_ = kept["history"], kept["best_epoch"]
                 made.n_iter_ = len(made.history_["epoch"])
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
             raise CheckpointError(f"{source}: {SETTINGS} is damaged or of another version; save it again") from None
         return made
 

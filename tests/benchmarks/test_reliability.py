@@ -46,8 +46,19 @@ def test_the_newest_of_each_processor_is_shown(tmp_path: Path) -> None:
     assert "| calls compared with float64 | 2 |" in page
     assert "sanitizers" not in page  # runs of another kind are none of theirs
     assert page.index("## Kills and faults") < page.index("## A topic")
-    assert f"Made by `make kill`, {other['date']}." in page
+    commit = other["versions"].get("commit")
+    assert f"Made by `make kill`, {f'commit {commit}, ' if commit else ''}{other['date']}." in page
     assert "another one" in page.split("processors seen")[1].splitlines()[0]
+
+
+def test_the_runs_of_the_files_add_up(tmp_path: Path) -> None:
+    for seed, inputs in ((1, 70), (1, 100), (2, 1000)):  # the first seed twice: of the same inputs the newest count
+        command = f"make fuzz-files SEED={seed}"
+        record("csv", topic="files", folder=tmp_path, command=command, inputs=inputs, **{"kinds of fault": 0})
+    page = reliability.write(reliability.read(tmp_path))
+    assert "| csv | 1,100 | 0 |" in page
+    assert "| damaged files read | 1,100 |" in page
+    assert "Made by `make fuzz-files SEED=1`, `make fuzz-files SEED=2`, " in page
 
 
 def test_what_is_no_record_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

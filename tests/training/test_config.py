@@ -258,3 +258,18 @@ def test_a_misspelt_key_is_named_before_the_key_that_it_leaves_out(tmp_path: Pat
     path.write_text("data:\n  set: jsb\nmodel:\n  hiden_size: 3\n  latent_size: 2\n")
     with pytest.raises(ConfigError, match=r"model\.hiden_size: unknown key; did you mean hidden_size\?"):
         load_config(path)
+
+
+def test_aliases_that_stand_for_more_than_there_is_memory(tmp_path: Path) -> None:
+    """Two to the power of 60 entries in sixty short lines."""
+    lines = ["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))]
+    text = "\n".join(lines)
+    path = write(tmp_path, f"{text}\ndata: {{set: jsb}}\nmodel: {{hidden_size: *a59, latent_size: 2}}\n")
+    message = message_of(path)
+    assert "unknown key" in message
+    path = write(
+        tmp_path, f"data: {{set: jsb}}\nmodel:\n  hidden_size:\n    {text.replace(chr(10), chr(10) + '    ')}\n"
+    )
+    assert "model.hidden_size: expected a valid integer, got a dict of many entries" in message_of(path)
+    path = write(tmp_path, f"[{', '.join(line.partition(': ')[2] for line in lines)}]\n")
+    assert "expected a mapping with the sections data, model, training, got a list of many entries" in message_of(path)

@@ -65,7 +65,7 @@ def _training(path: Path, own: Mapping[str, Any]) -> dict[str, Any]:
             "epochs of the run": int(rows[-1]["epoch"]),
             "minutes of the run": f"{float(rows[-1]['seconds']) / 60:.1f}",
         }
-    except (OSError, ValueError, KeyError, IndexError):
+    except (OSError, ValueError, OverflowError, KeyError, IndexError, TypeError, csv.Error):
         pass  # a checkpoint may stand alone
     return done
 
@@ -79,6 +79,6 @@ def _scores(path: Path, own: Mapping[str, Any]) -> dict[str, Any]:
         try:
             metrics = json.loads(score.read_text(encoding="utf-8"))["metrics"]
             found |= {f"test {name}": value for name, value in metrics.items() if not isinstance(value, list)}
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             found["score.json"] = "not readable"
     return found

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vssn.errors import DataError
 from vssn.output.charts import BLUE, LINES, MARKERS, ORANGE, plain, save
 from vssn.output.charts import draw_rolls as draw_rolls
 from vssn.utils.packages import needing
@@ -24,6 +25,11 @@ with needing("train"):
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
+
+
+_DRAWN = {f"{split}/elbo_per_frame" for split in ("train", "valid")} | {
+    f"valid/kl_{latent}_per_frame" for latent in ("z", "w")
+}
 
 
 class Plan(NamedTuple):
@@ -155,6 +161,7 @@ def draw_training(runs: Mapping[str, str | Path], path: str | Path, *, title: st
 
     Raises:
         FileNotFoundError: a folder without metrics.csv.
+        DataError: that file holds something else.
     """
     logs = {name: read_metrics(folder) for name, folder in runs.items()}
     kl_names = (("valid/kl_z_per_frame", "-", "of z"), ("valid/kl_w_per_frame", "--", "of w"))
@@ -192,8 +199,23 @@ def draw_training(runs: Mapping[str, str | Path], path: str | Path, *, title: st
     save(figure, path)
 
 
-def read_metrics(folder: str | Path) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
-    """The columns of a run's metrics.csv."""
-    with open(Path(folder) / "metrics.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return {name: np.array([float(row[name]) for row in rows]) for name in (rows[0] if rows else ())}
+def read_metrics(folder: str | Path, also: Sequence[str] = ()) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+    """The columns of a run's metrics.csv.
+
+    Args:
+        also: columns that must be there, beside those that are drawn.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DataError: it holds something else.
+    """
+    file = Path(folder) / "metrics.csv"
+    try:
+        with open(file, newline="", encoding="utf-8") as text:
+            rows = list(csv.DictReader(text))
+        found = {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
+        if all(np.isfinite(found[name]).all() for name in ("epoch", *also)) and found.keys() >= _DRAWN:
+            return found
+    except (IndexError, KeyError, TypeError, ValueError, csv.Error):
+        pass
+    raise DataError(f"{file}: expected the epochs of a run, got another text; mend it, or remove the run")

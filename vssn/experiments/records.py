@@ -22,9 +22,13 @@ SCORE, FAILED = "score.json", "failed.json"
 
 Record = Mapping[str, Any]
 
-_OF_A_SCORE = {
-    *("table", "set", "model", "seed", "budget", "metrics", "config", "config_name", "parameters", "best_epoch"),
-    *("epochs", "train_seconds", "score_seconds", "machine", "threads", "versions", "date"),
+_IDENTITY: dict[str, Any] = {"table": str, "set": str, "model": str, "seed": int}
+_OF_A_FAILURE = _IDENTITY | {"reason": str}
+_OF_A_SCORE = _IDENTITY | {
+    **dict.fromkeys(("budget", "config_name", "machine", "versions", "date"), str),
+    **dict.fromkeys(("parameters", "best_epoch", "epochs", "threads"), int),
+    **dict.fromkeys(("train_seconds", "score_seconds"), int | float),
+    **dict.fromkeys(("metrics", "config"), dict),
 }
 
 
@@ -69,15 +73,37 @@ def keep_records(table: str, records: Mapping[str, dict[str, Any]], folder: Path
 
 def read_record(path: Path) -> dict[str, Any]:
     """What failed.json, score.json or a kept copy of that holds. Raises ConfigError."""
-    expected = {"table", "set", "model", "seed", "reason"} if path.name == FAILED else _OF_A_SCORE
+    expected = _OF_A_FAILURE if path.name == FAILED else _OF_A_SCORE
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        missing = sorted(expected - record.keys())
-    except (OSError, ValueError, AttributeError) as error:
+        missing = sorted(expected.keys() - record.keys())
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path}: not the record of a run ({error}); remove that file to score it anew") from None
     if missing:
         raise ConfigError(f"{path}: without {', '.join(missing)}, which a record has; remove it to score the run anew")
-    return dict(record)
+    if wrong := _wrong(record, expected):
+        raise ConfigError(
+            f"{path}: expected the record of a run, but {wrong} is of another kind; remove that file to score it anew"
+        )
+    return {name: record[name] for name in expected} if path.name == FAILED else dict(record)
+
+
+def _wrong(record: Record, expected: Mapping[str, Any]) -> str | None:
+    """The first entry that is none of its type, which the page could not print."""
+    inside = {name: record[name] for name in ("metrics", "config") if isinstance(record.get(name), dict)}
+    metrics = {f"metrics.{name}": value for name, value in inside.get("metrics", {}).items()}
+    sections = {f"config.{name}": value for name, value in inside.get("config", {}).items()}
+    kinds = {
+        **expected,
+        **{name: kind for name, kind in (("note", str), ("settings", dict)) if name in record},
+        **dict.fromkeys(metrics, int | float | list),
+        **dict.fromkeys(sections, dict),
+    }
+    for name, value in {**record, **metrics, **sections}.items():
+        large = isinstance(value, int) and abs(value) >= 2**63
+        if large or not isinstance(value, kinds.get(name, object)):
+            return name
+    return None
 
 
 def write_record(path: Path, content: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -33,7 +34,8 @@ def cell(values: Sequence[float], digits: int) -> str:
     """Their mean and standard deviation."""
     if not values:
         return MISSING
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    finite = all(map(math.isfinite, values))
+    spread = f" ± {statistics.stdev(values) if finite else math.nan:.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{spread}"
 
 
@@ -146,4 +148,6 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], texts: int =
 
 
 def _metric(records: Sequence[Record], name: str) -> list[float]:
-    return [record["metrics"][name] for record in records if name in record["metrics"]]
+    """One number each: a list is no figure of a table."""
+    found = [record["metrics"].get(name) for record in records]
+    return [value for value in found if isinstance(value, int | float)]

@@ -64,11 +64,16 @@ def _facts(task: Task, done: Sequence[Record]) -> dict[str, str]:
         "train": each(size("num_train", "num_train")),
         "test": each(scored),
         "frames": each(length),
-        "ahead": each(count - of["seen"] for count, of in zip(length, settings, strict=True) if count and "seen" in of),
+        "ahead": each(
+            count - of["seen"]
+            for count, of in zip(length, settings, strict=True)
+            if count and isinstance(of.get("seen"), int)
+        ),
         "latents": listed(f"{count} for {model}" for model, count in latents.items()) or MISSING,
         "schedules": listed(
             f"{model} {_count(config['training']['max_epochs'], 'epoch')} in batches of {config['data']['batch_size']}"
             for model, config in configs.items()
+            if "max_epochs" in config.get("training", {}) and "batch_size" in config["data"]  # else the default of then
         ),
     }
 

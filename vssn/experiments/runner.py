@@ -116,7 +116,7 @@ def _run(job: Job, config: Config, settings: Settings, say: Callable[[str], None
     effort = job.task.quick_effort if settings.budget == "quick" else job.task.effort
     with Heartbeat("scoring the test set", say):
         metrics = job.task.score(model, trained.with_folder(settings.data), effort)
-    log = read_metrics(job.folder)
+    log = read_metrics(job.folder, ("seconds",))
     record = job.identity | {
         "budget": settings.budget,
         "metrics": metrics,

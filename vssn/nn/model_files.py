@@ -9,6 +9,7 @@ A checkpoint of `vssn fit` has the same description inside, so that it loads by 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import os
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from vssn.errors import CheckpointError, TargetError
 from vssn.nn import hub
-from vssn.utils.checkpoint_file import read_checkpoint, weights_of
+from vssn.utils.checkpoint_file import is_plain, read_checkpoint, weights_of
 from vssn_kernels.version import __version__
 
 Model = Any  # a vssn.nn.interface.SequenceModel, which imports this file
@@ -44,7 +45,7 @@ def describe(model: Model) -> dict[str, Any]:
     for name, value in _arguments(model).items():
         if name in _PLACES:
             continue
-        if _is_plain(value):
+        if is_plain(value):
             arguments[name] = value
         elif isinstance(value, tuple) and hasattr(value, "_asdict"):  # named tensors, such as the scaling
             tables[name] = {key: part if part is None else part.tolist() for key, part in value._asdict().items()}
@@ -80,14 +81,6 @@ def _arguments(model: Model) -> dict[str, Any]:
     return arguments
 
 
-def _is_plain(value: object) -> bool:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return True
-    if isinstance(value, list) or type(value) is tuple:
-        return all(_is_plain(part) for part in value)
-    return isinstance(value, dict) and all(isinstance(key, str) and _is_plain(part) for key, part in value.items())
-
-
 def build(
     cls: type[Model], description: Mapping[str, Any], weights: Mapping[str, Any], origin: str, **given: Any
 ) -> Model:
@@ -101,12 +94,18 @@ def build(
         CheckpointError: they do not fit each other, or this version.
         TypeError: something else is given than the description names.
     """
-    model = _made(cls, description, origin, given)
-    return fill(model, weights, origin)
+    if not given:  # sizes that the weights do not have could ask for any memory, and for hours
+        expected: Mapping[str, Tensor] = {}
+        with contextlib.suppress(Exception), torch.device("meta"):
+            expected = _made(cls, description, origin, given).state_dict()
+        _require_like(expected, weights, origin)
+    return fill(_made(cls, description, origin, given), weights, origin)
 
 
 def _made(cls: type[Model], description: Mapping[str, Any], origin: str, given: Mapping[str, Any]) -> Model:
-    named = list(description.get("given", []))
+    named = description.get("given", [])
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise CheckpointError(f"{origin}: its description is damaged at 'given'; use an intact file")
     for name in named:
         if name not in given:
             raise TypeError(
@@ -149,22 +148,34 @@ def _tables_of(cls: type[Model]) -> dict[str, Callable[..., Any]]:
 def fill(model: Model, weights: Mapping[str, Any], origin: str) -> Model:
     """The model with these weights, in their dtypes and in evaluation mode. Raises CheckpointError where they do not
     fit."""
-
-    def refuse(what: str) -> CheckpointError:
-        return CheckpointError(f"{origin}: its weights do not fit its own configuration: {what}; use an intact file")
-
-    if wrong := [name for name, weight in weights.items() if not isinstance(weight, Tensor)]:
-        raise refuse(f"{wrong[0]} is a {type(weights[wrong[0]]).__name__}")
-    for name, own in model.state_dict().items():
-        if name in weights and weights[name].shape != own.shape:
-            raise refuse(f"{name} has shape {list(weights[name].shape)}, expected {list(own.shape)}")
+    _require_like(model.state_dict(), weights, origin)
     try:
         missing, more = model.load_state_dict(dict(weights), strict=False, assign=True)
     except (RuntimeError, AttributeError, TypeError) as error:
-        raise refuse(str(error)) from None
+        raise _do_not_fit(origin, str(error)) from None
     if missing or more:
-        raise refuse(f"{missing[0]} is missing" if missing else f"{more[0]} is none of the model's")
+        what = f"{missing[0]} is missing" if missing else f"{more[0]} is none of the model's"
+        raise _do_not_fit(origin, what)
     return model.eval()
+
+
+def _require_like(expected: Mapping[str, Tensor], weights: Mapping[str, Any], origin: str) -> None:
+    """Raises CheckpointError unless the weights have the shapes expected, and hold numbers of that kind."""
+    if wrong := [name for name, weight in weights.items() if not isinstance(weight, Tensor)]:
+        raise _do_not_fit(origin, f"{wrong[0]} is a {type(weights[wrong[0]]).__name__}")
+    for name, own in expected.items():
+        weight = weights.get(name)
+        if weight is None:
+            raise _do_not_fit(origin, f"{name} is missing")
+        if weight.shape != own.shape:
+            raise _do_not_fit(origin, f"{name} has shape {list(weight.shape)}, expected {list(own.shape)}")
+        if weight.is_floating_point() != own.is_floating_point() or weight.layout != own.layout or weight.is_meta:
+            kind = f"{weight.dtype}, {weight.layout} on {weight.device}".replace("torch.", "")
+            raise _do_not_fit(origin, f"{name} is of {kind}, expected plain {str(own.dtype).removeprefix('torch.')}")
+
+
+def _do_not_fit(origin: str, what: str) -> CheckpointError:
+    return CheckpointError(f"{origin}: its weights do not fit its own configuration: {what}; use an intact file")
 
 
 # ---- Folders ------------------------------------------------------------------------------------------

@@ -32,7 +32,10 @@ def load_model(path: str | Path) -> tuple[SequenceModel, Config]:
     try:
         config = check_config(own.get("config"), str(path))
         if "model" in own and config.model.name in MODELS:
-            return model_files.build(MODELS[config.model.name], own["model"], weights, str(path)), config
+            try:
+                return model_files.build(MODELS[config.model.name], own["model"], weights, str(path)), config
+            except TypeError as error:  # it has a part of the user's own
+                raise CheckpointError(str(error)) from None
         model = config.build_model(own.get("num_sequences"))  # up to 0.1.0; raises for one from Python
     except ConfigError as error:
         raise CheckpointError(str(error)) from None

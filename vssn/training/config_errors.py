@@ -55,8 +55,23 @@ def _expectation(detail: Any, location: list[str], known: Known) -> str:
 
 
 def quote(value: object) -> str:
+    if not _is_short(value):  # aliases make a text of a few lines stand for more than there is memory
+        return f"a {type(value).__name__} of many entries"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _is_short(value: object) -> bool:
+    """Whether it has a thousand entries at most, those of its entries counted."""
+    left, parts = 1000, [value]
+    while parts and left > 0:
+        part = parts.pop()
+        left -= 1
+        if isinstance(part, dict):
+            parts += [*part, *part.values()]
+        elif isinstance(part, list | tuple | set | frozenset):
+            parts += part
+    return not parts
 
 
 def first_line(error: BaseException) -> str:

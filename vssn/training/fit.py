@@ -24,11 +24,12 @@ from torch import Tensor
 from vssn.data.batching import SequenceDataset
 from vssn.data.files import FileDataset
 from vssn.data.splits import MASK_IN_YAML, DrawnDataset, Splits, as_splits, check_values, in_memory
-from vssn.errors import ConfigError, DataError, RunningError
+from vssn.errors import CheckpointError, ConfigError, DataError, RunningError, UserError
 from vssn.inference.scoring import Scores, evaluate
 from vssn.nn.interface import SequenceModel
 from vssn.training.checkpoints import load_model, read_checkpoint, read_weights
 from vssn.training.config import Config, as_config, config_of
+from vssn.training.config_errors import first_line
 from vssn.training.heartbeat import Heartbeat, print_line
 from vssn.training.module import SequenceData, TrainingModule
 from vssn.training.objectives import check_objective, more_columns
@@ -159,7 +160,7 @@ def fit(
             trainer = _make_trainer(config.training, [run, *callbacks], folder, device, world, speaks)
             pulse.say(_describe(config, loaded, model, device))
             pulse.doing = lambda: _doing(trainer)
-            _run(trainer, module, batches, folder / "last.ckpt" if resume else None)
+            _run(trainer, module, batches, folder / "last.ckpt" if resume else None, run)
             wait_for_all(world)
         pulse.doing = "scoring the validation" + (" set" if loaded.test is loaded.valid else " and the test set")
         best = folder / "best.ckpt"
@@ -322,7 +323,10 @@ def _make_trainer(
     )
 
 
-def _run(trainer: pl.Trainer, module: TrainingModule, data: SequenceData, checkpoint: Path | None) -> None:
+def _run(
+    trainer: pl.Trainer, module: TrainingModule, data: SequenceData, checkpoint: Path | None, run: RunDirectory
+) -> None:
+    """Raises CheckpointError where training cannot go on from the checkpoint."""
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
@@ -331,9 +335,14 @@ def _run(trainer: pl.Trainer, module: TrainingModule, data: SequenceData, checkp
     except SystemExit:  # what Lightning makes of SIGTERM; and of Ctrl-C, ignoring the next ones
         signal.signal(signal.SIGINT, on_interrupt)
         raise (Terminated() if trainer.received_sigterm else KeyboardInterrupt()) from None
-    except Exception:
+    except Exception as error:
         if trainer.received_sigterm:  # and so have the workers of its loader
             raise Terminated from None
-        raise
+        if checkpoint is None or run.begun or isinstance(error, UserError | OSError | MemoryError):
+            raise
+        raise CheckpointError(  # Lightning takes what is in it on trust
+            f"{checkpoint}: training cannot go on from it ({type(error).__name__}: {first_line(error)}); use an intact "
+            "last.ckpt, or start anew in another folder"
+        ) from error
     if trainer.interrupted:
         raise KeyboardInterrupt

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vssn.errors import ConfigError, TrainingError, UserError
+from vssn.errors import CheckpointError, ConfigError, TrainingError, UserError
 from vssn.training.checkpoints import read_checkpoint
 from vssn.training.config import Config
 from vssn.training.heartbeat import Heartbeat
@@ -164,12 +164,19 @@ def best_so_far(folder: Path, rows: Sequence[Mapping[str, Any]]) -> tuple[Path, 
         rows: of metrics.csv, up to the epoch of last.ckpt.
     """
     best, last = (folder / kept for kept in CHECKPOINTS)
-    own = read_checkpoint(last)["vssn"]
-    epoch, reached = own["epoch"], own["valid_elbo_per_frame"]
+    epoch, reached = read_checkpoint(last)["vssn"]["epoch"], _reached(last)
     if not best.exists() and len(rows) == epoch and all(float(row[MONITOR]) < reached for row in rows[:-1]):
         return last, reached
-    before = read_checkpoint(best)["vssn"]["valid_elbo_per_frame"]
+    before = _reached(best)
     return (last, reached) if reached > before else (best, before)
+
+
+def _reached(checkpoint: Path) -> float:
+    """Its validation ELBO. Raises CheckpointError."""
+    reached: float | None = read_checkpoint(checkpoint)["vssn"].get("valid_elbo_per_frame")
+    if reached is None:
+        raise CheckpointError(f"{checkpoint}: expected its validation ELBO, got none; use an intact checkpoint")
+    return reached
 
 
 def read_rows(folder: Path, epochs: int) -> list[dict[str, Any]]:
@@ -208,6 +215,7 @@ class RunDirectory(Checkpoint):
         """Args: more: columns of metrics.csv beside those of every run."""
         self.folder, self.report_every, self.pulse = folder, report_every, pulse
         self.place: tuple[int, int] | None = None  # of the first process
+        self.begun = False  # of this process: what a checkpoint holds has been taken
         self.rows = read_rows(folder, resumed_epoch) if resumed_epoch else []
         self.best = best_so_far(folder, self.rows)[1] if resumed_epoch else -math.inf
         names = (*self.COLUMNS, *more, *(self.rows[0] if self.rows else ()))
@@ -215,6 +223,7 @@ class RunDirectory(Checkpoint):
         self.seconds_before = float(self.rows[-1]["seconds"]) if self.rows else 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.begun = True
         self.pulse.started = time.monotonic() - self.seconds_before  # one clock for the lines of both
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -12,6 +12,15 @@ import torch
 from vssn.errors import CheckpointError
 
 FORMAT = 1  # of what a checkpoint holds under "vssn"
+_OWN: dict[str, Any] = {  # what else stands there, where it does; the first two always
+    "config": dict,
+    "epoch": int,
+    "model": dict,
+    "valid_elbo_per_frame": int | float,
+    "num_sequences": int | None,
+    "skipped_updates": int,
+    "constraint": dict,
+}
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -46,11 +55,39 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: expected a checkpoint of vssn fit, got another program's; use best.ckpt or last.ckpt"
         )
-    if own.get("format") != FORMAT:
+    if not isinstance(own.get("format"), int) or own["format"] != FORMAT:  # a tensor is compared number by number
         raise CheckpointError(
             f"{path}: expected a checkpoint of format {FORMAT}, got {own.get('format')!r}; use the vssn that wrote it"
         )
+    if wrong := _wrong(content["state_dict"], own):
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of vssn fit, but its {wrong} is damaged or missing; use an intact "
+            "best.ckpt or last.ckpt"
+        )
     return content
+
+
+def is_plain(value: object) -> bool:
+    """Whether it is made of numbers, texts, lists, tuples and dicts by texts alone."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return True
+    if isinstance(value, list) or type(value) is tuple:
+        return all(is_plain(part) for part in value)
+    return isinstance(value, dict) and all(isinstance(key, str) and is_plain(part) for key, part in value.items())
+
+
+def _wrong(weights: dict[Any, Any], own: dict[Any, Any]) -> str | None:
+    """What others would stumble over, by its name; None: nothing."""
+    if not all(isinstance(name, str) for name in weights):
+        return "state_dict"
+    for name, kind in _OWN.items():
+        if name in own or name in ("config", "epoch"):
+            value = own.get(name)
+            if not isinstance(value, kind) or not is_plain(value):
+                return name
+    if not all(isinstance(section, dict) for section in own["config"].values()):
+        return "config"
+    return None
 
 
 def weights_of(content: dict[str, Any]) -> dict[str, Any]:

@@ -96,6 +96,10 @@ def _part(
             return None
         if None in names and len(names) > 1:
             raise DataError(f"{path}: expected {names[None]} or numbered arrays, got both; leave one out")
+        for name in names.values():
+            if arrays[name].ndim not in (1, 2, 3):
+                shape = list(arrays[name].shape)
+                raise DataError(f"{path}: {name}: expected [N, T, features] or [T, features], got {shape}")
         if None not in names:
             return [(names[number], arrays[names[number]]) for number in sorted(names, key=lambda key: key or 0)]
         name = names[None]
@@ -106,8 +110,6 @@ def _part(
 
     def rows_of(name: str, letter: str) -> list[Array]:
         array = arrays[name]
-        if array.ndim > 3 or array.ndim == 0:
-            raise DataError(f"{path}: {name}: expected [N, T, features] or [T, features], got {list(array.shape)}")
         if not many:
             return [array]
         if letter != "lengths" and array.ndim < (2 if letter == "mask" else 3):
@@ -180,9 +182,10 @@ def _lengths(
     if names is None:
         return None
     array = arrays[next(iter(names.values()))].reshape(-1)
-    if array.dtype.kind not in "iu" or len(array) != count or (array < 1).any():
+    whole = array.dtype.kind in "iu"
+    if not whole or len(array) != count or (array < 1).any():
         raise DataError(
             f"{path}: lengths: expected {count} whole numbers of at least 1, one for each sequence, got "
-            f"{len(array)} of {array.dtype}{f', {array.min()} among them' if len(array) else ''}"
+            f"{len(array)} of {array.dtype}{f', {array.min()} among them' if whole and len(array) else ''}"
         )
     return [int(length) for length in array]

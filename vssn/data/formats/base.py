@@ -129,7 +129,7 @@ def as_frames(where: str, array: np.ndarray[Any, Any], missing: bool = True) -> 
         raise DataError(f"{where}: expected real numbers, got {array.dtype}; convert them")
     if array.ndim != 2 or 0 in array.shape:
         raise DataError(f"{where}: expected frames [T, features] with at least one of each, got {list(array.shape)}")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # a NaN that signals is one like others
         frames = np.array(array, dtype=np.float32, order="C")  # a copy: tensors are written to
     wrong = ~np.isfinite(frames) if not missing else np.isinf(frames)
     if wrong.any():

@@ -9,8 +9,11 @@ NAME.npz              x [N, T, height, width] or [N, T, height, width, 3], 8 bit
 from __future__ import annotations
 
 import importlib
+import logging
+import math
 import re
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from vssn.utils.packages import needing
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MOVING = (".gif", ".webp", ".apng")
 SUFFIXES = (*MOVING, ".npz", ".npy")
+_SILENT = logging.NullHandler()  # without one Python prints what is logged on stderr
 _MOST_PIXELS = 2**16  # of a frame: a model of more is a mistake
 
 Array = np.ndarray[Any, Any]
@@ -43,14 +47,12 @@ def read_film(path: Path, *, resize: Sequence[int] | None = None, grey: bool | N
     if path.suffix.lower() in (".npz", ".npy"):
         films, rate = _of_arrays(path), None
     else:
-        frames, rate = _of_folder(path) if path.is_dir() else _of_moving(path)
+        most = _MOST_PIXELS if resize is None else None
+        frames, rate = _of_folder(path, most) if path.is_dir() else _of_moving(path, most)
         films = [_stacked(path, frames)]
     films = [_prepared(path, film, resize, grey) for film in films]
     shape = films[0].shape[1:]
-    if (pixels := int(np.prod(shape))) > _MOST_PIXELS:
-        raise DataError(
-            f"{path}: expected frames of at most {_MOST_PIXELS:,} numbers, got {pixels:,} ({_size(shape)}); give resize"
-        )
+    pixels = _require_few(path, shape, _MOST_PIXELS)
     for film in films:
         if film.shape[1:] != shape:
             raise DataError(f"{path}: expected frames of {_size(shape)}, got {_size(film.shape[1:])}; give resize")
@@ -84,11 +86,21 @@ def _pillow() -> Any:
         return importlib.import_module("PIL.Image")
 
 
-def _of_folder(folder: Path) -> tuple[list[Array], None]:
+def _require_few(path: Path, shape: Sequence[int], most: int | None) -> int:
+    """The numbers of a frame. Raises DataError where they are more."""
+    pixels = math.prod(shape)
+    if most is not None and pixels > most:
+        raise DataError(
+            f"{path}: expected frames of at most {most:,} numbers, got {pixels:,} ({_size(shape)}); give resize"
+        )
+    return pixels
+
+
+def _of_folder(folder: Path, most: int | None) -> tuple[list[Array], None]:
     pictures = [entry for entry in entries(folder) if entry.suffix.lower() in PICTURES]
     if not pictures:
         raise DataError(f"{folder}: expected pictures ({', '.join(PICTURES)}), found none")
-    return [next(_pictures(picture))[0] for picture in sorted(pictures, key=_by_number)], None
+    return [_pictures(picture, most, 1)[0][0] for picture in sorted(pictures, key=_by_number)], None
 
 
 def _by_number(path: Path) -> list[tuple[int, int, str]]:
@@ -97,27 +109,42 @@ def _by_number(path: Path) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]
 
 
-def _of_moving(path: Path) -> tuple[list[Array], float | None]:
-    frames, durations = zip(*_pictures(path), strict=True)
+def _of_moving(path: Path, most: int | None) -> tuple[list[Array], float | None]:
+    frames, durations = zip(*_pictures(path, most), strict=True)
     milliseconds = float(np.mean(durations))
     return list(frames), 1000 / milliseconds if milliseconds > 0 else None
 
 
-def _pictures(path: Path) -> Iterator[tuple[Array, float]]:
-    """Every frame, in 8 bits, and the milliseconds that it stands."""
-    image_module = _pillow()
+def _pictures(path: Path, most: int | None, first: int | None = None) -> list[tuple[Array, float]]:
+    """Every frame, in 8 bits, and the milliseconds that it stands.
+
+    Args:
+        most: pixels of a frame; None: any number, within what Pillow takes.
+        first: so many frames; None: all.
+    """
+    image_module, found = _pillow(), []
     try:
-        with image_module.open(path) as image:
-            for index in range(getattr(image, "n_frames", 1)):
-                image.seek(index)
-                grey = image.mode in ("1", "L", "LA", "I", "I;16", "F")
-                if image.mode in ("I", "I;16", "F"):
-                    raise DataError(f"{path}: expected pictures of 8 bits, got the mode {image.mode}; convert them")
-                yield np.asarray(image.convert("L" if grey else "RGB")), float(image.info.get("duration", 0))
+        with warnings.catch_warnings():
+            # What the reader thinks of a file is said below, in one line.
+            warnings.simplefilter("ignore")
+            logging.getLogger("PIL").addHandler(_SILENT)
+            with image_module.open(path) as image:
+                _require_few(path, image.size[::-1], most)
+                count: int = getattr(image, "n_frames", 1) if first is None else first
+                for index in range(count):
+                    image.seek(index)
+                    grey = image.mode in ("1", "L", "LA", "I", "I;16", "F")
+                    if image.mode in ("I", "I;16", "F"):
+                        raise DataError(f"{path}: expected pictures of 8 bits, got the mode {image.mode}; convert them")
+                    picture = np.asarray(image.convert("L" if grey else "RGB"))
+                    found.append((picture, float(image.info.get("duration", 0))))
     except DataError:
         raise
     except Exception as error:  # whatever the damaged bytes lead the reader to
         raise damaged(path, "a picture or a film", error) from None
+    if not found:
+        raise DataError(f"{path}: expected a frame at least, got none; leave the file out")
+    return found
 
 
 def _stacked(path: Path, frames: list[Array]) -> Array:

@@ -12,6 +12,8 @@ Without a time column the rows are a step apart.
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import importlib
 import itertools
 import re
@@ -65,8 +67,7 @@ def read_table(
             "MS"), or a number where times are numbers.
         step: likewise, of the grid that rows lie on already, each alone; None: the commonest one.
     """
-    frame = load_table(path)
-    frame.columns = [str(name) for name in frame.columns]
+    frame = _plain(load_table(path))
     named = {
         "time_column": time_column,
         "id_column": id_column,
@@ -88,6 +89,9 @@ def read_table(
     if id_column is None:
         id_column = _find_id(frame, free, time_column, channel_column)
         free = [name for name in free if name != id_column]
+    for column in (id_column, channel_column, split_column):
+        if column is not None and len(empty := np.flatnonzero(frame[column].isna().to_numpy())):
+            raise DataError(f"{path}: column {column!r}, {_row(frame, empty[0])}: expected a name, got an empty cell")
     values = list(value_columns) if value_columns is not None else free
     controls = list(control_columns or ())
     if not values:
@@ -198,6 +202,30 @@ def load_table(path: Path) -> Frame:
     if repeated := sorted({str(name) for name in frame.columns[frame.columns.duplicated()]}):
         raise DataError(f"{path}: expected a name of its own for every column, got {repeated[0]!r} twice")
     return frame
+
+
+def _plain(frame: Frame) -> Frame:
+    """Columns of numbers, texts and times alone: what else Parquet holds becomes one of these, at the worst a text."""
+    pandas = _pandas()
+    columns = []
+    for index in range(len(frame.columns)):
+        column = frame.iloc[:, index]
+        if isinstance(column.dtype, pandas.CategoricalDtype):
+            column = column.astype(object).infer_objects()
+        if column.dtype.kind == "m":
+            column = column.dt.total_seconds()
+        if column.dtype == object:
+            kinds = set(map(type, column.dropna()))
+            if kinds and all(issubclass(kind, int | float | decimal.Decimal) for kind in kinds):
+                column = column.astype("float64")
+            elif not all(issubclass(kind, str | int | float | np.number | datetime.date) for kind in kinds):
+                column = column.map(str, na_action="ignore")
+        elif not pandas.api.types.is_string_dtype(column.dtype) and column.dtype.kind not in "biufM":
+            column = column.astype(object).map(str, na_action="ignore")
+        columns.append(column)
+    made = pandas.concat(columns, axis=1)
+    made.columns = [str(name) for name in frame.columns]
+    return made
 
 
 def _require_columns(path: Path, frame: Frame, option: str, names: Sequence[str]) -> None:

@@ -22,6 +22,8 @@ from vssn.utils.packages import needing
 
 SUFFIXES = (".h5", ".hdf5", ".hdf")
 _LFADS = re.compile(r"(train|valid|test)_(data|encod_data|ext_input)")
+_LARGE = 1 << 28  # bytes of an array
+_MOST_PACKED = 5000  # bytes in one: of deflate, the most usual filter, 1032
 _OWN = re.compile(r"(x|u|mask|lengths)(_(train|valid|test))?(_\d+)?")
 
 
@@ -44,12 +46,24 @@ def read_trials(path: Path, *, key: str | None = None) -> Source:
 
             file.visititems(visit)
             for name, of in _chosen(path, shapes, key).items():
+                _require_stored(path, file[name])
                 arrays[of] = file[name][()]
     except DataError:
         raise
     except Exception as error:  # whatever the damaged bytes lead the reader to
         raise damaged(path, "an HDF5 file", error) from None
     return assemble(path, arrays, "trials")
+
+
+def _require_stored(path: Path, array: Any) -> None:
+    """Raises DataError for an array that is not in the file as far as it says: numbers that are not there would be made
+    up, and could take all memory."""
+    least = array.nbytes / _MOST_PACKED
+    if array.nbytes > _LARGE and array.id.get_storage_size() < least:
+        raise DataError(
+            f"{path}: {array.name}: expected the numbers of {list(array.shape)}, {array.nbytes:,} bytes, got "
+            f"{array.id.get_storage_size():,} bytes of them; write it anew"
+        )
 
 
 def _chosen(path: Path, shapes: dict[str, tuple[int, ...]], key: str | None) -> dict[str, str]:
