@@ -95,12 +95,13 @@ def run(options: argparse.Namespace) -> int:
 
 def _seen(applied: Applied, steps: int | None, holdout: bool, controls: bool) -> tuple[list[int], int]:
     """How many frames of each sequence the model sees, and how many are to come. Raises DataError."""
+    from vssn.data.files import length_of_known
     from vssn.errors import DataError
 
     source = applied.source
     shortest = min(source.lengths)
     if controls and not holdout:
-        to_come = [_trailing(x) for x in source.x]
+        to_come = [len(x) - length_of_known(x) for x in source.x]
         fewest = min(to_come)
         if fewest == 0 or fewest < (steps or 1):
             raise DataError(
@@ -120,12 +121,6 @@ def _seen(applied: Applied, steps: int | None, holdout: bool, controls: bool) ->
             "forecast fewer"
         )
     return seen, steps
-
-
-def _trailing(x: Tensor) -> int:
-    """Frames at the end of x [T, X] of which nothing is known."""
-    known = (~x.isnan()).any(-1).nonzero().flatten()
-    return len(x) - (int(known[-1]) + 1 if len(known) else 0)
 
 
 def _stacked(parts: list[Tensor], like: Tensor) -> Tensor:
