@@ -118,6 +118,20 @@ def test_a_held_out_end_is_forecast_at_its_own_times(series: Path, gaps: Path, t
     assert table.time.drop_duplicates().tolist() == DAYS[-5:].tolist()
 
 
+def test_rows_for_the_future_are_neither_held_out_nor_scored(series: Path, tmp_path: Path) -> None:
+    """Their missing values were the truth of a forecast."""
+    path, out, whole = tmp_path / "future.csv", tmp_path / "out.csv", []
+    for rows in (0, 12):
+        days = pandas.DataFrame({"date": pandas.date_range("2024-02-10", periods=rows).strftime("%Y-%m-%d")})
+        pandas.concat([a_table(), days]).to_csv(path, index=False)
+        command = [str(series), "--data", str(path), "--samples", "3"]
+        assert main(["forecast", *command, "--steps", "5", "--holdout", "--output", str(out)]) == 0
+        assert main(["evaluate", *command, "--json", str(tmp_path / "scores.json")]) == 0
+        whole.append((out.read_text(), json.loads((tmp_path / "scores.json").read_text())["forecast"]["model"]))
+    assert DAYS[-5].strftime("%Y-%m-%d") in whole[0][0]
+    assert whole[0] == whole[1]
+
+
 def test_imputation_keeps_what_is_there_to_the_last_digit(
     series: Path, gaps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,18 +242,31 @@ def test_what_is_filled_stands_among_what_was_there(
     assert table.to_csv(index=False) == after
 
 
+def test_what_is_filled_in_parquet_has_the_types_that_came_in(tmp_path: Path) -> None:
+    times = pandas.date_range("2024-01-01", periods=2)
+    values = {"v": [1.5, np.nan, 3, 1 / 3], "note": list("abcd")}
+    before = pandas.DataFrame({"id": [7, 7, 8, 8], "day": [*times, *times], **values})
+    before.to_parquet(tmp_path / "own.parquet")
+    source = read(tmp_path / "own.parquet", value_columns=["v"])
+    means = [np.nan_to_num(x.numpy(), nan=9.5) for x in source.x]
+    frames = Frames(source.names, source.channels, source.times or [], means, [mean[None] for mean in means], ())
+    (table,) = filled_tables(source, frames).values()
+    pandas.testing.assert_frame_equal(table, before.fillna({"v": 9.5}), check_dtype=False)
+    assert [table[name].dtype.kind for name in ("id", "day", "v")] == ["i", "M", "f"]
+
+
 def test_imputation_of_a_folder_tells_the_files_apart(series: Path, tmp_path: Path) -> None:
     """All had the same dates in one table, and the digits of float32."""
     folder = tmp_path / "tables"
     tables = {}
-    for number, place in enumerate(("x.csv", "y.csv", "deep/x.csv")):
+    for number, place in enumerate(("x.csv", "x.1.csv", "deep/x.csv")):
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         tables[place] = a_table().assign(temp=lambda table, by=number: table.temp + by + 1 / 3)
         tables[place].loc[[3, 4], "temp"] = np.nan
         tables[place].to_csv(folder / place, index=False)
     command = ["impute", str(series), "--data", str(folder), "--samples", "2", "--output"]
     assert main([*command, str(tmp_path / "out")]) == 0
-    stems = {"x.csv": "filled-x.csv", "y.csv": "filled-y.csv", "deep/x.csv": "filled-deep_x.csv"}
+    stems = {"x.csv": "filled-x.csv", "x.1.csv": "filled-x.1.csv", "deep/x.csv": "filled-deep_x.csv"}
     assert {name for name in names(tmp_path / "out") if name.startswith("filled")} == set(stems.values())
     for place, stem in stems.items():
         after, before = pandas.read_csv(tmp_path / "out" / stem), pandas.read_csv(folder / place)
@@ -250,7 +277,7 @@ def test_imputation_of_a_folder_tells_the_files_apart(series: Path, tmp_path: Pa
     assert main([*command, str(tmp_path / "one.csv")]) == 0
     whole = pandas.read_csv(tmp_path / "one.csv")
     assert list(whole.columns) == ["file", "date", "temp", "wind"]
-    assert whole.groupby("file").size().to_dict() == {"deep/x": 40, "x": 40, "y": 40}
+    assert whole.groupby("file").size().to_dict() == {"deep/x": 40, "x": 40, "x.1": 40}
 
 
 def test_a_home_is_a_home(series: Path, gaps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,14 +48,22 @@ def test_an_id_may_be_a_word_that_means_missing_elsewhere(word: str, suffix: str
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("id,time,v\nA,0,1\n,1,2\nB,0,3\n,1,4\n", {}, "column 'id', row 3: expected an id, got an empty cell; write"),
+        (
+            "id,time,v\nA,0,1\n,1,2\nB,0,3\n,1,4\n",
+            {},
+            "column 'id', row 3: expected a name, got an empty cell",
+        ),
         (
             "shop,t,v\nA,0,1\nA,1,2\n ,0,3\n",
             {"id_column": "shop"},
-            "column 'shop', row 4: expected an id, got an empty",
+            "column 'shop', row 4: expected a name, got an empty cell",
         ),
-        ("t,c,v\n0,p,1\n0,,2\n", {"channel_column": "c"}, "column 'c', row 3: expected a channel, got an empty cell"),
-        ("t,split,v\n0,train,1\n1,,2\n", {}, "column 'split', row 3: expected train, valid or test, got an empty cell"),
+        (
+            "t,c,v\n0,p,1\n0,,2\n",
+            {"channel_column": "c"},
+            "column 'c', row 3: expected a name, got an empty cell",
+        ),
+        ("t,split,v\n0,train,1\n1,,2\n", {}, "column 'split', row 3: expected a name, got an empty cell"),
     ],
 )
 def test_an_empty_name_is_said(text: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def split_source(source: Source, how: str, ratios: Iterable[float], seed: int) -
         DataError: there are too few sequences, or too short ones; the data does not say what is given; nothing is known
             of the validation part.
     """
-    train, valid, test = _split(_without_future(source), how, ratios, seed)
+    train, valid, test = _split(without_future(source), how, ratios, seed)
     _require_known(valid)
     return train, valid, test
 
@@ -65,7 +65,7 @@ def _require_known(valid: Source) -> None:
         )
 
 
-def _without_future(source: Source) -> Source:
+def without_future(source: Source) -> Source:
     """Without the frames at the end of which nothing is known; a sequence that is empty in whole stays."""
     ends = [length_of_known(x) or len(x) for x in source.x]
     if ends == source.lengths:
@@ -109,7 +109,7 @@ def _as_given(source: Source, shares: list[float], seed: int) -> tuple[Source, S
 def hold_out(source: Source, share: float, seed: int) -> tuple[Source, Source]:
     """Training, and that share for validation: of whole sequences, of fewer than MANY the last part of each. Raises
     DataError."""
-    source = _without_future(source)
+    source = without_future(source)
     if len(source.x) >= MANY:
         rest, held = _cut(list(range(len(source.x))), share, seed)
         _require_known(source.select(held))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from vssn.data.formats.cells import Frame, is_text, numbers_of
 from vssn.data.formats.columns import is_row_number
-from vssn.data.formats.tables import entries_of, load_table
+from vssn.data.formats.tables import PARQUET, SUFFIXES, entries_of, load_table
 from vssn.data.formats.times import as_digits, digits_of_dates
 from vssn.output.tables import Frames
 from vssn.utils.packages import needing
@@ -61,9 +62,12 @@ def together(tables: Mapping[Path, Frame]) -> Frame:
 
 
 def labels_of(files: Sequence[Path]) -> list[str]:
-    """A name for each file: its path from the folder that holds all, without its ending."""
+    """A name for each file: its path from the folder that holds all, without its ending where that is enough."""
     folder = os.path.commonpath([file.parent for file in files])
-    return [os.path.relpath(file, folder).split(".", 1)[0].replace(os.sep, "/") for file in files]
+    names = [Path(os.path.relpath(file, folder)).as_posix() for file in files]
+    endings = "|".join(map(re.escape, SUFFIXES))
+    labels = [re.sub(rf"(?:{endings})$", "", name, flags=re.IGNORECASE) for name in names]
+    return labels if len({*labels}) == len(labels) else names
 
 
 def _as_it_stands(file: Path, numbers: Collection[str | None]) -> Frame:
@@ -94,9 +98,12 @@ def _filled(source: Source, frames: Frames, index: int, before: Frame) -> Frame:
         numbers[origin.value] = mean.reshape(-1)
     table = before.reindex(rows)  # -1 is no row: nothing stands there
     table.index = range(len(table))
-    made: dict[str, Any] = dict(origin.cells)
+    made: dict[str, Any] = {name: [entry] * len(table) for name, entry in origin.cells.items()}
     if origin.channel is not None:
-        made[origin.channel] = np.tile(np.asarray(source.channels, object), len(mean))
+        made[origin.channel] = source.channels * len(mean)
+    if origin.file.name.lower().endswith(PARQUET):  # there ids may be numbers; in a CSV they are what is written
+        numeric = [name for name in made if before[name].dtype.kind in "iuf"]
+        made |= {name: np.array(made[name], dtype=before[name].to_numpy().dtype) for name in numeric}
     if origin.time is not None:
         made |= _times(times, before[origin.time], origin)
     made |= {name: _completed(table[name], own) for name, own in numbers.items()}

@@ -55,13 +55,13 @@ def require_names(path: Path, frame: Frame) -> str | None:
     )
 
 
-def require_entries(path: Path, frame: Frame, name: str, what: str) -> None:
+def require_entries(path: Path, frame: Frame, name: str) -> None:
     """Raises DataError where an entry of a column of texts is empty."""
     empty = np.flatnonzero((frame[name].str.strip() == "").to_numpy())
     if len(empty):
         raise DataError(
-            f"{path}: column {name!r}, {row_of(frame, empty[0])}: expected {what}, got an empty cell; write it in "
-            "every row"
+            f"{path}: column {name!r}, {row_of(frame, empty[0])}: expected a name, got an empty cell; write it "
+            "in every row"
         )
 
 

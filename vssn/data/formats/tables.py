@@ -30,7 +30,8 @@ from vssn.data.formats.times import times_of
 from vssn.errors import DataError, shorten
 from vssn.utils.packages import needing
 
-SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".pq")
+PARQUET = (".parquet", ".pq")
+SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", *PARQUET)
 
 Array = np.ndarray[Any, Any]
 
@@ -178,7 +179,7 @@ def load_table(path: Path) -> Frame:
     pandas = _pandas()
     name = path.name.lower()
     try:
-        if name.endswith((".parquet", ".pq")):
+        if name.endswith(PARQUET):
             with needing("files", DataError):
                 importlib.import_module("pyarrow")
             frame = pandas.read_parquet(path, engine="pyarrow")
@@ -225,7 +226,7 @@ def entries_of(path: Path, frame: Frame, columns: Sequence[str]) -> Frame:
     """
     if not columns:
         return frame[[]]
-    if path.name.lower().endswith((".parquet", ".pq")):
+    if path.name.lower().endswith(PARQUET):
         return frame[[*columns]].apply(as_texts)
     try:
         texts = _read_text(path, dtype=str, keep_default_na=False, usecols=[*columns])
@@ -236,12 +237,11 @@ def entries_of(path: Path, frame: Frame, columns: Sequence[str]) -> Frame:
 
 def _take_entries(path: Path, frame: Frame, id_column: str | None, channel: str | None, split: str | None) -> None:
     """Ids, channels and parts as they are written, in the place of what was read. Raises DataError."""
-    said = {id_column: "an id", channel: "a channel", split: "train, valid or test"}
-    whats = {name: what for name, what in said.items() if name is not None}
-    texts = entries_of(path, frame, list(whats))
-    for name, what in whats.items():
+    columns = [name for name in (id_column, channel, split) if name is not None]
+    texts = entries_of(path, frame, columns)
+    for name in columns:
         frame[name] = texts[name]
-        require_entries(path, frame, name, what)
+        require_entries(path, frame, name)
 
 
 def _require_columns(path: Path, frame: Frame, option: str, names: Sequence[str]) -> None:
