@@ -18,8 +18,9 @@ from test_cli import error_of
 from vssn.cli import main
 from vssn.cli.common import Progress
 from vssn.data.formats import read
+from vssn.output.filled import filled_tables
 from vssn.output.music import write_midi
-from vssn.output.results import Look, filled_table, write_forecast
+from vssn.output.results import Look, write_forecast
 from vssn.output.tables import Frames
 from vssn.output.targets import choose
 from vssn.training import heartbeat
@@ -117,6 +118,20 @@ def test_a_held_out_end_is_forecast_at_its_own_times(series: Path, gaps: Path, t
     assert table.time.drop_duplicates().tolist() == DAYS[-5:].tolist()
 
 
+def test_rows_for_the_future_are_neither_held_out_nor_scored(series: Path, tmp_path: Path) -> None:
+    """Their missing values were the truth of a forecast."""
+    path, out, whole = tmp_path / "future.csv", tmp_path / "out.csv", []
+    for rows in (0, 12):
+        days = pandas.DataFrame({"date": pandas.date_range("2024-02-10", periods=rows).strftime("%Y-%m-%d")})
+        pandas.concat([a_table(), days]).to_csv(path, index=False)
+        command = [str(series), "--data", str(path), "--samples", "3"]
+        assert main(["forecast", *command, "--steps", "5", "--holdout", "--output", str(out)]) == 0
+        assert main(["evaluate", *command, "--json", str(tmp_path / "scores.json")]) == 0
+        whole.append((out.read_text(), json.loads((tmp_path / "scores.json").read_text())["forecast"]["model"]))
+    assert DAYS[-5].strftime("%Y-%m-%d") in whole[0][0]
+    assert whole[0] == whole[1]
+
+
 def test_imputation_keeps_what_is_there_to_the_last_digit(
     series: Path, gaps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,13 +173,120 @@ def test_imputation_of_a_long_table(series: Path, tmp_path: Path) -> None:
     means = [np.nan_to_num(x.numpy(), nan=9.5) for x in source.x]
     assert source.times is not None
     frames = Frames(source.names, source.channels, source.times, means, [mean[None] for mean in means], ())
-    table = filled_table(source, frames, pandas.read_csv(path))
+    table = filled_tables(source, frames)[path]
     assert list(table.columns) == ["value", "kind", "day", "who"]
     content = {(row.who, row.day, row.kind): row.value for row in table.itertuples()}
     assert content == {
         **{("p", 0, "a"): 1, ("p", 0, "b"): 2, ("p", 1, "a"): 9.5, ("p", 1, "b"): 4},
         **{("q", 0, "a"): 5, ("q", 0, "b"): 6, ("q", 1, "a"): 7, ("q", 1, "b"): 0.1},
     }
+
+
+def filled(path: Path, **options: Any) -> pandas.DataFrame:
+    """A table as it is read again, with 9.5 for all that was missing."""
+    source = read(path, **options)
+    means = [np.nan_to_num(x.numpy(), nan=9.5) for x in source.x]
+    times = source.times or [np.arange(length) for length in source.lengths]
+    frames = Frames(source.names, source.channels, times, means, [mean[None] for mean in means], ())
+    (table,) = filled_tables(source, frames).values()
+    target = path.with_name("filled.csv")
+    table.to_csv(target, index=False)
+    return pandas.read_csv(target, dtype=str, keep_default_na=False)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "options"),
+    [
+        (  # parts, ids of digits and ids that mean missing elsewhere, a column that is of nothing
+            "id,t,split,note,v\n007,0,training,,0.123456789123\n007,2,training,a b,\n007,3,test,NA,1\nNA,0,test,,3\n",
+            "id,t,split,note,v\n007,0,training,,0.123456789123\n007,1,training,,9.5\n007,2,training,a b,9.5\n"
+            "007,3,test,NA,1.0\nNA,0,test,,3.0\n",
+            {"value_columns": ["v"], "id_column": "id", "split_column": "split"},
+        ),
+        ("year,v\n1990,1.5\n1991,\n1993,3\n", "year,v\n1990,1.5\n1991,9.5\n1992,9.5\n1993,3.0\n", {}),
+        (
+            "t,v\n0.1,123456.789\n0.2,\n0.3,123458.789\n0.4,1\n",
+            "t,v\n0.1,123456.789\n0.2,9.5\n0.3,123458.789\n0.4,1.0\n",
+            {},
+        ),
+        (
+            "date,a,b\n20240130,7,True\n20240131,,\n20240202,123456789,False\n",
+            "date,a,b\n20240130,7.0,1.0\n20240131,9.5,9.5\n20240201,9.5,9.5\n20240202,123456789.0,0.0\n",
+            {},
+        ),
+        (
+            "date,time,v\n2024-01-31,23:00,0.123456789\n2024-01-31,23:30,\n2024-02-01,00:30,2\n2024-02-01,01:00,2\n",
+            "date,time,v\n2024-01-31,23:00,0.123456789\n2024-01-31,23:30,9.5\n2024-02-01,00:00,9.5\n"
+            "2024-02-01,00:30,2.0\n2024-02-01,01:00,2.0\n",
+            {},
+        ),
+        (  # the mean of a step, not the row that lies at its beginning
+            "t,v,note\n0,1,a\n0.5,3,b\n1.2,0.123456789123,c\n3,7,d\n3.1,,e\n",
+            "t,v\n0.0,2.0\n1.0,0.123456789123\n2.0,9.5\n3.0,7.0\n",
+            {"freq": 1, "value_columns": ["v"]},
+        ),
+        (
+            "t,kind,v\n0,NA,1\n0,b,2\n1,NA,0.123456789123\n3,b,4\n",
+            "t,kind,v\n0,NA,1.0\n0,b,2.0\n1,NA,0.123456789123\n1,b,9.5\n2,NA,9.5\n2,b,9.5\n3,NA,9.5\n3,b,4.0\n",
+            {"channel_column": "kind"},
+        ),
+        ("a,b\n1,\n,0.123456789123\n", "a,b\n1.0,9.5\n9.5,0.123456789123\n", {}),
+    ],
+)
+def test_what_is_filled_stands_among_what_was_there(
+    before: str, after: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text(before)
+    table = filled(path, **options)
+    assert table.to_csv(index=False) == after
+
+
+def test_what_is_filled_in_parquet_has_the_types_that_came_in(tmp_path: Path) -> None:
+    times = pandas.date_range("2024-01-01", periods=2)
+    values = {"v": [1.5, np.nan, 3, 1 / 3], "note": list("abcd")}
+    before = pandas.DataFrame({"id": [7, 7, 8, 8], "day": [*times, *times], **values})
+    before.to_parquet(tmp_path / "own.parquet")
+    source = read(tmp_path / "own.parquet", value_columns=["v"])
+    means = [np.nan_to_num(x.numpy(), nan=9.5) for x in source.x]
+    frames = Frames(source.names, source.channels, source.times or [], means, [mean[None] for mean in means], ())
+    (table,) = filled_tables(source, frames).values()
+    pandas.testing.assert_frame_equal(table, before.fillna({"v": 9.5}), check_dtype=False)
+    assert [table[name].dtype.kind for name in ("id", "day", "v")] == ["i", "M", "f"]
+
+
+def test_imputation_of_a_folder_tells_the_files_apart(series: Path, tmp_path: Path) -> None:
+    """All had the same dates in one table, and the digits of float32."""
+    folder = tmp_path / "tables"
+    tables = {}
+    for number, place in enumerate(("x.csv", "x.1.csv", "deep/x.csv")):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        tables[place] = a_table().assign(temp=lambda table, by=number: table.temp + by + 1 / 3)
+        tables[place].loc[[3, 4], "temp"] = np.nan
+        tables[place].to_csv(folder / place, index=False)
+    command = ["impute", str(series), "--data", str(folder), "--samples", "2", "--output"]
+    assert main([*command, str(tmp_path / "out")]) == 0
+    stems = {"x.csv": "filled-x.csv", "x.1.csv": "filled-x.1.csv", "deep/x.csv": "filled-deep_x.csv"}
+    assert {name for name in names(tmp_path / "out") if name.startswith("filled")} == set(stems.values())
+    for place, stem in stems.items():
+        after, before = pandas.read_csv(tmp_path / "out" / stem), pandas.read_csv(folder / place)
+        assert list(after.columns) == ["date", "temp", "wind"]
+        known = before.temp.notna()
+        assert after[known].equals(before[known])
+        assert not after.isna().any(axis=None)
+    assert main([*command, str(tmp_path / "one.csv")]) == 0
+    whole = pandas.read_csv(tmp_path / "one.csv")
+    assert list(whole.columns) == ["file", "date", "temp", "wind"]
+    assert whole.groupby("file").size().to_dict() == {"deep/x": 40, "x": 40, "x.1": 40}
+
+
+def test_a_home_is_a_home(series: Path, gaps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command = ["impute", str(series), "--data", "~/gaps.csv", "--samples", "2", "--output", str(tmp_path / "f.csv")]
+    assert main(command) == 0
+    before, after = pandas.read_csv(gaps), pandas.read_csv(tmp_path / "f.csv").set_index("date")
+    known = before.temp.notna()
+    assert after.loc[before.date[known]].temp.tolist() == before.temp[known].tolist()
 
 
 def test_latents_are_those_of_the_model(series: Path, gaps: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from vssn.data.files import FileDataset, split_source, windows
+from vssn.data.files import FileDataset, hold_out, split_source, windows
 from vssn.data.formats import Source, read
 from vssn.data.proposals import Values, propose
 from vssn.data.splits import Splits
@@ -110,6 +110,35 @@ def test_windows_hold_every_frame_once() -> None:
     assert values(cut) == list(range(7))
     assert cut.u is not None
     assert cut.u[1].tolist() == [[-2], [-3]]
+
+
+@pytest.mark.parametrize("controls", [False, True])
+def test_rows_for_the_future_belong_to_no_part(controls: bool, tmp_path: Path) -> None:
+    pd = pytest.importorskip("pandas")
+    v, promo = np.arange(60.0), np.arange(60.0)
+    v[40:] = np.nan
+    pd.DataFrame({"date": pd.date_range("2023-01-01", periods=60), "v": v, "promo": promo}).to_csv(
+        tmp_path / "own.csv", index=False
+    )
+    options = {"control_columns": ["promo"]} if controls else {"value_columns": ["v"]}
+    source = read(tmp_path / "own.csv", **options)
+    parts = split_source(source, "time", [0.8, 0.1, 0.1], 0)
+    assert [part.lengths for part in parts] == [[32], [4], [4]]
+    assert [part.x[0][:, 0].tolist() for part in parts] == [list(range(32)), list(range(32, 36)), list(range(36, 40))]
+    held = hold_out(source, 0.1, 0)
+    assert [part.lengths for part in held] == [[36], [4]]
+    if controls:
+        assert [part.u[0][-1].item() for part in (*parts, *held)] == [31, 35, 39, 35, 39]
+
+
+def test_a_validation_part_has_a_value() -> None:
+    whole = source([4, 4, 4], ["train", "valid", "test"])
+    whole.x[1].fill_(math.nan)
+    with pytest.raises(DataError, match="expected a value at least in the part that validates, got none in s1; choose"):
+        split_source(whole, "given", RATIOS, 0)
+    many = replace(whole.select([1] * 12), parts=None)
+    with pytest.raises(DataError, match="expected a value at least in the part that validates"):
+        hold_out(many, 0.2, 0)
 
 
 # In a configuration

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from matplotlib.figure import Figure
 
 from vssn.errors import DataError
 from vssn.output import films, music, sound, tables
-from vssn.output.charts import Fan, draw_fans
+from vssn.output.charts import Fan, draw_fans, draw_rolls, save
 from vssn.output.notes import notes_of
 
 
@@ -221,3 +223,24 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.Mon
         tables.write_frames(path, some_frames())
     assert path.read_text() == "before"
     assert [file.name for file in tmp_path.iterdir()] == ["a.npz"]
+
+
+NAMES = ["price $", "$a$ and $b", "x_$^{", "\\frac"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_dollar_in_a_name_begins_no_formula(name: str, tmp_path: Path) -> None:
+    """One alone was an error of the drawing, two were taken for signs."""
+    draw_fans(tmp_path / "a.png", [a_fan(name)], title=name, model_label=name, time_label=name)
+    roll = torch.zeros(4, 88)
+    draw_rolls({name: roll}, tmp_path / "b.png", title=name)
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([1, 10], [1, 1000], label=name)
+    axes.set(yscale="log", title=name)
+    axes.legend()
+    save(figure, tmp_path / "c.png")
+    assert not axes.title.get_parse_math()
+    assert not axes.get_legend().get_texts()[0].get_parse_math()
+    assert all(tick.label1.get_parse_math() for tick in axes.yaxis.get_major_ticks())  # powers of ten
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png", "c.png"]

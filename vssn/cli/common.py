@@ -154,6 +154,7 @@ def dataset_of(config: Config, path: str | None, split: str) -> tuple[Config, Se
     """What a run is scored on: a split of its set; of a run on data from Python files of its form, that split of them
     where they have splits. Raises DataError."""
     from vssn.data.batching import SequenceDataset
+    from vssn.data.files import without_future
     from vssn.data.formats import read_like
     from vssn.errors import DataError
 
@@ -167,6 +168,7 @@ def dataset_of(config: Config, path: str | None, split: str) -> tuple[Config, Se
             parts = ", ".join(dict.fromkeys(source.parts))
             raise DataError(f"{path}: expected a part {split}, got {parts}; name another --split")
         source = source.select(index for index, part in enumerate(source.parts) if part == split)
+    source = without_future(source)  # nothing of it can be scored
     return config, SequenceDataset(source.x, source.u)
 
 

@@ -95,24 +95,26 @@ def run(options: argparse.Namespace) -> int:
 
 def _seen(applied: Applied, steps: int | None, holdout: bool, controls: bool) -> tuple[list[int], int]:
     """How many frames of each sequence the model sees, and how many are to come. Raises DataError."""
+    from vssn.data.files import length_of_known
     from vssn.errors import DataError
 
     source = applied.source
-    shortest = min(source.lengths)
+    known = [length_of_known(x) for x in source.x]
+    lengths = known if holdout else source.lengths  # held out is what is known
+    shortest = min(lengths)
     if controls and not holdout:
-        to_come = [_trailing(x) for x in source.x]
-        fewest = min(to_come)
+        fewest = min(length - end for length, end in zip(lengths, known, strict=True))
         if fewest == 0 or fewest < (steps or 1):
             raise DataError(
                 f"--data: the model has controls, {', '.join(source.controls)}: expected {steps or 'some'} rows behind "
                 f"the last frame with them and without {source.channels[0]}, got {fewest}; add the rows, or take "
                 "--holdout to forecast the last frames"
             )
-        seen = [length - ahead for length, ahead in zip(source.lengths, to_come, strict=True)]
+        seen = known
         steps = steps or fewest
     else:
         steps = steps or min(max(shortest // 4, 1), LONGEST)
-        seen = [length - steps if holdout else length for length in source.lengths]
+        seen = [length - steps if holdout else length for length in lengths]
     if min(seen) < 1:
         name = source.names[seen.index(min(seen))]
         raise DataError(
@@ -120,12 +122,6 @@ def _seen(applied: Applied, steps: int | None, holdout: bool, controls: bool) ->
             "forecast fewer"
         )
     return seen, steps
-
-
-def _trailing(x: Tensor) -> int:
-    """Frames at the end of x [T, X] of which nothing is known."""
-    known = (~x.isnan()).any(-1).nonzero().flatten()
-    return len(x) - (int(known[-1]) + 1 if len(known) else 0)
 
 
 def _stacked(parts: list[Tensor], like: Tensor) -> Tensor:

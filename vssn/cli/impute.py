@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from vssn.cli.common import Progress, add_inference, check_missing, data_of, say_written, use_threads
@@ -56,23 +55,8 @@ def run(options: argparse.Namespace) -> int:
     levels = sorted(set(options.quantiles))
     frames = Frames(source.names, source.channels, times_of(source), mean, samples, levels)
     with writing("--output", options.output), np.errstate(all="ignore"):
-        written = write_imputed(
-            target,
-            applied.look,
-            frames,
-            source,
-            _table(options.data or getattr(config.data, "path", None), source.kind),
-        )
+        written = write_imputed(target, applied.look, frames, source)
     entries = sum(x.numel() for x in source.x)
     print(f"{missing} of {entries} entries were missing ({missing / entries:.1%})")
     say_written(written)
     return 0
-
-
-def _table(path: str | None, kind: str) -> Any:
-    """The table of a single file, as it stands there; None: it is of another kind."""
-    if path is None or kind != "table" or not Path(path).is_file():
-        return None
-    from vssn.data.formats.tables import load_table
-
-    return load_table(Path(path))

@@ -20,6 +20,7 @@ from vssn.utils.packages import needing
 
 STEPS = 32768  # of 16 bits, from zero to full scale
 BLOCK = 1 << 22  # samples read at once
+MOST_SAMPLES = 10_000  # a byte of a file: a FLAC frame of silence, the best packed, has 65,535 in some ten bytes
 
 
 def _soundfile() -> Any:
@@ -117,6 +118,11 @@ def inspect(path: Path, rate: int) -> tuple[int, int]:
     nist = re.search(rb"^sample_count -i (\d+)", head, re.MULTILINE) if head.startswith(b"NIST_1A") else None
     if riff or (nist and int(nist[1]) > info.frames):
         raise DataError(f"{path}: truncated, {info.frames} samples are left; replace it by an intact copy")
+    if info.frames > MOST_SAMPLES * path.stat().st_size:
+        raise DataError(
+            f"{path}: expected {MOST_SAMPLES} samples a byte at most, got a header that promises {info.frames}; "
+            "replace it by an intact copy"
+        )
     return int(info.frames), int(info.samplerate)
 
 

@@ -6,7 +6,8 @@ split    ratio  whole sequences, drawn by data.seed, as `ratios` says
          auto   given where the data says it; else ratio of ten sequences or more, time of fewer
 
 A set that is given without its test part is tested on its validation part; without a validation part, a share of the
-training sequences validates.
+training sequences validates. Frames at the end of a sequence of which nothing is known, as rows with controls of the
+future, belong to no part.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from vssn.data import given
 from vssn.data.batching import SequenceDataset
@@ -24,7 +26,7 @@ from vssn.data.formats.base import PARTS, joined
 from vssn.data.music import Transpose
 from vssn.data.registry import register
 from vssn.data.splits import Splits
-from vssn.errors import DataError
+from vssn.errors import DataError, shorten
 from vssn.utils.numbers import Count, Share, Size
 from vssn.utils.random import generator
 
@@ -46,8 +48,38 @@ def split_source(source: Source, how: str, ratios: Iterable[float], seed: int) -
     """Training, validation and test: the validation part itself where the data has no test part.
 
     Raises:
-        DataError: there are too few sequences, or too short ones; the data does not say what is given.
+        DataError: there are too few sequences, or too short ones; the data does not say what is given; nothing is known
+            of the validation part.
     """
+    train, valid, test = _split(without_future(source), how, ratios, seed)
+    _require_known(valid)
+    return train, valid, test
+
+
+def _require_known(valid: Source) -> None:
+    """Raises DataError: the KL alone would be the score."""
+    if all(bool(x.isnan().all()) for x in valid.x):
+        raise DataError(
+            f"expected a value at least in the part that validates, got none in {shorten(valid.names, 'none')}; choose "
+            "another split, or leave out what is never observed"
+        )
+
+
+def without_future(source: Source) -> Source:
+    """Without the frames at the end of which nothing is known; a sequence that is empty in whole stays."""
+    ends = [length_of_known(x) or len(x) for x in source.x]
+    if ends == source.lengths:
+        return source
+    return _frames(source, [slice(end) for end in ends])
+
+
+def length_of_known(x: Tensor) -> int:
+    """Frames of x [T, X] up to the last one of which something is known."""
+    known = (~x.isnan()).any(-1).nonzero().flatten()
+    return int(known[-1]) + 1 if len(known) else 0
+
+
+def _split(source: Source, how: str, ratios: Iterable[float], seed: int) -> tuple[Source, Source, Source]:
     if how == "auto":
         how = "given" if source.parts is not None else "ratio" if len(source.x) >= MANY else "time"
     shares = list(ratios)
@@ -77,8 +109,10 @@ def _as_given(source: Source, shares: list[float], seed: int) -> tuple[Source, S
 def hold_out(source: Source, share: float, seed: int) -> tuple[Source, Source]:
     """Training, and that share for validation: of whole sequences, of fewer than MANY the last part of each. Raises
     DataError."""
+    source = without_future(source)
     if len(source.x) >= MANY:
         rest, held = _cut(list(range(len(source.x))), share, seed)
+        _require_known(source.select(held))
         return source.select(rest), source.select(held)
     spans: tuple[list[slice], ...] = ([], [])
     for name, length in zip(source.names, source.lengths, strict=True):
@@ -141,7 +175,7 @@ def _frames(source: Source, spans: list[slice]) -> Source:
     def of(sequences: list[Any] | None) -> Any:
         return None if sequences is None else [one[span] for one, span in zip(sequences, spans, strict=True)]
 
-    return replace(source, x=of(source.x), u=of(source.u), times=of(source.times))
+    return replace(source, x=of(source.x), u=of(source.u), times=of(source.times), origins=None)
 
 
 def windows(source: Source, size: int) -> Source:

@@ -21,6 +21,7 @@ from vssn.utils.packages import needing
 with needing("train"):
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7f7f7f"
@@ -174,6 +175,16 @@ def plain(axis: Any) -> None:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """As a PNG, whole or not at all."""
+    """As a PNG, whole or not at all. Names stand there as they are: a `$` of theirs begins no formula."""
+    ticks = {
+        text
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)  # numbers, which have powers of ten
+        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+        for text in (tick.label1, tick.label2)
+    }
+    for text in figure.findobj(Text):
+        if text not in ticks:
+            text.set_parse_math(False)
     with replacing(Path(path)) as part:
         figure.savefig(part, dpi=DPI, format="png")

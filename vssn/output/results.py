@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vssn.data.formats.grid import rounded
 from vssn.output import films, music, sound
 from vssn.output.charts import Fan, draw_fans
+from vssn.output.filled import filled_tables, labels_of, together
 from vssn.output.tables import Frames, arrays_of, write_arrays, write_frames, write_table
 from vssn.output.targets import Target
 from vssn.utils.packages import needing
@@ -63,7 +65,8 @@ def times_ahead(times: Array, step: str | float | None, steps: int) -> Array:
     width = times[-1] - times[-2] if len(times) > 1 else unit
     if isinstance(step, int | float) and times.dtype.kind != "M":
         width = step
-    return np.asarray(times[-1] + width * np.arange(1, steps + 1))
+    ahead = np.asarray(times[-1] + width * np.arange(1, steps + 1))
+    return ahead if ahead.dtype.kind != "f" else rounded(ahead)
 
 
 def write_forecast(
@@ -115,28 +118,24 @@ def write_generated(target: Target, look: Look, frames: Frames) -> list[Path]:
     return written + _write_playable(target, look, frames.names, [sample[0] for sample in frames.samples], None)
 
 
-def write_imputed(
-    target: Target, look: Look, frames: Frames, source: Source, before: pandas.DataFrame | None
-) -> list[Path]:
+def write_imputed(target: Target, look: Look, frames: Frames, source: Source) -> list[Path]:
     """Sequences with their gaps filled; the files that were written.
 
-    Tables have the columns that came in, and beside them in a folder stands imputed.csv: the entries that were missing,
+    Tables have the columns that came in, as `filled_tables` makes them, a file for each that was read; in one file of
+    several a column `file` tells them apart. Beside them in a folder stands imputed.csv: the entries that were missing,
     with their quantiles.
 
     Args:
         frames: all frames of every sequence; samples where x is observed are x.
         source: as it came, with NaN.
-        before: the table that came in, as `filled_table` takes it.
     """
     observed = [x.numpy() for x in source.x]
     gaps = [np.isnan(x) for x in observed]
     written = []
     if look.kind == "table":
         for suffix in (".csv", ".parquet"):
-            path = target.of_all("filled", suffix)
-            if path is not None:
-                write_table(path, filled_table(source, frames, before))
-                written.append(path)
+            if suffix in target.suffixes:
+                written += _write_filled(target, suffix, filled_tables(source, frames))
         extra = target.of_all("imputed", ".csv")
         if extra is not None and target.file is None:
             write_table(extra, _missing_table(frames, gaps))
@@ -166,72 +165,16 @@ def write_imputed(
     return written + _write_playable(target, look, frames.names, best, None)
 
 
-def filled_table(source: Source, frames: Frames, before: pandas.DataFrame | None = None) -> pandas.DataFrame:
-    """The table that came in, on its regular grid, with the means where something was missing.
-
-    Args:
-        before: the table as it stands in its file: what it has stays as it is, to the last digit, and so does the order
-            of its columns; columns that are neither ids, times, features nor controls are left out. None: not known.
-    """
-    with needing("files"):
-        import pandas
-
-    options = source.options
-    id_column, time_column, channel_column = (options.get(f"{name}_column") for name in ("id", "time", "channel"))
-    keys = [column for column in (id_column, time_column) if column is not None]
-    parts = []
-    for i, name in enumerate(frames.names):
-        content: dict[str, Any] = {}
-        if id_column is not None:
-            content[id_column] = [name] * len(frames.mean[i])
-        if time_column is not None:
-            content[time_column] = frames.times[i]
-        content |= {channel: _short(frames.mean[i][:, c]) for c, channel in enumerate(source.channels)}
-        if source.u is not None:
-            content |= {control: _short(source.u[i][:, c].numpy()) for c, control in enumerate(source.controls)}
-        parts.append(pandas.DataFrame(content))
-    table = pandas.concat(parts, ignore_index=True)
-    values = [*source.channels, *source.controls]
-    if channel_column is not None:
-        value = (options.get("value_columns") or ["value"])[0]
-        kept = [*keys, *source.controls]
-        table = table.melt(id_vars=kept, value_vars=source.channels, var_name=channel_column, value_name=value)
-        keys, values = [*keys, channel_column], [value, *source.controls]
-    if before is None or not {*keys, *values} <= {*before.columns}:
-        return table
-    return _with_originals(table, before, keys, values, time_column)[
-        [column for column in before.columns if column in table.columns]
-    ]
-
-
-def _with_originals(
-    table: pandas.DataFrame, before: pandas.DataFrame, keys: list[str], values: list[str], time: str | None
-) -> pandas.DataFrame:
-    """The table with the entries of the file where it has any at those keys."""
-    with needing("files"):
-        import pandas
-    from vssn.data.formats.tables import times_of_column
-
-    if not keys:  # rows are a step apart, as they stand
-        originals = before.reset_index(drop=True)
+def _write_filled(target: Target, suffix: str, tables: Mapping[Path, pandas.DataFrame]) -> list[Path]:
+    if len(tables) > 1 and target.file is None:
+        paths = target.of_each([f"filled-{label}" for label in labels_of(list(tables))], suffix)
+        contents = list(tables.values())
     else:
-        before = before.copy()
-        for key in keys:
-            if key != time:
-                before[key] = before[key].astype(str)
-            elif table[time].dtype.kind == "M":
-                before[time] = times_of_column(Path(), before, time).astype(table[time].dtype)
-        before = before[~before.duplicated(keys, keep=False)]
-        originals = table[keys].merge(before[[*keys, *values]], on=keys, how="left")
-    for column in values:
-        own = pandas.to_numeric(originals[column], errors="coerce")
-        table[column] = own.where(own.notna(), table[column])
-    return table
-
-
-def _short(values: Array) -> Array:
-    """float32 in as many digits as it has, as float64: 0.1 for what would be 0.10000000149."""
-    return np.array([float(str(value)) for value in np.asarray(values, np.float32)], np.float64)
+        paths = [path for path in [target.of_all("filled", suffix)] if path is not None]
+        contents = [together(tables) if len(tables) > 1 else next(iter(tables.values()))]
+    for path, table in zip(paths, contents, strict=True):
+        write_table(path, table)
+    return paths
 
 
 def _missing_table(frames: Frames, gaps: Sequence[Array]) -> pandas.DataFrame:

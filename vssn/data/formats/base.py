@@ -18,6 +18,7 @@ from torch import Tensor
 from vssn.data.folder import entries
 from vssn.errors import DataError, shorten
 
+_LISTS = ("x", "u", "names", "times", "parts", "origins")  # of a source, with an entry for each sequence
 KINDS = ("table", "arrays", "trials", "midi", "audio", "film")
 PARTS = ("train", "valid", "test")
 _PARTS = {
@@ -25,6 +26,19 @@ _PARTS = {
     **dict.fromkeys(("valid", "validation", "val", "dev"), "valid"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a sequence of a table stands in its file."""
+
+    file: Path
+    rows: np.ndarray[Any, Any]  # [T] of the file; of a long table [T, X]; -1: in none, or several are one frame
+    cells: Mapping[str, str]  # entries of its id and split columns
+    time: str | None = None  # the columns of times, of times of day beside dates, of channels and their values
+    clock: str | None = None
+    channel: str | None = None
+    value: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,7 @@ class Source:
     options: Mapping[str, Any] = field(default_factory=dict)  # by which other files are read as these were
     before: Source | None = None  # for every sequence the frames before it, which a model may see
     remarks: tuple[str, ...] = ()  # what a user should know of how it was read
+    origins: list[Origin] | None = None  # of the sequences of tables in whole
 
     @property
     def x_size(self) -> int:
@@ -65,18 +80,17 @@ class Source:
         def of(values: list[Any] | None) -> Any:
             return None if values is None else [values[index] for index in chosen]
 
-        x, u, names, times, parts = map(of, (self.x, self.u, self.names, self.times, self.parts))
-        before = None if self.before is None else self.before.select(chosen)
-        return replace(self, x=x, u=u, names=names, times=times, parts=parts, before=before)
+        lists = {name: of(getattr(self, name)) for name in _LISTS}
+        return replace(self, **lists, before=None if self.before is None else self.before.select(chosen))
 
 
 def joined(sources: Sequence[Source]) -> Source:
     """The sequences of all, which have the features of the first. Raises DataError."""
-    first = sources[0]
-    for other in sources[1:]:
+    first = next((source for source in sources if source.step is not None), sources[0])  # one frame has no step
+    for other in sources:
         for what in ("channels", "controls", "frame_shape", "rate", "step"):
             want, came = getattr(first, what), getattr(other, what)
-            if want != came:
+            if want != came and not (what == "step" and came is None and max(other.lengths) == 1):
                 raise DataError(
                     f"{other.names[0]}: expected {_words(what)} {_quoted(want)} as of {first.names[0]}, got "
                     f"{_quoted(came)}; read files of one form together"
@@ -86,7 +100,7 @@ def joined(sources: Sequence[Source]) -> Source:
         lists = [getattr(source, what) for source in sources]
         return None if None in lists else [value for values in lists for value in values]
 
-    joint = {what: all_of(what) for what in ("x", "u", "names", "times", "parts")}
+    joint = {what: all_of(what) for what in _LISTS}
     remarks = dict.fromkeys(remark for source in sources for remark in source.remarks)
     return replace(first, **joint, remarks=tuple(remarks))
 

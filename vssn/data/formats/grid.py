@@ -7,6 +7,7 @@ fixed ("15min", "D") or of the calendar ("MS": months, which differ in length).
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,12 @@ Step = str | float
 def _pandas() -> Any:
     with needing("files", DataError):
         return importlib.import_module("pandas")
+
+
+def rounded(times: Array) -> Array:
+    """Numbers that are to lie on a grid, without what float64 adds to them: 0.3 for 0.30000000000000004."""
+    largest = float(np.abs(times).max(initial=0.0))
+    return np.round(times, max(14 - math.ceil(math.log10(largest)), 0)) if 0 < largest < 1e15 else times
 
 
 def find_step(times: Sequence[Array]) -> Step | None:
@@ -128,7 +135,7 @@ def _place_numbers(
     places = np.where(off < _SLACK, nearest, np.floor(exact)).astype(np.int64) if binned else nearest.astype(np.int64)
     if not binned:
         _require_on_grid(where, times, off > _SLACK * np.maximum(1.0, exact * 1e-3), f"{step:g}", row)
-    return first + step * np.arange(places.max() + 1), places
+    return rounded(first + step * np.arange(places.max() + 1)), places
 
 
 def _place_dates(where: str, times: Array, step: str, binned: bool, row: Callable[[int], str]) -> tuple[Array, Array]:
