@@ -10,7 +10,10 @@ import torch
 from test_training import assert_same_run, music_config, music_folder, rows
 from torch import nn
 
+from vssn.data.batching import SequenceBatch
 from vssn.errors import TrainingError
+from vssn.inference.scoring import evaluate, evaluate_bound
+from vssn.models.vssn import VSSN
 from vssn.training.checkpoints import read_checkpoint
 from vssn.training.divergence import gradient_norm, what_is_not_finite
 from vssn.training.fit import fit
@@ -100,3 +103,50 @@ def test_what_is_named_first() -> None:
     model.bias.data.zero_()
     model.weight.grad.fill_(1e30)  # finite, though their norm is not
     assert what_is_not_finite(model, loss, gradient_norm(model)) is None
+
+
+def diverged() -> VSSN:
+    """The state behind any frame is not finite."""
+    model = VSSN(1, 4, 2, 2, likelihood="gaussian", inference="causal")
+    model.get_parameter("layer.duration.weight_hh").data.fill_(torch.nan)
+    return model
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+def test_a_validation_that_goes_on_from_frames_before_says_so_too(
+    on_nan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was called a wrong argument, with the settings that are proposed."""
+    (tmp_path / "own.csv").write_text("v\n" + "\n".join(str(index % 7) for index in range(40)))
+    settings = {
+        "data": {"set": "files", "path": str(tmp_path / "own.csv"), "split": "time"},
+        "model": {"hidden_size": 4, "latent_size": 2, "likelihood": "gaussian"},
+        "training": {"output": str(tmp_path / "run"), "max_epochs": 1, "accelerator": "cpu", "on_nan": on_nan},
+    }
+    step = TrainingModule.training_step
+
+    def spoilt(module: TrainingModule, *batch: Any) -> None:
+        step(module, *batch)
+        module.model.get_parameter("layer.duration.weight_hh").data.fill_(torch.nan)
+
+    monkeypatch.setattr(TrainingModule, "training_step", spoilt)
+    with pytest.raises(TrainingError, match=r"^training diverged in epoch 1: a state is not finite; lower training\."):
+        fit(settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_has_diverged_is_no_wrong_argument() -> None:
+    x = torch.randn(5, 2, 1)
+    lengths = torch.tensor([5, 5])
+    batch = SequenceBatch(x, lengths, None, SequenceBatch(x, lengths))
+    filtering = diverged().filter(2)
+    filtering.step(x[0])
+    for call in (
+        lambda: evaluate(diverged(), [batch]),
+        lambda: evaluate_bound(diverged(), [batch], particles=2),
+        lambda: diverged().forecast(x, 2),
+        lambda: diverged().forecast(x, 2, samples=3),
+        lambda: filtering.step(x[1], mask=torch.ones(2, dtype=torch.bool)),
+    ):
+        with pytest.raises(TrainingError, match=r"^the model has diverged: a state is not finite; lower training\."):
+            call()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vssn.inference.draws import by_path, check_quantiles, drawing, of_layout, take_quantiles
+from vssn.nn.given import require_converged
 from vssn.nn.interface import Forecast, Generation, SequenceModel, require_model
 from vssn.utils.checks import require_flag, require_size
 from vssn.utils.sequences import check_control, check_sequences
@@ -47,11 +48,13 @@ def forecast(
         if seed is not None:
             raise ValueError("samples must be given with seed; a single path follows from torch.manual_seed")
         state = model(x, u, lengths=lengths, mask=mask).state
+        require_converged(state)
         return model.generate(steps, u=u_future, state=state, sample=sample)
     paths, mean = [], seen.new_zeros(steps, seen.shape[1], model.x_size)
     with drawing(model, x, u, lengths, mask, samples, seed, memory) as draws:
         for count, rows, row_lengths in draws.groups(samples):
             state = model.infer(rows, draws.noise(rows), row_lengths)[2]
+            require_converged(state)
             controls = None if ahead is None else ahead.repeat(1, count, 1)
             run = model.generate(steps, u=controls, state=state, sample=sample)
             paths.append(by_path(run.x, count))

@@ -19,6 +19,7 @@ from vssn.data.batching import LengthBucketSampler, SequenceBatch, sequence_load
 from vssn.data.splits import Splits
 from vssn.errors import TrainingError
 from vssn.inference.scoring import draw_noise, sequence_sums, state_behind, summarize
+from vssn.nn.given import LOWER, require_converged
 from vssn.nn.interface import Hiding, SequenceModel, SequenceOutput
 from vssn.nn.model_files import describe
 from vssn.nn.particles import ParticleNoise
@@ -141,11 +142,7 @@ class TrainingModule(pl.LightningModule):
             own = share(chunk, self.world)
             if state is not None:
                 state = type(state)(*(part[: own.x.shape[1]].detach() for part in state))
-                if looked_at(self.device) and not all(bool(part.isfinite().all()) for part in state):
-                    raise TrainingError(  # before the model refuses it as a wrong argument
-                        f"training diverged in epoch {self.current_epoch + 1}: a state is not finite; "
-                        "lower training.learning_rate or training.gradient_clip_norm"
-                    )
+                require_converged(state, self._diverged())
             optimizer.zero_grad()
             self.updates += 1
             sums = own_loss = None
@@ -180,6 +177,9 @@ class TrainingModule(pl.LightningModule):
         if loss is not None:
             self.log("loss", loss, prog_bar=True, logger=False, batch_size=1)
 
+    def _diverged(self) -> str:
+        return f"training diverged in epoch {self.current_epoch + 1}"
+
     def _kl_weight(self) -> float | Tensor:
         if self.multiplier is not None:
             return 1 / self.multiplier.value
@@ -201,8 +201,7 @@ class TrainingModule(pl.LightningModule):
                 return True
         elif wrong is not None:
             raise TrainingError(
-                f"training diverged in epoch {self.current_epoch + 1}, update {self.global_step + 1}: {wrong}; lower "
-                "training.learning_rate or training.gradient_clip_norm, or set training.on_nan to skip"
+                f"{self._diverged()}, update {self.global_step + 1}: {wrong}; {LOWER}, or set training.on_nan to skip"
             )
         if training.gradient_clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), training.gradient_clip_norm, norm)
@@ -246,7 +245,8 @@ class TrainingModule(pl.LightningModule):
         with time_major(self.model):
             state = None
             if own.before is not None and noise_before is not None:
-                state = state_behind(self.model, own.before, share_of_noise(noise_before, own.before, self.world))
+                noise_before = share_of_noise(noise_before, own.before, self.world)
+                state = state_behind(self.model, own.before, noise_before, self._diverged())
             if several is None:
                 noise = share_of_noise(noise, own, self.world)
             else:
@@ -265,10 +265,7 @@ class TrainingModule(pl.LightningModule):
         if self.multiplier is not None:
             self._log(self.multiplier.state())
         if self.updates and self.skipped == self.updates:
-            raise TrainingError(
-                f"training diverged in epoch {self.current_epoch + 1}: none of its {self.updates} updates is finite; "
-                "lower training.learning_rate or training.gradient_clip_norm"
-            )
+            raise TrainingError(f"{self._diverged()}: none of its {self.updates} updates is finite; {LOWER}")
         if self.config.training.on_nan == "skip":
             self.log("skipped_updates", float(self.skipped))
         self._log_scores("train", self.train_sums, self.train_losses)

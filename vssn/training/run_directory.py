@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vssn.errors import ConfigError, TrainingError, UserError
+from vssn.nn.given import LOWER
 from vssn.training.checkpoints import read_checkpoint
 from vssn.training.config import Config
 from vssn.training.heartbeat import Heartbeat
@@ -223,7 +224,7 @@ class RunDirectory(Checkpoint):
         if not math.isfinite(values[MONITOR]):
             raise TrainingError(
                 f"training diverged in epoch {trainer.current_epoch + 1}: the validation ELBO is {values[MONITOR]}; "
-                "lower training.learning_rate or training.gradient_clip_norm"
+                f"{LOWER}"
             )
         counts = {"epoch": trainer.current_epoch + 1, "updates": trainer.global_step, "seconds": round(seconds, 1)}
         self.rows.append({name: (counts | values)[name] for name in self.columns if name in counts | values})
