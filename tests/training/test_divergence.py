@@ -82,8 +82,33 @@ def test_an_epoch_of_which_nothing_is_left_ends_the_run(
     music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(monkeypatch, tuple(range(1, 100)))
-    with pytest.raises(TrainingError, match=r"^training diverged in epoch 1: none of its \d+ updates is finite; lower"):
-        fit(music_config(music, tmp_path / "run", on_nan="skip"))
+    with pytest.raises(
+        TrainingError, match=r"^training diverged in epoch 3: none of the last 12 updates is finite; lower"
+    ):
+        fit(music_config(music, tmp_path / "whole", on_nan="skip", max_epochs=5))
+    fit(music_config(music, tmp_path / "parts", on_nan="skip", max_epochs=2))
+    with pytest.raises(
+        TrainingError, match=r"^training diverged in epoch 3: none of the last 12 updates is finite; lower"
+    ):
+        fit(music_config(music, tmp_path / "parts", on_nan="skip", max_epochs=5), resume=True)
+
+
+def test_an_epoch_of_one_update_may_be_left_out(
+    music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ended the run, which `skip` is to go on with."""
+    backward = TrainingModule.manual_backward
+
+    def spoiled(module: TrainingModule, loss: Any, *more: Any) -> None:
+        backward(module, loss, *more)
+        if module.current_epoch == 1:
+            module.model.get_parameter("layer.duration.weight_hh").grad.fill_(torch.inf)
+
+    monkeypatch.setattr(TrainingModule, "manual_backward", spoiled)
+    config = music_config(music, tmp_path / "run", on_nan="skip", max_epochs=3)
+    fit(config.model_copy(update={"data": config.data.model_copy(update={"batch_size": 100})}))
+    assert "1 updates skipped" in capsys.readouterr().out
+    assert [row["train/loss"] == "nan" for row in rows(tmp_path / "run")] == [False, True, False]
 
 
 def test_what_is_named_first() -> None:
@@ -101,8 +126,9 @@ def test_what_is_named_first() -> None:
     said = what_is_not_finite(model, None, gradient_norm(model))
     assert said == "the parameter bias is not finite"
     model.bias.data.zero_()
-    model.weight.grad.fill_(1e30)  # finite, though their norm is not
-    assert what_is_not_finite(model, loss, gradient_norm(model)) is None
+    model.weight.grad.fill_(1e30)  # clipped, they would be zero, and nothing would be said
+    said = what_is_not_finite(model, loss, gradient_norm(model))
+    assert said == "the norm of the gradients is not finite, with a loss of 1"
 
 
 def diverged() -> VSSN:

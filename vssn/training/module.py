@@ -9,6 +9,7 @@ the chunks is a strict bound too. Validation and the scores take whole sequences
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ with needing("train"):
     import pytorch_lightning as pl
 
 
+MOST_SKIPPED = 10  # updates in a row that are left out, and an epoch of them: the run ends
 VALIDATION_SEED = 0  # every epoch is validated with the same noise, that of `evaluate`
 
 
@@ -118,7 +120,7 @@ class TrainingModule(pl.LightningModule):
         self.multiplier = None if constraint is None else Multiplier(constraint)
         self.metrics: dict[str, float] = {}  # of the epoch, in full precision
         self.updates = self.skipped = 0  # of the epoch; tried, and left out of these
-        self.all_skipped = 0  # of the run
+        self.all_skipped = self.in_a_row = 0  # of the run, and the last ones of it
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         training = self.config.training
@@ -198,7 +200,9 @@ class TrainingModule(pl.LightningModule):
             if any_of_all(wrong is not None, self.device, self.world):
                 self.skipped += 1
                 self.all_skipped += 1
+                self.in_a_row += 1
                 return True
+            self.in_a_row = 0
         elif wrong is not None:
             raise TrainingError(
                 f"{self._diverged()}, update {self.global_step + 1}: {wrong}; {LOWER}, or set training.on_nan to skip"
@@ -264,8 +268,8 @@ class TrainingModule(pl.LightningModule):
         self._log({"kl_weight": weight, "learning_rate": rate})
         if self.multiplier is not None:
             self._log(self.multiplier.state())
-        if self.updates and self.skipped == self.updates:
-            raise TrainingError(f"{self._diverged()}: none of its {self.updates} updates is finite; {LOWER}")
+        if self.skipped == self.updates and self.in_a_row >= MOST_SKIPPED:
+            raise TrainingError(f"{self._diverged()}: none of the last {self.in_a_row} updates is finite; {LOWER}")
         if self.config.training.on_nan == "skip":
             self.log("skipped_updates", float(self.skipped))
         self._log_scores("train", self.train_sums, self.train_losses)
@@ -278,7 +282,7 @@ class TrainingModule(pl.LightningModule):
         rows, loss = gather_rows(rows, loss, self.world)
         scores = summarize(rows)
         values = (
-            loss / scores.frames,
+            loss / scores.frames if scores.frames else math.nan,  # all of its updates were left out
             scores.micro,
             scores.kl_z,
             scores.kl_w,
@@ -311,12 +315,14 @@ class TrainingModule(pl.LightningModule):
             "epoch": self.current_epoch + 1,
             "valid_elbo_per_frame": self.metrics[MONITOR],
             "skipped_updates": self.all_skipped,
+            "skipped_in_a_row": self.in_a_row,
         }
         if self.multiplier is not None:
             checkpoint["vssn"]["constraint"] = self.multiplier.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.all_skipped = checkpoint["vssn"].get("skipped_updates", 0)
+        self.in_a_row = checkpoint["vssn"].get("skipped_in_a_row", 0)
         before = checkpoint["vssn"].get("constraint")
         if self.multiplier is not None and before is not None:
             self.multiplier.load(before)
