@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 
 import vssn
 from vssn import estimator
-from vssn.errors import CheckpointError, DataError, NotFittedError
+from vssn.errors import CheckpointError, ConfigError, DataError, NotFittedError
 
 N, T, X, U, D, Z = 12, 20, 2, 1, 6, 3
 SMALL: dict[str, Any] = {"hidden_size": D, "latent_size": Z, "noise_size": 2, "max_epochs": 2, "random_state": 0}
@@ -228,6 +228,37 @@ def test_the_likelihood_is_that_of_the_values() -> None:
     plain = vssn.Forecaster(**SMALL, standardise=False, model={"min_logvar": -5.0}).fit(waves())
     assert plain.model_.scaling is None
     assert (plain.model_.config["min_logvar"], plain.model_.config["min_logvar_x"]) == (-5.0, -10.0)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"model": {"objective": "nasmc", "particles": 2}},
+        {"training": {"constraint": {"target": -1.0}}},
+        {"training": {"kl_anneal_updates": 0}},
+        {"model": {"name": "vrnn"}},
+        {"model": {"name": "dvbf", "control": "none"}, "hidden_size": None},
+    ],
+    ids=str,
+)
+def test_what_is_given_wins_over_what_is_proposed(own: dict[str, Any]) -> None:
+    """It was refused for keys that nobody gave: kl_start, kl_anneal_updates, noise_size."""
+    sizes = {"hidden_size": 4, "latent_size": 2, "max_epochs": 1, "random_state": 0}
+    assert np.isfinite(vssn.Forecaster(**sizes | own).fit(waves()).score(waves()))
+
+
+def test_what_is_given_is_refused_by_its_name() -> None:
+    own = {"model": {"objective": "nasmc", "particles": 2}, "training": {"kl_anneal_updates": 5}}
+    with pytest.raises(ConfigError, match=r"training\.kl_anneal_updates: expected 0 with model\.objective 'nasmc'"):
+        vssn.Forecaster(**SMALL | own).fit(waves())
+
+
+def test_binary_frames_may_be_missing_in_part() -> None:
+    x = (np.random.default_rng(0).random((N, T, 4)) < 0.3).astype(np.float32)
+    forecaster = vssn.Forecaster(**SMALL | {"max_epochs": 1}).fit(x)
+    assert forecaster.model_.config["likelihood"] == "bernoulli"
+    x[:, 3, 0] = np.nan
+    assert set(np.unique(forecaster.impute(x, samples=3).samples)) == {0.0, 1.0}
 
 
 @pytest.mark.parametrize(

@@ -356,7 +356,10 @@ class Forecaster:
 
 def _settings(chosen: SimpleNamespace, source: Source, folder: str, seed: int) -> tuple[dict[str, Any], int | None]:
     """The configuration of a run, and the frames of a window."""
-    proposed = propose(source, "x", folder, tuple(LIKELIHOODS)).settings
+    from vssn.training.own_files import leave_out_what_is_refused
+
+    takes_gaps = [name for name, of in LIKELIHOODS.items() if not of.whole_frames]  # for `impute`
+    proposed = propose(source, "x", folder, takes_gaps).settings
     data, model, training = proposed["data"], proposed["model"], proposed["training"]
     likelihood = (chosen.model or {}).get("likelihood", chosen.likelihood or model["likelihood"])
     real = getattr(LIKELIHOODS.get(likelihood), "support", None) == REAL
@@ -365,16 +368,20 @@ def _settings(chosen: SimpleNamespace, source: Source, folder: str, seed: int) -
     if standardise:
         model["min_logvar_x"] = STANDARDISED_FLOOR
     sizes = {"hidden_size": chosen.hidden_size, "latent_size": chosen.latent_size, "noise_size": chosen.noise_size}
-    model |= {"masked": True} | _given(**sizes, likelihood=chosen.likelihood) | dict(chosen.model or {})
+    own_model = _given(**sizes, likelihood=chosen.likelihood) | dict(chosen.model or {})
+    model |= {"masked": True} | own_model
     if chosen.max_epochs is not None:  # the KL's weight rises over the same share of training
         rise = training["kl_anneal_updates"] * chosen.max_epochs / training["max_epochs"]
         training |= {"max_epochs": chosen.max_epochs, "kl_anneal_updates": max(1, round(rise))}
     training |= _given(seed=seed, learning_rate=chosen.learning_rate, early_stopping_patience=chosen.patience)
-    training |= dict(chosen.training or {})
+    own_training = dict(chosen.training or {})
+    training |= own_training
     window = data.get("window") if chosen.window is None else chosen.window
     size = data["batch_size"] if chosen.batch_size is None else chosen.batch_size
     data = {"set": "given", "batch_size": size, "seed": seed, "standardise": standardise}
-    return {"data": data, "model": model, "training": training}, window
+    settings = {"data": data, "model": model, "training": training}
+    leave_out_what_is_refused(settings, {"data": data, "model": own_model, "training": own_training})
+    return settings, window
 
 
 def _checked(parameters: Mapping[str, Any]) -> SimpleNamespace:
