@@ -10,6 +10,7 @@ import contextlib
 import csv
 import inspect
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,7 +38,7 @@ from vssn.inference.by_sequence import (
 from vssn.likelihoods import LIKELIHOODS
 from vssn.nn.interface import Forecast, Imputation, SequenceModel
 from vssn.utils.checks import require_flag, require_number, require_size
-from vssn.utils.command import replacing
+from vssn.utils.command import replacing, to_json
 from vssn.utils.random import undisturbed
 from vssn.utils.values import REAL
 
@@ -317,7 +318,7 @@ class Forecaster:
         found = {name: getattr(self, f"{name}_", None) for name in ("seed", "history", "best_epoch")}
         kept = {"parameters": parameters, **found}
         with replacing(Path(folder, SETTINGS)) as part:
-            part.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+            part.write_text(to_json(kept), encoding="utf-8")
 
     @classmethod
     def load(cls, source: str | Path) -> Forecaster:
@@ -335,7 +336,8 @@ class Forecaster:
             made = cls(**kept.get("parameters", {}))
             made._take(model, kept.get("seed", 0))
             if kept.get("history"):
-                made.history_, made.best_epoch_ = kept["history"], kept["best_epoch"]
+                made.history_ = {name: _numbers(column) for name, column in kept["history"].items()}
+                made.best_epoch_ = kept["best_epoch"]
                 made.n_iter_ = len(made.history_["epoch"])
         except (AttributeError, KeyError, TypeError, ValueError):
             raise CheckpointError(f"{source}: {SETTINGS} is damaged or of another version; save it again") from None
@@ -445,3 +447,8 @@ def _history(path: Path) -> dict[str, list[float]]:
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     return {name: [float(row[name]) for row in rows] for name in rows[0]}
+
+
+def _numbers(column: list[float | None]) -> list[float]:
+    """Of a saved history, where null stands for NaN: an epoch whose updates were all left out."""
+    return [math.nan if value is None else value for value in column]
