@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vssn.inference.draws import by_path, check_quantiles, drawing, of_layout, take_quantiles
+from vssn.inference.draws import by_path, check_quantiles, drawing, noise_of_one, of_layout, take_quantiles
 from vssn.nn.given import require_converged
 from vssn.nn.interface import Forecast, Generation, SequenceModel, require_model
 from vssn.utils.checks import require_flag, require_size
@@ -47,7 +47,7 @@ def forecast(
     if samples is None:
         if seed is not None:
             raise ValueError("samples must be given with seed; a single path follows from torch.manual_seed")
-        state = model(x, u, lengths=lengths, mask=mask).state
+        state = model(x, u, lengths=lengths, noise=noise_of_one(model, x, u), mask=mask).state
         require_converged(state)
         return model.generate(steps, u=u_future, state=state, sample=sample)
     paths, mean = [], seen.new_zeros(steps, seen.shape[1], model.x_size)
