@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -393,6 +394,17 @@ print(vssn.Forecaster.load({str(tmp_path / "kept")!r}).score(numpy.load({str(tmp
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(fitted.score(x), rel=1e-5)
+
+
+def test_a_history_with_nan_is_json(fitted: vssn.Forecaster, tmp_path: Path) -> None:
+    """Of an epoch whose updates were all left out there is no training loss."""
+    kept = vssn.Forecaster(**SMALL)
+    kept._take(fitted.model_, 0)
+    kept.history_, kept.best_epoch_ = {"epoch": [1.0], "train/loss": [np.nan]}, 1
+    kept.save(tmp_path / "own")
+    text = (tmp_path / "own" / "forecaster.json").read_text()
+    json.loads(text, parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
+    assert str(vssn.Forecaster.load(tmp_path / "own").history_) == "{'epoch': [1.0], 'train/loss': [nan]}"
 
 
 def test_a_run_is_kept_and_loaded_as_a_forecaster(tmp_path: Path) -> None:
