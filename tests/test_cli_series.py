@@ -442,6 +442,43 @@ def test_a_run_on_files_continues_them(gaps: Path, tmp_path: Path, capsys: pytes
     assert "\nimputation, 50% hidden " in out
 
 
+def test_scores_that_cannot_be_made_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of small data: evaluate failed for --gaps, which nobody gave, and wrote NaN, which is no JSON."""
+    (tmp_path / "three.csv").write_text("v\n1\n2.5\n0\n")
+    draw = np.random.default_rng(0).normal(size=(4, 8, 1))
+    np.savez(tmp_path / "missing.npz", x_train=draw, x_valid=draw[:2], x_test=np.full((2, 8, 1), np.nan))
+    target = tmp_path / "scores.json"
+    for name in ("three.csv", "missing.npz"):
+        config = {
+            "data": {"set": "files", "path": str(tmp_path / name)},
+            "model": {"hidden_size": 4, "latent_size": 2, "likelihood": "gaussian", "masked": True},
+            "training": {"max_epochs": 1, "accelerator": "cpu", "output": str(tmp_path / f"run-{name}")},
+        }
+        (tmp_path / "a.yaml").write_text(yaml.safe_dump(config))
+        assert main(["fit", "--config", str(tmp_path / "a.yaml")]) == 0
+        best = str(tmp_path / f"run-{name}" / "best.ckpt")
+        assert main(["evaluate", best, "--samples", "4", "--json", str(target)]) == 0
+        scores = json.loads(target.read_text(), parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
+        assert scores.keys().isdisjoint(("imputation", "forecast"))
+        assert (scores["micro_without_first"] is None) == (name == "three.csv")
+        capsys.readouterr()
+        assert main(["evaluate", best, "--samples", "4", "--gaps", "0.01"]) == 2  # asked for
+        assert "--gaps: expected a share that hides an entry" in capsys.readouterr().err
+
+
+def test_a_split_that_files_do_not_have_is_refused(
+    series: Path, gaps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was passed over."""
+    of_table = ("--data", str(gaps), "--split", "train")
+    for command in ("forecast", "impute", "latents", "generate"):
+        text = error_of(capsys, command, str(series), *of_table, "--output", str(tmp_path / "out"))
+        assert "--split: expected none with files, whose sequences are all taken, got 'train'; leave it out" in text
+    assert "expected parts for --split train, got sequences of no part" in error_of(
+        capsys, "evaluate", str(series), *of_table
+    )
+
+
 def test_a_run_on_midi_gives_midi(tmp_path: Path) -> None:
     symusic = pytest.importorskip("symusic")
     roll = np.zeros((16, 88))

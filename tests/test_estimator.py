@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 
 import vssn
 from vssn import estimator
-from vssn.errors import CheckpointError, DataError, NotFittedError
+from vssn.errors import CheckpointError, ConfigError, DataError, NotFittedError
 
 N, T, X, U, D, Z = 12, 20, 2, 1, 6, 3
 SMALL: dict[str, Any] = {"hidden_size": D, "latent_size": Z, "noise_size": 2, "max_epochs": 2, "random_state": 0}
@@ -231,6 +232,37 @@ def test_the_likelihood_is_that_of_the_values() -> None:
 
 
 @pytest.mark.parametrize(
+    "own",
+    [
+        {"model": {"objective": "nasmc", "particles": 2}},
+        {"training": {"constraint": {"target": -1.0}}},
+        {"training": {"kl_anneal_updates": 0}},
+        {"model": {"name": "vrnn"}},
+        {"model": {"name": "dvbf", "control": "none"}, "hidden_size": None},
+    ],
+    ids=str,
+)
+def test_what_is_given_wins_over_what_is_proposed(own: dict[str, Any]) -> None:
+    """It was refused for keys that nobody gave: kl_start, kl_anneal_updates, noise_size."""
+    sizes = {"hidden_size": 4, "latent_size": 2, "max_epochs": 1, "random_state": 0}
+    assert np.isfinite(vssn.Forecaster(**sizes | own).fit(waves()).score(waves()))
+
+
+def test_what_is_given_is_refused_by_its_name() -> None:
+    own = {"model": {"objective": "nasmc", "particles": 2}, "training": {"kl_anneal_updates": 5}}
+    with pytest.raises(ConfigError, match=r"training\.kl_anneal_updates: expected 0 with model\.objective 'nasmc'"):
+        vssn.Forecaster(**SMALL | own).fit(waves())
+
+
+def test_binary_frames_may_be_missing_in_part() -> None:
+    x = (np.random.default_rng(0).random((N, T, 4)) < 0.3).astype(np.float32)
+    forecaster = vssn.Forecaster(**SMALL | {"max_epochs": 1}).fit(x)
+    assert forecaster.model_.config["likelihood"] == "bernoulli"
+    x[:, 3, 0] = np.nan
+    assert set(np.unique(forecaster.impute(x, samples=3).samples)) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
     ("parameters", "x", "message"),
     [
         ({}, np.zeros(5), r"^x must have shape \[N, T, X\], or \[T, X\] of one sequence, got \[5\]"),
@@ -362,6 +394,17 @@ print(vssn.Forecaster.load({str(tmp_path / "kept")!r}).score(numpy.load({str(tmp
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(fitted.score(x), rel=1e-5)
+
+
+def test_a_history_with_nan_is_json(fitted: vssn.Forecaster, tmp_path: Path) -> None:
+    """Of an epoch whose updates were all left out there is no training loss."""
+    kept = vssn.Forecaster(**SMALL)
+    kept._take(fitted.model_, 0)
+    kept.history_, kept.best_epoch_ = {"epoch": [1.0], "train/loss": [np.nan]}, 1
+    kept.save(tmp_path / "own")
+    text = (tmp_path / "own" / "forecaster.json").read_text()
+    json.loads(text, parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
+    assert str(vssn.Forecaster.load(tmp_path / "own").history_) == "{'epoch': [1.0], 'train/loss': [nan]}"
 
 
 def test_a_run_is_kept_and_loaded_as_a_forecaster(tmp_path: Path) -> None:

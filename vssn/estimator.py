@@ -10,6 +10,7 @@ import contextlib
 import csv
 import inspect
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,7 +38,7 @@ from vssn.inference.by_sequence import (
 from vssn.likelihoods import LIKELIHOODS
 from vssn.nn.interface import Forecast, Imputation, SequenceModel
 from vssn.utils.checks import require_flag, require_number, require_size
-from vssn.utils.command import replacing
+from vssn.utils.command import replacing, to_json
 from vssn.utils.random import undisturbed
 from vssn.utils.values import REAL
 from vssn_kernels.arguments import shown
@@ -318,7 +319,7 @@ class Forecaster:
         found = {name: getattr(self, f"{name}_", None) for name in ("seed", "history", "best_epoch")}
         kept = {"parameters": parameters, **found}
         with replacing(Path(folder, SETTINGS)) as part:
-            part.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+            part.write_text(to_json(kept), encoding="utf-8")
 
     @classmethod
     def load(cls, source: str | Path) -> Forecaster:
@@ -336,7 +337,8 @@ class Forecaster:
             made = cls(**kept.get("parameters", {}))
             made._take(model, kept.get("seed", 0))
             if kept.get("history"):
-                made.history_, made.best_epoch_ = kept["history"], kept["best_epoch"]
+                made.history_ = {name: _numbers(column) for name, column in kept["history"].items()}
+                made.best_epoch_ = kept["best_epoch"]
                 made.n_iter_ = len(made.history_["epoch"])
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
             raise CheckpointError(f"{source}: {SETTINGS} is damaged or of another version; save it again") from None
@@ -357,7 +359,10 @@ class Forecaster:
 
 def _settings(chosen: SimpleNamespace, source: Source, folder: str, seed: int) -> tuple[dict[str, Any], int | None]:
     """The configuration of a run, and the frames of a window."""
-    proposed = propose(source, "x", folder, tuple(LIKELIHOODS)).settings
+    from vssn.training.own_files import leave_out_what_is_refused
+
+    takes_gaps = [name for name, of in LIKELIHOODS.items() if not of.whole_frames]  # for `impute`
+    proposed = propose(source, "x", folder, takes_gaps).settings
     data, model, training = proposed["data"], proposed["model"], proposed["training"]
     likelihood = (chosen.model or {}).get("likelihood", chosen.likelihood or model["likelihood"])
     real = getattr(LIKELIHOODS.get(likelihood), "support", None) == REAL
@@ -366,16 +371,20 @@ def _settings(chosen: SimpleNamespace, source: Source, folder: str, seed: int) -
     if standardise:
         model["min_logvar_x"] = STANDARDISED_FLOOR
     sizes = {"hidden_size": chosen.hidden_size, "latent_size": chosen.latent_size, "noise_size": chosen.noise_size}
-    model |= {"masked": True} | _given(**sizes, likelihood=chosen.likelihood) | dict(chosen.model or {})
+    own_model = _given(**sizes, likelihood=chosen.likelihood) | dict(chosen.model or {})
+    model |= {"masked": True} | own_model
     if chosen.max_epochs is not None:  # the KL's weight rises over the same share of training
         rise = training["kl_anneal_updates"] * chosen.max_epochs / training["max_epochs"]
         training |= {"max_epochs": chosen.max_epochs, "kl_anneal_updates": max(1, round(rise))}
     training |= _given(seed=seed, learning_rate=chosen.learning_rate, early_stopping_patience=chosen.patience)
-    training |= dict(chosen.training or {})
+    own_training = dict(chosen.training or {})
+    training |= own_training
     window = data.get("window") if chosen.window is None else chosen.window
     size = data["batch_size"] if chosen.batch_size is None else chosen.batch_size
     data = {"set": "given", "batch_size": size, "seed": seed, "standardise": standardise}
-    return {"data": data, "model": model, "training": training}, window
+    settings = {"data": data, "model": model, "training": training}
+    leave_out_what_is_refused(settings, {"data": data, "model": own_model, "training": own_training})
+    return settings, window
 
 
 def _checked(parameters: Mapping[str, Any]) -> SimpleNamespace:
@@ -445,3 +454,8 @@ def _history(path: Path) -> dict[str, list[float]]:
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     return {name: [float(row[name]) for row in rows] for name in rows[0]}
+
+
+def _numbers(column: list[float | None]) -> list[float]:
+    """Of a saved history, where null stands for NaN: an epoch whose updates were all left out."""
+    return [math.nan if value is None else value for value in column]

@@ -259,14 +259,19 @@ def test_the_likelihood_follows_from_the_values() -> None:
     counts = torch.poisson(torch.full((20, 30, 5), 2.0))
     assert proposed(binary)["model"]["likelihood"] == "nade"
     assert proposed(binary[..., :1])["model"]["likelihood"] == "bernoulli"
-    assert proposed(unit)["model"]["likelihood"] == "bernoulli"
+    assert proposed(unit)["model"]["likelihood"] == "gaussian"  # of bernoulli all quantiles would be 0 or 1
+    assert proposed(unit, kind="film")["model"]["likelihood"] == "bernoulli"
     assert proposed(real)["model"]["likelihood"] == "gaussian"
     assert proposed(real)["data"]["standardise"] is True
-    assert "standardise" not in proposed(unit)["data"]
+    assert "standardise" not in proposed(unit, kind="film")["data"]
     assert proposed(counts, ("gaussian",))["model"]["likelihood"] == "gaussian"
     more = ("gaussian", "poisson", "negative_binomial")
     assert proposed(counts, more)["model"]["likelihood"] == "poisson"
     assert proposed(counts**2, more)["model"]["likelihood"] == "negative_binomial"
+    for large in (5_000_000 + counts, (1e8 + real.double()).float(), 20_000 + counts):  # spread as a Poisson's, or less
+        settings = proposed(large, more)
+        assert settings["model"]["likelihood"] == "gaussian"
+        assert settings["data"]["standardise"] is True
 
 
 def test_gaps_controls_and_lengths_are_seen() -> None:

@@ -169,6 +169,29 @@ def test_interrupted_and_run_again_equals_straight(table: str, tmp_path: Path, m
     assert scores(parts, table) == scores(straight, table)
 
 
+@pytest.mark.parametrize("ended", [False, True], ids=["cut short", "stopped early"])
+def test_a_run_that_a_limit_ended_goes_on_or_is_done(
+    ended: bool, table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within its first epoch, of which it keeps the best.ckpt alone; and before it was written that it is done."""
+    configure = Job.configure
+
+    def limited(*arguments: Any) -> Any:
+        config = configure(*arguments)
+        more = {"max_epochs": 9, "max_minutes": None, "early_stopping_patience": 1, "learning_rate": 1e-30}
+        return config.model_copy(update={"training": config.training.model_copy(update=more)})
+
+    monkeypatch.setattr(Job, "configure", limited)
+    settings, resumed = settings_of(tmp_path, only=("vssn",)), []
+    assert reproduce([table], settings, lambda _: None) == 0
+    folder = settings.output / "quick" / table / "pendulum-vssn-0"
+    for name in ("trained.json", "score.json", *(() if ended else ("last.ckpt",))):
+        (folder / name).unlink()
+    monkeypatch.setattr(module, "fit", lambda config, resume: (resumed.append(resume), fit(config, resume=resume)))
+    assert reproduce([table], settings, lambda _: None) == 0
+    assert resumed == ([] if ended else [True])
+
+
 def test_what_cannot_be_run_is_said_and_tried_again(table: str, tmp_path: Path) -> None:
     config = Path(TASKS[table].entries[1].config)
     content = config.read_text()

@@ -16,8 +16,12 @@ import vssn
 import vssn_kernels
 from vssn_kernels import gaussian_mlp, gru_sequence, mlp, split_linear
 from vssn_kernels.backend.cpu.gru import product_by_library, turns_product
-from vssn_kernels.ops.gru_layer import gru_layer_step
+from vssn_kernels.backend.cpu.prepared import PreparedGru, PreparedMlp
+from vssn_kernels.ops import fast_path
+from vssn_kernels.ops import gru_layer as layer_ops
+from vssn_kernels.ops.gru_layer import gru_layer, gru_layer_step
 from vssn_kernels.ops.prepared import prepare_gru, prepare_mlp
+from vssn_kernels.ops.program import takes
 from vssn_kernels.testing import assert_close, assert_equal, poisoned_empty
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -363,3 +367,33 @@ def test_tensors_that_do_not_fit_are_left_to_the_op() -> None:
         assert gru_layer_step(*given) is None, number  # type: ignore[arg-type]
         given[number] = draw(*shape).float()
         assert gru_layer_step(*given) is None, number  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def plain_on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The meta device in a GPU's place, whose tensors are as plain as the CPU's; the kernels would read them, and are
+    not there."""
+    for tensor in (draw(1).to("meta"), draw(1).to("meta").requires_grad_()):
+        monkeypatch.setitem(fast_path._known, torch._C._dispatch_keys(tensor).raw_repr(), True)
+    for kernel in (PreparedGru, PreparedMlp):
+        monkeypatch.setattr(kernel, "__call__", refuse)
+    monkeypatch.setattr(layer_ops, "_call_step", refuse)
+    monkeypatch.setattr(layer_ops, "_apply_layer", refuse)
+
+
+@pytest.mark.usefixtures("plain_on_meta")
+def test_tensors_on_another_device_are_not_read() -> None:
+    """Their addresses were taken for the CPU's, where x alone stood there."""
+    shapes = [(1, 2, 4), (2, 3), (9, 4), (9, 3), (9,), (9,)]
+    for number in range(len(shapes)):
+        given = [draw(*shape) for shape in shapes]
+        given[2].requires_grad_()
+        given[number] = given[number].detach().to("meta").requires_grad_(number == 2)
+        assert gru_layer_step(*given) is None, number  # type: ignore[arg-type]
+        assert gru_layer(*given) is None, number  # type: ignore[arg-type]
+    with torch.no_grad():
+        step = prepare_gru(draw(9, 3), draw(9), lambda gates_x, h: "plain")  # type: ignore[arg-type, return-value]
+        network = prepare_mlp((3, 2), [draw(4, 3), draw(4, 2)], draw(4), None, None, lambda *inputs: "plain")
+        assert step(draw(2, 9), draw(2, 3).to("meta")) == "plain"
+        assert network(draw(2, 3), draw(2, 2).to("meta")) == "plain"
+    assert not takes((draw(2, 3).to("meta"),))

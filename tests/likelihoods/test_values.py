@@ -19,7 +19,7 @@ from vssn.inference.filtering import latent_states, one_step_predictions, rollou
 from vssn.inference.importance import sequence_bounds
 from vssn.inference.scoring import evaluate, evaluate_bound
 from vssn.likelihoods.registry import LIKELIHOODS
-from vssn.utils.values import BINARY, COUNTS, REAL, UNIT, looked_at, require_values
+from vssn.utils.values import BINARY, COUNTS, REAL, UNIT, Support, looked_at, require_values
 from vssn_kernels import arguments
 from vssn_kernels.testing import assert_all_close
 
@@ -46,7 +46,8 @@ def message_of(call: Callable[[], object]) -> str:
 
 def test_every_likelihood_states_its_support() -> None:
     wanted = {"bernoulli": UNIT, "nade": BINARY, "gaussian": REAL, "mixture": REAL, "ar_gaussian": REAL}
-    wanted |= {"student_t": REAL, "poisson": COUNTS, "negative_binomial": COUNTS}
+    reached = Support("hold counts 0, 1, 2, ... up to 3269017", 0.0, 3269017.0, whole=True)
+    wanted |= {"student_t": REAL, "poisson": reached, "negative_binomial": COUNTS}
     supports = {name: of(name).likelihood.support for name in LIKELIHOODS}
     assert {name: supports[name] for name in wanted} == wanted
     assert all(support.low <= 0 <= support.high for support in supports.values())
@@ -67,8 +68,12 @@ OUTSIDE = [
      "or take likelihood='poisson' or 'negative_binomial' for counts"),
     ("nade", 1e6, "x must hold 0 and 1 alone with likelihood='nade', got 1e+06; scale it to [0, 1] and take "
      "likelihood='bernoulli', or take likelihood='poisson' or 'negative_binomial' for counts"),
-    ("poisson", -1.0, "x must hold counts 0, 1, 2, ... with likelihood='poisson', got -1; take likelihood='gaussian'"),
-    ("poisson", 0.5, "x must hold counts 0, 1, 2, ... with likelihood='poisson', got 0.5; take likelihood='bernoulli'"),
+    ("poisson", -1.0, "x must hold counts 0, 1, 2, ... up to 3269017 with likelihood='poisson', got -1; take "
+     "likelihood='gaussian'"),
+    ("poisson", 0.5, "x must hold counts 0, 1, 2, ... up to 3269017 with likelihood='poisson', got 0.5; take "
+     "likelihood='bernoulli'"),
+    ("poisson", 5e6, "x must hold counts 0, 1, 2, ... up to 3269017 with likelihood='poisson', got 5e+06; take "
+     "likelihood='gaussian' for real values"),
     ("negative_binomial", 2.5, "x must hold counts 0, 1, 2, ... with likelihood='negative_binomial', got 2.5; take "
      "likelihood='gaussian' for real values"),
     ("categorical", 2.0, "x must hold class indices from 0 to 1 with likelihood='categorical', got 2; number the "

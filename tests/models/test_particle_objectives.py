@@ -51,6 +51,25 @@ NAMES = [
 ]
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("name", ["both", "inferred", "vrnn_both"])
+def test_one_draw_runs_no_particles(name: str, batch_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A score, and a forecast of one path, ran all of them for a part that has nothing of them."""
+    model = make(name, "fivo")
+    x, u, _ = given(model, name)
+    future = None if u is None else u[:2]
+    if batch_first:
+        model.set_batch_first(True)
+        x, u, future = (None if part is None else part.transpose(0, 1) for part in (x, u, future))
+    monkeypatch.setattr(ParticleNoise, "draw", lambda *_: pytest.fail("particles were drawn"))
+    assert model.score(x, u, seed=0).equal(model.score(x, u, seed=0))
+    torch.manual_seed(0)
+    found = model.forecast(x, 2, u=u, u_future=future)
+    assert found.x.isfinite().all()
+    with pytest.raises(ValueError, match=r"^x must have shape"):
+        model.score(x[..., :1], u)
+
+
 @pytest.mark.parametrize("objective", OF_PARTICLES)
 @pytest.mark.parametrize("name", NAMES)
 def test_values_gradients_and_states_are_those_of_the_particles_one_by_one(name: str, objective: str) -> None:

@@ -10,7 +10,10 @@ import torch
 from test_training import assert_same_run, music_config, music_folder, rows
 from torch import nn
 
+from vssn.data.batching import SequenceBatch
 from vssn.errors import TrainingError
+from vssn.inference.scoring import evaluate, evaluate_bound
+from vssn.models.vssn import VSSN
 from vssn.training.checkpoints import read_checkpoint
 from vssn.training.divergence import gradient_norm, what_is_not_finite
 from vssn.training.fit import fit
@@ -79,8 +82,33 @@ def test_an_epoch_of_which_nothing_is_left_ends_the_run(
     music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(monkeypatch, tuple(range(1, 100)))
-    with pytest.raises(TrainingError, match=r"^training diverged in epoch 1: none of its \d+ updates is finite; lower"):
-        fit(music_config(music, tmp_path / "run", on_nan="skip"))
+    with pytest.raises(
+        TrainingError, match=r"^training diverged in epoch 3: none of the last 12 updates is finite; lower"
+    ):
+        fit(music_config(music, tmp_path / "whole", on_nan="skip", max_epochs=5))
+    fit(music_config(music, tmp_path / "parts", on_nan="skip", max_epochs=2))
+    with pytest.raises(
+        TrainingError, match=r"^training diverged in epoch 3: none of the last 12 updates is finite; lower"
+    ):
+        fit(music_config(music, tmp_path / "parts", on_nan="skip", max_epochs=5), resume=True)
+
+
+def test_an_epoch_of_one_update_may_be_left_out(
+    music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ended the run, which `skip` is to go on with."""
+    backward = TrainingModule.manual_backward
+
+    def spoiled(module: TrainingModule, loss: Any, *more: Any) -> None:
+        backward(module, loss, *more)
+        if module.current_epoch == 1:
+            module.model.get_parameter("layer.duration.weight_hh").grad.fill_(torch.inf)
+
+    monkeypatch.setattr(TrainingModule, "manual_backward", spoiled)
+    config = music_config(music, tmp_path / "run", on_nan="skip", max_epochs=3)
+    fit(config.model_copy(update={"data": config.data.model_copy(update={"batch_size": 100})}))
+    assert "1 updates skipped" in capsys.readouterr().out
+    assert [row["train/loss"] == "nan" for row in rows(tmp_path / "run")] == [False, True, False]
 
 
 def test_what_is_named_first() -> None:
@@ -98,5 +126,53 @@ def test_what_is_named_first() -> None:
     said = what_is_not_finite(model, None, gradient_norm(model))
     assert said == "the parameter bias is not finite"
     model.bias.data.zero_()
-    model.weight.grad.fill_(1e30)  # finite, though their norm is not
-    assert what_is_not_finite(model, loss, gradient_norm(model)) is None
+    model.weight.grad.fill_(1e30)  # clipped, they would be zero, and nothing would be said
+    said = what_is_not_finite(model, loss, gradient_norm(model))
+    assert said == "the norm of the gradients is not finite, with a loss of 1"
+
+
+def diverged() -> VSSN:
+    """The state behind any frame is not finite."""
+    model = VSSN(1, 4, 2, 2, likelihood="gaussian", inference="causal")
+    model.get_parameter("layer.duration.weight_hh").data.fill_(torch.nan)
+    return model
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+def test_a_validation_that_goes_on_from_frames_before_says_so_too(
+    on_nan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was called a wrong argument, with the settings that are proposed."""
+    (tmp_path / "own.csv").write_text("v\n" + "\n".join(str(index % 7) for index in range(40)))
+    settings = {
+        "data": {"set": "files", "path": str(tmp_path / "own.csv"), "split": "time"},
+        "model": {"hidden_size": 4, "latent_size": 2, "likelihood": "gaussian"},
+        "training": {"output": str(tmp_path / "run"), "max_epochs": 1, "accelerator": "cpu", "on_nan": on_nan},
+    }
+    step = TrainingModule.training_step
+
+    def spoilt(module: TrainingModule, *batch: Any) -> None:
+        step(module, *batch)
+        module.model.get_parameter("layer.duration.weight_hh").data.fill_(torch.nan)
+
+    monkeypatch.setattr(TrainingModule, "training_step", spoilt)
+    with pytest.raises(TrainingError, match=r"^training diverged in epoch 1: a state is not finite; lower training\."):
+        fit(settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_has_diverged_is_no_wrong_argument() -> None:
+    x = torch.randn(5, 2, 1)
+    lengths = torch.tensor([5, 5])
+    batch = SequenceBatch(x, lengths, None, SequenceBatch(x, lengths))
+    filtering = diverged().filter(2)
+    filtering.step(x[0])
+    for call in (
+        lambda: evaluate(diverged(), [batch]),
+        lambda: evaluate_bound(diverged(), [batch], particles=2),
+        lambda: diverged().forecast(x, 2),
+        lambda: diverged().forecast(x, 2, samples=3),
+        lambda: filtering.step(x[1], mask=torch.ones(2, dtype=torch.bool)),
+    ):
+        with pytest.raises(TrainingError, match=r"^the model has diverged: a state is not finite; lower training\."):
+            call()

@@ -21,6 +21,7 @@ from vssn.inference.scoring import evaluate
 from vssn.training.checkpoints import load_model, read_checkpoint, read_weights
 from vssn.training.config import Config, check_config, load_config
 from vssn.training.fit import fit
+from vssn.training.own_files import propose_for
 from vssn.utils.scaling import Scaling
 
 pd = pytest.importorskip("pandas")
@@ -243,6 +244,25 @@ def test_mistakes_at_the_command_line(
 
 
 PARTS = [torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["model.objective=nasmc", "model.particles=2"],
+        ["training.constraint.target=-1"],
+        ["training.kl_anneal_updates=0"],
+        ["model.name=vrnn"],
+        ["model.name=dvbf"],
+        ["model.name=rssm"],
+    ],
+    ids=" ".join,
+)
+def test_a_proposal_leaves_out_what_is_refused(given: list[str], tmp_path: Path) -> None:
+    settings = propose_for(str(series(tmp_path / "own.csv")), given).settings
+    assert check_config(settings, "proposed").training.max_epochs == settings["training"]["max_epochs"]
+    with pytest.raises(ConfigError, match=r"model: expected|--set model"):
+        propose_for(str(tmp_path / "own.csv"), ["model=5"])
 
 
 def run_of(output: Path, **more: Any) -> dict[str, Any]:

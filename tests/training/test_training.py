@@ -326,6 +326,22 @@ def test_early_stopping_counts_epochs_without_gain(music: Path, tmp_path: Path) 
     assert result.best_epoch == 1
 
 
+def test_a_run_that_stopped_early_is_resumed_with_more_patience_alone(music: Path, tmp_path: Path) -> None:
+    """Each time it went on for one epoch, whatever its patience was by then."""
+    settings = {"max_epochs": 50, "learning_rate": 1e-30, "early_stopping_patience": 1}
+    fit(music_config(music, tmp_path / "parts", **settings))
+    with pytest.raises(
+        ConfigError,
+        match=r"^training\.early_stopping_patience: the run in .* has stopped after 1 epoch without a better one; ",
+    ):
+        fit(music_config(music, tmp_path / "parts", **settings), resume=True)
+    assert column(tmp_path / "parts", "epoch") == [1, 2]
+    fit(music_config(music, tmp_path / "parts", **settings | {"early_stopping_patience": 3}), resume=True)
+    fit(music_config(music, tmp_path / "whole", **settings | {"early_stopping_patience": 3}))
+    assert column(tmp_path / "whole", "epoch") == [1, 2, 3, 4]
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
 def test_time_limit_ends_an_epoch_early(music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = TrainingModule.training_step
 
@@ -338,6 +354,17 @@ def test_time_limit_ends_an_epoch_early(music: Path, tmp_path: Path, monkeypatch
     assert column(tmp_path / "run", "updates") == [1]
     assert result.best_path.is_file()
     assert not (tmp_path / "run" / "last.ckpt").exists()  # it holds whole epochs only
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match=r"holds a run already; continue it with --resume"):
+        fit(music_config(music, tmp_path / "run"))
+    with pytest.raises(ConfigError, match=r"model\.latent_size: 4, but the run in .* has 3"):
+        fit(music_config(music, tmp_path / "run", model={"latent_size": 4}), resume=True)
+    best = read_checkpoint(tmp_path / "run" / "best.ckpt")  # that no epoch of the run to come is as good as
+    best["vssn"]["valid_elbo_per_frame"] = 0.0
+    torch.save(best, tmp_path / "run" / "best.ckpt")
+    fit(music_config(music, tmp_path / "run"), resume=True)
+    fit(music_config(music, tmp_path / "straight"))
+    assert_same_run(tmp_path / "run", tmp_path / "straight")
 
 
 def test_precision_64(music: Path, tmp_path: Path) -> None:

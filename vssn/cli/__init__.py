@@ -13,10 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vssn.cli import forecast, generate, impute, latents, series
-from vssn.cli.common import add_threads, check_missing, dataset_of, use_threads, with_data
+from vssn.cli.common import TEST, add_threads, check_missing, dataset_of, use_threads, with_data
 from vssn.experiments.tasks import NAMES
 from vssn.training.heartbeat import Heartbeat
-from vssn.utils.command import INTERRUPTED, TERMINATED, Terminated, check_target, positive, run_command, seed, writing
+from vssn.utils.command import (
+    INTERRUPTED,
+    TERMINATED,
+    Terminated,
+    check_target,
+    positive,
+    run_command,
+    seed,
+    to_json,
+    writing,
+)
 from vssn_kernels.version import __version__
 
 if TYPE_CHECKING:
@@ -71,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="the place of the run's set, or a file of its form (else the run's, else VSSN_DATA)",
     )
-    evaluate.add_argument("--split", choices=("train", "valid", "test"), default="test")
+    evaluate.add_argument("--split", choices=("train", "valid", "test"), help=f"default: {TEST}")
     evaluate.add_argument("--bound", choices=("elbo", "iwae", "fivo"), default="elbo", help="default: elbo")
     evaluate.add_argument(
         "--particles", metavar="K", type=positive, help="of iwae and fivo (100); of elbo: draws that are averaged (1)"
@@ -214,6 +224,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.json is not None:
         check_target("--json", options.json)
     model, config = load_model(options.checkpoint)
+    split = options.split or TEST
     particles = options.particles or (1 if options.bound == "elbo" else 100)
     scores: Scores | BoundScores
     with Heartbeat("reading the data", lambda line: print(line, file=sys.stderr)) as pulse:
@@ -233,7 +244,7 @@ def _evaluate(options: argparse.Namespace) -> int:
                 seed=options.seed,
                 memory=options.memory * 2**20,
             )
-    print(f"{options.checkpoint}, {config.data.set}, {options.split}\n{scores.table()}")
+    print(f"{options.checkpoint}, {config.data.set}, {split}\n{scores.table()}")
     further = config.data.row.scores
     more = None if further is None else further(dataset, scores)
     if config.data.row.model_scores is not None:
@@ -246,7 +257,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.json is not None:
         settings = {
             "checkpoint": str(options.checkpoint),
-            "split": options.split,
+            "split": split,
             "bound": options.bound,
             "particles": particles,
             "seed": options.seed,
@@ -254,7 +265,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         content = settings | scores._asdict() | (more._asdict() if more else {})
         content |= {name: table.as_dict() for name, table in beside.items()}
         with writing("--json", options.json):
-            options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            options.json.write_text(to_json(content), encoding="utf-8")
     return 0
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vssn.output.results import Look
     from vssn.training.config import Config
 
+TEST = "test"  # the split that is taken unless --split says more
 FIRST_OF_A_SET = 8  # sequences of a run's own set that are looked at unless --first says more
 
 
@@ -60,9 +61,7 @@ def add_inference(parser: argparse.ArgumentParser, *, samples: int | None, quant
     parser.add_argument(
         "--data", metavar="PATH", help="a file or folder of the form that the run was trained on (else its own data)"
     )
-    parser.add_argument(
-        "--split", choices=("train", "valid", "test"), default="test", help="of a run's own set, without --data (test)"
-    )
+    parser.add_argument("--split", choices=("train", "valid", "test"), help="of a run's own set, without --data (test)")
     parser.add_argument("--first", metavar="N", type=positive, help=f"sequences (all; {FIRST_OF_A_SET} of a run's set)")
     parser.add_argument(
         "--output", metavar="PATH", type=Path, required=True, help="a folder, or a file whose suffix says what to write"
@@ -96,7 +95,7 @@ class Applied(NamedTuple):
     look: Look
 
 
-def data_of(config: Config, path: str | None, split: str, first: int | None) -> Applied:
+def data_of(config: Config, path: str | None, split: str | None, first: int | None) -> Applied:
     """The sequences that a command is for: a file in the form of the run's own, or the run's own. Raises DataError."""
     from vssn.data.formats import read_like
     from vssn.data.speech import SPEECH_SETS
@@ -109,7 +108,11 @@ def data_of(config: Config, path: str | None, split: str, first: int | None) -> 
     if path is None and own.row.from_python:
         raise ConfigError("--data: the run was trained on data from Python; name a file of its form")
     if path is None or (path_of_set and not hasattr(own, "path")):
-        return _of_set(with_data(config, path), split, first or FIRST_OF_A_SET)
+        return _of_set(with_data(config, path), split or TEST, first or FIRST_OF_A_SET)
+    if split is not None:
+        raise ConfigError(
+            f"--split: expected none with files, whose sequences are all taken, got {split!r}; leave it out"
+        )
     source = read_like(own, path)
     look = Look(source.kind, Path(path).name, source.frame_shape, source.rate)
     return Applied(source.select(range(min(first or len(source.x), len(source.x)))), look)
@@ -150,7 +153,7 @@ def _of_set(config: Config, split: str, first: int) -> Applied:
     return Applied(source, look)
 
 
-def dataset_of(config: Config, path: str | None, split: str) -> tuple[Config, SequenceDataset]:
+def dataset_of(config: Config, path: str | None, split: str | None) -> tuple[Config, SequenceDataset]:
     """What a run is scored on: a split of its set; of a run on data from Python files of its form, that split of them
     where they have splits. Raises DataError."""
     from vssn.data.batching import SequenceDataset
@@ -161,9 +164,12 @@ def dataset_of(config: Config, path: str | None, split: str) -> tuple[Config, Se
     own = config.data
     if path is None or not own.row.from_python:
         config = with_data(config, path)
-        return config, getattr(config.load_data(), split)
+        return config, getattr(config.load_data(), split or TEST)
     source = read_like(own, path)
+    if source.parts is None and split is not None:
+        raise DataError(f"{path}: expected parts for --split {split}, got sequences of no part; leave it out")
     if source.parts is not None:
+        split = split or TEST
         if split not in source.parts:
             parts = ", ".join(dict.fromkeys(source.parts))
             raise DataError(f"{path}: expected a part {split}, got {parts}; name another --split")

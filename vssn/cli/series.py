@@ -9,6 +9,8 @@ from vssn.cli.common import Progress
 from vssn.utils.command import positive, several
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vssn.data.batching import Item, SequenceDataset
     from vssn.experiments.series_scores import SeriesScores
     from vssn.nn.interface import SequenceModel
@@ -54,7 +56,7 @@ def scores(
     options: argparse.Namespace, model: SequenceModel, config: Config, dataset: SequenceDataset
 ) -> dict[str, SeriesScores]:
     """forecast and imputation, as far as they are asked for. Raises DataError."""
-    from vssn.experiments.series_scores import score_forecasts, score_imputations
+    from vssn.experiments.series_scores import score_forecasts, score_imputations, windows_of
 
     usual = _are_series(config)
     items = [dataset[index] for index in range(len(dataset))] if usual or options.steps or options.gaps else []
@@ -66,8 +68,13 @@ def scores(
         items = [_joined(dataset.before[index], item) for index, item in enumerate(items)]
     x = [sequence.float() for sequence, _ in items]
     u = [control for _, control in items if control is not None] if model.control_size else None
-    steps = options.steps or (min(max(shortest // 4, 1), LONGEST) if usual and shortest > 1 else None)
-    gaps = options.gaps or (GAPS if usual else None)
+    steps, gaps = options.steps, options.gaps
+    if steps is None and usual and shortest > 1:  # what nobody asked for is left out where it cannot be scored
+        usual_steps = min(max(shortest // 4, 1), LONGEST)
+        observed = (~window.truth.isnan() for window in windows_of(x, None, usual_steps, options.windows, first))
+        steps = usual_steps if any(bool(part.any()) for part in observed) else None
+    if gaps is None and usual and _can_hide(options, x, first):
+        gaps = GAPS
     size = options.batch_size or config.data.batch_size
     found = {}
     if steps is not None:
@@ -100,6 +107,18 @@ def scores(
                 advance=progress.advance,
             )
     return found
+
+
+def _can_hide(options: argparse.Namespace, x: list[Tensor], first: list[int] | None) -> bool:
+    """Whether an entry is hidden where the usual share of them is."""
+    from vssn.errors import DataError
+    from vssn.experiments.series_scores import hide
+
+    try:
+        hide(x, None, GAPS, length=options.gap_length, seed=options.seed, first=first)
+    except DataError:
+        return False
+    return True
 
 
 def _joined(before: Item, item: Item) -> Item:

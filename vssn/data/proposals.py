@@ -21,6 +21,7 @@ UPDATES = 4000  # of a whole training, about
 _WINDOW = 100  # frames
 STANDARDISED_FLOOR = -6.0  # of the log-variance of standardised values: std 0.05
 _LONG = 400  # frames, from which on gradients are cut
+_FEW = 1e4  # up to which whole numbers are taken for counts: of larger ones float32 makes more and more whole
 _DEFAULTS = {"format"}  # keys of reading that a proposal leaves to be found again
 
 
@@ -143,9 +144,9 @@ def _likelihood(source: Source, values: Values, likelihoods: Collection[str]) ->
         if source.x_size == 1 or values.partly or source.x_size > 200 or "nade" not in likelihoods:
             return "bernoulli", "all values are 0 or 1"
         return "nade", "all values are 0 or 1: entries of a frame, each given those before it; bernoulli is quicker"
-    if values.low >= 0 and values.high <= 1 and source.kind != "audio":
-        return "bernoulli", "all values lie in [0, 1]; for measurements gaussian with data.standardise: true"
-    if values.whole and values.low >= 0 and source.kind in ("table", "arrays", "trials"):
+    if values.low >= 0 and values.high <= 1 and source.kind == "film":
+        return "bernoulli", "the shades of a film, in [0, 1]"
+    if values.whole and values.low >= 0 and values.high <= _FEW and source.kind in ("table", "arrays", "trials"):
         spread = values.variance / max(values.mean, 1e-9)
         counts = f"whole numbers from {values.low:g} to {values.high:g}, counts it seems"
         if spread <= 1.5 and "poisson" in likelihoods:

@@ -30,6 +30,7 @@ from vssn.training.checkpoints import load_model, read_checkpoint
 from vssn.training.config import Config
 from vssn.training.fit import fit
 from vssn.training.heartbeat import Heartbeat, print_line
+from vssn.training.run_directory import CHECKPOINTS, why_ended
 from vssn.utils.command import check_folder, writing
 from vssn.utils.locks import alone
 from vssn.utils.machine import processor_name
@@ -140,17 +141,15 @@ def _run(job: Job, config: Config, settings: Settings, say: Callable[[str], None
 
 def _train(job: Job, config: Config) -> None:
     """Trains, or goes on training, unless that is done; trained.json says so."""
-    best, last = job.folder / "best.ckpt", job.folder / "last.ckpt"
-    kept = {path: read_checkpoint(path)["vssn"] for path in (best, last) if path.is_file()}
+    paths = [job.folder / name for name in CHECKPOINTS]
+    kept = {path: read_checkpoint(path)["vssn"] for path in paths if path.is_file()}
     for own in kept.values():
         require_same(job.folder, config, own["config"])
     if (job.folder / TRAINED).is_file():
         return
-    if best in kept and last not in kept:  # it stopped within its first epoch: nothing to go on from
-        best.unlink()
-    epochs = kept[last]["epoch"] if last in kept else 0
-    if epochs < config.training.max_epochs:
-        fit(config, resume=epochs > 0)
+    last = kept.get(job.folder / "last.ckpt")
+    if last is None or not why_ended(job.folder, last["epoch"], config):
+        fit(config, resume=bool(kept))
     write_record(job.folder / TRAINED, job.identity)
 
 

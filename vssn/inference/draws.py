@@ -97,6 +97,16 @@ def seeded_or_not(seed: int | None, device: torch.device) -> contextlib.Abstract
     return seeded(seed, device)
 
 
+def noise_of_one(model: SequenceModel, x: Tensor, u: Tensor | None) -> Noise | None:
+    """For a call of the model on x and u of its own layout, of which one draw is wanted. None: it draws one by itself;
+    with an objective of particles it would draw them all, and run them. Raises TypeError or ValueError."""
+    if getattr(model, "particle_count", None) is None:
+        return None
+    x, _ = check_sequences(x, u, model.x_size, model.control_size, model.batch_first, model.a_parameter())
+    parts = [x.new_empty(shape).normal_() for shape in model.noise_shapes(*x.shape[:2])]
+    return (*(swap(part, model.batch_first) for part in parts[:2]), *parts[2:])
+
+
 def repeat_rows(given: EncodedBatch, count: int) -> EncodedBatch:
     """The batch `count` times side by side: row k B + b is sequence b."""
     if count == 1:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vssn.inference.draws import by_path, check_quantiles, drawing, of_layout, take_quantiles
+from vssn.inference.draws import by_path, check_quantiles, drawing, noise_of_one, of_layout, take_quantiles
+from vssn.nn.given import require_converged
 from vssn.nn.interface import Forecast, Generation, SequenceModel, require_model
 from vssn.utils.checks import require_flag, require_size
 from vssn.utils.sequences import check_control, check_sequences
@@ -46,12 +47,14 @@ def forecast(
     if samples is None:
         if seed is not None:
             raise ValueError("samples must be given with seed; a single path follows from torch.manual_seed")
-        state = model(x, u, lengths=lengths, mask=mask).state
+        state = model(x, u, lengths=lengths, noise=noise_of_one(model, x, u), mask=mask).state
+        require_converged(state)
         return model.generate(steps, u=u_future, state=state, sample=sample)
     paths, mean = [], seen.new_zeros(steps, seen.shape[1], model.x_size)
     with drawing(model, x, u, lengths, mask, samples, seed, memory) as draws:
         for count, rows, row_lengths in draws.groups(samples):
             state = model.infer(rows, draws.noise(rows), row_lengths)[2]
+            require_converged(state)
             controls = None if ahead is None else ahead.repeat(1, count, 1)
             run = model.generate(steps, u=controls, state=state, sample=sample)
             paths.append(by_path(run.x, count))

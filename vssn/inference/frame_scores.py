@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from vssn.inference.draws import Draws, by_path, drawing, seeded_or_not, state_of_priors
+from vssn.inference.draws import Draws, by_path, drawing, noise_of_one, seeded_or_not, state_of_priors
 from vssn.nn.interface import EncodedBatch, SequenceModel, require_model
 from vssn.utils.checks import require_choice, require_size
 from vssn.utils.evaluation_mode import evaluating
@@ -41,7 +41,7 @@ def frame_scores(
     if kind == "elbo":
         require_model(model)
         with evaluating(model), seeded_or_not(seed, model.a_parameter().device):
-            runs = [model(x, u, lengths, mask=mask) for _ in range(samples)]
+            runs = [model(x, u, lengths, noise=noise_of_one(model, x, u), mask=mask) for _ in range(samples)]
         return torch.stack([run.reconstruction - run.kl_z - run.kl_w for run in runs]).mean(0)
     with drawing(model, x, u, lengths, mask, samples, seed, memory) as draws:
         densities = torch.cat([_predict(draws, count, rows) for count, rows, _ in draws.groups(samples)])

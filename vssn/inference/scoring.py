@@ -25,6 +25,7 @@ from torch import Tensor
 
 from vssn.data.batching import SequenceBatch
 from vssn.inference.importance import DEFAULT_MEMORY, check_bound, sequence_bounds
+from vssn.nn.given import require_converged
 from vssn.nn.interface import SequenceModel, SequenceOutput, require_model
 from vssn.nn.states import AnyState
 from vssn.utils.checks import require_numbers, require_seed, require_shape, require_size, require_tensor
@@ -137,6 +138,7 @@ def evaluate(model: SequenceModel, loader: Iterable[SequenceBatch], *, samples: 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
         DataError: a batch holds what the model's likelihood does not take.
+        TrainingError: the model has diverged: a state that scores go on from is not finite.
     """
     require_model(model)
     require_size("samples", samples, 1)
@@ -155,9 +157,13 @@ def evaluate(model: SequenceModel, loader: Iterable[SequenceBatch], *, samples: 
     return summarize(torch.cat(rows))
 
 
-def state_behind(model: SequenceModel, before: SequenceBatch, noise: tuple[Tensor, ...]) -> AnyState:
-    """That of one draw, of a time-major model, behind the frames before the ones that are scored."""
+def state_behind(
+    model: SequenceModel, before: SequenceBatch, noise: tuple[Tensor, ...], said: str = "the model has diverged"
+) -> AnyState:
+    """That of one draw, of a time-major model, behind the frames before the ones that are scored. Raises TrainingError,
+    which begins with what is said, where it is not finite."""
     state: AnyState = model(before.x, before.u, before.lengths, noise=noise).state
+    require_converged(state, said)
     return state
 
 
@@ -202,6 +208,7 @@ def evaluate_bound(
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
         DataError: a batch holds what the model's likelihood does not take.
+        TrainingError: the model has diverged: a state that scores go on from is not finite.
         MemoryLimitError: `memory` does not suffice for one sequence.
     """
     check_bound(model, bound, particles, seed, memory)

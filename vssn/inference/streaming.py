@@ -23,9 +23,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vssn.errors import DataError
 from vssn.inference.draws import Noise, repeat_rows, state_of_priors
 from vssn.inference.latents import check_noise
 from vssn.inference.particles import resample
+from vssn.nn.given import require_converged
 from vssn.nn.interface import EncodedBatch, SequenceModel, require_model
 from vssn.nn.states import AnyState
 from vssn.utils.checks import require_like, require_numbers, require_seed, require_shape, require_size, require_tensor
@@ -151,7 +153,11 @@ class Filter:
         require_shape("x", x, "[B, X]", (self.batch_size, self.model.x_size))
         before = type(self.state)(*(part[: self.batch_size] for part in self.state))
         mask = None if mask is None else require_tensor("mask", mask, "bool torch.Tensor")[None]
-        return self.model.prepare(x[None], self._control(u), None, before, mask)
+        try:
+            return self.model.prepare(x[None], self._control(u), None, before, mask)
+        except DataError:
+            require_converged(before)
+            raise
 
     def _control(self, u: Tensor | None) -> Tensor | None:
         """[1, B, U]"""

@@ -2,11 +2,12 @@
 
     x_i ~ Poisson(exp l_i),    l_i = the decoder's number, bounded smoothly to [MIN_LOG_RATE, MAX_LOG_RATE]
 
-so a rate lies between 3e-7 and 3e6 and none overflows.
+so a rate lies between 3e-7 and 3e6 and none overflows. Larger counts, which no rate comes near, are refused.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from vssn.utils.checks import require_size
 from vssn.utils.values import COUNTS
 
 MIN_LOG_RATE, MAX_LOG_RATE = -15.0, 15.0
+MOST = math.floor(math.exp(MAX_LOG_RATE))
 
 
 @register("poisson")
@@ -29,6 +31,7 @@ class Poisson(Likelihood):
     def __init__(self, x_size: int, **factory: Any) -> None:
         require_size("x_size", x_size, 1)
         super().__init__(x_size, x_size)
+        self.support = COUNTS._replace(text=f"hold counts 0, 1, 2, ... up to {MOST}", high=float(MOST))
 
     def forward(self, parameters: Tensor, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """Raw log rates [T, B, X], x [T, B, X], observed [T, B, X] bool or None to nats [T, B]."""

@@ -7,10 +7,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from vssn.errors import TrainingError
+from vssn.nn.states import AnyState
 from vssn.utils.checks import require_device, require_like, require_parts, require_shape, require_tensor
 from vssn.utils.sequences import swap
-from vssn.utils.values import require_finite
+from vssn.utils.values import looked_at, require_finite
 from vssn_kernels.arguments import is_dense
+from vssn_kernels.ops.torch_internals import is_plain_call
+
+LOWER = "lower training.learning_rate or training.gradient_clip_norm"
 
 
 def check_state(
@@ -31,6 +36,13 @@ def check_state(
         require_like(f"state's {name}", part, like, or_float32=name in ("d", "a"))
         require_finite(f"state's {name}", part, "start anew with state=None")
     return parts
+
+
+def require_converged(state: AnyState, said: str = "the model has diverged") -> None:
+    """Of a state that the model itself came to, before it is an argument of the next call: that it is not finite is no
+    argument's fault. Where it is looked at, as arguments are. Raises TrainingError, which begins with what is said."""
+    if looked_at(state[0].device) and is_plain_call() and not all(bool(part.isfinite().all()) for part in state):
+        raise TrainingError(f"{said}: a state is not finite; {LOWER}")
 
 
 def noise_shapes(steps: int, batch: int, sizes: tuple[int, int], initial_size: int = 0) -> tuple[tuple[int, ...], ...]:

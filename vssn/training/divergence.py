@@ -15,7 +15,8 @@ def gradient_norm(model: nn.Module) -> Tensor:
 
 
 def what_is_not_finite(model: nn.Module, loss: Tensor | None, norm: Tensor) -> str | None:
-    """The first parameter, else the first gradient, else the loss; None: all are finite.
+    """The first parameter, else the first gradient, else the loss, else the norm of gradients each of which is finite:
+    neither clipping nor AdamW makes an update of those. None: all are finite.
 
     Args:
         loss: of this process; None: it has no sequence of the batch.
@@ -30,7 +31,9 @@ def what_is_not_finite(model: nn.Module, loss: Tensor | None, norm: Tensor) -> s
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
             return f"the gradient of {name} is not finite{came}"
-    return None if loss is None or bool(loss.isfinite()) else f"the loss is {float(loss)}"
+    if loss is not None and not bool(loss.isfinite()):
+        return f"the loss is {float(loss)}"
+    return f"the norm of the gradients is not finite{came}"
 
 
 def any_of_all(flag: bool, device: torch.device, world: World) -> bool:

@@ -37,6 +37,7 @@ from vssn.training.processes import World, require_started, wait_for_all
 from vssn.training.run_directory import MONITOR, RunDirectory, check_folder, creating, identity
 from vssn.training.sections import TrainingSection
 from vssn.training.trainer import (
+    Patience,
     PlainStates,
     Processes,
     ProgressBar,
@@ -56,7 +57,7 @@ from vssn_kernels import keep_memory
 with needing("train"):
     import pytorch_lightning as pl
     import tensorboard  # type: ignore[import-untyped]  # noqa: F401  # that logger writes with it
-    from pytorch_lightning.callbacks import EarlyStopping, Timer
+    from pytorch_lightning.callbacks import Timer
     from pytorch_lightning.loggers import TensorBoardLogger
 
 
@@ -105,7 +106,8 @@ def fit(
             which hold tensors and plain types alone.
         data, training: keys of these sections with a model: they have no configuration to stand in.
         verbose: print a line an epoch, and what takes long; on a terminal a bar too.
-        resume: continue the run in `training.output` from its last.ckpt. True in the place of `splits` means this too.
+        resume: continue the run in `training.output` from its last.ckpt, unless it has ended; a first epoch that
+            max_minutes cut short is done again. True in the place of `splits` means this too.
 
     Raises:
         ConfigError, DataError, CheckpointError, TypeError: before anything is written.
@@ -160,7 +162,7 @@ def fit(
             trainer = _make_trainer(config.training, [run, *callbacks], folder, device, world, speaks)
             pulse.say(_describe(config, loaded, model, device))
             pulse.doing = lambda: _doing(trainer)
-            _run(trainer, module, batches, folder / "last.ckpt" if resume else None, run)
+            _run(trainer, module, batches, folder / "last.ckpt" if done else None, run)
             wait_for_all(world)
         pulse.doing = "scoring the validation" + (" set" if loaded.test is loaded.valid else " and the test set")
         best = folder / "best.ckpt"
@@ -300,7 +302,7 @@ def _make_trainer(
     if show_bar and not given_bar:
         callbacks.append(ProgressBar(refresh_rate=5, leave=False))
     if training.early_stopping_patience is not None:
-        callbacks.append(EarlyStopping(MONITOR, patience=training.early_stopping_patience, mode="max"))
+        callbacks.append(Patience(MONITOR, patience=training.early_stopping_patience, mode="max"))
     if training.max_minutes is not None:
         callbacks.append(Timer(timedelta(minutes=training.max_minutes), interval="step", verbose=False))
     return pl.Trainer(

@@ -9,6 +9,7 @@ the chunks is a strict bound too. Validation and the scores take whole sequences
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from vssn.data.batching import LengthBucketSampler, SequenceBatch, sequence_load
 from vssn.data.splits import Splits
 from vssn.errors import TrainingError
 from vssn.inference.scoring import draw_noise, sequence_sums, state_behind, summarize
+from vssn.nn.given import LOWER, require_converged
 from vssn.nn.interface import Hiding, SequenceModel, SequenceOutput
 from vssn.nn.model_files import describe
 from vssn.nn.particles import ParticleNoise
@@ -39,6 +41,7 @@ with needing("train"):
     import pytorch_lightning as pl
 
 
+MOST_SKIPPED = 10  # updates in a row that are left out, and an epoch of them: the run ends
 VALIDATION_SEED = 0  # every epoch is validated with the same noise, that of `evaluate`
 
 
@@ -117,7 +120,7 @@ class TrainingModule(pl.LightningModule):
         self.multiplier = None if constraint is None else Multiplier(constraint)
         self.metrics: dict[str, float] = {}  # of the epoch, in full precision
         self.updates = self.skipped = 0  # of the epoch; tried, and left out of these
-        self.all_skipped = 0  # of the run
+        self.all_skipped = self.in_a_row = 0  # of the run, and the last ones of it
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         training = self.config.training
@@ -141,11 +144,7 @@ class TrainingModule(pl.LightningModule):
             own = share(chunk, self.world)
             if state is not None:
                 state = type(state)(*(part[: own.x.shape[1]].detach() for part in state))
-                if looked_at(self.device) and not all(bool(part.isfinite().all()) for part in state):
-                    raise TrainingError(  # before the model refuses it as a wrong argument
-                        f"training diverged in epoch {self.current_epoch + 1}: a state is not finite; "
-                        "lower training.learning_rate or training.gradient_clip_norm"
-                    )
+                require_converged(state, self._diverged())
             optimizer.zero_grad()
             self.updates += 1
             sums = own_loss = None
@@ -180,6 +179,9 @@ class TrainingModule(pl.LightningModule):
         if loss is not None:
             self.log("loss", loss, prog_bar=True, logger=False, batch_size=1)
 
+    def _diverged(self) -> str:
+        return f"training diverged in epoch {self.current_epoch + 1}"
+
     def _kl_weight(self) -> float | Tensor:
         if self.multiplier is not None:
             return 1 / self.multiplier.value
@@ -198,11 +200,12 @@ class TrainingModule(pl.LightningModule):
             if any_of_all(wrong is not None, self.device, self.world):
                 self.skipped += 1
                 self.all_skipped += 1
+                self.in_a_row += 1
                 return True
+            self.in_a_row = 0
         elif wrong is not None:
             raise TrainingError(
-                f"training diverged in epoch {self.current_epoch + 1}, update {self.global_step + 1}: {wrong}; lower "
-                "training.learning_rate or training.gradient_clip_norm, or set training.on_nan to skip"
+                f"{self._diverged()}, update {self.global_step + 1}: {wrong}; {LOWER}, or set training.on_nan to skip"
             )
         if training.gradient_clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), training.gradient_clip_norm, norm)
@@ -246,7 +249,8 @@ class TrainingModule(pl.LightningModule):
         with time_major(self.model):
             state = None
             if own.before is not None and noise_before is not None:
-                state = state_behind(self.model, own.before, share_of_noise(noise_before, own.before, self.world))
+                noise_before = share_of_noise(noise_before, own.before, self.world)
+                state = state_behind(self.model, own.before, noise_before, self._diverged())
             if several is None:
                 noise = share_of_noise(noise, own, self.world)
             else:
@@ -264,11 +268,8 @@ class TrainingModule(pl.LightningModule):
         self._log({"kl_weight": weight, "learning_rate": rate})
         if self.multiplier is not None:
             self._log(self.multiplier.state())
-        if self.updates and self.skipped == self.updates:
-            raise TrainingError(
-                f"training diverged in epoch {self.current_epoch + 1}: none of its {self.updates} updates is finite; "
-                "lower training.learning_rate or training.gradient_clip_norm"
-            )
+        if self.skipped == self.updates and self.in_a_row >= MOST_SKIPPED:
+            raise TrainingError(f"{self._diverged()}: none of the last {self.in_a_row} updates is finite; {LOWER}")
         if self.config.training.on_nan == "skip":
             self.log("skipped_updates", float(self.skipped))
         self._log_scores("train", self.train_sums, self.train_losses)
@@ -281,7 +282,7 @@ class TrainingModule(pl.LightningModule):
         rows, loss = gather_rows(rows, loss, self.world)
         scores = summarize(rows)
         values = (
-            loss / scores.frames,
+            loss / scores.frames if scores.frames else math.nan,  # all of its updates were left out
             scores.micro,
             scores.kl_z,
             scores.kl_w,
@@ -314,12 +315,14 @@ class TrainingModule(pl.LightningModule):
             "epoch": self.current_epoch + 1,
             "valid_elbo_per_frame": self.metrics[MONITOR],
             "skipped_updates": self.all_skipped,
+            "skipped_in_a_row": self.in_a_row,
         }
         if self.multiplier is not None:
             checkpoint["vssn"]["constraint"] = self.multiplier.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.all_skipped = checkpoint["vssn"].get("skipped_updates", 0)
+        self.in_a_row = checkpoint["vssn"].get("skipped_in_a_row", 0)
         before = checkpoint["vssn"].get("constraint")
         if self.multiplier is not None and before is not None:
             self.multiplier.load(before)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from vssn.errors import ConfigError
 from vssn.training.sections import TrainingSection
 
@@ -18,6 +21,11 @@ def more_columns(training: TrainingSection, objective: str) -> tuple[str, ...]:
     """Of metrics.csv, beside those of every run."""
     bound = bound_column(objective)
     return (*(("multiplier", "constraint") if training.constraint else ()), *(() if bound is None else (bound,)))
+
+
+def takes_annealing(training: Mapping[str, Any], objective: str) -> bool:
+    """Whether a KL weight that rises goes with the keys of a section training, as `check_objective` has it."""
+    return objective != "nasmc" and training.get("constraint") is None
 
 
 def check_objective(training: TrainingSection, objective: str) -> None:

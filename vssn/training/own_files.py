@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from vssn.data.formats import KINDS, options_of, read
 from vssn.data.proposals import Proposal, propose
 from vssn.errors import ConfigError
 from vssn.likelihoods import LIKELIHOODS
+from vssn.models.registry import MODELS
 from vssn.training.config import apply_override, check_config
+from vssn.training.objectives import takes_annealing
+from vssn.training.sections import model_section
 from vssn.utils.values import REAL
 
 
@@ -43,10 +46,31 @@ def propose_for(path: str, overrides: Sequence[str] = (), output: str | None = N
         for key, value in keys.items():
             made.settings[section][key] = value
             made.reasons[f"{section}.{key}"] = "as given"
-    likelihood = made.settings["model"].get("likelihood")
-    if likelihood in LIKELIHOODS and LIKELIHOODS[likelihood].support != REAL and "data.standardise" in made.reasons:
-        for section, key in (("data", "standardise"), ("model", "min_logvar_x")):  # were for what was proposed
-            if key not in given.get(section, {}):
-                del made.settings[section][key]
+    leave_out_what_is_refused(made.settings, given)
     check_config(made.settings, path, overrides)
     return made
+
+
+def leave_out_what_is_refused(settings: dict[str, Any], given: Mapping[str, Mapping[str, Any]]) -> None:
+    """Takes out of a proposal's settings, into which those that are given were put, what these refuse. What is given
+    itself stays, to be refused by its name."""
+    data, model, training = (settings[name] for name in ("data", "model", "training"))
+    if not all(isinstance(section, dict) for section in (data, model, training)):
+        return
+    refused = []
+    likelihood, name = LIKELIHOODS.get(str(model.get("likelihood"))), str(model.get("name", "vssn"))
+    if likelihood is not None and likelihood.support != REAL:
+        refused += [("data", "standardise"), ("model", "min_logvar_x")]
+    if name in MODELS:
+        known = model_section({"name": name}).model_fields
+        refused += [("model", key) for key in model if key not in known]
+        controls = get_args(known["control"].annotation) if "control" in known else ()
+        if "control" not in given.get("model", {}) and model.get("control") == "both" and "both" not in controls:
+            model["control"] = "external"
+    if not takes_annealing(training, model.get("objective", "elbo")):
+        refused += [("training", "kl_anneal_updates"), ("training", "kl_start")]
+    if training.get("kl_anneal_updates") == 0:
+        refused.append(("training", "kl_start"))
+    for section, key in refused:
+        if key not in given.get(section, {}):
+            settings[section].pop(key, None)

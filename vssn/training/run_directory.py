@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vssn.errors import CheckpointError, ConfigError, TrainingError, UserError
+from vssn.nn.given import LOWER
 from vssn.training.checkpoints import read_checkpoint
 from vssn.training.config import Config
 from vssn.training.heartbeat import Heartbeat
@@ -70,24 +71,37 @@ def check_folder(folder: Path, config: Config, resume: bool) -> int:
         if any((folder / kept).exists() for kept in CHECKPOINTS):
             raise ConfigError(f"{name}: {folder} holds a run already; continue it with --resume or name another folder")
         return 0
-    if not (folder / "last.ckpt").is_file():
+    begun = next((folder / kept for kept in reversed(CHECKPOINTS) if (folder / kept).is_file()), None)
+    if begun is None:
         raise ConfigError(
             f"{name}: {folder} holds no last.ckpt to resume; start without --resume or name another folder"
         )
-    own = read_checkpoint(folder / "last.ckpt")["vssn"]
+    own = read_checkpoint(begun)["vssn"]
     for name_of, now, before in differences(config, own["config"], {"data": config.data.free, "model": set()}):
         raise ConfigError(
             f"{name_of}: {now!r}, but the run in {folder} has {before!r}; "
             "resume with the same data and model or name another folder"
         )
-    if own["epoch"] >= config.training.max_epochs:
+    if begun.name == "best.ckpt":  # of a first epoch that max_minutes cut short: it is done again
+        return 0
+    if ended := why_ended(folder, own["epoch"], config):
         with contextlib.suppress(OSError), alone(folder / _LOCK, _running(folder)):
             make_good(folder)
-        raise ConfigError(
-            f"training.max_epochs: the run in {folder} has done {own['epoch']} epochs of {config.training.max_epochs}; "
-            "raise it to continue"
-        )
+        raise ConfigError(f"{ended}; raise it to continue")
     return int(own["epoch"])
+
+
+def why_ended(folder: Path, epochs: int, config: Config) -> str | None:
+    """What ends the run in the folder, of which so many epochs are done; None: it can go on. Raises ConfigError."""
+    most, patience = config.training.max_epochs, config.training.early_stopping_patience
+    if epochs >= most:
+        return f"training.max_epochs: the run in {folder} has done {epochs} epochs of {most}"
+    scores = [float(row[MONITOR]) for row in read_rows(folder, epochs)]
+    without = len(scores) - 1 - scores.index(max(scores)) if scores else 0
+    if patience is not None and without >= patience:
+        length = f"{without} epoch{'s' if without > 1 else ''}"
+        return f"training.early_stopping_patience: the run in {folder} has stopped after {length} without a better one"
+    return None
 
 
 @contextlib.contextmanager
@@ -232,7 +246,7 @@ class RunDirectory(Checkpoint):
         if not math.isfinite(values[MONITOR]):
             raise TrainingError(
                 f"training diverged in epoch {trainer.current_epoch + 1}: the validation ELBO is {values[MONITOR]}; "
-                "lower training.learning_rate or training.gradient_clip_norm"
+                f"{LOWER}"
             )
         counts = {"epoch": trainer.current_epoch + 1, "updates": trainer.global_step, "seconds": round(seconds, 1)}
         self.rows.append({name: (counts | values)[name] for name in self.columns if name in counts | values})
@@ -243,6 +257,8 @@ class RunDirectory(Checkpoint):
         if trainer.is_global_zero:
             self._write_rows(trainer)
         if trainer.is_last_batch:  # an epoch that max_minutes cut short is done again when the run is resumed
+            if trainer.is_global_zero and trainer.current_epoch == 0:  # such a first one has left its best.ckpt
+                (self.folder / "best.ckpt").unlink(missing_ok=True)
             self._save(trainer, "last.ckpt")
         if improved:
             self._save(trainer, "best.ckpt")

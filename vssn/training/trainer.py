@@ -19,7 +19,7 @@ from vssn.utils.packages import needing
 
 with needing("train"):
     import pytorch_lightning as pl
-    from pytorch_lightning.callbacks import TQDMProgressBar
+    from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
     from pytorch_lightning.plugins.environments import LightningEnvironment
     from pytorch_lightning.plugins.io import TorchCheckpointIO
     from pytorch_lightning.strategies import DDPStrategy
@@ -127,6 +127,17 @@ def quiet() -> Iterator[None]:
         threading.excepthook = report
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+class Patience(EarlyStopping):
+    """Of a resumed run as long as it is now: Lightning's own takes that of the checkpoint."""
+
+    @property
+    def state_key(self) -> str:
+        return f"EarlyStopping{super().state_key.removeprefix(type(self).__qualname__)}"
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict | {"patience": self.patience})
 
 
 class ProgressBar(TQDMProgressBar):

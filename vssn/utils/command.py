@@ -7,6 +7,8 @@ import argparse
 import contextlib
 import errno
 import io
+import json
+import math
 import os
 import signal
 import sys
@@ -19,6 +21,19 @@ from vssn.errors import TargetError, UserError
 
 # The last three as a shell names the ends by SIGINT, SIGPIPE and SIGTERM.
 FAILED, INTERRUPTED, CLOSED, TERMINATED = 2, 130, 141, 143
+
+
+def to_json(content: object) -> str:
+    """The text of a JSON file: null in the place of numbers that are not finite, which JSON does not have."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            return {name: plain(one) for name, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(one) for one in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
 
 
 class Terminated(SystemExit):

@@ -49,9 +49,14 @@ if missing:
     table.notes.append(f"calls of small ops are slow: torch {torch.__version__} lacks {', '.join(missing)}")
 
 
-def is_open(args: Sequence[object]) -> bool:
+def is_open(args: Sequence[object], on_cpu: bool = False) -> bool:
     """Whether the dispatcher would do no more with an op than call its kernels: plain tensors with data, and no mode,
-    transform, tracer or profiler that is to see the op."""
+    transform, tracer or profiler that is to see the op.
+
+    Args:
+        on_cpu: and all tensors are on the CPU, for a kernel that is called without the checks of an op: it would take
+            the address of another for one of its own memory.
+    """
     return (
         not missing
         and _len_dispatch_stack() == 0
@@ -59,7 +64,7 @@ def is_open(args: Sequence[object]) -> bool:
         and _peek_transforms() is None
         and _tracing_state() is None
         and not _profiler_enabled()
-        and _all_plain(args)
+        and _all_plain(args, _known_on_cpu if on_cpu else _known)
     )
 
 
@@ -94,18 +99,18 @@ def is_plain(tensor: Tensor) -> bool:
     """Whether the values of the tensor are there to be read: no wrapper, no fake."""
     if _dispatch_keys is None:
         return type(tensor) in _TENSORS and not tensor.is_meta and not torch_internals.in_transform()
-    return _all_plain((tensor,))
+    return _all_plain((tensor,), _known)
 
 
-def _all_plain(args: Sequence[Any]) -> bool:
+def _all_plain(args: Sequence[Any], known: _Known) -> bool:
     for arg in args:
         kind = type(arg)
         if kind in _TENSORS:
             raw = _dispatch_keys(arg).raw_repr()
-            if not (_known[raw] if raw in _known else _learn(arg, raw)):
+            if not (known[raw] if raw in known else known.learn(arg, raw)):
                 return False
         elif kind in _LISTS:
-            if not _all_plain(arg):
+            if not _all_plain(arg, known):
                 return False
         elif kind not in _NO_TENSORS and isinstance(arg, Tensor):
             return False
@@ -117,13 +122,17 @@ _LISTS = frozenset((list, tuple))
 _NO_TENSORS = frozenset((type(None), bool, int, float, str))
 
 
-# By the bits of a key set: whether it has these keys alone, which any dense tensor on a device has. Those are named,
-# for of the others (Negative, ZeroTensor, Batched, Functionalize, Python, Sparse, ...) there may be new ones.
-_PLAIN_KEYS = re.compile(r"(CPU|CUDA|XPU)|ADInplaceOrView|Autograd\w+|Autocast\w+")
-_known: dict[int, bool] = {}
+class _Known(dict[int, bool]):
+    """By the bits of a key set: whether it has these keys alone, which any dense tensor on such a device has. Those are
+    named, for of the others (Negative, ZeroTensor, Batched, Functionalize, Python, Sparse, ...) there may be new."""
+
+    def __init__(self, devices: str) -> None:
+        self.plain_keys = re.compile(rf"({devices})|ADInplaceOrView|Autograd\w+|Autocast\w+")
+
+    def learn(self, tensor: Tensor, raw: int) -> bool:
+        names = str(_dispatch_keys(tensor)).removeprefix("DispatchKeySet(").removesuffix(")").split(", ")
+        self[raw] = all(self.plain_keys.fullmatch(name) for name in names)
+        return self[raw]
 
 
-def _learn(tensor: Tensor, raw: int) -> bool:
-    names = str(_dispatch_keys(tensor)).removeprefix("DispatchKeySet(").removesuffix(")").split(", ")
-    _known[raw] = all(_PLAIN_KEYS.fullmatch(name) for name in names)
-    return _known[raw]
+_known, _known_on_cpu = _Known("CPU|CUDA|XPU"), _Known("CPU")

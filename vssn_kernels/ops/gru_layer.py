@@ -55,8 +55,8 @@ def gru_layer(
         and weight_ih.shape == (3 * hidden, width)
         and weight_hh.shape == (3 * hidden, hidden)
         and all(bias is None or bias.shape == (3 * hidden,) for bias in (bias_ih, bias_hh))
-        and all(tensor.dtype is x.dtype and tensor.is_cpu for tensor in tensors)
-        and (steps is None or (steps.dtype is torch.int64 and steps.dim() == 1 and steps.is_cpu))
+        and all(tensor.dtype is x.dtype for tensor in tensors)
+        and (steps is None or (steps.dtype is torch.int64 and steps.dim() == 1))
         and (lengths is None or len(lengths) == len(h0))
     ):
         return None

@@ -99,11 +99,11 @@ def is_bare(op: str, inputs: Sequence[Tensor]) -> bool:
 
 def is_unseen(op: str, inputs: Sequence[Tensor]) -> bool:
     """Whether nothing but the numbers, and their gradients backward, is asked for of a call on these tensors, and of
-    the `cpu` backend."""
+    the `cpu` backend, which may read them all."""
     return (
         not torch.compiler.is_compiling()
         and not torch_internals.in_dual_level()
-        and fast_path.is_open(inputs)
+        and fast_path.is_open(inputs, on_cpu=True)
         and _has_steps(op, inputs[0])
         and not registration.autocast_is_on(inputs[0].device)
     )

@@ -27,5 +27,6 @@ def make_program(like: Tensor) -> Program | None:
 
 
 def takes(tensors: tuple[Tensor, ...]) -> bool:
-    """Whether a program may read these itself: plain tensors, and nothing that compiles, transforms or looks on."""
-    return not torch.compiler.is_compiling() and fast_path.is_open(tensors)
+    """Whether a program may read these itself: plain tensors on the CPU, and nothing that compiles, transforms or looks
+    on."""
+    return not torch.compiler.is_compiling() and fast_path.is_open(tensors, on_cpu=True)
