@@ -176,7 +176,6 @@ def test_what_else_is_wrong_is_one_line(folder: Path, capsys: pytest.CaptureFixt
     command = ["score", str(folder / "run" / "best.ckpt"), "--data", str(folder / "odd.csv")]
     pandas.DataFrame({"month": MONTHS[:5], "level": np.nan, "wind": np.nan}).to_csv(folder / "empty.csv", index=False)
     empty = error_of(capsys, *command, "--output", str(folder / "a.csv"), "--normal", str(folder / "empty.csv"))
-    print(empty)
     assert empty == "vssn: error: --normal: expected a frame with an observed entry, got none; name other data\n"
     picture = error_of(capsys, *command, "--output", str(folder / "a.png"))
     assert picture.startswith("vssn: error: --output: expected a folder or a file of .csv, .parquet, .npz")
