@@ -25,7 +25,9 @@ import vssn
 import vssn_kernels
 from vssn import cli
 from vssn.inference.streaming import Filter
+from vssn.likelihoods import LIKELIHOODS
 from vssn.training import sections
+from vssn.training.config import check_config
 
 ROOT = DOCS.parent
 TEXTS = [ROOT / "README.md", ROOT / "vssn_kernels/README.md", *sorted(DOCS.rglob("*.md"))]
@@ -91,6 +93,16 @@ def test_what_is_not_there_is_found() -> None:
     assert unreachable({"vssn.fit", "vssn.keep_memory"}).startswith("vssn.keep_memory ")
 
 
+def test_the_reference_has_all_that_is_public() -> None:
+    """The members of a module that it names stand there too."""
+    text = "".join(path.read_text(encoding="utf-8") for path in DOCS.glob("api/*.md"))
+    there = set(re.findall(r"^::: (\S+)", text, re.MULTILINE))
+    public = {f"{package.__name__}.{name}" for package in (vssn, vssn_kernels) for name in package.__all__}
+    public |= {likelihood.__module__ for likelihood in LIKELIHOODS.values()}
+    public |= {"vssn.export", "vssn.inference.metrics", "vssn.inference.streaming.Filter"}
+    assert {name for name in public - there if not name.endswith("__")} == set()
+
+
 def commands(path: Path) -> Iterator[list[str]]:
     """`vssn ...` in lines and in blocks of a shell, those that are not run too; a | b | c as three."""
     lines = [
@@ -152,6 +164,15 @@ def test_keys_are_those_of_a_configuration(path: Path) -> None:
         for key in re.findall(r"(?<![\w./])((?:data|training|model)\.[a-z_]+(?:\.[a-z_]+)*)(?![\w(./])", span):
             section, _, name = key.partition(".")
             assert is_a_key(key) or (section == "model" and name in methods), f"{key} in {span}"
+
+
+def test_pieces_of_a_configuration_are_taken() -> None:
+    pieces = [
+        code for path in TEXTS for language, code in _FENCED.findall(path.read_text("utf-8")) if language == "yaml"
+    ]
+    assert pieces
+    for piece in map(yaml.safe_load, pieces):
+        check_config({"data": {"set": "given"}, "model": {"hidden_size": 4, "latent_size": 2}, **piece}, "a page")
 
 
 def called(function: str) -> Callable[..., Any] | None:
