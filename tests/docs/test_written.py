@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from pages import DOCS, read_page
 
 import vssn

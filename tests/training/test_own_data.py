@@ -459,7 +459,7 @@ def far_parts() -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
 
 
 NUMBERS = r"mean [\d.]+ and standard deviation [\d.]+"
-OFF_SCALE = rf"the training data is far from unit scale, x\[0\] has {NUMBERS}: little is learnt; "
+OFF_SCALE = rf"the training data is far from unit scale, x\[0\] has {NUMBERS}: it is learnt slowly, or not at all; "
 
 
 def test_a_model_without_scaling_is_told_of_data_far_from_unit_scale(tmp_path: Path) -> None:
