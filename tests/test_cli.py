@@ -14,6 +14,7 @@ import subprocess
 import sys
 import termios
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -505,3 +506,25 @@ def test_a_reader_that_goes_is_no_error() -> None:
         assert process.stderr is not None
         assert process.stderr.read() == ""
     assert process.returncode == 141
+
+
+def test_a_warning_is_one_line_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a table around 1000 whose configuration does not standardise it."""
+    numbers = "".join(f"{1000 + 100 * (row % 7)}\n" for row in range(30))
+    (tmp_path / "far.csv").write_text(f"x\n{numbers}")
+    settings = ["data.standardise=false", "training.max_epochs=1", "model.hidden_size=4", "training.accelerator=cpu"]
+    command = ["fit", "--data", str(tmp_path / "far.csv"), "--output", str(tmp_path / "run")]
+    before = warnings.formatwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = _shown
+        assert main([*command, *(part for key in settings for part in ("--set", key))]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "unit scale" in line]
+    assert len(said) == 1
+    assert said[0].startswith("vssn: warning: the training data is far from unit scale, x[0] has mean 1")
+    assert warnings.formatwarning is before
+
+
+def _shown(message: Any, category: Any, filename: str, line: int, file: Any = None, text: Any = None) -> None:
+    """As Python's own does: pytest puts another in its place."""
+    print(warnings.formatwarning(message, category, filename, line, text), end="", file=sys.stderr)

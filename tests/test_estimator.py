@@ -182,6 +182,18 @@ def test_the_score_is_nats_per_observed_frame(fitted: vssn.Forecaster) -> None:
     assert drawn.sum() == pytest.approx(direct.sum(), rel=0.05)
 
 
+def test_frames_are_scored_given_those_before_them_too(fitted: vssn.Forecaster) -> None:
+    x = waves()[:2]
+    ahead = fitted.score_samples(x, kind="predictive", samples=4)
+    changed = x.copy()
+    changed[:, 8:] += 3
+    np.testing.assert_allclose(
+        fitted.score_samples(changed, kind="predictive", samples=4)[:, :8], ahead[:, :8], atol=1e-4
+    )
+    with pytest.raises(ValueError, match="kind must be"):
+        fitted.score_samples(x, kind="bound")
+
+
 def test_controls_have_the_form_of_the_frames(driven: vssn.Forecaster) -> None:
     x, u = waves(), np.random.default_rng(1).normal(size=(N, T, U))
     ahead = driven.forecast(x, 4, u=u, u_future=u[:, :4], samples=3)

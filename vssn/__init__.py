@@ -16,9 +16,15 @@ from vssn.nn.layer import LayerOutput, State, VSSNLayer
 from vssn.nn.replace import replace_gru
 from vssn.nn.rssm_layer import RSSMLayer
 from vssn.nn.rssm_states import RSSMState
+from vssn.utils.late import modules_of
+from vssn.utils.scaling import Scaling
 from vssn_kernels.version import __version__
 
 if TYPE_CHECKING:
+    from vssn import data as data
+    from vssn import export as export
+    from vssn import inference as inference
+    from vssn import training as training
     from vssn.estimator import Forecaster
     from vssn.inference.importance import sequence_bounds
     from vssn.inference.scoring import evaluate
@@ -40,6 +46,7 @@ __all__ = [
     "LayerOutput",
     "RSSMLayer",
     "RSSMState",
+    "Scaling",
     "State",
     "TorchGRU",
     "VSSNLayer",
@@ -59,9 +66,12 @@ _LATE = {
     "from_pretrained": "models.pretrained",
     "sequence_bounds": "inference.importance",
 }
+_PARTS = ("data", "export", "inference", "training")  # modules, likewise
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PARTS:
+        return modules_of("vssn")(name)
     if name not in _LATE:
         raise AttributeError(f"module 'vssn' has no attribute {name!r}")
     from importlib import import_module
@@ -70,4 +80,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATE})
+    return sorted({*globals(), *_LATE, *_PARTS})

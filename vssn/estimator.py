@@ -268,13 +268,15 @@ class Forecaster:
         """`fit`, then `transform` of the same x."""
         return self.fit(x, y, u=u).transform(x, u=u)
 
-    def score_samples(self, x: Any, *, u: Any = None, samples: int = 1) -> Any:
-        """Nats of every frame, [N, T]: its part of the lower bound on log p(x), low where something is out of place.
+    def score_samples(self, x: Any, *, u: Any = None, kind: str = "elbo", samples: int = 1) -> Any:
+        """Nats of every frame, [N, T], low where something is out of place.
 
         Args:
-            samples: draws that are averaged.
+            kind: "elbo", its part of the lower bound on log p(x), or "predictive", given the frames before it alone:
+                see `vssn.VSSN.score`.
+            samples: draws that are averaged; "predictive" takes many.
         """
-        found = self._scores(x, u, _plain(samples))
+        found = self._scores(x, u, _plain(samples), kind)
         return found.shown(found.results[0])
 
     def score(self, x: Any, y: Any = None, *, u: Any = None) -> float:
@@ -286,9 +288,9 @@ class Forecaster:
         total = sum(float(part.double().sum()) for part in found.results[0])
         return total / max(sum(int((~part.isnan()).any(-1).sum()) for part in found.xs), 1)
 
-    def _scores(self, x: Any, u: Any, samples: int) -> Found:
+    def _scores(self, x: Any, u: Any, samples: int, kind: str = "elbo") -> Found:
         def call(model: SequenceModel, batch: PaddedBatch, seed: int) -> tuple[Tensor]:
-            terms = model.score(batch.x, batch.u, batch.lengths, samples=samples, seed=seed)
+            terms = model.score(batch.x, batch.u, batch.lengths, kind=kind, samples=samples, seed=seed)
             return (terms[..., None],)
 
         found = self._apply(call, x, u)

@@ -13,6 +13,7 @@ import torch
 from small_models import LENGTHS, B, D, T, U, W, X, Z
 from torch import Tensor
 
+import vssn
 from vssn import VSSN, evaluate, sequence_bounds
 from vssn.data.batching import SequenceBatch
 from vssn.inference.filtering import latent_states, one_step_predictions, rollouts
@@ -184,6 +185,41 @@ def test_the_scaling_of_sequences() -> None:
     assert (scaling.u_mean.tolist(), scaling.u_std) == ([2.0], torch.ones(1))
 
 
+def test_the_scaling_of_arrays_is_that_of_tensors() -> None:
+    x = 7 + torch.randn(5, 6, X, generator=torch.Generator().manual_seed(0))
+    for given in (x, x.numpy(), list(x.numpy())):
+        for part, wanted in zip(vssn.Scaling.of(given, given), vssn.Scaling.of(list(x), list(x)), strict=True):
+            assert part is not None
+            assert wanted is not None
+            assert part.equal(wanted)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "message"),
+    [
+        ([], "sequences must hold one sequence at least, got none"),
+        (torch.ones(3, 2), r"sequences must be sequences \[T, X\] of one X, got shape \[2\] of number 0"),
+        ([torch.ones(3, 2), torch.ones(3, 1)], r"of one X, got shape \[3, 1\] of number 1"),
+    ],
+)
+def test_a_scaling_of_what_are_no_sequences(sequences: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Scaling.of(sequences)
+    with pytest.raises(ValueError, match=message.replace("sequences must", "controls must")):
+        Scaling.of([torch.ones(3, 2)], sequences)
+
+
+def test_far_from_unit_scale() -> None:
+    """By the largest feature: pixels that hardly ever change are no unit of their own."""
+    of = Scaling(torch.tensor([0.0, 1000.0]), torch.tensor([1.0, 70.0])).far_from_unit
+    assert of() == "x[1] has mean 1000 and standard deviation 70"
+    assert Scaling(torch.zeros(2), torch.tensor([1e-3, 2.0])).far_from_unit() is None
+    assert Scaling(torch.zeros(2), torch.tensor([1e-3, 2e-3])).far_from_unit() is not None
+    assert Scaling(torch.tensor([-30.0]), torch.ones(1)).far_from_unit() is not None
+    driven = Scaling(torch.zeros(1), torch.ones(1), torch.tensor([0.0]), torch.tensor([500.0]))
+    assert driven.far_from_unit() == "u[0] has mean 0 and standard deviation 500"
+
+
 @pytest.mark.parametrize(
     ("scaling", "options", "message"),
     [
@@ -202,7 +238,7 @@ def test_a_scaling_that_does_not_fit(scaling: Scaling, options: dict[str, Any], 
 
 
 def test_a_scaling_of_another_kind() -> None:
-    with pytest.raises(TypeError, match=r"scaling must be a vssn\.utils\.scaling\.Scaling, got tuple"):
+    with pytest.raises(TypeError, match=r"scaling must be a vssn\.Scaling, got tuple"):
         VSSN(X, D, Z, W, likelihood="gaussian", scaling=(0.0, 1.0))  # type: ignore[arg-type]
 
 

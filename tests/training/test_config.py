@@ -155,11 +155,27 @@ def test_a_wrong_override_is_named(tmp_path: Path, override: str, expected: str)
         ("model.hidden_size=3000000000000", "model: its sizes need more memory than there is"),
         (f"model.hidden_size={10**30}", "model: its sizes need more memory than there is"),
         ("training.kl_start=0.5", "training: kl_start 0.5 has no effect without a rise"),
+        (
+            "training.kl_anneal_updates=500",
+            "training: kl_anneal_updates 500 has no effect without a start below 1: set kl_start to 0",
+        ),
+        (
+            "training.kl_cycles=3",
+            "training: kl_cycles 3 has no effect without a rise: set kl_anneal_updates and kl_start",
+        ),
+        ("training.lr_decay_after=9", "training: lr_decay_after 9 has no effect without a decay: set lr_decay below 1"),
     ],
 )
 def test_settings_that_do_not_go_together(tmp_path: Path, override: str, expected: str) -> None:
     path = write(tmp_path, TINY)
     assert message_of(path, override).startswith(f"{path}: {expected}")
+
+
+def test_annealing_is_turned_off_by_its_start(tmp_path: Path) -> None:
+    """Over a configuration that anneals; and the config.yaml of such a run, which has both keys, loads again."""
+    config = load_config("jsb", ["training.kl_start=1"])
+    assert (config.training.kl_start, config.training.kl_anneal_updates) == (1, 2000)
+    assert load_config(write(tmp_path, config.model_dump(mode="json"))) == config
 
 
 def test_a_control_needs_a_set_that_has_one() -> None:

@@ -127,7 +127,7 @@ def test_half_precision_and_models_that_filter(tmp_path: Path) -> None:
         ),
         (
             {"objective": "nasmc", "particles": 2},
-            {"kl_anneal_updates": 5},
+            {"kl_start": 0.5, "kl_anneal_updates": 5},
             "training.kl_anneal_updates: expected 0 with model.objective 'nasmc'",
         ),
         (
@@ -142,7 +142,7 @@ def test_half_precision_and_models_that_filter(tmp_path: Path) -> None:
         ),
         (
             {},
-            {"constraint": {"target": -1}, "kl_anneal_updates": 5},
+            {"constraint": {"target": -1}, "kl_start": 0.5, "kl_anneal_updates": 5},
             "training.kl_anneal_updates: expected 0 with training.constraint",
         ),
         (
@@ -172,7 +172,7 @@ def test_what_does_not_go_together_is_one_line(
 
 def test_a_model_from_python_is_checked_too(tmp_path: Path) -> None:
     model = VSSN(X, 5, 3, objective="nasmc", particles=2)
-    training = {"output": str(tmp_path), "kl_anneal_updates": 3}
+    training = {"output": str(tmp_path), "kl_start": 0.5, "kl_anneal_updates": 3}
     with pytest.raises(ConfigError, match=r"training\.kl_anneal_updates: expected 0 with model\.objective 'nasmc'"):
         vssn.fit(model, PARTS, training=training, verbose=False)
     encoder = torch.nn.Sequential(torch.nn.Linear(X, 4))

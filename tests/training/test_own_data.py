@@ -450,3 +450,50 @@ def test_wrong_callbacks_are_named(tmp_path: Path) -> None:
         ):
             fit(config, frames(), callbacks=[wrong])
         assert not (tmp_path / "run").exists()
+
+
+def far_parts() -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """A sine around 1000."""
+    sines = [1000 + 100 * torch.sin(torch.arange(20.0)[:, None] / 4 + start) for start in range(6)]
+    return sines[:4], sines[4:5], sines[5:]
+
+
+NUMBERS = r"mean [\d.]+ and standard deviation [\d.]+"
+OFF_SCALE = rf"the training data is far from unit scale, x\[0\] has {NUMBERS}: it is learnt slowly, or not at all; "
+
+
+def test_a_model_without_scaling_is_told_of_data_far_from_unit_scale(tmp_path: Path) -> None:
+    training = {"max_epochs": 1, "accelerator": "cpu"}
+    parts, options = far_parts(), {"hidden_size": 4, "latent_size": 2, "likelihood": "gaussian"}
+    remedy = r"make the model with scaling=vssn\.Scaling\.of\(the training sequences\)$"
+    with pytest.warns(UserWarning, match=OFF_SCALE + remedy) as warned:
+        vssn.fit(vssn.VSSN(1, **options), parts, training=training | {"output": str(tmp_path / "a")}, verbose=False)
+    assert len([one for one in warned if "unit scale" in str(one.message)]) == 1
+    assert warned[0].filename == __file__
+    config = {"model": options, "training": training | {"output": str(tmp_path / "b")}}
+    with pytest.warns(UserWarning, match=OFF_SCALE + r"set data\.standardise: true$"):
+        vssn.fit(config, parts, verbose=False)
+
+
+@pytest.mark.parametrize("case", ["scaling", "standardise", "near", "transform", "bernoulli"])
+def test_nothing_is_said_where_the_scale_is_well(case: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    parts: Any = far_parts()
+    options = {"hidden_size": 4, "latent_size": 2, "likelihood": "bernoulli" if case == "bernoulli" else "gaussian"}
+    training = {"max_epochs": 1, "accelerator": "cpu", "output": str(tmp_path / "run")}
+    if case in ("near", "bernoulli"):
+        parts = tuple([(x - 900) / 200 for x in part] for part in parts)
+    if case == "transform":
+        parts = tuple(SequenceDataset(part, transform=lambda x, _: (x - 1000) / 100) for part in parts)
+    if case == "scaling":
+        own = vssn.VSSN(1, **options, scaling=vssn.Scaling.of(parts[0]))
+        vssn.fit(own, parts, training=training, verbose=False)
+    else:
+        data = {"standardise": case == "standardise"}
+        vssn.fit({"data": data, "model": options, "training": training}, parts, verbose=False)
+    assert not [one for one in recwarn if "unit scale" in str(one.message)]
+
+
+def test_standardising_beside_a_model_says_what_to_make_it_with(tmp_path: Path) -> None:
+    own = vssn.VSSN(1, 4, 2, likelihood="gaussian")
+    with pytest.raises(ConfigError, match=r"make it with scaling=vssn\.Scaling\.of\(the training sequences\)$"):
+        vssn.fit(own, far_parts(), data={"standardise": True}, training={"output": str(tmp_path / "run")})

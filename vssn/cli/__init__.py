@@ -1,4 +1,4 @@
-"""The command `vssn`: init, fit, evaluate, forecast, impute, generate, latents, reproduce, download, info.
+"""The command `vssn`: init, fit, evaluate, forecast, impute, generate, latents, score, reproduce, download, info.
 
 A mistake of the user is one line on stderr and exit code 2.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vssn.cli import forecast, generate, impute, latents, series
+from vssn.cli import forecast, generate, impute, latents, score, series
 from vssn.cli.common import TEST, add_threads, check_missing, dataset_of, use_threads, with_data
 from vssn.experiments.tasks import NAMES
 from vssn.training.heartbeat import Heartbeat
@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     add_threads(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
-    for command in (forecast, impute, generate, latents):
+    for command in (forecast, impute, generate, latents, score):
         command.add(commands)
 
     reproduce = commands.add_parser(

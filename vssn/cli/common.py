@@ -51,11 +51,14 @@ def with_data(config: Config, folder: str | None) -> Config:
     return config.with_folder(folder)
 
 
-def add_inference(parser: argparse.ArgumentParser, *, samples: int | None, quantiles: bool = False) -> None:
+def add_inference(
+    parser: argparse.ArgumentParser, *, samples: int | None, quantiles: bool = False, drawn: str | None = None
+) -> None:
     """The options of commands that apply a model to data.
 
     Args:
         samples: default of --samples; None: no draws.
+        drawn: what --samples says instead of that.
     """
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a best.ckpt or last.ckpt")
     parser.add_argument(
@@ -66,7 +69,7 @@ def add_inference(parser: argparse.ArgumentParser, *, samples: int | None, quant
     parser.add_argument(
         "--output", metavar="PATH", type=Path, required=True, help="a folder, or a file whose suffix says what to write"
     )
-    help_of = "paths drawn" + (f" ({samples})" if samples is not None else " (none: means)")
+    help_of = drawn or "paths drawn" + (f" ({samples})" if samples is not None else " (none: means)")
     parser.add_argument("--samples", metavar="S", type=positive, default=samples, help=help_of)
     if quantiles:
         parser.add_argument(

@@ -443,8 +443,8 @@ class SequenceModel(nn.Module, ABC):
         noise: tuple[Tensor, Tensor] | None = None,
         seed: int | None = None,
     ) -> Any:
-        """A `vssn.inference.streaming.Filter` of batch_size streams: `filter.step(x_t, u_t, mask_t)` takes a frame of
-        each, [B, ·], and gives d, z and `predicted`, the mean of x_t from before it came; `filter.predict(u_next)`
+        """A `vssn.inference.streaming.Filter` of batch_size streams: `filter.step(x, u, mask)` takes a frame of
+        each, [B, ·], and gives d, z and `predicted`, the mean of x_t from before it came; `filter.predict(u)`
         that of the frame to come; `filter.reset(which)` starts streams anew. A step takes constant time and memory.
 
         With inference="causal", or without a latent, a step is the model's own inference, and what comes is

@@ -1,9 +1,11 @@
-"""Forecasts, imputations and latents as tables: CSV, Parquet or NPZ, by the suffix of the path.
+"""Forecasts, imputations, latents and scores as tables: CSV, Parquet or NPZ, by the suffix of the path.
 
     forecast    columns series, time, channel, mean and a quantile each (q10, q50, q90); a row for every series, frame
                 and channel. NPZ: mean [N, T, X], quantiles [Q, N, T, X], levels [Q], samples [S, N, T, X], lengths [N],
                 series [N], channels [X] and, where known, time [N, T]
     latents     columns series, time, d1.., z1.., w1..; a row a frame. NPZ: d [N, T, D], z, w, lengths, series, time
+    scores      columns series, time, score, flagged; a row a frame, without a score where nothing of it is observed.
+                NPZ: score [N, T], threshold, lengths, series, time
 
 What is longer in one series than in another is NaN behind the shorter one's end in an NPZ (NaT in times).
 """
@@ -115,6 +117,29 @@ def write_latents(
         for letter, of in latents.items():
             columns |= {f"{letter}{unit + 1}": of[index][:, unit] for unit in range(of[index].shape[1])}
         parts.append(pandas.DataFrame(columns))
+    write_table(path, pandas.concat(parts, ignore_index=True))
+
+
+def write_scores(
+    path: str | Path, names: Sequence[str], times: Sequence[Array], scores: Sequence[Array], threshold: float
+) -> None:
+    """How well every frame fits the model; arguments and errors as in `write_frames`.
+
+    Args:
+        scores: [T_i] of each series, NaN where there is none.
+        threshold: below it a frame is flagged.
+    """
+    if Path(path).suffix == ".npz":
+        arrays = {"score": padded(scores), "threshold": np.asarray(threshold, np.float64)}
+        write_arrays(path, arrays | of_series(names, times))
+        return
+    with needing("files"):
+        import pandas
+
+    parts = [
+        pandas.DataFrame({"series": name, "time": time, "score": score, "flagged": score < threshold})
+        for name, time, score in zip(names, times, scores, strict=True)
+    ]
     write_table(path, pandas.concat(parts, ignore_index=True))
 
 

@@ -20,7 +20,7 @@ _FORMS = {
     "audio": ((".wav", ".npz"), (".wav",)),
     "film": ((".gif", ".png", ".npz"), (".gif", ".png")),
 }
-LATENTS = ((".csv", ".parquet", ".npz"), (".csv",))
+LATENTS = SCORES = ((".csv", ".parquet", ".npz"), (".csv",))
 _OF_EACH = (".png", ".mid", ".wav", ".gif")  # a file for each sequence
 MOST_PICTURES = 24  # of a folder: charts, rolls and strips of the first sequences
 

@@ -224,7 +224,7 @@ def config_of(model: SequenceModel, data: Mapping[str, Any], training: Mapping[s
     if data.get("standardise") and not scaled:
         raise ConfigError(
             "data.standardise: expected false with a model that has no scaling, got true; make it with "
-            "scaling=Scaling.of(the training sequences)"
+            "scaling=vssn.Scaling.of(the training sequences)"
         )
     data = {**data, **({"standardise": True} if scaled else {})}
     if own_data and "set" not in data:

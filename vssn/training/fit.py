@@ -35,6 +35,7 @@ from vssn.training.module import SequenceData, TrainingModule
 from vssn.training.objectives import check_objective, more_columns
 from vssn.training.processes import World, require_started, wait_for_all
 from vssn.training.run_directory import MONITOR, RunDirectory, check_folder, creating, identity
+from vssn.training.scale import warn_of_scale
 from vssn.training.sections import TrainingSection
 from vssn.training.trainer import (
     Patience,
@@ -149,6 +150,8 @@ def fit(
             model.double()  # before Lightning does: it loads the weights of a resumed run first
         if config.data.row.values is None:
             _check_values(loaded, model, missing)
+            if world.writes and not resume:
+                warn_of_scale(loaded, model, own is not None)
         batches, module = SequenceData(loaded, config), TrainingModule(model.train(), config, world)
         columns = more_columns(config.training, getattr(model, "objective", "elbo"))
         run = RunDirectory(folder, done, config.training.report_every, pulse, columns)

@@ -287,6 +287,19 @@ class TrainingSection(Section):
     nodes: Count = 1  # machines
 
     @model_validator(mode="after")
+    def _none_is_without_effect(self) -> TrainingSection:
+        """Of keys that were given: a run's config.yaml holds them all, and may have both at what changes nothing."""
+        for key, other, what in (
+            ("kl_anneal_updates", "kl_start", "a start below 1: set kl_start to 0 as well"),
+            ("kl_cycles", "kl_anneal_updates", "a rise: set kl_anneal_updates and kl_start as well"),
+            ("lr_decay_after", "lr_decay", "a decay: set lr_decay below 1 as well"),
+        ):
+            given = key in self.model_fields_set and getattr(self, key) != type(self).model_fields[key].default
+            if given and other not in self.model_fields_set:
+                raise ValueError(f"{key} {getattr(self, key)} has no effect without {what}, or leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _a_start_needs_a_rise(self) -> TrainingSection:
         if self.kl_start < 1 and self.kl_anneal_updates == 0:
             raise ValueError(

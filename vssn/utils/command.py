@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -79,7 +80,7 @@ def run_command(name: str, function: Callable[[], int]) -> int:
         return FAILED
 
     try:
-        with raising_terminated():
+        with raising_terminated(), plain_warnings(name):
             code = function()
             sys.stdout.flush()
         return code
@@ -101,6 +102,17 @@ def run_command(name: str, function: Callable[[], int]) -> int:
         return fail(f"cannot read or write{where} ({error.strerror}); check the path, its permissions and the disk")
     except UserError as error:
         return fail(str(error))
+
+
+@contextlib.contextmanager
+def plain_warnings(name: str) -> Iterator[None]:
+    """Warnings are lines of the command, without the place in the program where they came up."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"{name}: warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 @contextlib.contextmanager
