@@ -192,7 +192,8 @@ def test_what_a_task_compares_is_there() -> None:
         models |= {f"*{row.model}*" for row in task.published if row.comparable}
         for match in task.matches:
             assert {match.ours, *match.peers} <= models, (task.name, match)
-        metrics = {(column.set, column.metric) for column in task.columns}
+        printed = [*task.columns, *(column for table in task.tables for column in table.columns)]
+        metrics = {(column.set, column.metric) for column in printed}
         assert {(column.set, column.metric) for column in task.compared} <= metrics, task.name
 
 
