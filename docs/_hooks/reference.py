@@ -98,7 +98,7 @@ def set_keys(row: DataSet) -> list[Key]:
 
 def model_keys(name: str) -> list[Key]:
     section, cls = model_section({"name": name}), MODELS[name]
-    own = {key: text.replace("as in `vssn.VSSN`", "as of [vssn](#vssn)") for key, text in meanings_of(cls).items()}
+    own = {key: text.replace("as in `vssn.VSSN`", "as in [vssn](#vssn)") for key, text in meanings_of(cls).items()}
     return [_key(section, key, own.get(key, "")) for key in section.model_fields if key != "name"]
 
 
