@@ -98,6 +98,12 @@ def test_the_overview_is_that_of_the_records(name: str) -> None:
         assert by == pytest.approx(abs(gap), abs=1.01 * 10**-column.digits)
 
 
+def test_the_overview_says_of_series_how_gaps_are_filled_too() -> None:
+    task = TASKS["series"]
+    kinds = Counter(line[1].rsplit(", ", 1)[1] for line in lines_of(task))
+    assert kinds == {"forecast": len(task.sets), "gaps filled": len(task.sets)}
+
+
 def test_the_overview_has_a_line_for_every_task_and_links_to_its_section() -> None:
     assert [line[0].split("]")[0][1:] for line in OVERVIEW if line[0]] == [task.title for task in TASKS.values()]
 
@@ -186,7 +192,8 @@ def test_what_a_task_compares_is_there() -> None:
         models |= {f"*{row.model}*" for row in task.published if row.comparable}
         for match in task.matches:
             assert {match.ours, *match.peers} <= models, (task.name, match)
-        metrics = {(column.set, column.metric) for column in task.columns}
+        printed = [*task.columns, *(column for table in task.tables for column in table.columns)]
+        metrics = {(column.set, column.metric) for column in printed}
         assert {(column.set, column.metric) for column in task.compared} <= metrics, task.name
 
 

@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="the place of the run's set, or a file of its form (else the run's, else VSSN_DATA)",
     )
-    evaluate.add_argument("--split", choices=("train", "valid", "test"), help=f"default: {TEST}")
+    evaluate.add_argument("--split", choices=("train", "valid", "test"), help=f"of the set ({TEST})")
     evaluate.add_argument("--bound", choices=("elbo", "iwae", "fivo"), default="elbo", help="default: elbo")
     evaluate.add_argument(
         "--particles", metavar="K", type=positive, help="of iwae and fivo (100); of elbo: draws that are averaged (1)"
@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         help="fetch the four music sets",
         description="Fetch public copies of the four music sets (1.6 MB) and check them; name the folder as --data.",
     )
-    download.add_argument("folder", metavar="FOLDER", type=Path)
+    download.add_argument("folder", metavar="FOLDER", type=Path, help="where the files go")
     download.set_defaults(run=_download)
 
     info = commands.add_parser(

@@ -212,7 +212,12 @@ def load_splits(
     num_test: Count | None = None,
     num_frames: Count | None = None,
 ) -> Splits:
-    """The set as `fit` takes it; sizes that are None are those of `balls_splits`."""
+    """The set as `fit` takes it; sizes that are None are those of `balls_splits`.
+
+    Args:
+        num_train, num_valid, num_test: films (None: 4000); films (None: 200); films (None: 200).
+        num_frames: of a film (None: 100).
+    """
     sizes = {"num_train": num_train, "num_valid": num_valid, "num_test": num_test, "num_frames": num_frames}
     videos = balls_splits(**{name: size for name, size in sizes.items() if size is not None}, seed=seed)
     return Splits(*(SequenceDataset(part, lengths=part.lengths, seed=seed) for part in videos))

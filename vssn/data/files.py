@@ -266,11 +266,14 @@ def load_splits(
     Args:
         path: of the file or folder.
         format: None: by what is there.
-        split, ratios: how the three parts are made.
+        split: how the three parts are made: whole sequences are drawn ("ratio"), the last parts of each validate and
+            test ("time"), or the data says it ("given"); "auto": given where the data says it, else ratio of ten
+            sequences or more, time of fewer.
+        ratios: shares of training, validation and test.
         window: training sequences are cut into pieces of so many frames, each from a start anew.
         standardise: the model keeps mean and standard deviation of the training data, and works on standardised frames.
         transpose: augmentation of MIDI: each training sequence moves by up to so many semitones.
-        x_size, control_size, num_train, ..., fingerprint: measured, and kept with the run.
+        x_size, control_size, num_train, num_valid, num_test, num_frames, fingerprint: measured, and kept with the run.
         the others: of the form, as `vssn.data.formats` has them.
     """
     here = locals()

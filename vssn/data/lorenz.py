@@ -122,11 +122,18 @@ def load_splits(
     *,
     seed: int,
     num_conditions: Count = 40,
-    num_train: Count = 12,  # trials of every condition
+    num_train: Count = 12,
     num_valid: Count = 3,
     num_test: Count = 5,
     num_frames: Count = 100,
 ) -> Splits:
+    """The set as `fit` takes it.
+
+    Args:
+        num_conditions: starts of the system, each with its rates.
+        num_train, num_valid, num_test: trials of every condition.
+        num_frames: bins of a trial.
+    """
     rates = torch.from_numpy(lorenz_rates(num_conditions, num_frames, seed=seed)).float()
     parts = []
     for number, trials in enumerate((num_train, num_valid, num_test)):

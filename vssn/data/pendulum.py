@@ -157,7 +157,12 @@ def load_splits(
     num_test: Count | None = None,
     num_frames: Count | None = None,
 ) -> Splits:
-    """The set as `fit` takes it; `controls` says whether the torque goes with it."""
+    """The set as `fit` takes it; `controls` says whether the torque goes with it.
+
+    Args:
+        num_train, num_valid, num_test: films (None: 500).
+        num_frames: of a film (None: 15).
+    """
     films = configured_splits(
         seed=seed, num_train=num_train, num_valid=num_valid, num_test=num_test, num_frames=num_frames
     )

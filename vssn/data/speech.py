@@ -233,7 +233,7 @@ def load_splits(
 
     Args:
         folder: None: the folder that VSSN_DATA names.
-        mean, std: of the training samples, in steps of 16 bits; None: measured, and kept with the run.
+        mean, std: of the training samples, in steps of 16 bits (None: measured, and kept with the run).
     """
     parts = load_speech(set, folder, mean=mean, std=std)
     return Splits(*(SequenceDataset(part, lengths=part.lengths, seed=seed) for part in parts))

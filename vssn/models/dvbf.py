@@ -53,8 +53,8 @@ class DVBF(MarkedFrames):
         embed_size: features of an embedded frame (None: no embedding, unless `encoder` is given).
         backward_size: A, units of the GRU that looks at the film for w_1 (None: mlp_size).
         activation: of all of them: "tanh", "relu", "leaky_relu" (slope 1/3) or "silu".
-        objective, particles, free_bits, min_logvar, min_logvar_x, masked, held_out, scaling: as in `vssn.VSSN`, but for
-            "nasmc": z has no density.
+        objective: as in `vssn.VSSN`, but for "nasmc": z has no density.
+        particles, free_bits, min_logvar, min_logvar_x, masked, held_out, scaling: as in `vssn.VSSN`.
         encoder: module [N, F] -> [N, embed_size], F = X - held_out, twice that with masked.
         decoder: module [N, Z] -> [N, parameters of the likelihood] in place of the MLP on z_t.
         batch_first: sequences are [B, T, ·].

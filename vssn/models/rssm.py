@@ -57,13 +57,16 @@ class RSSM(FrameModel):
         scale: of prior and posterior: "softplus": std = softplus(raw) + min_std, as Dreamer has it; "logvar":
             logvar = min_logvar + softplus(raw - min_logvar), as the other models here.
         min_std, min_logvar: their floors.
-        latent, classes, unimix: "gaussian", or "categorical": groups of one-hot classes, as in `vssn.RSSMLayer`.
+        latent: "gaussian", or "categorical": groups of one-hot classes, as in `vssn.RSSMLayer`.
+        classes, unimix: of a group; share of the uniform distribution in its probabilities.
         initial_state: where a sequence starts h and z are "zeros", or "learned" parameters.
-        objective, particles: as in `vssn.VSSN`; "iwae" and "fivo" with Gaussian latents only.
+        objective: as in `vssn.VSSN`; "iwae" and "fivo" with Gaussian latents only.
+        particles: as in `vssn.VSSN`.
         kl_balance: None: the KL as it is. A number in [0, 1]: its gradient reaches the prior by this share and the
             posterior by the rest, in the loss alone (Dreamer v2: 0.8).
         free_bits: in nats: the loss takes max(KL[t, b], free_bits).
-        masked, held_out, encoder, decoder, scaling, batch_first: as in `vssn.VSSN`; a decoder takes [N, Z+H].
+        masked, held_out, encoder, scaling, batch_first: as in `vssn.VSSN`.
+        decoder: as in `vssn.VSSN`, of [N, Z+H].
         device, dtype: of the parameters, those of modules that are given apart.
 
     Raises:

@@ -58,8 +58,8 @@ class VRNN(MarkedFrames):
         hidden_size: H, units of the GRU.
         latent_size: Z, units of the latent.
         prior: "learned", from h_{t-1}, or "standard": N(0, I) (VRNN-I).
-        likelihood, mixture_size, nade_size, num_classes: as in `vssn.VSSN`; "gaussian" is Chung's VRNN-Gauss,
-            "mixture" its VRNN-GMM.
+        likelihood: as in `vssn.VSSN`; "gaussian" is Chung's VRNN-Gauss, "mixture" its VRNN-GMM.
+        mixture_size, nade_size, num_classes: as in `vssn.VSSN`.
         control, control_size: "previous" (x_{t-1} alone), or "both": an external u_t of that size too, for the GRU that
             leads to frame t, the posterior and a learned prior.
         mlp_size: M, hidden units of every MLP (None: hidden_size).

@@ -39,8 +39,8 @@ class VSSN(FrameModel):
             it: an autoregressive estimator of nade_size hidden units); for real numbers "gaussian", "mixture" (of
             mixture_size diagonal Gaussians), "ar_gaussian" (each entry with a linear prediction from those before it)
             or "student_t" (heavy tails); for counts "poisson" or "negative_binomial"; for class indices
-            0..num_classes-1 "categorical". Other values are refused (on a GPU with VSSN_CHECK=1 only). Or a
-            `vssn.likelihoods.Likelihood`, one of your own.
+            0..num_classes-1 "categorical". Other values are refused (on a GPU with VSSN_CHECK=1 only). In
+            Python also a `vssn.likelihoods.Likelihood`, one of your own.
         mixture_size, nade_size, num_classes: components of the mixture; hidden units of the estimator; classes.
         control, control_size: u_t: "previous" (x_{t-1}), "external" (u of that size), "both" or "none".
         mlp_size: M, hidden units of every MLP (None: hidden_size).
@@ -49,7 +49,8 @@ class VSSN(FrameModel):
         activation: of the MLPs: "tanh", "relu", "leaky_relu" (slope 1/3) or "silu".
         residual_posterior: the posterior's mean is the prior's plus an MLP.
         universal: "point" or "gaussian": a posterior over the duration GRU's recurrent weights; then num_sequences
-            is needed, and prior_std is the prior's standard deviation.
+            is needed.
+        prior_std: standard deviation of those weights' prior.
         num_sequences: training sequences: the KL of those weights is shared among them.
         objective: "elbo", "paper" (the KLs halved), or of weighted particles "iwae", "fivo" or "nasmc", for the loss
             alone (vssn/models/objectives.py).

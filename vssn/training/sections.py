@@ -29,10 +29,10 @@ class Section(BaseModel):
 class DataSection(Section):
     """What all sets share; `data_section` adds the keys of one."""
 
-    batch_size: Count = 16
+    batch_size: Count = 16  # sequences in an update
     workers: Size = 0  # processes that prepare batches; 0: the training process itself
     seed: Seed = 0  # of a simulated set, of the order and the augmentation of every epoch
-    set: str
+    set: str  # files (one's own), or one of those below
 
     if TYPE_CHECKING:
 
@@ -130,7 +130,7 @@ def _in(registry: Mapping[str, object]) -> BeforeValidator:
 class ModelSection(Section):
     """What all models share; `model_section` has the keys of one."""
 
-    name: Annotated[str, _in(MODELS)] = "vssn"
+    name: Annotated[str, _in(MODELS)] = "vssn"  # which model; its keys are below
 
     if TYPE_CHECKING:
 
@@ -262,15 +262,15 @@ class ConstraintSection(Section):
 class TrainingSection(Section):
     output: str = "runs/vssn"  # folder of the run; {set} in it stands for data.set
     seed: Seed = 0  # of the weights and of the noise
-    max_epochs: Count = 50
+    max_epochs: Count = 50  # passes over the training part
     report_every: Count = 1  # epochs from one printed line to the next
     max_minutes: Annotated[float, Within(ge=0.001, le=1e6)] | None = None  # of training, all resumed parts together
     early_stopping_patience: Count | None = None  # epochs without a better validation ELBO
-    learning_rate: Annotated[float, Within(gt=0, le=1000)] = 1e-3
-    lr_decay: Annotated[float, Within(gt=0, le=1)] = 1.0  # factor per epoch ...
-    lr_decay_after: Size = 0  # ... after so many epochs
-    weight_decay: NotNegative = 0.0
-    gradient_clip_norm: Positive | None = 1.0
+    learning_rate: Annotated[float, Within(gt=0, le=1000)] = 1e-3  # of AdamW
+    lr_decay: Annotated[float, Within(gt=0, le=1)] = 1.0  # factor of the learning rate, an epoch ...
+    lr_decay_after: Size = 0  # ... behind the first so many epochs
+    weight_decay: NotNegative = 0.0  # of AdamW
+    gradient_clip_norm: Positive | None = 1.0  # longest gradient of an update; None: not clipped
     on_nan: Literal["stop", "skip"] = (
         "stop"  # an update whose loss or gradient is not finite: ends the run, is left out
     )
@@ -281,7 +281,8 @@ class TrainingSection(Section):
     coordinated_dropout: Annotated[float, Within(ge=0, lt=1)] = 0.0
     constraint: ConstraintSection | None = None  # of objective "elbo"
     chunk_length: Count | None = None  # frames of truncated back-propagation; None: whole sequences
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
+    # of numbers: float32, float64, or products in bfloat16
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
     devices: Count = 1  # of each machine, one process each; they share the batches of data.batch_size
     nodes: Count = 1  # machines

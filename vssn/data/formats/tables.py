@@ -61,6 +61,7 @@ def read_table(
     Args:
         time_column, id_column, split_column: None: found by their names and what they hold, where they are there. A
             column of times of day belongs to a time column of dates.
+        channel_column: of a long table: says which feature a row is of; None: a wide table.
         channels: entries of channel_column, in the order of the features; None: all there are, in that of the alphabet.
         value_columns: of the features; None: all that are left.
         control_columns: of what is known from outside, the future included; they may not be missing.

@@ -211,8 +211,8 @@ def draw_series(runs: Runs, folder: Path, data: str | None) -> list[Path]:
     return figures
 
 
-def _columns(metric: str, digits: int) -> tuple[Column, ...]:
-    return tuple(Column(label, name, metric, digits) for name, label in SETS.items())
+def _columns(metric: str, digits: int, kind: str = "") -> tuple[Column, ...]:
+    return tuple(Column(label + kind, name, metric, digits) for name, label in SETS.items())
 
 
 _BASELINES = (
@@ -238,9 +238,9 @@ TASK = Task(
     draw=draw_series,
     headline=("forecast_crps", "forecast_coverage", "imputation_mae"),
     columns=_columns("forecast_crps", 3),
-    unit="CRPS of forecasts, in the unit of the series; less is better",
+    unit="CRPS of forecasts and of filled gaps, in the unit of the series; less is better",
     better=-1,
-    compared=_columns("forecast_crps", 3),
+    compared=_columns("forecast_crps", 3, ", forecast") + _columns("imputation_crps", 3, ", gaps filled"),
     matches=(Match("VSSN", tuple(row.model for row in _BASELINES)),),
     tables=(
         Table("Forecast, MASE", _columns("forecast_mase", 3)),
