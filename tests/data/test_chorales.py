@@ -147,13 +147,13 @@ def test_the_same_piece_in_another_key_or_with_a_few_other_notes_is_left_out() -
     late = np.concatenate((one[:2], one))  # begins a quarter note later
     half = np.concatenate((one[:36], other[36:]))
     rolls = {"a": one, "b": other, "c": np.roll(one, 3, 1), "d": np.roll(changed, -5, 1), "e": late, "f": half}
-    assert list(chorales.without_duplicates(rolls)) == ["a", "b"]  # f: more than half of b
+    assert list(chorales.without_duplicates(rolls)) == ["a", "b"]  # f: half of either
     assert list(chorales.without_duplicates({name: rolls[name] for name in "dbfca"})) == ["d", "b"]
 
 
 def test_pieces_that_have_a_cadence_in_common_both_stay() -> None:
     one, other = piece(0, 80), piece(1, 80)
-    other[60:] = np.roll(one, 2, 1)[60:]
+    other[62:] = np.roll(one, 2, 1)[62:]
     assert list(chorales.without_duplicates({"a": one, "b": other})) == ["a", "b"]
 
 
@@ -240,7 +240,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: p
 # ---- The real ones ---------------------------------------------------------------------------------------------------
 
 # sequences, frames on eighth notes, notes per frame: train, valid, test
-FACTS = ((0, 0, 0), (0, 0, 0), (0.0, 0.0, 0.0))
+FACTS = ((208, 64, 69), (23132, 6976, 7176), (3.888, 3.872, 3.891))
 
 
 @pytest.fixture(scope="session")
@@ -261,7 +261,7 @@ def test_facts(real: dict[str, Roll]) -> None:
 
 
 def test_no_piece_stands_in_two_parts(real: dict[str, Roll]) -> None:
-    """Nor one that it shares half of its phrases with, in whatever key; found here by another way than the loader's."""
+    """Nor one that it shares SHARED of its phrases with, in whatever key; found here by another way than the loader's."""
     phrases = {}
     for name, roll in real.items():
         chords = [tuple(np.flatnonzero(frame)) for frame in roll[::2]]

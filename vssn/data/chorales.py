@@ -42,7 +42,7 @@ FILE = "bach_chorales.npz"  # in the data folder: a uint8 array [T, 88] on eight
 PARTS = 4
 PER_QUARTER = {"jsb_quarters": 1, "jsb_eighths": 2}  # frames in a quarter note
 FINEST = max(PER_QUARTER.values())
-PHRASE, SHARED = 4, 0.5
+PHRASE, SHARED = 4, 0.25
 
 Roll = NDArray[np.uint8]
 
