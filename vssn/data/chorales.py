@@ -141,7 +141,7 @@ def read_corpus(names: str = "bwv*") -> dict[str, Roll]:
     """The chorales of the corpus whose names have that form, duplicates and all, [T, 88] on the finest grid. Raises
     DataError: music21 is missing."""
     with needing("chorales", DataError):
-        music21 = import_module("music21")
+        music21: Any = import_module("music21")
     folder = Path(music21.__file__).parent / "corpus" / "bach"
     files = sorted(file for file in folder.glob(names) if file.suffix in (".mxl", ".xml"))
     if not files:
