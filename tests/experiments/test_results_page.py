@@ -313,12 +313,12 @@ def test_a_sentence_of_the_grid_follows_its_records(page_of: Any) -> None:
     def change(record: dict[str, Any]) -> None:
         if record["table"] == "jsb_grid":
             record["metrics"]["iwae_micro"] = {"jsb_quarters": -6.0, "jsb_eighths": -4.5}[record["set"]]
-            record["metrics"]["iwae_micro"] -= record["model"] != "VSSN-NADE"
+            record["metrics"]["iwae_micro"] -= record["model"] != "RNN-NADE"
 
     text = section("JSB's grid", page_of(change))
-    assert "**VSSN-NADE** by +1.500 nats a step (-6.000 to -4.500; 2 steps, the time of one before, -9.000)" in text
+    assert "**RNN-NADE** by +1.500 nats a step (-6.000 to -4.500; 2 steps, the time of one before, -9.000)" in text
     assert (
-        "- Published figures beside the best row here on quarter notes (-6.000 **VSSN-NADE**) and eighth notes "
-        "(-4.500 **VSSN-NADE**), in nats a step: *VSSN* +1.979 and +0.479, *NASMC* +2.020 and +0.520, "
+        "- Published figures beside the best row here on quarter notes (-6.000 **RNN-NADE**) and eighth notes "
+        "(-4.500 **RNN-NADE**), in nats a step: *VSSN* +1.979 and +0.479, *NASMC* +2.020 and +0.520, "
         "*SRNN* +1.260 and -0.240, *RNN-NADE* +0.810 and -0.690.\n"
     ) in text.replace(" ± 0.000", "")
