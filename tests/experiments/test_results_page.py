@@ -319,6 +319,6 @@ def test_a_sentence_of_the_grid_follows_its_records(page_of: Any) -> None:
     assert "**RNN-NADE** by +1.500 nats a step (-6.000 to -4.500; 2 steps, the time of one before, -9.000)" in text
     assert (
         "- Published figures beside the best row here on quarter notes (-6.000 **RNN-NADE**) and eighth notes "
-        "(-4.500 **RNN-NADE**), in nats a step: *VSSN* +1.979 and +0.479, *NASMC* +2.020 and +0.520, "
-        "*SRNN* +1.260 and -0.240, *RNN-NADE* +0.810 and -0.690.\n"
+        "(-4.500 **RNN-NADE**), in nats a step: *VSSN* +1.979 and +0.479, *RNN-NADE* +0.810 and "
+        "-0.690, *NASMC* +2.020 and +0.520, *SRNN* +1.260 and -0.240.\n"
     ) in text.replace(" ± 0.000", "")
