@@ -261,7 +261,7 @@ def test_facts(real: dict[str, Roll]) -> None:
 
 
 def test_no_piece_stands_in_two_parts(real: dict[str, Roll]) -> None:
-    """Nor one that it shares SHARED of its phrases with, in whatever key; found here by another way than the loader's."""
+    """Nor one that it shares SHARED of its phrases with, in whatever key; found by another way than the loader's."""
     phrases = {}
     for name, roll in real.items():
         chords = [tuple(np.flatnonzero(frame)) for frame in roll[::2]]
