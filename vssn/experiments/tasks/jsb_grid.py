@@ -21,7 +21,7 @@ TASK = Task(
     text="Log-likelihood in nats per time step, as in the table of music (IWAE with {particles} particles, micro), of "
     "Bach's chorales in the corpus of music21 (extra `chorales`). The two columns in front have the same pieces in the "
     "same split, which is our own; a frame is a quarter note in one, an eighth note in the other. Sizes, schedule and "
-    "number of updates are the same. Behind them JSB itself, on quarter notes, and what is published as JSB.",
+    "updates in an epoch are the same. Behind them JSB itself, on quarter notes, and what is published as JSB.",
     sets={"jsb_quarters": "quarter notes", "jsb_eighths": "eighth notes"},
     entries=peers(
         "music",
