@@ -19,6 +19,7 @@ SPEECH = "install what reading speech needs: pip install 'vssn[speech]'"
 FILES = "install what reading data files needs: pip install 'vssn[files]'"
 DOWNLOAD = "install what a download needs: pip install 'vssn[download]'"
 SERIES = "install what reading the public series needs: pip install 'vssn[series]'"
+CHORALES = "install what reading the chorales needs: pip install 'vssn[chorales]'"
 FIT = "from vssn import fit"
 # package: what the line ends with, the error in Python, what raises it there, a command
 CASES = {
@@ -72,6 +73,12 @@ CASES = {
         "DataError",
         "from vssn.data.series import load_series; load_series('weather')",
         ["fit", "--config", "series", "--set", "data.set=weather"],
+    ),
+    "music21": (
+        CHORALES,
+        "DataError",
+        "from vssn.data.chorales import load_chorales; load_chorales('.')",
+        ["fit", "--config", "music-vssn", "--set", "data.set=jsb_eighths", "--data", "."],
     ),
 }
 

@@ -114,6 +114,7 @@ def test_every_set_is_there_and_given_is_not_listed() -> None:
     ("name", "keys"),
     [
         ("jsb", "batch_size workers seed set folder transpose"),
+        ("jsb_eighths", "batch_size workers seed set folder transpose"),
         ("pendulum", "batch_size workers seed set num_train num_valid num_test num_frames"),
         ("balls", "batch_size workers seed set num_train num_valid num_test num_frames"),
         ("timit", "batch_size workers seed set folder mean std"),

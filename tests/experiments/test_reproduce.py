@@ -530,6 +530,13 @@ def music_data(folder: Path) -> dict[str, Any]:
     return {"set": "jsb", "folder": str(folder)}
 
 
+def chorale_data(folder: Path) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    rolls = {f"bwv{number}": (rng.random((9, 88)) < 0.1).astype(np.uint8) for number in range(250, 262)}
+    np.savez(folder / "bach_chorales.npz", **rolls)  # type: ignore[arg-type]
+    return {"set": "jsb_eighths", "folder": str(folder)}
+
+
 def speech_data(folder: Path) -> dict[str, Any]:
     soundfile = pytest.importorskip("soundfile", reason="reading speech needs soundfile")
     for number in range(10):
@@ -540,6 +547,7 @@ def speech_data(folder: Path) -> dict[str, Any]:
 
 DATA = {
     "music": music_data,
+    "jsb_grid": chorale_data,
     "objectives": music_data,
     "speech": speech_data,
     "balls": lambda _: {"set": "balls", "num_train": 3, "num_valid": 2, "num_test": 3, "num_frames": 40},
@@ -644,7 +652,8 @@ def test_a_task_is_one_file(tmp_path: Path) -> None:
         return result.stdout
 
     assert re.search(
-        "music, objectives, speech, balls, pendulum, world_model, series, demo, .*tosses; several run in turn",
+        "music, jsb_grid, objectives, speech, balls, pendulum, world_model, series, demo, .*tosses; several run in "
+        "turn",
         vssn("--help"),
     )
     out = vssn("tosses", "--budget", "quick", "--output", "runs", "--report", "R.md")

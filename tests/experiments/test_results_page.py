@@ -276,3 +276,56 @@ def test_seeds_are_counted(name: str) -> None:
     least, most = min(counts), max(counts)
     said = f"{least} to {most} seeds" if least < most else "one seed" if most == 1 else f"{most} seeds"
     assert f"\n- Each figure is of {said}.\n" in section(TASKS[name].title)
+
+
+# What the grid alone does
+
+
+def mean_of(table: str, name: str, model: str) -> float:
+    return statistics.fmean(scores(table, Column("", name, "iwae_micro", 3))[model])
+
+
+def test_what_the_grid_moves_is_that_of_the_records() -> None:
+    text = section("JSB's grid")
+    moved = re.search(r"^- From quarter notes to eighth notes, the grid alone moves (.*)\.$", text, re.M)
+    assert moved
+    models = scores("jsb_grid", Column("", "jsb_eighths", "iwae_micro", 3))
+    assert len(moved[1].split("; **")) == len(models)
+    for model in models:
+        was, now = (mean_of("jsb_grid", name, model) for name in ("jsb_quarters", "jsb_eighths"))
+        assert f"**{model}** by {now - was:+.3f} nats a step ({was:.3f} to {now:.3f}; 2 steps, the time of one" in text
+        assert f"of one before, {2 * now:.3f})" in text
+    columns = TASKS["jsb_grid"].columns[:2]
+    tops = [max(map(statistics.fmean, scores("jsb_grid", column).values())) for column in columns]
+    assert f"*VSSN* {-4.021 - tops[0]:+.3f} and {-4.021 - tops[1]:+.3f}" in text
+
+
+def test_a_table_shows_what_another_one_scores_beside_its_own() -> None:
+    table = [cells(line) for line in section("JSB's grid").split("\n- ")[0].splitlines() if line.startswith("| ")]
+    rows = {row[0].strip("*"): row[1:] for row in table}
+    for model in ("VSSN", "VSSN-NADE", "RNN-NADE"):
+        assert rows[model][2].startswith(f"{mean_of('music', 'jsb', model):.3f}")
+    cited = {name.split("*")[0]: row[2] for name, row in rows.items() if "(" in name}
+    assert {name: cited[name] for name in ("VSSN", "NASMC", "SRNN", "RNN-NADE")} == {
+        "VSSN": "≥ -4.021",
+        "NASMC": "~ -3.98",
+        "SRNN": "≥ -4.74",
+        "RNN-NADE": "~ -5.19",
+    }
+    assert "Published on other terms" not in section("JSB's grid")
+    assert "JSB's own files" not in section("Polyphonic music")
+
+
+def test_a_sentence_of_the_grid_follows_its_records(page_of: Any) -> None:
+    def change(record: dict[str, Any]) -> None:
+        if record["table"] == "jsb_grid":
+            record["metrics"]["iwae_micro"] = {"jsb_quarters": -6.0, "jsb_eighths": -4.5}[record["set"]]
+            record["metrics"]["iwae_micro"] -= record["model"] != "RNN-NADE"
+
+    text = section("JSB's grid", page_of(change))
+    assert "**RNN-NADE** by +1.500 nats a step (-6.000 to -4.500; 2 steps, the time of one before, -9.000)" in text
+    assert (
+        "- Published figures beside the best row here on quarter notes (-6.000 **RNN-NADE**) and eighth notes "
+        "(-4.500 **RNN-NADE**), in nats a step: *VSSN* +1.979 and +0.479, *RNN-NADE* +0.810 and "
+        "-0.690, *NASMC* +2.020 and +0.520, *SRNN* +1.260 and -0.240.\n"
+    ) in text.replace(" ± 0.000", "")

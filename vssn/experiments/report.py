@@ -18,12 +18,13 @@ measured, its table, what came out, a figure or two, and the rest folded away.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 from vssn.experiments.jobs import Settings
 from vssn.experiments.records import Record, keep_records, read_records
+from vssn.experiments.report_shifts import shifts
 from vssn.experiments.report_standings import OVERVIEW, outcome, overview_rows
 from vssn.experiments.report_tables import further_tables, how_made, main_table, markdown, not_run, runs_table
 from vssn.experiments.report_words import MISSING, link, told
@@ -82,8 +83,9 @@ def _write_report(path: Path, settings: Settings) -> list[str]:
     kept = archive / "runs" if keeps else None
     overview, sections, opening, absent = [], [], "", []
     labels, protocol = dict(_LABELS), dict(_PROTOCOL)
+    found = {name: read_records(name, settings, kept) for name in TASKS}
     for task in TASKS.values():
-        named = read_records(task.name, settings, kept)
+        named = found[task.name]
         if kept is not None:
             keep_records(task.name, named, kept)
         records = list(named.values())
@@ -98,7 +100,7 @@ def _write_report(path: Path, settings: Settings) -> list[str]:
         if task.name == _OPENING[0] and _OPENING[1] in figures:
             opening = f"{figures.pop(_OPENING[1])}\nFrom {link(task.title)}.\n"
         overview += overview_rows(task, done)
-        sections.append(_section(task, records, figures))
+        sections.append(_section(task, records, _beside(task, found), figures))
     parts = [_HEAD.format(budget=settings.budget)]
     if settings.budget == "quick":
         parts.append(_QUICK)
@@ -112,20 +114,31 @@ def _write_report(path: Path, settings: Settings) -> list[str]:
     return absent
 
 
-def _section(task: Task, records: Sequence[Record], figures: dict[str, str]) -> str:
-    """Figures: what shows them, by their names."""
+def _section(task: Task, records: Sequence[Record], beside: Sequence[Record], figures: dict[str, str]) -> str:
+    """Beside: records of other tasks that its table shows. Figures: what shows them, by their names."""
     done = [record for record in records if "metrics" in record]
     parts = [f"## {task.title}"]
     if done:
         shown = [name for name in task.shown if name in figures] or list(figures)[:1]
         folded = [line for name, line in figures.items() if name not in shown]
-        parts += [task.text, "", *main_table(task, done), "", *outcome(task, done), ""]
+        parts += [task.text, "", *main_table(task, [*done, *beside]), "", *shifts(task, done), *outcome(task, done), ""]
         parts += [figures[name] for name in shown]
         parts += ["<details><summary>The runs, one by one; further tables and figures</summary>", ""]
         parts += [*runs_table(task, done), "", *further_tables(task, done), *folded, "</details>", ""]
         parts += [how_made(task, done), ""]
     missing = not_run(task, records)
     return "\n".join((*parts, missing, "") if missing else parts)
+
+
+def _beside(task: Task, found: Mapping[str, Mapping[str, Record]]) -> list[Record]:
+    """Of the models of a task, what the runs of other tasks score on the sets that it shows beside its own."""
+    models = {entry.model for entry in task.entries}
+    return [
+        record
+        for name, other in task.beside.items()
+        for record in found[other].values()
+        if record["set"] == name and record["model"] in models and "metrics" in record
+    ]
 
 
 def _entries(texts: dict[str, str]) -> list[str]:

@@ -156,6 +156,16 @@ def _standing(task: Task, column: Column, ours: Sequence[Row], others: Sequence[
     return Standing(column, best, other, round(task.better * (best.value - other.value), column.digits))
 
 
+def best_row(task: Task, done: Sequence[Record], column: Column) -> Row | None:
+    """The best of the rows made here."""
+    return _best(task, _made(task, done, column))
+
+
+def rows_cited(task: Task, column: Column) -> list[Row]:
+    """All published rows, whether they compare or not."""
+    return [row for comparable in (True, False) for row in _published(task, column, comparable)]
+
+
 def _best(task: Task, rows: Sequence[Row]) -> Row | None:
     return max(rows, key=lambda row: task.better * row.value, default=None)
 

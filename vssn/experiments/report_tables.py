@@ -41,7 +41,7 @@ def cell(values: Sequence[float], digits: int) -> str:
 
 def main_table(task: Task, done: Sequence[Record]) -> list[str]:
     """Our rows, what stands beside them, the published rows that compare and the paper's own."""
-    shown = [row for row in task.published if row.comparable or row.model == "VSSN"]
+    shown = [row for row in task.published if _in_the_open(task, row)]
     return _table(task, done, task.columns, shown)
 
 
@@ -50,7 +50,7 @@ def further_tables(task: Task, done: Sequence[Record]) -> list[str]:
     lines = []
     for table in task.tables:
         lines += [f"{table.title}:", "", *_table(task, done, table.columns, ()), ""]
-    hidden = [row for row in task.published if not row.comparable and row.model != "VSSN"]
+    hidden = [row for row in task.published if not _in_the_open(task, row)]
     if hidden:
         headers = ["model", *(column.header for column in task.columns)]
         title = "Published on other terms, or on terms that are not known here:"
@@ -74,6 +74,10 @@ def _table(task: Task, done: Sequence[Record], columns: Sequence[Column], publis
             rows.append([baseline.model, *cells])
     headers = ["model", *(column.header for column in columns)]
     return markdown(headers, (*rows, *_published_rows(published, columns)))
+
+
+def _in_the_open(task: Task, row: Published) -> bool:
+    return task.cites_all or row.comparable or row.model == "VSSN"
 
 
 def _published_rows(published: Sequence[Published], columns: Sequence[Column]) -> list[list[str]]:

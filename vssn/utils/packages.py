@@ -15,6 +15,7 @@ _NEEDED_BY = {  # extras of pyproject.toml
     "hub": "a model on the Hub",
     "onnx": "an export to ONNX",
     "series": "reading the public series",
+    "chorales": "reading the chorales",
 }
 
 

@@ -10,6 +10,7 @@ import pkgutil
 
 _ORDER = (
     "music",
+    "jsb_grid",
     "objectives",
     "speech",
     "balls",

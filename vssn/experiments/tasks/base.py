@@ -82,6 +82,17 @@ class Match(NamedTuple):
     terms: str = ""  # what they share, as the page says it; none: the same data
 
 
+class Shift(NamedTuple):
+    """Two sets that differ in one thing: what that alone does to the figures of the same models."""
+
+    what: str  # that differs, as the page says it
+    before: str  # the sets, each that of one column
+    after: str
+    frames: int  # of `after` in the time of one of `before`
+    unit: str
+    cited: str  # the key of the published values that are set beside
+
+
 class Task(NamedTuple):
     """One table: what it trains, how that is scored and drawn, and what the page shows of it.
 
@@ -107,6 +118,9 @@ class Task(NamedTuple):
     baselines: tuple[Baseline, ...] = ()
     details: tuple[Detail, ...] = ()
     published: tuple[Published, ...] = ()
+    cites_all: bool = False  # in the open: published rows that do not compare, too
+    beside: Mapping[str, str] = {}  # sets of columns whose runs another task has, and its name
+    shift: Shift | None = None
     labels: Mapping[str, str] = {}  # what the names of its rows and columns mean
     protocol: Mapping[str, str] = {}  # by trap: what makes two figures differ that look alike
     shown: tuple[str, ...] = ()  # the figures that stand in the open; none: the first
