@@ -81,7 +81,6 @@ def test_every_dotted_name_is_there_after_the_import() -> None:
     assert unreachable(wanted) == ""
 
 
-@pytest.mark.xfail(strict=True, reason="it says vssn.keep_memory for vssn_kernels.keep_memory")
 def test_every_dotted_name_of_the_benchmarks_is_there_after_the_import() -> None:
     assert unreachable(names((ROOT / "benchmarks/README.md").read_text(encoding="utf-8"))) == ""
 

@@ -205,7 +205,7 @@ class GRU(nn.RNNBase):
         hx: Tensor | None,
         batch: int,
         weights: list[list[nn.Parameter]],
-        options: dict[str, Tensor | None],
+        options: dict[str, Any],
         one_step: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """All layers and directions on x [T, B, X] or packed [N, X]; options: what the
