@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vssn.data.audio import inspect
 from vssn.data.formats import read
+from vssn.data.speech import load_speech
 from vssn.errors import DataError
 
 pytest.importorskip("pandas")
@@ -161,6 +163,18 @@ def test_what_else_parquet_holds(tmp_path: Path) -> None:
     for name in others:
         with pytest.raises(DataError, match=f"column '{name}', row 2: expected a number or nothing, got "):
             read(tmp_path / "a.parquet", value_columns=[name])
+
+
+def test_a_recording_that_promises_more_than_a_file_can_hold(tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    for name in "abc":
+        soundfile.write(tmp_path / f"{name}.flac", np.zeros(8000, np.float32), 16000, subtype="PCM_16")
+    assert inspect(tmp_path / "a.flac", 0) == (8000, 16000)  # silence, packed as well as can be
+    data = bytearray((tmp_path / "a.flac").read_bytes())
+    data[21:26] = bytes((data[21] | 0x0F, 255, 255, 255, 255))  # of 36 bits: the number of samples
+    (tmp_path / "a.flac").write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.flac: expected 10000 samples a byte at most, got a header that promises"):
+        load_speech("blizzard", tmp_path)
 
 
 def test_a_nan_that_signals_is_missing_like_others(tmp_path: Path) -> None:
