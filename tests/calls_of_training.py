@@ -285,7 +285,8 @@ def _of_forecaster() -> Iterator[Entry]:
         arguments(x=of_x, quantiles=of_numbers(), u=[], **counts),
     )
     yield Entry(f"{name}.transform", fitted.transform, {"x": x}, arguments(x=of_x, kind=of_choice(), u=[]))
-    yield Entry(f"{name}.score_samples", fitted.score_samples, {"x": x}, arguments(x=of_x, u=[], **counts))
+    of_scores = arguments(x=of_x, u=[], kind=of_choice(), **counts)
+    yield Entry(f"{name}.score_samples", fitted.score_samples, {"x": x}, of_scores)
     yield Entry(f"{name}.score", fitted.score, {"x": x}, arguments(x=of_x, y=[], u=[]))
 
 

@@ -122,6 +122,21 @@ def left_out() -> dict[str, str]:
         "vssn.likelihoods.base.Likelihood.mean": "to be given by one of your own",
         "vssn.likelihoods.base.Likelihood.sample": "to be given by one of your own",
         "vssn.likelihoods.base.Likelihood.floats_per_frame": "a plan of memory, of what has been checked",
+        "vssn.likelihoods.poisson.log_rates": "takes what log_prob has checked",
+        "vssn.likelihoods.student_t.student_t_quantile": "takes what quantile has checked",
+        "vssn.inference.streaming.Filter": "made by a model's filter",
+        "vssn.export.to_onnx": "takes seconds a call",
+        "vssn.export.Step": "what a step for export has in common",
+        "vssn.export.Step.example": "made of a filter's own sizes",
+        "vssn.export.Step.start": "made of a filter's own sizes",
+        "vssn.export.FilterStep": "takes a model that its filter checks",
+        "vssn.export.FilterStep.example": "made of a filter's own sizes",
+        "vssn.export.FilterStep.forward": "for the exporter, on what example made",
+        "vssn.export.GenerationStep": "takes a model that its filter checks",
+        "vssn.export.GenerationStep.forward": "for the exporter, on what example made",
+        "vssn.utils.scaling.Scaling.identity": "made of a model's own sizes",
+        "vssn.utils.scaling.Scaling.like": "made of a model's own sizes",
+        "vssn.utils.scaling.Scaling.of": "its wrong values stand in the tests of scaling",
     }
     known = public()
     of_log_prob = {

@@ -261,7 +261,7 @@ def test_what_is_given_wins_over_what_is_proposed(own: dict[str, Any]) -> None:
 
 
 def test_what_is_given_is_refused_by_its_name() -> None:
-    own = {"model": {"objective": "nasmc", "particles": 2}, "training": {"kl_anneal_updates": 5}}
+    own = {"model": {"objective": "nasmc", "particles": 2}, "training": {"kl_anneal_updates": 5, "kl_start": 0}}
     with pytest.raises(ConfigError, match=r"training\.kl_anneal_updates: expected 0 with model\.objective 'nasmc'"):
         vssn.Forecaster(**SMALL | own).fit(waves())
 

@@ -331,7 +331,7 @@ def test_another_python_has_an_environment_and_a_pytorch_of_its_own(tmp_path: Pa
     for record, runs in (("", "-m pytest"), ("RECORD=1", "tests/counted_run.py versions")):
         command = ["make", "-n", "test-python", f"PYTHON={sys.executable}", "TORCH=2.6.0", record]
         done = subprocess.run(filter(None, command), cwd=tmp_path, capture_output=True, text=True, check=True)
-        plan = re.sub(r"\s*\\\n\s*", " ", done.stdout)
+        plan = re.sub(r"(\s*\\\n\s*|  +)", " ", done.stdout)
         assert f"s/^torch==.*/torch==2.6.0/' constraints.txt > {folder}/constraints.txt" in plan
         assert f"{sys.executable} -m venv {folder}\n" in plan
         assert f"{folder}/bin/pip install --constraint {folder}/constraints.txt -e '.[test]'" in plan

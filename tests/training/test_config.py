@@ -152,8 +152,9 @@ def test_a_wrong_override_is_named(tmp_path: Path, override: str, expected: str)
     ("override", "expected"),
     [
         ("model.hidden_size=0", "model: mlp_size and backward_size must be given with hidden_size=0"),
-        ("model.hidden_size=3000000000000", "model: its sizes need more memory than there is"),
-        (f"model.hidden_size={10**30}", "model: its sizes need more memory than there is"),
+        ("model.hidden_size=2000000000", "model: its sizes need more memory than there is"),
+        ("model.hidden_size=3000000000000", "model: hidden_size must be an int of at most 2147483647, got"),
+        (f"model.hidden_size={10**30}", "model: hidden_size must be an int of at most 2147483647, got"),
         ("training.kl_start=0.5", "training: kl_start 0.5 has no effect without a rise"),
         (
             "training.kl_anneal_updates=500",

@@ -98,8 +98,9 @@ class Applied(NamedTuple):
     look: Look
 
 
-def data_of(config: Config, path: str | None, split: str | None, first: int | None) -> Applied:
-    """The sequences that a command is for: a file in the form of the run's own, or the run's own. Raises DataError."""
+def data_of(config: Config, path: str | None, split: str | None, first: int | None, of_set: str = TEST) -> Applied:
+    """The sequences that a command is for: a file in the form of the run's own, or the run's own, of which `of_set` is
+    the split unless `split`, the user's, says another. Raises DataError."""
     from vssn.data.formats import read_like
     from vssn.data.speech import SPEECH_SETS
     from vssn.errors import ConfigError
@@ -111,7 +112,7 @@ def data_of(config: Config, path: str | None, split: str | None, first: int | No
     if path is None and own.row.from_python:
         raise ConfigError("--data: the run was trained on data from Python; name a file of its form")
     if path is None or (path_of_set and not hasattr(own, "path")):
-        return _of_set(with_data(config, path), split or TEST, first or FIRST_OF_A_SET)
+        return _of_set(with_data(config, path), split or of_set, first or FIRST_OF_A_SET)
     if split is not None:
         raise ConfigError(
             f"--split: expected none with files, whose sequences are all taken, got {split!r}; leave it out"

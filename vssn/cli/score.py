@@ -107,7 +107,7 @@ def _usual(
     from vssn.errors import ConfigError
 
     if options.normal is not None:
-        source = data_of(config, options.normal, "valid", None).source
+        source = data_of(config, options.normal, None, None, of_set="valid").source
         check_missing(model, source.x)
         return source.x, source.u, None
     if config.data.row.from_python:
