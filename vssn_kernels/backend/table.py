@@ -213,9 +213,11 @@ def _refusal(op: str, backend: str) -> str:
 # ---- The choice ---------------------------------------------------------------------------------------
 
 
-def choose(op: str, backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
+def choose(
+    op: str, backend: str | None, device: torch.device, dtype: torch.dtype, first: str = "the first tensor"
+) -> str:
     """The backend that runs `op`: the one named by the caller, `use_backend` or VSSN_BACKEND, else the first
-    of ORDER that takes this device and dtype and has the op's functions.
+    of ORDER that takes this device and dtype, those of the tensor `first`, and has the op's functions.
 
     Raises:
         ValueError: the named backend is unknown, not available, takes no such device or dtype, or lacks the op.
@@ -226,12 +228,12 @@ def choose(op: str, backend: str | None, device: torch.device, dtype: torch.dtyp
         entry = BACKENDS[named]
         if entry.devices is not None and device.type not in entry.devices and device.type != "meta":
             raise ValueError(
-                f"{op}: backend {named!r} takes tensors on {' or '.join(entry.devices)}, got {device}; "
+                f"{op}: backend {named!r} takes tensors on {' or '.join(entry.devices)}, got {first} on {device}; "
                 f"move them or name another backend"
             )
         if dtype not in entry.dtypes:
             raise ValueError(
-                f"{op}: backend {named!r} takes {', '.join(str(d) for d in entry.dtypes)}, got {dtype}; "
+                f"{op}: backend {named!r} takes {', '.join(str(d) for d in entry.dtypes)}, got {first} of {dtype}; "
                 f"convert the tensors or name another backend"
             )
         if (named, op) not in _runs and not _runs_op(named, op):

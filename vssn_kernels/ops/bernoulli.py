@@ -38,7 +38,7 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor, *, backend: str | None = None)
     arguments.require_floating(_OP, "logits", logits)
     if registration.autocast_is_on(logits.device):
         logits, x = (registration.cast(tensor, torch.float32) for tensor in (logits, x))
-    return _op(logits, x, choose(_OP, backend, logits.device, logits.dtype))
+    return _op(logits, x, choose(_OP, backend, logits.device, logits.dtype, "logits"))
 
 
 def _check(logits: Tensor, x: Tensor) -> None:

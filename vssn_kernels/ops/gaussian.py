@@ -72,7 +72,7 @@ def _prepare(op: str, backend: str | None, *tensors: Tensor | None) -> tuple[lis
         tensors = tuple(t if t is None else registration.cast(t, torch.float32) for t in tensors)
         mu = tensors[0]
         assert mu is not None
-    return list(tensors), choose(op, backend, mu.device, mu.dtype)
+    return list(tensors), choose(op, backend, mu.device, mu.dtype, "mu")
 
 
 def _check(

@@ -183,7 +183,7 @@ def define(form: Form) -> Callable[..., tuple[Tensor, Tensor]]:
             dtype = registration.autocast_dtype(gates_x.device)
             gates_x, weight_hh, bias_hh = (registration.cast(t, dtype) for t in (gates_x, weight_hh, bias_hh))
             h0 = registration.cast_state(h0, dtype)
-        chosen = choose(op, backend, gates_x.device, gates_x.dtype)
+        chosen = choose(op, backend, gates_x.device, gates_x.dtype, "gates_x")
         output, h_n, _ = run_op(gates_x, h0, weight_hh, bias_hh, steps, reverse, False, chosen)
         return output, h_n
 

@@ -109,7 +109,7 @@ def interleaved_sequence(
             None if tensor is None else cast(tensor, dtype) for cast, tensor in zip(casts, tensors, strict=True)
         )
         gates_x = registration.cast(gates_x, dtype)
-    chosen = choose(_OP, backend, gates_x.device, gates_x.dtype)
+    chosen = choose(_OP, backend, gates_x.device, gates_x.dtype, "gates_x")
     h, z, mu, logvar, *_ = _op(
         *tensors, resets, lengths, embed_activation, activation, scale, float(min_logvar), float(min_std), False, chosen
     )

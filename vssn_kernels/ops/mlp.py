@@ -130,7 +130,7 @@ def _call(
         given, several = ([registration.cast(t, dtype) for t in tensors] for tensors in (given, several))
         bias = registration.cast(bias, dtype)
         weight_out, bias_out = (None if t is None else registration.cast(t, dtype) for t in (weight_out, bias_out))
-    chosen = choose(op, backend, given[0].device, given[0].dtype)
+    chosen = choose(op, backend, given[0].device, given[0].dtype, "inputs")
     return _op(given, several, bias, weight_out, bias_out, activation, min_logvar, False, chosen)
 
 

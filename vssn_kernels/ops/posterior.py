@@ -89,7 +89,7 @@ def posterior_sequence(
         context, eps, weight_z, weight_out, bias_out = (registration.cast(t, dtype) for t in tensors)
         parts = tuple(part if part is None else registration.cast(part, dtype) for part in parts)
         z0 = registration.cast_state(z0, dtype)
-    chosen = choose(_OP, backend, context.device, context.dtype)
+    chosen = choose(_OP, backend, context.device, context.dtype, "context")
     z, mu, logvar, _, _ = _op(
         context, z0, eps, weight_z, weight_out, bias_out, *parts, lengths, activation, float(min_logvar), False, chosen
     )
