@@ -38,8 +38,8 @@ _HEAD = """# Results
 
 What VSSN and its peers score on test data: music, speech, films, series. Every model of a bold row was trained and
 scored here, by `vssn reproduce TABLE --budget {budget}`; each section ends with its command. Written by
-`vssn reproduce --report` from the records of those runs; no figure is typed by hand. Rows that a section names as
-rebuilt have the digits of an earlier page, as their records were not kept then.
+`vssn reproduce --report` from the records of those runs; no figure is typed by hand. A section names the
+rows, if any, of which the digits of an earlier page are all that was kept.
 """
 _QUICK = "**Tiny models, one epoch, few particles and sequences: a check of the commands, no results.**\n"
 _HOW_TO_READ = """### How to read it
