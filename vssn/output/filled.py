@@ -73,7 +73,6 @@ def labels_of(files: Sequence[Path]) -> list[str]:
 def _as_it_stands(file: Path, numbers: Collection[str | None]) -> Frame:
     """The table of a file: numbers in these columns, and texts as they are written."""
     before = load_table(file)
-    before.columns = [str(name) for name in before.columns]
     before = before[[name for name in before.columns if not is_row_number(before, name)]].copy()
     texts = [name for name in before.columns if is_text(before[name])]
     written = entries_of(file, before, [name for name in texts if name not in numbers])

@@ -5,6 +5,7 @@ A missing entry is NaN. A mistake in a file is a `DataError` of one line that na
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from vssn.data.folder import entries
 from vssn.errors import DataError, shorten
+from vssn.utils.packages import needing
 
 _LISTS = ("x", "u", "names", "times", "parts", "origins")  # of a source, with an entry for each sequence
 KINDS = ("table", "arrays", "trials", "midi", "audio", "film")
@@ -26,6 +28,12 @@ _PARTS = {
     **dict.fromkeys(("valid", "validation", "val", "dev"), "valid"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+
+
+def load_pandas() -> Any:
+    """The package, imported where a table is read. Raises DataError."""
+    with needing("files", DataError):
+        return importlib.import_module("pandas")
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vssn.data.formats.base import load_pandas
 from vssn.errors import DataError, shorten
-from vssn.utils.packages import needing
 
 Frame = Any  # a pandas.DataFrame
 
@@ -19,18 +18,15 @@ _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _DATE = r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}(?:[T ].*)?"
 
 
-def _pandas() -> Any:
-    with needing("files", DataError):
-        return importlib.import_module("pandas")
-
-
 def is_text(column: Any) -> bool:
-    return not (_pandas().api.types.is_numeric_dtype(column) or _pandas().api.types.is_datetime64_any_dtype(column))
+    return not (
+        load_pandas().api.types.is_numeric_dtype(column) or load_pandas().api.types.is_datetime64_any_dtype(column)
+    )
 
 
 def could_be_numbers(column: Any) -> bool:
     """Numbers with a mistake among them: the mistake is to be said."""
-    return bool(_pandas().to_numeric(column, errors="coerce").notna().mean() >= 0.5)
+    return bool(load_pandas().to_numeric(column, errors="coerce").notna().mean() >= 0.5)
 
 
 def listed(frame: Frame) -> str:
@@ -76,7 +72,7 @@ def as_texts(column: Any) -> Any:
 
 def numbers_of(path: Path, frame: Frame, name: str) -> Any:
     """float64 with NaN for what is empty. Raises DataError."""
-    pandas = _pandas()
+    pandas = load_pandas()
     column = frame[name]
     if pandas.api.types.is_bool_dtype(column):
         return column.astype("float64")

@@ -6,15 +6,14 @@ fixed ("15min", "D") or of the calendar ("MS": months, which differ in length).
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from vssn.data.formats.base import load_pandas
 from vssn.errors import DataError
-from vssn.utils.packages import needing
 
 _CALENDAR = ("MS", "ME", "QS", "QE", "YS", "YE", "B")
 _RIGHT_CLOSED = ("ME", "QE", "YE", "BME", "BQE", "BYE", "W")  # a bin bears the name of its last day
@@ -24,11 +23,6 @@ _DAY = 86_400_000_000_000  # nanoseconds
 
 Array = np.ndarray[Any, Any]
 Step = str | float
-
-
-def _pandas() -> Any:
-    with needing("files", DataError):
-        return importlib.import_module("pandas")
 
 
 def rounded(times: Array) -> Array:
@@ -48,7 +42,7 @@ def find_step(times: Sequence[Array]) -> Step | None:
         rounded = np.round(gaps / middle, 6)
         found, counts = np.unique(rounded, return_counts=True)
         return float(f"{np.median(gaps[rounded == found[counts.argmax()]]):.9g}")
-    pandas = _pandas()
+    pandas = load_pandas()
     found, counts = np.unique(gaps.astype("int64"), return_counts=True)
     nanoseconds = int(found[counts.argmax()])
     if nanoseconds >= _DAY:
@@ -64,7 +58,7 @@ def find_step(times: Sequence[Array]) -> Step | None:
 
 def _has_frequency(times: Array, every: Array, name: str) -> bool:
     """Whether most of the calendar's steps are among the times of a sequence, and those of all are its alone."""
-    pandas = _pandas()
+    pandas = load_pandas()
     offset = pandas.tseries.frequencies.to_offset(name)
     index = pandas.DatetimeIndex(np.unique(times))
     whole = pandas.date_range(index[0], index[-1], freq=offset)
@@ -88,7 +82,7 @@ def check_step(where: str, dates: bool, freq: Step, name: str = "freq") -> Step:
     try:
         if not isinstance(freq, str):
             raise ValueError
-        _pandas().tseries.frequencies.to_offset(freq)
+        load_pandas().tseries.frequencies.to_offset(freq)
     except (ValueError, TypeError):
         raise DataError(
             f"{where}: {name}: expected a frequency of pandas' such as '15min', 'h', 'D' or 'MS', got {freq!r}"
@@ -139,7 +133,7 @@ def _place_numbers(
 
 
 def _place_dates(where: str, times: Array, step: str, binned: bool, row: Callable[[int], str]) -> tuple[Array, Array]:
-    pandas = _pandas()
+    pandas = load_pandas()
     offset = pandas.tseries.frequencies.to_offset(step)
     stamps = times.astype("datetime64[ns]").astype("int64")
     fixed = _nanoseconds(offset)
@@ -166,7 +160,7 @@ def _place_dates(where: str, times: Array, step: str, binned: bool, row: Callabl
 
 def _nanoseconds(offset: Any) -> int | None:
     """Of a step that has one length."""
-    offsets = _pandas().tseries.offsets
+    offsets = load_pandas().tseries.offsets
     if isinstance(offset, offsets.Day):
         return int(offset.n) * _DAY
     return int(offset.nanos) if isinstance(offset, offsets.Tick) else None

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from vssn.data.formats.base import Origin, Source, as_frames, damaged, part_of
+from vssn.data.formats.base import Origin, Source, as_frames, damaged, load_pandas, part_of
 from vssn.data.formats.cells import Frame, as_texts, listed, numbers_of, require_entries, require_names, row_of
 from vssn.data.formats.columns import find_columns, is_row_number, named_like_times
 from vssn.data.formats.grid import check_step, find_step, mean_of_rows, place
@@ -36,11 +36,6 @@ PARQUET = (".parquet", ".pq")
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", *PARQUET)
 
 Array = np.ndarray[Any, Any]
-
-
-def _pandas() -> Any:
-    with needing("files", DataError):
-        return importlib.import_module("pandas")
 
 
 def read_table(
@@ -70,7 +65,6 @@ def read_table(
         step: likewise, of the grid that rows lie on already, each alone; None: the commonest one.
     """
     frame = load_table(path)
-    frame.columns = [str(name) for name in frame.columns]
     named = {
         "time_column": time_column,
         "id_column": id_column,
@@ -178,8 +172,8 @@ def _binned(freq: str | float, rows_in: Sequence[Any]) -> str:
 
 
 def load_table(path: Path) -> Frame:
-    """As it stands in the file. Raises DataError."""
-    pandas = _pandas()
+    """As it stands in the file, its columns under texts. Raises DataError."""
+    pandas = load_pandas()
     name = path.name.lower()
     try:
         if name.endswith(PARQUET):
@@ -209,7 +203,7 @@ def load_table(path: Path) -> Frame:
 
 def _plain(frame: Frame) -> Frame:
     """Columns of numbers, texts and times alone: what else Parquet holds becomes one of these, at the worst a text."""
-    pandas = _pandas()
+    pandas = load_pandas()
     columns = []
     for index in range(len(frame.columns)):
         column = frame.iloc[:, index]
@@ -233,7 +227,7 @@ def _plain(frame: Frame) -> Frame:
 
 def _read_text(path: Path, **more: Any) -> Frame:
     """CSV and TSV, of semicolons too; `more` as pandas takes it."""
-    pandas = _pandas()
+    pandas = load_pandas()
     name = path.name.lower()
     separator = "\t" if ".tsv" in name else None if name.endswith(".txt") else ","
     engine = {"engine": "python"} if separator is None else {"low_memory": False}
@@ -311,7 +305,7 @@ def _pivot(
 
 def _groups(frame: Frame, id_column: str, rows: Array) -> list[tuple[str, Frame, Array]]:
     """In the order in which they first stand there, with what `rows` has of each."""
-    codes, names = _pandas().factorize(frame[id_column])
+    codes, names = load_pandas().factorize(frame[id_column])
     places = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
     return [(str(name), frame.iloc[of], rows[of]) for name, of in zip(names, places, strict=True)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import warnings
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vssn.data.formats.base import load_pandas
 from vssn.data.formats.cells import DECIMAL_COMMA, Frame, is_text, row_of
 from vssn.errors import DataError
-from vssn.utils.packages import needing
 
 _ZONE = r"(?:\dZ|[:T].*[+-]\d\d(?::?\d\d)?)$"
 _OFFSET = r"\s*(?:Z|[+-]\d\d(?::?\d\d)?)$"  # what of such a time is the zone
@@ -29,15 +28,10 @@ class Times(NamedTuple):
     remarks: list[str]
 
 
-def _pandas() -> Any:
-    with needing("files", DataError):
-        return importlib.import_module("pandas")
-
-
 def are_dates(column: Any) -> bool:
     """Whether dates stand in it, with or without times of day. Of text it is enough that most do: one that is wrong is
     to be said, not to be taken for text."""
-    if _pandas().api.types.is_datetime64_any_dtype(column) or digits_of_dates(column):
+    if load_pandas().api.types.is_datetime64_any_dtype(column) or digits_of_dates(column):
         return True
     if not is_text(column) or are_clocks(column):
         return False
@@ -47,7 +41,7 @@ def are_dates(column: Any) -> bool:
         return False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return bool(_pandas().to_datetime(some, errors="coerce", format="mixed", utc=True).notna().mean() >= 0.7)
+        return bool(load_pandas().to_datetime(some, errors="coerce", format="mixed", utc=True).notna().mean() >= 0.7)
 
 
 def are_clocks(column: Any) -> bool:
@@ -60,7 +54,7 @@ def are_clocks(column: Any) -> bool:
 
 def are_days(column: Any) -> bool:
     """Whether its entries are dates without times of day."""
-    pandas = _pandas()
+    pandas = load_pandas()
     if pandas.api.types.is_datetime64_any_dtype(column):
         known = column.dropna()
         return bool((known == known.dt.normalize()).all())
@@ -87,14 +81,14 @@ def digits_of_dates(column: Any) -> int:
     for digits, form in _FORMS.items():
         first, last = _FIRST_YEAR * 10 ** (digits - 4), (_LAST_YEAR + 1) * 10 ** (digits - 4)
         if ((numbers >= first) & (numbers < last) & (numbers == np.floor(numbers))).all():
-            dates = _pandas().to_datetime(known.astype("int64").astype(str), format=form, errors="coerce")
+            dates = load_pandas().to_datetime(known.astype("int64").astype(str), format=form, errors="coerce")
             return digits if bool(dates.notna().all()) else 0
     return 0
 
 
 def as_digits(times: Any, digits: int) -> Any:
     """The numbers that mean these dates: 20240131."""
-    return _pandas().Series(times).dt.strftime(_FORMS[digits]).astype("int64").to_numpy()
+    return load_pandas().Series(times).dt.strftime(_FORMS[digits]).astype("int64").to_numpy()
 
 
 def times_of(path: Path, frame: Frame, name: str, clock: str | None = None) -> Times:
@@ -106,7 +100,7 @@ def times_of(path: Path, frame: Frame, name: str, clock: str | None = None) -> T
     Raises:
         DataError: a time is missing, or cannot be read.
     """
-    pandas = _pandas()
+    pandas = load_pandas()
     column = frame[name]
     _require_all(path, frame, name, "a time")
     if digits := digits_of_dates(column):
@@ -147,7 +141,7 @@ def _with_clock(path: Path, frame: Frame, dates: Any, clock: str | None) -> Any:
     if clock is None:
         return dates
     _require_all(path, frame, clock, "a time of day")
-    pandas = _pandas()
+    pandas = load_pandas()
     midnight = pandas.Timestamp("2000-01-01")
     texts = "2000-01-01 " + frame[clock].astype(str).str.strip()
     with warnings.catch_warnings():
@@ -166,7 +160,7 @@ def _parsed(path: Path, frame: Frame, name: str, texts: Any, zoned: bool) -> Any
     """Texts as times, of UTC where zones are given. Raises DataError."""
     day_first = _day_first(path, frame, name)
     try:
-        parsed = _pandas().to_datetime(texts, errors="coerce", format="mixed", utc=zoned, dayfirst=day_first)
+        parsed = load_pandas().to_datetime(texts, errors="coerce", format="mixed", utc=zoned, dayfirst=day_first)
     except (ValueError, OverflowError) as error:  # zones in words, in some rows
         raise DataError(
             f"{path}: column {name!r}: expected times of one form, got {str(texts.iloc[0])[:40]!r} and others "
@@ -193,7 +187,7 @@ def _checked(path: Path, frame: Frame, name: str, times: Any) -> Any:
 
 
 def _has_zone(column: Any) -> bool:
-    if _pandas().api.types.is_datetime64_any_dtype(column):
+    if load_pandas().api.types.is_datetime64_any_dtype(column):
         return column.dt.tz is not None
     return bool(column.astype(str).str.contains(_ZONE, regex=True).any())
 
@@ -201,7 +195,7 @@ def _has_zone(column: Any) -> bool:
 def _without_zone(path: Path, frame: Frame, name: str) -> Any:
     """What the clock says in the zone. Raises DataError."""
     column = frame[name]
-    if _pandas().api.types.is_datetime64_any_dtype(column):
+    if load_pandas().api.types.is_datetime64_any_dtype(column):
         return column.dt.tz_localize(None)
     return _parsed(path, frame, name, column.astype(str).str.replace(_OFFSET, "", regex=True), False)
 
