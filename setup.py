@@ -14,7 +14,7 @@ runtime is linked statically, and no PyTorch header is used: one build serves ev
     CUDA_HOME            the toolkit, where nvcc is not on the path
 
 ninja runs the compilers, in parallel; `setup.py build_ext --inplace` compiles again only what a change concerns: of a
-file, of a header that it includes, or of its flags.
+file, of a header that it includes, or of its flags. So does `pip install -e`, again and again in one checkout.
 """
 
 from __future__ import annotations
@@ -209,8 +209,14 @@ class BuildExtensions(build_ext):
             require_compiler(self.compiler.compiler_so_cxx)
             compiler, units = [*self.compiler.compiler_so_cxx, *FLAGS], cpu_units(self.compiler.compiler_so_cxx)
             linker, advice = [*self.compiler.linker_so_cxx, "-fopenmp"], ""
-        compiler += [f"-I{path}" for path in (*ext.include_dirs, *self.include_dirs)]
-        folder = Path(self.build_temp, ext.name)
+        # Of pybind11, which pip puts into a new folder each time, the rest knows nothing: it is not compiled again.
+        include = [f"-I{path}" for path in (*ext.include_dirs, *self.include_dirs)]
+        for name, (source, flags) in units.items():
+            if source.stem.endswith("bindings"):
+                units[name] = source, [*flags, *include]
+        # To an editable installation setuptools gives a folder that is gone afterwards: where the others have theirs.
+        lasting = Path("build", f"temp.{self.plat_name}-{sys.implementation.cache_tag}")
+        folder = (lasting if self.editable_mode else Path(self.build_temp)) / ext.name
         if self.force:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)

@@ -144,17 +144,19 @@ class Project:
     def write(self, name: str, text: str) -> None:
         (self.folder / name).write_text(text)
 
-    def build(self, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    def build(
+        self, *options: str, run: str = "build_ext --inplace", **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("VSSN_", "CUDA_"))}
         environment |= {"PATH": f"{self.folder / 'bin'}:{environment['PATH']}", "VSSN_BUILD_CUDA": "0"} | variables
-        command = [sys.executable, "setup.py", "build_ext", "--inplace", *options]
+        command = [sys.executable, "setup.py", *run.split(), *options]
         return subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False, timeout=120
         )
 
-    def compiled(self, *options: str, **variables: str) -> list[str]:
+    def compiled(self, *options: str, run: str = "build_ext --inplace", **variables: str) -> list[str]:
         """Builds; the objects that were made, and "link" for each extension."""
-        done = self.build(*options, **variables)
+        done = self.build(*options, run=run, **variables)
         assert done.returncode == 0, done.stdout + done.stderr
         made = re.findall(r"^\[\d+/\d+\] .* -o (\S+)$", done.stdout, re.MULTILINE)
         return sorted("link" if path.endswith(".so") else path.partition("vssn_kernels.")[2] for path in made)
@@ -220,6 +222,21 @@ def test_only_what_changed_is_compiled_again(project: Project) -> None:
     project.write("csrc/cpu/panels.h", "#pragma once\nint more();\n")
     assert project.compiled() == sorted([*kernel("gru"), "_cpu/rows.o", "link"])
     assert project.compiled("--force") == [*everything(), "link"]
+
+
+def test_a_second_editable_installation_compiles_little_again(project: Project, tmp_path: Path) -> None:
+    """pip gives each build a new folder with pybind11 in it, and setuptools one for what it compiles."""
+    project.write("csrc/cpu/bindings.cpp", '#include "pybind11.h"\nint bindings() { return 0; }\n')
+
+    def compiled(folder: Path) -> list[str]:
+        (folder / "pybind11").mkdir(parents=True)
+        (folder / "pybind11" / "__init__.py").write_text(f"def get_include():\n    return {str(folder)!r}\n")
+        (folder / "pybind11.h").write_text("#pragma once\n")
+        return project.compiled(run="editable_wheel", PYTHONPATH=str(folder))
+
+    assert compiled(tmp_path / "one") == [*everything(), "link"]
+    assert compiled(tmp_path / "two") == ["_cpu/bindings.o", "link"]
+    assert list((project.folder / "vssn_kernels").glob("_cpu.*.so"))
 
 
 def test_flags_of_cuda_are_part_of_what_changed(project: Project) -> None:

@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import vssn
 import vssn_kernels
 from vssn_kernels import gaussian_mlp, gru_sequence, mlp, split_linear
-from vssn_kernels.backend.cpu.gru import product_by_library, turns_product
+from vssn_kernels.backend.cpu.gru import TURNED_FROM, product_by_library, turns_product
+from vssn_kernels.backend.cpu.gru_layer import step_by_library
 from vssn_kernels.backend.cpu.prepared import PreparedGru, PreparedMlp
 from vssn_kernels.ops import fast_path
 from vssn_kernels.ops import gru_layer as layer_ops
@@ -161,10 +162,28 @@ def test_the_rule_whose_product_a_step_takes(hidden: int, rows: int, by_library:
 
 @pytest.mark.parametrize(
     ("rows", "width", "turned"),
-    [(15, 512, False), (16, 511, False), (16, 512, True), (48, 2000, True), (49, 2000, False)],
+    [
+        (15, TURNED_FROM, False),
+        (16, TURNED_FROM - 1, False),
+        (16, TURNED_FROM, True),
+        (48, 2000, True),
+        (49, 2000, False),
+    ],
 )
 def test_the_rule_in_which_order_pytorchs_product_runs(rows: int, width: int, turned: bool) -> None:
     assert turns_product(rows, width) == turned
+
+
+def test_the_width_from_which_a_product_is_turned() -> None:
+    assert TURNED_FROM == (1024 if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2") else 512)
+
+
+@pytest.mark.parametrize(
+    ("batch", "hidden", "by_library"),
+    [(16, 5000, False), (17, 150, False), (17, 151, True), (32, 80, False), (32, 81, True), (160, 16, False)],
+)
+def test_the_rule_whose_products_a_layers_step_takes(batch: int, hidden: int, by_library: bool) -> None:
+    assert step_by_library(batch, hidden) == by_library
 
 
 @pytest.mark.parametrize(("batch", "hidden"), [(31, 37), (33, 37), (64, 16), (40, 1), (17, 515), (50, 515)])

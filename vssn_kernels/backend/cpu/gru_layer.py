@@ -91,6 +91,12 @@ def gru_layer_backward(
     )
 
 
+def step_by_library(batch: int, hidden: int) -> bool:
+    """Whether both products of a layer's single step are PyTorch's: for so many rows that weights as they are come too
+    often from the caches. Below, a call of PyTorch's costs more than it saves."""
+    return batch > 16 and batch * hidden > 2560
+
+
 def gru_layer_step(
     x: Tensor,
     h: Tensor,
@@ -104,7 +110,7 @@ def gru_layer_step(
     batch, hidden = h.shape
     output, h_n = torch.empty((1, batch, hidden), dtype=h.dtype), torch.empty((batch, hidden), dtype=h.dtype)
     gates = torch.empty((1, batch, 4 * hidden) if need_backward else 0, dtype=h.dtype)
-    if batch > (32 if hidden < 80 else 16):  # PyTorch's products are faster than weights as they are
+    if step_by_library(batch, hidden):
         bias_hh = weight_hh.new_zeros(3 * hidden) if bias_hh is None else bias_hh
         gates_x = product(x[0], weight_ih, bias_ih)
         sequence = (gates_x.data_ptr(), 0, 3 * hidden)
