@@ -175,7 +175,7 @@ def test_the_rule_in_which_order_pytorchs_product_runs(rows: int, width: int, tu
 
 
 def test_the_width_from_which_a_product_is_turned() -> None:
-    assert TURNED_FROM == (1024 if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2") else 512)
+    assert (1024 if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2") else 512) == TURNED_FROM
 
 
 @pytest.mark.parametrize(
