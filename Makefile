@@ -10,14 +10,18 @@ FORMATTED := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cu
 # The tests that run the CUDA kernels on the host.
 HOST_TESTS := $(filter-out %_compile.py %_device.py,$(wildcard tests/kernels/test_cuda_*.py))
 
-.PHONY: demo docs test test-slow test-interpreter test-lower test-python test-pages fuzz faults fuzz-files counted reliability wheel-test licences lint sanitize cuda-compile gpu bench bench-quick bench-grid bench-report bench-store bench-compare format clean
+.PHONY: demo docs test test-more test-slow test-interpreter test-lower test-python test-pages fuzz faults fuzz-files counted reliability wheel-test licences lint sanitize cuda-compile gpu bench bench-quick bench-grid bench-report bench-store bench-compare format clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/python -m vssn.demo --output demo_output
 
 # Two processes of one thread each: more threads than cores have to wait for each other.
 test: $(VENV)/test-installed
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadgroup -m "not slow"
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadgroup -m "not slow and not more"
+
+# Further cases of what other tests show, minutes in all.
+test-more: $(VENV)/test-installed
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadgroup -m more
 
 test-slow: $(VENV)/test-installed
 	$(PYTEST) -m slow

@@ -1,8 +1,9 @@
-"""Seeds for every test."""
+"""Seeds for every test, and which of them make test leaves to others."""
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -10,7 +11,24 @@ import pytest
 import torch
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _leave_out_lacking(config, items)
+    _mark_more(items)
+
+
+def _mark_more(items: list[pytest.Item]) -> None:
+    """What the marker `one_in` asks for."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        if mark := item.get_closest_marker("one_in"):
+            test = item.nodeid.partition("[")[0]
+            if seen[test] % mark.args[0]:
+                item.add_marker("more")
+            seen[test] += 1
+
+
+def _leave_out_lacking(config: pytest.Config, items: list[pytest.Item]) -> None:
     """An op may come with the reference alone: its tests on backends that its row says lack it are left out. That rows
     and backends agree is a test of its own, in kernels/test_backends.py."""
     from vssn_kernels.testing import ROWS

@@ -237,6 +237,7 @@ def test_interrupt_says_what_is_kept(
 # A cluster's variables, a log, a terminal
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "variables",
     [

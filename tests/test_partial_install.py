@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 import wave
 from pathlib import Path
 
+import prepared_python
 import pytest
 
 from vssn.errors import DataError, PackageError
@@ -84,8 +84,7 @@ CASES = {
 
 
 def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    return prepared_python.run(f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}", folder)
 
 
 @pytest.fixture
@@ -110,6 +109,7 @@ def test_one_line_from_python(package: str, folder: Path) -> None:
     assert done.stderr.splitlines()[-1] == f"vssn.errors.{kind}: {package} is not installed; {advice}"
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("package", CASES)
 def test_one_line_at_the_command_line(package: str, folder: Path) -> None:
     advice, _, _, command = CASES[package]

@@ -274,6 +274,7 @@ def test_tensors_whose_memory_is_not_their_values(op: str, target: Target) -> No
 # ---- Compiled --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("transform", [by_jvp, by_grad, by_vmap], ids=lambda t: t.__name__)
 @each_op
 @each_target

@@ -449,6 +449,7 @@ def test_report_needs_markers_and_results(tmp_path: Path, capsys: pytest.Capture
 # ---- The command ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.more
 def test_the_command_measures_every_suite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -73,6 +73,7 @@ WAYS = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_new_set_is_one_file(way: str, tmp_path: Path) -> None:
     """In a process of its own: what the registry holds, it holds until the end."""

@@ -338,6 +338,7 @@ LIMITS: dict[type[SequenceModel], tuple[int, dict[str, tuple[float, ...]]]] = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("bound", ["iwae", "fivo"])
 @pytest.mark.parametrize("name", MEMORY_MODELS)
 def test_a_memory_limit_is_kept_and_changes_nothing(name: str, bound: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,9 @@ without one that right results need, importing says so in a line."""
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
+import prepared_python
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -84,7 +84,7 @@ HERE = [name for name in dict.fromkeys([*fast_path.names, *torch_internals.optio
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    return prepared_python.run(code, ROOT)
 
 
 @pytest.mark.parametrize("name", HERE)

@@ -42,6 +42,8 @@ LONG = (
     "not finite",
     "recurrences",
     "barriers and functions",
+    "interleaved",
+    "values",
 )  # a minute each: make test-interpreter
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.more
 def test_what_pytorch_asks_of_its_own_gru() -> None:
     pytest.importorskip("expecttest", reason="torch.testing._internal needs it: pip install expecttest")
     command = [

@@ -219,6 +219,7 @@ def test_the_multiplier_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert first == pytest.approx(wanted[0], rel=1e-9)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("before", "per"), [(-1.0, "entry"), (-3.2, "frame")])
 def test_the_target_is_reached_from_both_sides(before: float, per: str) -> None:
     """Held above, or below, and then at -2 nats a frame; the run of a trainer is the test before this one."""
