@@ -31,7 +31,7 @@ from vssn.training.sections import (
     data_section,
     model_section,
 )
-from vssn.utils.numbers import Within
+from vssn.utils.numbers import LARGEST_SIZE, Within
 
 REGISTRIES = {"name": MODELS, "likelihood": LIKELIHOODS}
 MEASURED = "measured, and kept with the run: not to be set"
@@ -132,11 +132,12 @@ def type_of(kind: Any) -> str:
 
 
 def _bounds(within: Within) -> list[str]:
+    """Without the end that every size has."""
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
     return [
         f"{signs[name]} {'2^32' if bound == 2**32 else f'{bound:g}'}"
         for name, bound in vars(within).items()
-        if bound is not None
+        if bound not in (None, LARGEST_SIZE)
     ]
 
 

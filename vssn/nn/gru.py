@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from vssn.utils.checks import LARGEST_SIZE, require_place, require_tensor
+from vssn.utils.checks import require_place, require_tensor
+from vssn.utils.numbers import LARGEST_SIZE
 from vssn.utils.packing import pack, packing, unpack
 from vssn.utils.sequences import valid_steps, zero_padding
 from vssn_kernels import gru_packed, gru_sequence, split_linear

@@ -13,7 +13,7 @@ from vssn.likelihoods import LIKELIHOODS
 from vssn.models.registry import MODELS
 from vssn.models.vssn import VSSN
 from vssn.nn.interface import SequenceModel
-from vssn.utils.numbers import Count, NotNegative, Positive, Real, Seed, Share, Size, Within
+from vssn.utils.numbers import LARGEST_SIZE, Count, NotNegative, Positive, Real, Seed, Share, Size, Within
 from vssn.utils.packages import needing
 from vssn.utils.scaling import Scaling
 
@@ -175,7 +175,7 @@ class VSSNSection(ModelSection):
     likelihood: Annotated[str, _in(LIKELIHOODS)] = "bernoulli"
     mixture_size: Count = 20
     nade_size: Count = 128
-    num_classes: Annotated[int, Within(ge=2)] = 2
+    num_classes: Annotated[int, Within(ge=2, le=LARGEST_SIZE)] = 2
     control: Literal["previous", "external", "both", "none"] = "previous"
     mlp_size: Count | None = None
     embed_size: Count | None = None

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vssn.utils.numbers import LARGEST_SIZE
 from vssn_kernels.arguments import FLOATING, dense_instead, is_dense, shown
 from vssn_kernels.ops.registration import autocast_is_on
 from vssn_kernels.ops.torch_internals import is_plain_call
 
-LARGEST_SIZE = 2**31 - 1  # of a size, so that no product of two overflows
 _LARGEST = sys.float_info.max
 
 

@@ -33,8 +33,10 @@ def _number(value: Any) -> Any:
     return value
 
 
-Count = Annotated[int, Within(ge=1)]
-Size = Annotated[int, Within(ge=0)]
+LARGEST_SIZE = 2**31 - 1  # of a size, so that no product of two overflows
+
+Count = Annotated[int, Within(ge=1, le=LARGEST_SIZE)]
+Size = Annotated[int, Within(ge=0, le=LARGEST_SIZE)]
 Seed = Annotated[int, Within(ge=0, lt=2**32)]
 Real = Annotated[float, Within()]
 Positive = Annotated[float, Within(gt=0)]
