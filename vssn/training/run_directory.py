@@ -22,7 +22,7 @@ from vssn.nn.given import LOWER
 from vssn.training.checkpoints import read_checkpoint
 from vssn.training.config import Config
 from vssn.training.heartbeat import Heartbeat
-from vssn.utils.command import replacing
+from vssn.utils.command import parts_of, replacing
 from vssn.utils.locks import alone
 from vssn.utils.packages import needing
 
@@ -162,7 +162,8 @@ def make_good(folder: Path) -> None:
     """What a process left that was killed while it wrote: parts of files, a best.ckpt that is behind last.ckpt. Raises
     CheckpointError, ConfigError."""
     for name in (*CHECKPOINTS, "metrics.csv", "config.yaml"):
-        (folder / f"{name}.part").unlink(missing_ok=True)
+        for part in parts_of(folder / name):
+            part.unlink(missing_ok=True)
     if (folder / "last.ckpt").is_file():
         best, _ = best_so_far(folder, read_rows(folder, read_checkpoint(folder / "last.ckpt")["vssn"]["epoch"]))
         if best.name != "best.ckpt":
