@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from vssn.errors import TargetError, UserError
+from vssn.utils import starting
 
 # The last three as a shell names the ends by SIGINT, SIGPIPE and SIGTERM.
-FAILED, INTERRUPTED, CLOSED, TERMINATED = 2, 130, 141, 143
+FAILED, INTERRUPTED, CLOSED, TERMINATED = 2, starting.INTERRUPTED, 141, 143
 
 
 def to_json(content: object) -> str:
@@ -74,6 +75,7 @@ def raising_terminated() -> Iterator[None]:
 
 def run_command(name: str, function: Callable[[], int]) -> int:
     """Calls the function; the exit code. A fault of the program keeps its traceback."""
+    starting.end()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path need not be text; stderr is like that from the start
         sys.stdout.reconfigure(errors="backslashreplace")
 
