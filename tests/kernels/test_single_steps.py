@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import vssn
 import vssn_kernels
 from vssn_kernels import gaussian_mlp, gru_sequence, mlp, split_linear
+from vssn_kernels.backend.cpu import gru_layer as cpu_layer
 from vssn_kernels.backend.cpu.gru import product_by_library, turns_product
 from vssn_kernels.backend.cpu.prepared import PreparedGru, PreparedMlp
 from vssn_kernels.ops import fast_path
@@ -184,6 +185,29 @@ def test_a_sequence_of_one_step(batch: int, hidden: int, reverse: bool, dtype: t
     names = ("output", "h_n", "gates_x", "h0", "weight_hh", "bias_hh")
     for name, found, want in zip(names, results[1], results[0], strict=True):
         assert_close(name, found, want, 10 * TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize(
+    ("rows", "hidden", "by_library"),
+    [(0, 1, False), (32, 79, False), (33, 79, True), (33, 1, True), (16, 80, False), (17, 80, True), (17, 300, True)],
+)
+@torch.no_grad()
+def test_the_rule_whose_products_a_layers_step_takes(
+    rows: int, hidden: int, by_library: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it is the one that the step goes by."""
+    assert cpu_layer.layer_by_library(rows, hidden) == by_library
+    seen = []
+
+    def product(*given: Tensor | None) -> Tensor:
+        seen.append(given)
+        return cpu_product(*given)  # type: ignore[arg-type]
+
+    cpu_product = cpu_layer.product
+    monkeypatch.setattr(cpu_layer, "product", product)
+    given = [part.float() for part in layer(rows, 3, hidden, True) if part is not None]
+    assert gru_layer_step(*given) is not None  # type: ignore[arg-type]
+    assert len(seen) == by_library
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 13, 16, 17, 32, 33, 70])
