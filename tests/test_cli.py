@@ -234,6 +234,39 @@ def test_interrupt_says_what_is_kept(
     assert last.is_file()
 
 
+def test_interrupt_tells_of_a_first_epoch_that_was_cut_short(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its best.ckpt alone is there: while it is scored, and while --resume begins it anew; a full disk names it too."""
+    step, run = TrainingModule.training_step, tmp_path / "run"
+
+    def slow(module: TrainingModule, *arguments: object) -> None:
+        step(module, *arguments)  # type: ignore[arg-type]
+        time.sleep(0.1)  # longer than the limit of 0.06 seconds
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingModule, "training_step", slow)
+    monkeypatch.setattr(training, "evaluate", interrupted)
+    arguments = ["fit", "--config", config, "--output", str(run), "--set", "training.max_minutes=0.001"]
+    kept = f"{run / 'best.ckpt'} is kept"
+    said = f"vssn: interrupted; {kept}, of a first epoch that was cut short; --resume begins that anew\n"
+    assert main(arguments) == 130
+    assert capsys.readouterr().err == said
+    assert not (run / "last.ckpt").exists()
+    monkeypatch.setattr(TrainingModule, "training_step", interrupted)
+    assert main([*arguments, "--resume"]) == 130
+    assert capsys.readouterr().err == said
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run / "metrics.csv"))
+
+    monkeypatch.setattr(TrainingModule, "training_step", full)
+    assert main([*arguments, "--resume"]) == 2
+    assert f"mend that, {kept}; continue with --resume" in capsys.readouterr().err
+
+
 # A cluster's variables, a log, a terminal
 
 

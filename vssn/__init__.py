@@ -5,6 +5,8 @@ The fused ops live in `vssn_kernels`; training and the command line need `pip in
 
 from typing import TYPE_CHECKING, Any
 
+from vssn.utils import starting as _starting  # isort: skip  # noqa: F401  # ahead of PyTorch
+
 from vssn.models.dvbf import DVBF
 from vssn.models.pgn import PGN
 from vssn.models.rssm import RSSM

@@ -346,14 +346,11 @@ void weight_grads(const GruBackward<S>& k, const Layout& layout, const BackwardB
             weight_gradient<S>({run, states, count, units, H, out, H, add}, team, turn);
         });
     };
-    // Rows without a valid step are left out: their h0 may be anything, and 0 times inf is NaN.
     auto add_first = [&](const Rows<const S>& grads, int64_t units, Compute<S>* out, int turn) {
-        for (int64_t from = 0, to = 0; to <= first; ++to) {
-            if (to < first && (!layout.lengths || layout.lengths[to] > 0)) continue;
+        for_rows_with_steps(layout.lengths, first, [&](int64_t from, int64_t count) VSSN_INLINED {
             const Rows<const S> run = {grads.row(from), grads.stride}, h0 = {k.h0.row(from), k.h0.stride};
-            if (to > from) weight_gradient<S>({run, h0, to - from, units, H, out, H, true}, team, turn);
-            from = to + 1;
-        }
+            weight_gradient<S>({run, h0, count, units, H, out, H, true}, team, turn);
+        });
     };
     if (k.grad_weight) {
         Compute<S>* grad_n = k.grad_weight + 2 * H * H;

@@ -352,7 +352,10 @@ void weight_z_grad(const PosteriorBackward<S>& k, const S* grad, Compute<S>* out
     if (!out) return;
     const int64_t first = k.steps > 0 ? k.B : 0, later = k.steps * k.B - first;
     weight_gradient<S>({{grad + first * k.M, k.M}, {k.z, k.Z}, later, k.M, k.Z, out, k.Z, false}, team, turn);
-    weight_gradient<S>({{grad, k.M}, k.z0, first, k.M, k.Z, out, k.Z, true}, team, turn);
+    for_rows_with_steps(k.lengths, first, [&](int64_t from, int64_t count) VSSN_INLINED {
+        const Rows<const S> run = {grad + from * k.M, k.M}, z0 = {k.z0.row(from), k.z0.stride};
+        weight_gradient<S>({run, z0, count, k.M, k.Z, out, k.Z, true}, team, turn);
+    });
 }
 
 template <class S>

@@ -99,7 +99,7 @@ void run(const Program<T>& k, const int64_t* c, Team team) {
     const int64_t out = c[1], in = c[2];
     switch (static_cast<Instruction>(c[0])) {
         case Instruction::linear:
-            if (c[4] <= kNarrow<T>)
+            if (panel_of<T>(c[4]) == kNarrow<T>)
                 linear<T, kNarrow<T>>(k, c, team);
             else
                 linear<T, kPanel<T>>(k, c, team);

@@ -70,6 +70,17 @@ struct RowList {
 // Fills order [B] with the batch in order of falling length (in its own order without lengths).
 void order_rows(const int64_t* lengths, int64_t B, int64_t* order);
 
+// meet(from, count) for every run of rows that have a valid step: what the others start from may be anything, and 0
+// times inf is NaN.
+template <class Meet>
+inline __attribute__((always_inline)) void for_rows_with_steps(const int64_t* lengths, int64_t B, const Meet& meet) {
+    for (int64_t from = 0, to = 0; to <= B; ++to) {
+        if (to < B && (!lengths || lengths[to] > 0)) continue;
+        if (to > from) meet(from, to - from);
+        from = to + 1;
+    }
+}
+
 // This thread's rows. slices [B]: memory for the lists of all threads.
 RowList take_rows(const Partition& plan, Team team, const int64_t* order, int64_t* slices, const int64_t* lengths,
                   int64_t B);

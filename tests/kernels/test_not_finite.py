@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -15,6 +16,7 @@ from vssn_kernels.testing import (
     ROWS,
     Sample,
     Target,
+    assert_equal,
     cotangents,
     find_sample,
     gradients,
@@ -131,3 +133,60 @@ def test_an_infinite_state_is_not_hidden() -> None:
         h_n = sample.replace({"h0": h0}).run(backend)["h_n"]
         assert not h_n[0].isfinite().all()
         torch.testing.assert_close(h_n[1:], want[1:])
+
+
+def without_steps(sample: Sample) -> Tensor:
+    """[B] bool: the rows that take no step."""
+    if "batch_sizes" in sample.options:
+        first = sample.options["batch_sizes"][:1].sum()
+        return torch.arange(len(sample.tensors["h0"])) >= first
+    return sample.options["lengths"] == 0
+
+
+IDLE = [
+    sample
+    for op in RECURRENT
+    for sample in ROWS[op].samples()
+    if sample.options.keys() & {"batch_sizes", "lengths"} and without_steps(sample).any()
+]
+each_idle = pytest.mark.parametrize("sample", IDLE, ids=str)
+
+
+def check_rows_without_steps(sample: Sample, value: float, run: Callable[[Sample], dict[str, Tensor]]) -> None:
+    """Whatever they start from, nothing of another row and no gradient differs: the same bits."""
+    found = []
+    for filled in (0.5, value):
+        states = {name: sample.tensors[name].clone() for name in ROWS[sample.op].states if name in sample.tensors}
+        for state in states.values():
+            state[without_steps(sample).to(state.device)] = filled
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in (sample.tensors | states).items()}
+        one = sample.replace(leaves)
+        outputs = run(one)
+        grads = gradients(one, outputs, cotangents(outputs))
+        if "h_n" in outputs:  # there it is handed on
+            outputs["h_n"] = outputs["h_n"][~without_steps(sample).to(outputs["h_n"].device)]
+        found.append(outputs | grads)
+    want, got = found
+    for name, tensor in want.items():
+        assert_equal(name, got[name].detach(), tensor.detach())
+
+
+@quiet
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@each_idle
+@pytest.mark.parametrize("target", targets(), ids=str)
+def test_what_a_row_without_steps_starts_from_counts_for_nothing(target: Target, sample: Sample, value: float) -> None:
+    check_rows_without_steps(sample.to(target.device, target.dtype), value, lambda one: one.run(target.backend))
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@each_idle
+def test_nor_in_the_kernels_for_cuda(sample: Sample, value: float, cuda_host: ModuleType) -> None:
+    check_rows_without_steps(sample.to(ON_HOST.device, ON_HOST.dtype), value, lambda one: one.run(ON_HOST.backend))
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@each_idle
+def test_nor_in_the_plain_reference(sample: Sample, value: float) -> None:
+    """Which a second derivative takes."""
+    check_rows_without_steps(sample, value, lambda one: one.run_plain())

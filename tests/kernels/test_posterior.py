@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vssn_kernels import PriorMean, posterior_sequence
+from vssn_kernels.reference.posterior import posterior_sequence as posterior_reference
 from vssn_kernels.testing import FULL, TOLERANCES, Target, assert_all_close, assert_close, find_sample, targets
 
 each_target = pytest.mark.parametrize("target", targets(*FULL), ids=str)
@@ -113,3 +114,19 @@ def test_two_chunks_equal_the_whole(target: Target) -> None:
         z = parts[-1]["z"][-1]
     tolerance = TOLERANCES[target.backend, target.dtype][0]
     assert_all_close({name: torch.cat([part[name] for part in parts]) for name in whole}, whole, tolerance)
+
+
+def test_a_chain_that_would_grow_ends_where_its_row_ends() -> None:
+    """In the plain reference: z doubles in every step, and is inf long before the batch has ended."""
+    steps, one = 1100, torch.ones(1, 1, dtype=torch.float64)
+    leaves = [one.clone().requires_grad_() for _ in range(2)]  # z0, weight_z
+    zeros = torch.zeros(steps, 1, 1, dtype=torch.float64)
+    weight_out = torch.tensor([[2.0], [0.0]], dtype=torch.float64)
+    z, _, logvar = posterior_reference(
+        *(zeros, leaves[0], zeros, leaves[1], weight_out, zeros[:2, 0, 0]),
+        activation="relu",
+        lengths=torch.tensor([3]),
+    )
+    assert z[:4, 0, 0].tolist() == [2.0, 4.0, 8.0, 0.0]
+    grads = torch.autograd.grad(z.sum() + logvar.sum(), leaves)
+    assert [grad.item() for grad in grads] == [14.0, 2.0 + 2 * 4.0 + 3 * 8.0]

@@ -41,7 +41,11 @@ def other_places(memory: Tensor, after: Tensor, start: int, width: int) -> None:
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize(
-    ("sizes", "width"), [((1,), 1), ((5, 0, 7), 3), ((17,), 64), ((33, 2), 65), ((9,), 200), ((0,), 4)]
+    ("sizes", "width"),
+    [
+        *(((1,), 1), ((5, 0, 7), 3), ((17,), 64), ((33, 2), 65), ((9,), 200), ((0,), 4)),
+        *(((5,), width) for width in (8, 9, 16, 17, 32, 33)),  # to the widths of panels and above
+    ],
 )
 def test_linear(dtype: torch.dtype, rows: int, sizes: tuple[int, ...], width: int) -> None:
     for biased in (True, False):

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import vssn
 import vssn_kernels
 from vssn_kernels import gaussian_mlp, gru_sequence, mlp, split_linear
+from vssn_kernels.backend.cpu import gru_layer as cpu_layer
 from vssn_kernels.backend.cpu.gru import TURNED_FROM, product_by_library, turns_product
-from vssn_kernels.backend.cpu.gru_layer import step_by_library
 from vssn_kernels.backend.cpu.prepared import PreparedGru, PreparedMlp
 from vssn_kernels.ops import fast_path
 from vssn_kernels.ops import gru_layer as layer_ops
@@ -178,14 +178,6 @@ def test_the_width_from_which_a_product_is_turned() -> None:
     assert (1024 if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2") else 512) == TURNED_FROM
 
 
-@pytest.mark.parametrize(
-    ("batch", "hidden", "by_library"),
-    [(16, 5000, False), (17, 150, False), (17, 151, True), (32, 80, False), (32, 81, True), (160, 16, False)],
-)
-def test_the_rule_whose_products_a_layers_step_takes(batch: int, hidden: int, by_library: bool) -> None:
-    assert step_by_library(batch, hidden) == by_library
-
-
 @pytest.mark.parametrize(("batch", "hidden"), [(31, 37), (33, 37), (64, 16), (40, 1), (17, 515), (50, 515)])
 @pytest.mark.parametrize("reverse", [False, True])
 @each_dtype
@@ -203,6 +195,37 @@ def test_a_sequence_of_one_step(batch: int, hidden: int, reverse: bool, dtype: t
     names = ("output", "h_n", "gates_x", "h0", "weight_hh", "bias_hh")
     for name, found, want in zip(names, results[1], results[0], strict=True):
         assert_close(name, found, want, 10 * TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize(
+    ("rows", "hidden", "by_library"),
+    [
+        (0, 1, False),
+        (16, 500, False),
+        (17, 150, False),
+        (17, 151, True),
+        (32, 80, False),
+        (32, 81, True),
+        (161, 16, True),
+    ],
+)
+@torch.no_grad()
+def test_the_rule_whose_products_a_layers_step_takes(
+    rows: int, hidden: int, by_library: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it is the one that the step goes by."""
+    assert cpu_layer.step_by_library(rows, hidden) == by_library
+    seen = []
+
+    def product(*given: Tensor | None) -> Tensor:
+        seen.append(given)
+        return cpu_product(*given)  # type: ignore[arg-type]
+
+    cpu_product = cpu_layer.product
+    monkeypatch.setattr(cpu_layer, "product", product)
+    given = [part.float() for part in layer(rows, 3, hidden, True) if part is not None]
+    assert gru_layer_step(*given) is not None  # type: ignore[arg-type]
+    assert len(seen) == by_library
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 13, 16, 17, 32, 33, 70])

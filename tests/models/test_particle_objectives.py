@@ -4,6 +4,7 @@ against the exact likelihood of linear-Gaussian models."""
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -14,11 +15,14 @@ from linear_gaussian import LinearModel
 from plain_particles import BY_NAME, hit, of_row, run, sequence
 from torch import Tensor
 
-from vssn import RSSM, VRNN, VSSN
+from vssn import RSSM, VRNN, VSSN, State
+from vssn.inference.filtering import latent_states
 from vssn.inference.importance import sequence_bounds
 from vssn.models.base import FrameModel
 from vssn.models.objectives import OF_PARTICLES
-from vssn.nn.particles import ParticleNoise
+from vssn.nn.interface import EncodedBatch
+from vssn.nn.particles import Filtered, ParticleNoise
+from vssn.nn.states import Inference
 from vssn_kernels.testing import assert_all_close, assert_close
 
 LENGTHS = torch.tensor([5, 0, 3, 1])
@@ -341,3 +345,36 @@ def test_a_model_of_particles_is_saved_and_shown(tmp_path: Any) -> None:
     again = VSSN.from_pretrained(tmp_path)
     assert (again.objective, again.particle_count) == ("fivo", K)
     assert "objective='fivo', particles=4" in repr(again)
+
+
+NAMED_TUPLES = {
+    cls
+    for name, module in list(sys.modules.items())
+    if name.startswith(("vssn.nn", "vssn.models", "vssn.inference"))
+    for cls in vars(module).values()
+    if isinstance(cls, type) and issubclass(cls, tuple) and hasattr(cls, "_fields")
+}
+
+
+@pytest.mark.parametrize("name", ["both", "causal_both_residual", "causal_storn", "inferred", "vrnn_both"])
+def test_no_named_tuple_is_sliced(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler of PyTorch 2.6 has no slices of them."""
+
+    def item(own: tuple[Any, ...], index: Any) -> Any:
+        assert not isinstance(index, slice), f"{type(own).__name__}[{index}]"
+        return tuple.__getitem__(own, index)
+
+    assert {State, Inference, EncodedBatch, Filtered} <= NAMED_TUPLES
+    for cls in NAMED_TUPLES:
+        monkeypatch.setattr(cls, "__getitem__", item)
+    with pytest.raises(AssertionError, match="State"):
+        State(*torch.zeros(3, 1, 1))[:2]
+    for objective in OF_PARTICLES:
+        model = make(name, objective)
+        x, u, _ = given(model, name)
+        state = model(x, u, LENGTHS).state
+        assert model(x, u, LENGTHS, state).loss.isfinite()
+    assert sequence_bounds(model, x, u, LENGTHS, bound="fivo", particles=2).total.isfinite().all()
+    for inference in ("filtering", "smoothing"):
+        assert latent_states(model, x, u, inference=inference, samples=2).d.isfinite().all()
+    assert model.forecast(x, 2, u=u, u_future=None if u is None else u[:2]).mean.isfinite().all()

@@ -274,6 +274,33 @@ def own_model(**more: Any) -> vssn.VSSN:
     return vssn.VSSN(3, 4, 2, likelihood="gaussian", **more)
 
 
+@pytest.mark.parametrize("behind", [1, 910])
+def test_a_proposal_counts_no_rows_of_the_future(behind: int, tmp_path: Path) -> None:
+    """But for the mask, which the rows need where a model is applied to them too, it is that of the observed rows."""
+    proposals = []
+    for name, rows in (("whole", 90 + behind), ("observed", 90)):
+        load = np.sin(np.arange(rows) / 5)
+        load[90:] = np.nan
+        times = pd.date_range("2024-01-01", periods=rows, freq="h")
+        frame = pd.DataFrame({"time": times, "load": load, "promo": np.arange(rows) % 7})
+        (tmp_path / name).mkdir()
+        frame.to_csv(tmp_path / name / "load.csv", index=False)
+        given = ['data.control_columns=["promo"]']
+        proposals.append(propose_for(str(tmp_path / name / "load.csv"), given, "runs/load"))
+    whole, observed = proposals
+    assert whole.settings["model"].pop("masked")
+    assert whole.reasons.pop("model.masked").startswith("the rows of the future have no values")
+    for proposal in proposals:
+        del proposal.settings["data"]["path"]
+    assert whole.settings == observed.settings
+    assert "masked" not in observed.settings["model"]
+    assert whole.reasons == observed.reasons
+    assert whole.reasons["model.hidden_size"] == "for 90 numbers"
+    assert "1 sequence of 90 frames" in whole.head[0]
+    rows = "1 row" if behind == 1 else f"{behind} rows"
+    assert whole.head[-1] == f"Note: {rows} behind the last observation, of the future, not counted"
+
+
 def test_a_model_is_trained_in_place(tmp_path: Path) -> None:
     model = own_model().eval()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}

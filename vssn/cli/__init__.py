@@ -189,6 +189,7 @@ def _fit(options: argparse.Namespace) -> int:
 
     from vssn.training.fit import fit
     from vssn.training.processes import launch, started
+    from vssn.training.run_directory import what_is_kept
 
     world = started(training)
     if world is None and training.nodes == 1:
@@ -201,9 +202,7 @@ def _fit(options: argparse.Namespace) -> int:
         if world is not None and not world.writes:  # the first process speaks
             raise
         word, code = ("terminated", TERMINATED) if isinstance(end, Terminated) else ("interrupted", INTERRUPTED)
-        last = Path(config.training.output, "last.ckpt")
-        kept = f"; {last} is kept, continue with --resume" if last.is_file() else "; nothing is kept"
-        print(f"vssn: {word}{kept}", file=sys.stderr)
+        print(f"vssn: {word}; {what_is_kept(Path(training.output))}", file=sys.stderr)
         return code
     if world is not None and not world.writes:
         return 0

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vssn.data.files import MANY, settings_of
+from vssn.data.files import MANY, settings_of, without_future
 from vssn.data.formats import Source
 from vssn.errors import DataError
 
@@ -73,7 +73,8 @@ class Values(NamedTuple):
 
 
 def propose(source: Source, path: str, output: str, likelihoods: Collection[str]) -> Proposal:
-    """Settings for the set `files`.
+    """Settings for the set `files`, by the frames up to the last observation: behind it stand rows of the future, to
+    forecast, none to train on.
 
     Args:
         path: from which the source was read.
@@ -83,7 +84,9 @@ def propose(source: Source, path: str, output: str, likelihoods: Collection[str]
     Raises:
         DataError: there is too little of it to train on and to score.
     """
+    whole, source = source, without_future(source)
     values = Values.of(source.x)
+    to_come = sum(whole.lengths) - sum(source.lengths)
     if values.missing == 1.0:
         raise DataError(f"{path}: expected values to learn from, got none: all are missing")
     reasons: dict[str, str] = {}
@@ -103,6 +106,11 @@ def propose(source: Source, path: str, output: str, likelihoods: Collection[str]
     if values.missing:
         model["masked"] = True
         reasons["model.masked"] = f"{values.missing:.1%} of the values are missing: the networks see which"
+    elif to_come:
+        model["masked"] = True
+        reasons["model.masked"] = (
+            "the rows of the future have no values: the networks see that, where they get them too"
+        )
     if source.control_size:
         model["control"] = "both"
         reasons["model.control"] = f"u_t is the frame before and the controls {', '.join(source.controls[:6])}"
@@ -116,10 +124,10 @@ def propose(source: Source, path: str, output: str, likelihoods: Collection[str]
         reasons["data.transpose"] = "each training piece moves by up to so many semitones: more music of the same kind"
     order = ("hidden_size", "latent_size", "noise_size", "likelihood")
     model = {name: model[name] for name in (*order, *(name for name in model if name not in order))}
-    return Proposal({"data": data, "model": model, "training": training}, reasons, _head(source, path))
+    return Proposal({"data": data, "model": model, "training": training}, reasons, _head(source, path, to_come))
 
 
-def _head(source: Source, path: str) -> list[str]:
+def _head(source: Source, path: str, to_come: int) -> list[str]:
     lengths = sorted(source.lengths)
     unit = "" if source.step is None else f", a step of {source.step}"
     one = "1 sequence" if len(lengths) == 1 else f"{len(lengths)} sequences"
@@ -129,7 +137,9 @@ def _head(source: Source, path: str) -> list[str]:
         f"Proposed by vssn init for {path}: {one} of {span} frames, {features} ({source.kind}{unit}).",
         "Train with: vssn fit --config THIS-FILE",
     ]
-    return [*lines, *(f"Note: {remark}" for remark in [*source.remarks, *_without_values(source)])]
+    rows = "1 row" if to_come == 1 else f"{to_come} rows"
+    ahead = [f"{rows} behind the last observation, of the future, not counted"] if to_come else []
+    return [*lines, *(f"Note: {remark}" for remark in [*source.remarks, *_without_values(source), *ahead])]
 
 
 def _without_values(source: Source) -> list[str]:

@@ -99,7 +99,8 @@ class Particles(WeightedParticles):
     def fivo(self, particles: int, resampling: str, ess_threshold: float) -> tuple[Tensor, ...]:
         """As the fields of SequenceBounds."""
         uniforms = self._uniforms(particles if resampling == "multinomial" else 1)
-        return self.run_filter(particles, self._parts(range(particles)), uniforms, ess_threshold)[:3]
+        found = self.run_filter(particles, self._parts(range(particles)), uniforms, ess_threshold)
+        return found.total, found.first, found.resamplings
 
     def _parts(self, group: range) -> Iterator[Part]:
         """For every part of the frames in turn: its start, log p(w)/q(w), at the first frame with that of what is

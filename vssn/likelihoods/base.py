@@ -11,7 +11,6 @@ from functools import wraps
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vssn.nn.blocks import reset_children
@@ -23,8 +22,11 @@ QUANTILE_SAMPLES = 1000
 
 
 def bounded(raw: Tensor, low: float, high: float) -> Tensor:
-    """raw, bent smoothly so that it stays within low and high."""
-    return high - F.softplus(high - low - F.softplus(raw - low))
+    """raw, bent so that it stays within low and high: as it is up to 1 from them, and from there on ever slower, by a
+    slope that falls as 1 / (1 + distance)^2. However far off a decoder is, there is a gradient that leads back."""
+    within = raw.clamp(low + 1, high - 1)
+    beyond = raw - within
+    return within + beyond.sign() * (1 - 1 / (1 + beyond.abs()))
 
 
 def sum_observed(terms: Tensor, observed: Tensor | None) -> Tensor:

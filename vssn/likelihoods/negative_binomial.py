@@ -2,8 +2,9 @@
 
     x_i ~ Poisson(g_i),  g_i ~ Gamma(r_i, r_i / m_i)        E[x_i] = m_i,  Var[x_i] = m_i + m_i^2 / r_i
 
-m and r come from the decoder, as logarithms: log m bounded smoothly as `poisson`'s log rate, log r to
-[MIN_LOG_SHAPE, MAX_LOG_SHAPE]; 1 / r is the dispersion. At the upper end, r = 1100, it is close to a Poisson.
+m and r come from the decoder, as logarithms: log m bent to lie where `poisson`'s log rate does, log r to lie within
+[MIN_LOG_SHAPE, MAX_LOG_SHAPE]; 1 / r is the dispersion. At the upper end, r = 1100, it is close to a Poisson. No mean
+reaches 3.3 million: larger counts have a density, of the tail. A mean that was drawn up by some comes back down.
 """
 
 from __future__ import annotations

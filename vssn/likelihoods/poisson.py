@@ -1,8 +1,9 @@
 """Independent counts, x in {0, 1, 2, ...}: spikes in a bin, arrivals in an hour.
 
-    x_i ~ Poisson(exp l_i),    l_i = the decoder's number, bounded smoothly to [MIN_LOG_RATE, MAX_LOG_RATE]
+    x_i ~ Poisson(exp l_i),    l_i = the decoder's number, bent to lie within [MIN_LOG_RATE, MAX_LOG_RATE]
 
-so a rate lies between 3e-7 and 3e6 and none overflows. Larger counts, which no rate comes near, are refused.
+so a rate lies between 3e-7 and 3e6, none overflows, and one that is far off has a gradient that leads back. Larger
+counts, which no rate comes near, are refused.
 """
 
 from __future__ import annotations

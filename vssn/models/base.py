@@ -42,6 +42,7 @@ from vssn.utils.sequences import (
     swap,
     valid_steps,
     with_first,
+    zero_idle,
     zero_padding,
 )
 from vssn.utils.values import MARK_MISSING, NO_NAN_IN_U, nan_as_missing, require_finite, require_values
@@ -208,9 +209,12 @@ class FrameModel(SequenceModel):
         seen, seen_where, hidden = x, observed, None
         if _hides(coordinated_dropout):
             seen, seen_where, hidden = self._hide(x, observed, coordinated_dropout)
-        frames = with_first(x_last, self.frames(seen, seen_where))
-        embedded = self._encode(frames)  # once: e_u(x_{t-1}) is e_x one step before
-        controls = self.make_controls(frames[:-1], embedded[:-1], self._encode_control(u))
+        shown = self.frames(seen, seen_where)
+        frames = read = with_first(x_last, shown)
+        if start is not None and lengths is not None:
+            read = with_first(zero_idle(x_last, lengths), shown)
+        embedded = self._encode(read)  # once: e_u(x_{t-1}) is e_x one step before
+        controls = self.make_controls(read[:-1], embedded[:-1], self._encode_control(u))
         return EncodedBatch(x, observed, valid, frames, embedded[1:], controls, start, hidden)
 
     def _hide(

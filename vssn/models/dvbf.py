@@ -29,7 +29,7 @@ from vssn.nn.states import AnyState, Inference, Seen, State
 from vssn.utils.checks import require_choice, require_factor, require_number, require_size
 from vssn.utils.numbers import Count
 from vssn.utils.scaling import Scaling
-from vssn.utils.sequences import last_valid, valid_steps, zero_padding
+from vssn.utils.sequences import last_valid, valid_steps, zero_idle, zero_padding
 from vssn_kernels import gaussian_kl
 from vssn_kernels.activations import ACTIVATIONS
 
@@ -198,7 +198,8 @@ class DVBF(MarkedFrames):
         stop = len(given.x) if stop is None else stop
         z_0 = given.x.new_zeros(given.x.shape[1], self.latent_size) if given.start is None else given.start.z
         valid = valid_steps(lengths, given.x[:stop])
-        drawn = self.draw(self.look_at(given, lengths, stop), z_0, zero_padding(noise[1][:stop], valid), valid)
+        seen, eps = self.look_at(given, lengths, stop), zero_padding(noise[1][:stop], valid)
+        drawn = self.draw(seen, zero_idle(z_0, lengths), eps, valid)
         x_last = last_valid(given.frames[1 : stop + 1], given.frames[0], lengths)
         return drawn, State(z_0[:, :0], last_valid(drawn[0], z_0, lengths), x_last)
 

@@ -25,7 +25,7 @@ from vssn.nn.interface import SequenceOutput
 from vssn.nn.particles import Frame, Part, ParticleNoise, TrainedHooks, WeightedParticles, search
 from vssn.nn.states import AnyState
 from vssn.utils.checks import require_device, require_factor, require_like, require_parts, require_shape, require_size
-from vssn.utils.sequences import last_valid, swap
+from vssn.utils.sequences import last_valid, swap, zero_idle
 from vssn_kernels.arguments import shown
 
 Model = Any  # a vssn.models.base.FrameModel, which imports this file
@@ -107,9 +107,14 @@ def particle_output(
         strict: SequenceOutput = model.forward(x, u, lengths, state, one, mask)
     steps, batch = given.x.shape[:2]
     full = torch.full((batch,), steps, device=given.x.device) if lengths is None else lengths
-    group = WeightedParticles(model, given, full)
+    start = given.start
+    if start is not None:
+        given = given._replace(start=type(start)(*[zero_idle(part, lengths) for part in start]))
     run = {"iwae": _iwae, "fivo": _fivo, "nasmc": _nasmc}[model.objective]
-    bound, state_behind = run(group, noise, kl_weight)
+    bound, state_behind = run(WeightedParticles(model, given, full), noise, kl_weight)
+    if start is not None:  # a row without a step hands on what it got
+        busy, parts = (full > 0)[:, None], zip(state_behind, start, strict=True)
+        state_behind = type(start)(*[torch.where(busy, part, before) for part, before in parts])
     loss = model.per_frame(-bound.sum().to(given.x.dtype), model.weights_kl(), kl_weight, given)
     return strict._replace(loss=loss, state=state_behind)
 

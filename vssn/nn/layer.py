@@ -39,7 +39,16 @@ from vssn.nn.layer_arguments import (
 )
 from vssn.nn.states import AnyState, CausalState, Embedded, Inference, LayerOutput, State, charged
 from vssn.utils.checks import require_flag, require_place, require_size
-from vssn.utils.sequences import check_lengths, check_sequences, last_valid, swap, valid_steps, with_first, zero_padding
+from vssn.utils.sequences import (
+    check_lengths,
+    check_sequences,
+    last_valid,
+    swap,
+    valid_steps,
+    with_first,
+    zero_idle,
+    zero_padding,
+)
 from vssn.utils.values import NO_NAN_IN_U, require_finite
 from vssn_kernels import gaussian_kl, gaussian_rsample_kl
 
@@ -351,7 +360,9 @@ class VSSNLayer(nn.Module):
             parents = self.parents(d, controls)
             a0 = x.new_zeros(x.shape[1], self.backward_size) if a0 is None else a0
             a, a_last = self.backward_recurrence((*parents, x), a0, lengths=lengths, reverse=not self.carries_a)
-            z, mu, logvar, prior_mu, prior_logvar = infer_latents(self, a, parents, z0, eps_z, lengths)
+            z, mu, logvar, prior_mu, prior_logvar = infer_latents(
+                self, a, parents, zero_idle(z0, lengths), eps_z, lengths
+            )
             kl_z = zero_padding(gaussian_kl(mu, logvar, prior_mu, prior_logvar), valid)
             z_last = last_valid(z, z0, lengths)
         return Inference(d, z, kl_z, kl_w, d_last, z_last, kl_0=kl_0, a_last=a_last)
@@ -463,8 +474,7 @@ class VSSNLayer(nn.Module):
         d_0, z_0 = self.initial_state(x.shape[1], x) if start is None else (start[0], start[1])
         x_last = x.new_zeros(x.shape[1], self.input_size) if start is None else start.x_last
         noise = self.draw_noise(x) if noise is None else self.check_noise(noise, x, valid)
-        frames = with_first(x_last, x)
-        controls = self.select_controls(frames[:-1], u)
+        controls = self.select_controls(with_first(zero_idle(x_last, lengths), x)[:-1], u)
         result = self.infer(x, controls, d_0, z_0, noise, lengths, self.carried_a(start))
         output = torch.cat((result.d, result.z), -1)
         next_state = self.make_state(result.d_last, result.z_last, last_valid(x, x_last, lengths), result.a_last)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-import os
 import re
 import typing
 from collections.abc import Callable, Mapping
@@ -25,6 +24,7 @@ from torch import Tensor
 from vssn.errors import CheckpointError, TargetError
 from vssn.nn import hub
 from vssn.utils.checkpoint_file import is_plain, read_checkpoint, weights_of
+from vssn.utils.command import replacing
 from vssn_kernels.version import __version__
 
 Model = Any  # a vssn.nn.interface.SequenceModel, which imports this file
@@ -210,12 +210,8 @@ def save(model: Model, folder: str | Path) -> None:
 
 def _write(path: Path, content: bytes) -> None:
     """All of it or nothing."""
-    part = path.with_name(f"{path.name}.part")
-    try:
+    with replacing(path) as part:
         part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read(source: str | Path, revision: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:

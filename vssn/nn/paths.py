@@ -37,7 +37,8 @@ def infer_prefixes(
         return layer.infer(x[:stop], before, *start, (noise[0][:stop], noise[1][:stop], *noise[2:]), None, a_0)
 
     if layer.carries_a or not len(x):
-        return infer(len(x))[:2]
+        whole = infer(len(x))
+        return whole.d, whole.z
     if layer.noise_smoothing or start[0] is None:
         last = [infer(stop) for stop in range(1, len(x) + 1)]
         return torch.stack([one.d_last for one in last]), torch.stack([one.z_last for one in last])
@@ -129,7 +130,7 @@ class LayerParticles:
         self.layer, self.x, self.controls, self.lengths = layer, x, controls, lengths
         steps, self.batch = x.shape[:2]
         nothing = x.new_zeros(steps, self.batch, 0)
-        self.start = layer.initial_state(self.batch, like) if state is None else state[:2]  # d_0, z_0
+        self.start = layer.initial_state(self.batch, like) if state is None else (state.d, state.z)  # d_0, z_0
         self.a_0 = layer.carried_a(state)
         self.weight_noise = layer.weight_noise()  # one draw for all particles; None at evaluation
         self.duration_gates = self.backward_gates = None

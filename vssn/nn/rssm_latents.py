@@ -220,6 +220,8 @@ class ClassesChain(InterleavedChain):
         for t in range(len(context)):
             if resets is not None:
                 h, z = (torch.where(resets[t, :, None], new, old) for new, old in ((h_anew, h), (z_anew, z)))
+            if valid is not None:  # a NaN that is carried over padding: no gradient
+                h, z = (torch.where(valid[t, :, None], state, 0.0) for state in (h, z))
             h = self.step(gates_x[t], embed_context[t], h, z)
             parameters = self.posterior(context[t], h)
             z = latent.draw(parameters, eps[t]).to(h.dtype)

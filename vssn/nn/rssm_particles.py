@@ -15,8 +15,8 @@ class RSSMParticles(TrainedChainParticles):
 
     def __init__(self, layer: RSSMLayer, given: EncodedBatch) -> None:
         steps, batch = given.x.shape[:2]
-        start: tuple[Tensor, ...] = layer.start(batch, given.x) if given.start is None else given.start
-        super().__init__(*start[:2])
+        start = given.start
+        super().__init__(*(layer.start(batch, given.x) if start is None else (start.d, start.z)))
         self.layer = layer
         self.context = layer.frame(given.embedded, (steps, batch))
         self.embed_context = layer.action(given.controls[0] if given.controls else None, (steps, batch))

@@ -17,8 +17,8 @@ class VRNNParticles(TrainedChainParticles):
     """`vssn.nn.particles.TrainedHooks` of a vssn.VRNN, for a batch that it has prepared."""
 
     def __init__(self, model: Any, given: EncodedBatch) -> None:
-        start: tuple[Tensor, ...] = model.initial(given.x.shape[1], given.x) if given.start is None else given.start
-        super().__init__(*start[:2])
+        start = given.start
+        super().__init__(*(model.initial(given.x.shape[1], given.x) if start is None else (start.d, start.z)))
         self.model, self.controls = model, given.controls
         self.gates, self.context = model.inputs_of_chain(given)
 

@@ -22,7 +22,7 @@ from vssn.nn.given import LOWER
 from vssn.training.checkpoints import read_checkpoint
 from vssn.training.config import Config
 from vssn.training.heartbeat import Heartbeat
-from vssn.utils.command import replacing
+from vssn.utils.command import parts_of, replacing
 from vssn.utils.locks import alone
 from vssn.utils.packages import needing
 
@@ -71,7 +71,7 @@ def check_folder(folder: Path, config: Config, resume: bool) -> int:
         if any((folder / kept).exists() for kept in CHECKPOINTS):
             raise ConfigError(f"{name}: {folder} holds a run already; continue it with --resume or name another folder")
         return 0
-    begun = next((folder / kept for kept in reversed(CHECKPOINTS) if (folder / kept).is_file()), None)
+    begun = _to_resume(folder)
     if begun is None:
         raise ConfigError(
             f"{name}: {folder} holds no last.ckpt to resume; start without --resume or name another folder"
@@ -89,6 +89,21 @@ def check_folder(folder: Path, config: Config, resume: bool) -> int:
             make_good(folder)
         raise ConfigError(f"{ended}; raise it to continue")
     return int(own["epoch"])
+
+
+def _to_resume(folder: Path) -> Path | None:
+    """The checkpoint that --resume takes: last.ckpt; else best.ckpt, of a first epoch that was cut short."""
+    return next((folder / kept for kept in reversed(CHECKPOINTS) if (folder / kept).is_file()), None)
+
+
+def what_is_kept(folder: Path) -> str:
+    """Of a run that was ended, for the line that says so."""
+    kept = _to_resume(folder)
+    if kept is None:
+        return "nothing is kept"
+    if kept.name == "best.ckpt":
+        return f"{kept} is kept, of a first epoch that was cut short; --resume begins that anew"
+    return f"{kept} is kept, continue with --resume"
 
 
 def why_ended(folder: Path, epochs: int, config: Config) -> str | None:
@@ -149,8 +164,8 @@ def _cannot_write(folder: Path, error: OSError) -> ConfigError:
     place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else folder
     advice = "name another folder"
     with contextlib.suppress(OSError):
-        if (folder / "last.ckpt").is_file():
-            advice = f"mend that, {folder / 'last.ckpt'} is kept; continue with --resume"
+        if (kept := _to_resume(folder)) is not None:
+            advice = f"mend that, {kept} is kept; continue with --resume"
     return ConfigError(f"training.output: cannot write {place} ({error.strerror}); {advice}")
 
 
@@ -162,7 +177,8 @@ def make_good(folder: Path) -> None:
     """What a process left that was killed while it wrote: parts of files, a best.ckpt that is behind last.ckpt. Raises
     CheckpointError, ConfigError."""
     for name in (*CHECKPOINTS, "metrics.csv", "config.yaml"):
-        (folder / f"{name}.part").unlink(missing_ok=True)
+        for part in parts_of(folder / name):
+            part.unlink(missing_ok=True)
     if (folder / "last.ckpt").is_file():
         best, _ = best_so_far(folder, read_rows(folder, read_checkpoint(folder / "last.ckpt")["vssn"]["epoch"]))
         if best.name != "best.ckpt":

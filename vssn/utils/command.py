@@ -10,6 +10,8 @@ import io
 import json
 import math
 import os
+import re
+import secrets
 import signal
 import sys
 import threading
@@ -19,9 +21,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from vssn.errors import TargetError, UserError
+from vssn.utils import starting
 
 # The last three as a shell names the ends by SIGINT, SIGPIPE and SIGTERM.
-FAILED, INTERRUPTED, CLOSED, TERMINATED = 2, 130, 141, 143
+FAILED, INTERRUPTED, CLOSED, TERMINATED = 2, starting.INTERRUPTED, 141, 143
 
 
 def to_json(content: object) -> str:
@@ -72,6 +75,7 @@ def raising_terminated() -> Iterator[None]:
 
 def run_command(name: str, function: Callable[[], int]) -> int:
     """Calls the function; the exit code. A fault of the program keeps its traceback."""
+    starting.end()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path need not be text; stderr is like that from the start
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -129,13 +133,30 @@ def writing(option: str, what: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to; it takes the place of `path` when all is written."""
-    part = path.with_name(f"{path.name}.part")
+    """A path to write to, this writer's alone; it takes the place of `path` when all is written. Of several writers of
+    one file the last to end has it, whole. A writer that is killed leaves its part, which `parts_of` finds."""
+    part = path.with_name(f"{_stem(path)}.{_unique()}.part")
     try:
         yield part
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def parts_of(path: Path) -> list[Path]:
+    """What writers of the file left there that were killed, and what others write now."""
+    own = re.compile(re.escape(_stem(path)) + r"\.[0-9a-f]{12}\.part")
+    return [entry for entry in path.parent.iterdir() if own.fullmatch(entry.name)]
+
+
+def _stem(path: Path) -> str:
+    """Of the name so much that with what stands behind it the part has one that file systems take, 255 bytes."""
+    return path.name[:50]
+
+
+def _unique() -> str:
+    """Drawn by the system: no seed has a part in it, and forked processes differ."""
+    return secrets.token_hex(6)
 
 
 def check_target(option: str, file: Path) -> None:
@@ -152,7 +173,7 @@ def check_target(option: str, file: Path) -> None:
 def check_folder(folder: Path) -> None:
     """Makes the folder and, for a moment, a file in it. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".vssn-{os.getpid()}"
+    probe = folder / f".vssn-{_unique()}"
     probe.touch()
     probe.unlink()
 

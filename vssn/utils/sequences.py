@@ -92,6 +92,14 @@ def zero_padding(sequence: Tensor | None, valid: Tensor | None) -> Tensor | None
     return torch.where(mask, sequence, sequence.new_zeros(()))
 
 
+def zero_idle(first: Tensor, lengths: Tensor | None) -> Tensor:
+    """What stands before a sequence, [B, ·], with 0 in rows without a step: whatever is there, NaN say, reaches no
+    gradient."""
+    if lengths is None:
+        return first
+    return torch.where((lengths > 0)[:, None], first, first.new_zeros(()))
+
+
 def last_valid(sequence: Tensor, first: Tensor, lengths: Tensor | None) -> Tensor:
     """sequence[lengths[b] - 1, b], or first[b] where the length is 0: [T, B, ·], [B, ·] -> [B, ·], a copy."""
     if sequence.shape[0] == 0:

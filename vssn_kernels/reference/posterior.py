@@ -101,6 +101,8 @@ def _unroll(
     z = z0.to(dtype)
     results: list[list[Tensor]] = [[], [], [], [], []]
     for t in range(steps):
+        if valid is not None:  # what is carried over padding has no gradient, not a NaN either
+            z = zero_padding(z, valid[t])
         hidden = contexts[t] + z @ weight_z.T
         mu, raw = F.linear(activate(hidden, activation), weight_out, bias_out).chunk(2, -1)
         prior_hidden = hidden
@@ -180,7 +182,9 @@ def posterior_backward(
     prior_context = zero
     if prior_weight_z is not None:
         prior_context = zero_padding(stack_steps(grads_prior, zero, hidden.shape[-1]), valid)
-    previous = torch.cat((z0.to(dtype)[None], z[:-1].to(dtype))) if steps else z.to(dtype)  # z_{t-1}
+    previous = z.to(dtype)  # z_{t-1}
+    if steps:
+        previous = zero_padding(torch.cat((z0.to(dtype)[None], z[:-1].to(dtype))), valid)
     activated = activate(hidden, activation)
 
     grads = (

@@ -214,13 +214,13 @@ def posterior_backward(
             )
     grad_weight_z = grad_weight_out = grad_bias = grad_prior_weight_z = grad_prior_weight_mu = grad_prior_bias = None
     if grad_context is not None and needs[3]:
-        grad_weight_z = weight_gradients(grad_context, z, z0, None, False, z.new_empty(width, latent))
+        grad_weight_z = weight_gradients(grad_context, z, z0, lengths, False, z.new_empty(width, latent))
     if needs[4]:
         grad_weight_out = torch.mm(grad_out.flatten(0, 1).t(), activated(hidden.flatten(0, 1), activation))
     if needs[5]:
         grad_bias = grad_out.sum((0, 1))
     if grad_prior_context is not None and needs[7]:
-        grad_prior_weight_z = weight_gradients(grad_prior_context, z, z0, None, False, z.new_empty(width, latent))
+        grad_prior_weight_z = weight_gradients(grad_prior_context, z, z0, lengths, False, z.new_empty(width, latent))
     if needs[8]:
         grad_prior_mu = grad_out[..., :latent].flatten(0, 1)
         grad_prior_weight_mu = torch.mm(grad_prior_mu.t(), activated(prior_hidden.flatten(0, 1), activation))

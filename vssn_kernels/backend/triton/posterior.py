@@ -143,7 +143,7 @@ def posterior_backward(
                 launch_tiled(kernel, (*inputs, min_logvar), constants, tiles, steps, z0, width, 2 * steps + 1)
 
     def of_weight_z(grads: Tensor) -> Tensor:
-        return weight_gradients(grads, z, z0, None, False, new(width, latent))
+        return weight_gradients(grads, z, z0, lengths, False, new(width, latent))
 
     def of_weight_out(grads: Tensor, kept: Tensor) -> Tensor:
         return torch.mm(grads.flatten(0, 1).t(), activated(kept.flatten(0, 1), activation))
