@@ -52,6 +52,18 @@ def test_an_archive_with_something_else_in_it(tmp_path: Path) -> None:
         read(tmp_path / "a.npz")
 
 
+def test_half_precision_in_parquet(tmp_path: Path) -> None:
+    """Which pandas takes for no index: of times, and of what rows go by."""
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    columns = {"time": [0, 1, 0, 1], "id": [1, 1, 2, 2], "value": [0.5, 1.5, 2.5, np.nan]}
+    frame = pandas.DataFrame({name: np.array(values, np.float16) for name, values in columns.items()})
+    frame.to_parquet(tmp_path / "a.parquet")
+    found = read(tmp_path / "a.parquet")
+    assert found.x[0].flatten().tolist() == [0.5, 1.5]
+    np.testing.assert_array_equal(found.x[1].flatten().numpy(), [2.5, np.nan])
+
+
 def test_a_recording_that_promises_more_than_there_is(tmp_path: Path) -> None:
     """Its header asks for 8 GiB, and is not taken at its word."""
     soundfile = pytest.importorskip("soundfile")

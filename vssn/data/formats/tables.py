@@ -209,6 +209,8 @@ def _plain(frame: Frame) -> Frame:
         column = frame.iloc[:, index]
         if isinstance(column.dtype, pandas.CategoricalDtype):
             column = column.astype(object).infer_objects()
+        if column.dtype == np.float16:  # which pandas neither sorts nor groups by
+            column = column.astype("float32")
         if column.dtype.kind == "m":
             column = column.dt.total_seconds()
         if column.dtype == object:
