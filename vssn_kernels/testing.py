@@ -124,7 +124,7 @@ class Sample:
         if any("[" in name for name in self.tensors):
             return function(*self._lists(), **self.options, **more)
         prior = [tensor for name, tensor in self.tensors.items() if name.startswith("prior.")]
-        more |= {name: tensor for name, tensor in self.tensors.items() if name.startswith("reset_")}
+        more.update({name: tensor for name, tensor in self.tensors.items() if name.startswith("reset_")})
         own = [tensor for name, tensor in self.tensors.items() if not name.startswith(("prior.", "reset_"))]
         if prior:
             more["prior"] = vssn_kernels.PriorMean(*prior)

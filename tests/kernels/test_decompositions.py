@@ -14,6 +14,10 @@ from vssn_kernels.ops import decompositions as module
 from vssn_kernels.testing import OPS, ROWS, Sample, all_samples, assert_all_close, find_sample, registered
 
 SCANNED = {"gru_sequence": module._gru_sequence, "posterior_sequence": module._posterior_sequence}
+needs_scan = pytest.mark.skipif(
+    module._scan_op() is None,
+    reason=f"torch {torch.__version__} has no scan with tensors that all steps share, nor gradients of one",
+)
 
 
 def form(sample: Sample) -> Any:
@@ -31,6 +35,7 @@ def test_an_op_is_what_it_is_made_of(sample: Sample) -> None:
     assert_all_close(outputs(sample, found), sample.run_plain(), 1e-12)
 
 
+@needs_scan
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(
     "sample", [s for s in all_samples() if s.op in SCANNED and "no_steps" not in s.name and s.name != "empty"], ids=str
@@ -58,6 +63,7 @@ class Call(nn.Module):
         return list(self.sample.replace(given, lengths=lengths).run().values())
 
 
+@needs_scan
 @pytest.mark.parametrize("name", SCANNED)
 def test_a_dynamic_number_of_steps(name: str) -> None:
     """The rich samples: a reversed GRU and a residual posterior, with lengths; values and gradients."""
@@ -92,6 +98,14 @@ def test_a_dynamic_number_of_steps(name: str) -> None:
             grads = {name: parameter.grad.clone() for name, parameter in call.named_parameters()}
             found[kind] = dict(zip(ROWS[name].outputs, results, strict=True)) | grads
         assert_all_close(found["apart"], found["op"], 1e-11, f"T = {t}, B = {b}")
+
+
+@pytest.mark.parametrize("name", SCANNED)
+def test_a_torch_without_such_a_scan_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_scan_op", lambda: None)
+    sample = find_sample(name, ROWS[name].rich)
+    with pytest.raises(ImportError, match=r"^a dynamic T needs a newer torch\.ops\.higher_order\.scan than torch \d"):
+        SCANNED[name](*sample.forward_arguments("reference"))
 
 
 def test_every_op_has_a_form_and_one_that_keeps_its_backward_stays() -> None:

@@ -95,7 +95,7 @@ def interleaved_sequence(
         *(gates_x, embed_context, context, h0, z0, eps, weight_embed, weight_zh, weight_hh, bias_hh),
         *(weight_h, weight_out, bias_out, reset_h, reset_z),
     )
-    named = dict(zip(_NAMES, tensors, strict=True)) | {"resets": resets, "lengths": lengths}
+    named = {**dict(zip(_NAMES, tensors, strict=True)), "resets": resets, "lengths": lengths}
     may_be_none = ("reset_h", "reset_z", "resets", "lengths")
     arguments.require_tensors(
         _OP, **{name: tensor for name, tensor in named.items() if tensor is not None or name not in may_be_none}

@@ -179,7 +179,7 @@ def _check(
             )
         arguments.require_shape(op, "weight_out", weight_out, "[O, M]", (weight_out.shape[0], hidden))
         arguments.require_shape(op, "bias_out", bias_out, "[O]", (weight_out.shape[0],))
-        others |= {"weight_out": weight_out, "bias_out": bias_out}
+        others.update(weight_out=weight_out, bias_out=bias_out)
     if min_logvar is not None:
         arguments.require_finite(op, "min_logvar", min_logvar)
         if weight_out is None or weight_out.shape[0] % 2:
