@@ -125,7 +125,12 @@ def test_a_second_derivative_of_a_packed_batch() -> None:
 def test_packed_in_compiled_code() -> None:
     net = vssn.GRU(X, H, bidirectional=True)
     packed = pack_padded_sequence(torch.randn(T, B, X), LENGTHS, enforce_sorted=False)
-    compiled = torch.compile(lambda data: net(PackedSequence(data, *packed[1:]))[0].data, fullgraph=True)
+    rest = packed[1:]  # a slice that torch 2.6 does not compile
+    try:
+        torch.compile(lambda data: PackedSequence(data, *rest).data, fullgraph=True, backend="eager")(packed.data)
+    except torch._dynamo.exc.Unsupported:
+        pytest.skip(f"the compiler of torch {torch.__version__} does not make a PackedSequence")
+    compiled = torch.compile(lambda data: net(PackedSequence(data, *rest))[0].data, fullgraph=True)
     data = packed.data.requires_grad_()
     found = [gradients(weighted(run(data)), {"data": data}) for run in (compiled, lambda _: net(packed)[0].data)]
     assert_all_close(*found, 1e-5)
