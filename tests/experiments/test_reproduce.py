@@ -432,7 +432,9 @@ def test_a_disk_that_fills_up_is_one_line(
 
     write = Path.write_text
     monkeypatch.setattr(
-        Path, "write_text", lambda path, *rest, **more: full() if path.stem == name else write(path, *rest, **more)
+        Path,
+        "write_text",
+        lambda path, *rest, **more: full() if path.name.startswith(f"{name}.") else write(path, *rest, **more),
     )
     monkeypatch.setattr("vssn.experiments.report._copy_figures", full if name == "report" else lambda *_: set())
     if name == "figure.png":
