@@ -50,8 +50,9 @@ def floored(raw: Tensor, minimum: float) -> Tensor:
 
 
 def between(raw: Tensor, most: float) -> Tensor:
-    """Bent to stay within -most and most."""
-    return -floored(-floored(raw, -most), -most)
+    """Bent to stay within -most and most: beyond most - 1 a hyperbola, which meets it there in value and slope."""
+    far = raw.abs()
+    return torch.where(far <= most - 1, raw, raw.sign() * (most - 1 / (far - most + 2)))
 
 
 class PlainLayer:
