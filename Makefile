@@ -130,7 +130,7 @@ sanitize: $(VENV)/test-installed
 
 # Every .cu for every architecture; without nvcc all of it is skipped, and says so.
 cuda-compile: $(VENV)/test-installed
-	$(PYTEST) -n 2 tests/kernels/test_cuda_compile.py
+	$(PYTEST) -n 2 --dist loadgroup tests/kernels/test_cuda_compile.py
 
 # All that needs a GPU, on the Python, PyTorch and Triton that are installed: no network, no pins, under ten minutes.
 # OUT=folder: results and logs go there as well.

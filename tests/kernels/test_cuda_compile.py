@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from machine_code import EXCHANGES, EXCHANGES_OR_PRODUCTS, PRODUCTS, Code
@@ -20,8 +21,20 @@ pytestmark = [
 TENSOR_CORE_TYPES = r"[<, ](?:__nv_bfloat16|__half|tf32)[,>]"
 
 
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def of_one_op(*values: str) -> Any:
+    """A test's values, the first an op or a source of one. What is read of an op's code for sm_90a runs in one process
+    of several, which compiles it once."""
+    return pytest.param(*values, marks=pytest.mark.xdist_group(f"sm_90a {re.split('[_.]', values[0])[0]}"))
+
+
+@pytest.mark.parametrize(
+    ("source", "architecture"),
+    [
+        of_one_op(source, architecture) if architecture == "sm_90a" else (source, architecture)
+        for source in SOURCES
+        for architecture in ARCHITECTURES
+    ],
+)
 def test_compiles_without_spills(source: str, architecture: str) -> None:
     for kernel in kernels(source, architecture):
         assert kernel.spilled == 0, f"{kernel.name} for {architecture} spills {kernel.spilled} bytes"
@@ -42,7 +55,7 @@ def takes_16_bytes(kernel: Kernel) -> bool:
     return int(match[2]) * (4 if match[1] == "float" else 2) == 16
 
 
-@pytest.mark.parametrize("op", ["gru", "posterior", "interleaved"])
+@pytest.mark.parametrize("op", [of_one_op(op) for op in ("gru", "posterior", "interleaved")])
 def test_every_compute_type_has_its_kernels(op: str) -> None:
     """So that the test above cannot pass for want of kernels."""
     names = [k.name for source in SOURCES if source.startswith(op) for k in kernels(source, "sm_90a")]
@@ -71,9 +84,10 @@ def in_a_cluster(kernel: Kernel) -> bool:
 
 
 RECURRENCES = tuple(source for source in SOURCES if source.endswith(("_forward.cu", "_backward.cu")))
+OF_RECURRENCES = [of_one_op(source) for source in RECURRENCES]
 
 
-@pytest.mark.parametrize("source", RECURRENCES)
+@pytest.mark.parametrize("source", OF_RECURRENCES)
 def test_a_step_waits_for_no_global_load(source: str) -> None:
     """Inputs, single elements too, are loaded a step ahead: between a load and the first instruction that waits for it
     lies an exchange. Nothing is read or written byte by byte, and nobody divides integers."""
@@ -92,7 +106,7 @@ def test_a_step_waits_for_no_global_load(source: str) -> None:
         assert not divisions, f"{kernel.name} divides {len(divisions)} integers in a step"
 
 
-@pytest.mark.parametrize("source", RECURRENCES)
+@pytest.mark.parametrize("source", OF_RECURRENCES)
 def test_a_batch_tile_in_one_block_knows_no_cluster(source: str) -> None:
     """Pairs have kernels for each exchange (GRU), or each way in which sums meet (posterior): 1 is one block's."""
     kinds: dict[str, list[bool]] = {}
@@ -114,7 +128,7 @@ NO_PREFETCH = re.compile(
 )
 
 
-@pytest.mark.parametrize("source", RECURRENCES)
+@pytest.mark.parametrize("source", OF_RECURRENCES)
 def test_a_step_asks_later_inputs_into_l2(source: str) -> None:
     for kernel in recurrences(source):
         code = Code(kernel.code)
@@ -123,7 +137,7 @@ def test_a_step_asks_later_inputs_into_l2(source: str) -> None:
         assert found != bool(NO_PREFETCH.search(kernel.name)), kernel.name
 
 
-@pytest.mark.parametrize("source", RECURRENCES)
+@pytest.mark.parametrize("source", OF_RECURRENCES)
 def test_half_storage_is_written_in_words(source: str) -> None:
     for kernel in recurrences(source):
         if reads_single_elements(kernel) or not re.search("__half|__nv_bfloat16", kernel.name):
@@ -139,7 +153,7 @@ RELEASE, POLL = re.compile("REDG"), re.compile(r"LDG\.E\.STRONG")
 COPY, COPIED = re.compile("LDGSTS"), re.compile("DEPBAR|LDGDEPBAR")
 
 
-@pytest.mark.parametrize("source", ["gru_forward.cu", "gru_backward.cu"])
+@pytest.mark.parametrize("source", [of_one_op("gru_forward.cu"), of_one_op("gru_backward.cu")])
 def test_tiles_that_take_turns_hide_their_exchange(source: str) -> None:
     """A turn has one release, one poll and no fence behind it. From a release to the next one, and so to the wait for
     what it released, leads no way past the products: the next turn is another tile's (test_cuda_gru.py has the order of
