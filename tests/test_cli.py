@@ -234,6 +234,24 @@ def test_interrupt_says_what_is_kept(
     assert last.is_file()
 
 
+def test_interrupt_of_the_scores_says_that_training_is_done(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All epochs are done, and what is left can be had without the training."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "evaluate", interrupted)
+        assert main(["fit", "--config", config, "--output", str(run)]) == 130
+    best = run / "best.ckpt"
+    said = f"vssn: interrupted; training is done, {best} is kept: vssn evaluate scores it\n"
+    assert capsys.readouterr().err == said
+    assert main(["evaluate", str(best)]) == 0
+
+
 def test_interrupt_tells_of_a_first_epoch_that_was_cut_short(
     config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -202,7 +202,7 @@ def _fit(options: argparse.Namespace) -> int:
         if world is not None and not world.writes:  # the first process speaks
             raise
         word, code = ("terminated", TERMINATED) if isinstance(end, Terminated) else ("interrupted", INTERRUPTED)
-        print(f"vssn: {word}; {what_is_kept(Path(training.output))}", file=sys.stderr)
+        print(f"vssn: {word}; {what_is_kept(config)}", file=sys.stderr)
         return code
     if world is not None and not world.writes:
         return 0

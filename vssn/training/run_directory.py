@@ -96,13 +96,18 @@ def _to_resume(folder: Path) -> Path | None:
     return next((folder / kept for kept in reversed(CHECKPOINTS) if (folder / kept).is_file()), None)
 
 
-def what_is_kept(folder: Path) -> str:
-    """Of a run that was ended, for the line that says so."""
+def what_is_kept(config: Config) -> str:
+    """Of a run that was ended, for the line that says so. A run that is trained, and was ended while it was scored, has
+    nothing to resume."""
+    folder = Path(config.training.output)
     kept = _to_resume(folder)
     if kept is None:
         return "nothing is kept"
     if kept.name == "best.ckpt":
         return f"{kept} is kept, of a first epoch that was cut short; --resume begins that anew"
+    with contextlib.suppress(UserError):  # a file that cannot be read is for --resume to tell of
+        if why_ended(folder, read_checkpoint(kept)["vssn"]["epoch"], config):
+            return f"training is done, {folder / 'best.ckpt'} is kept: vssn evaluate scores it"
     return f"{kept} is kept, continue with --resume"
 
 
