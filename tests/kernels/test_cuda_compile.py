@@ -11,7 +11,7 @@ import pytest
 from machine_code import EXCHANGES, EXCHANGES_OR_PRODUCTS, PRODUCTS, Code
 
 from benchmarks import ROOT, cuda_resources
-from benchmarks.cuda_resources import ARCHITECTURES, COMMAND, SOURCES, Kernel, kernels
+from benchmarks.cuda_resources import ARCHITECTURES, COMMAND, SOURCES, Kernel, compile_unoptimised, kernels
 
 pytestmark = [
     pytest.mark.slow,
@@ -46,6 +46,13 @@ def test_compiles_without_spills(source: str, architecture: str) -> None:
             assert kernel.tensor_core > 0, f"{kernel.name} for {architecture} has no tensor-core instruction"
         if source.startswith("gaussian") and takes_16_bytes(kernel):
             assert kernel.wide > 0, f"{kernel.name} for {architecture} has no access of 16 bytes"
+
+
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "sm_90a"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_compiles_unoptimised(source: str, architecture: str) -> None:
+    """In place of the test above for these architectures where it has to be quick: an error is found, no spill is."""
+    compile_unoptimised(source, architecture)
 
 
 def takes_16_bytes(kernel: Kernel) -> bool:
