@@ -10,6 +10,7 @@ their ops apart. torch.onnx.export takes them too; `to_onnx` adds names, dynamic
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vssn.errors import TargetError
+from vssn.errors import PackageError, TargetError
 from vssn.nn.interface import SequenceModel, require_model
 from vssn.utils.evaluation_mode import evaluating, time_major
 from vssn.utils.packages import needing
+from vssn_kernels.ops.torch_internals import TESTED
 
 
 class Step(nn.Module):
@@ -143,7 +145,7 @@ def to_onnx(
         torch.onnx.ONNXProgram
 
     Raises:
-        PackageError: the extra onnx is not installed.
+        PackageError: the extra onnx is not installed, or this PyTorch is too old for it.
         TargetError: the file cannot be written.
     """
     with needing("onnx"):
@@ -163,6 +165,11 @@ def to_onnx(
         }
         names = [own for name in example for own in (module.kind._fields if name == "state" else (name,))]
         input_names, output_names = input_names or names, output_names or module.outputs
+    if not traced_code_is_told():
+        raise PackageError(
+            f"an export to ONNX needs a newer torch.onnx.is_in_onnx_export than torch {torch.__version__} has; install "
+            f"another version: it is tested with {TESTED}"
+        )
     with evaluating(module), _quiet():
         program = torch.onnx.export(
             module,
@@ -180,6 +187,12 @@ def to_onnx(
     except OSError as error:
         raise TargetError(f"file: cannot write {file} ({error.strerror}); name another place") from None
     return program
+
+
+def traced_code_is_told() -> bool:
+    """That it is for ONNX, by torch.onnx.is_in_onnx_export(): our ops choose by it the forms that ONNX has. In PyTorch
+    2.6 it is not."""
+    return importlib.util.find_spec("torch.onnx._internal.exporter._flags") is not None
 
 
 @contextlib.contextmanager

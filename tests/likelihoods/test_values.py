@@ -188,7 +188,8 @@ def test_u_state_and_noise_are_finite(value: float, of_layer: bool) -> None:
 def refused(compiled: Callable[..., Any], model: Callable[..., Any], given: dict[str, Any]) -> None:
     with pytest.raises(DataError) as caught:
         compiled(**given)
-    assert str(caught.value) == message_of(lambda: model(**given))
+    said, *_ = str(caught.value).splitlines()  # aot_eager of PyTorch 2.6 adds the place in what it compiled
+    assert said == message_of(lambda: model(**given))
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,8 @@ class Likelihood(nn.Module):
         require_size("parameter_size", parameter_size, 0)
         if not self.support.low <= 0 <= self.support.high:
             raise ValueError(f"support must hold 0, which stands where x is not observed, got {self.support}")
+        if isinstance(type(self).support, Support):
+            self.support = type(self).support  # its own: Dynamo of PyTorch 2.6 reads no tuple that a class has
         self.x_size, self.parameter_size = x_size, parameter_size
         own = vars(type(self)).get("name")  # a subclass of a registered one is not what the name stands for
         self.title = f"likelihood={own!r}" if own else f"likelihood={type(self).__name__}"  # for messages

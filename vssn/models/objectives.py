@@ -25,6 +25,7 @@ from vssn.nn.interface import SequenceOutput
 from vssn.nn.particles import Frame, Part, ParticleNoise, TrainedHooks, WeightedParticles, search
 from vssn.nn.states import AnyState
 from vssn.utils.checks import require_device, require_factor, require_like, require_parts, require_shape, require_size
+from vssn.utils.named_tuples import with_parts
 from vssn.utils.sequences import last_valid, swap, zero_idle
 from vssn_kernels.arguments import shown
 
@@ -109,14 +110,14 @@ def particle_output(
     full = torch.full((batch,), steps, device=given.x.device) if lengths is None else lengths
     start = given.start
     if start is not None:
-        given = given._replace(start=type(start)(*[zero_idle(part, lengths) for part in start]))
+        given = with_parts(given, start=type(start)(*[zero_idle(part, lengths) for part in start]))
     run = {"iwae": _iwae, "fivo": _fivo, "nasmc": _nasmc}[model.objective]
     bound, state_behind = run(WeightedParticles(model, given, full), noise, kl_weight)
     if start is not None:  # a row without a step hands on what it got
         busy, parts = (full > 0)[:, None], zip(state_behind, start, strict=True)
         state_behind = type(start)(*[torch.where(busy, part, before) for part, before in parts])
     loss = model.per_frame(-bound.sum().to(given.x.dtype), model.weights_kl(), kl_weight, given)
-    return strict._replace(loss=loss, state=state_behind)
+    return with_parts(strict, loss=loss, state=state_behind)
 
 
 def _checked(noise: ParticleNoise, model: Model, x: Tensor) -> ParticleNoise:

@@ -25,6 +25,7 @@ from vssn.nn.rssm_particles import RSSMParticles, floats_of_particles
 from vssn.nn.rssm_states import KLLoss, Observed, RSSMState, balanced_kl, check_balance, kl_loss
 from vssn.nn.states import AnyState, Inference, State
 from vssn.utils.checks import require_choice, require_factor, require_like, require_size, require_tensor
+from vssn.utils.named_tuples import with_parts
 from vssn.utils.numbers import Count, NotNegative, Share
 from vssn.utils.scaling import Scaling
 from vssn.utils.sequences import last_valid, zero_padding
@@ -207,7 +208,7 @@ class RSSM(FrameModel):
         given = self.prepare(x, _without_first(u, is_first), lengths, state, mask, coordinated_dropout)
         x, sizes = given.x, self.noise_sizes
         if is_first is not None:
-            given = given._replace(resets=check_starts("is_first", is_first, x, self.batch_first, "the frames are"))
+            given = with_parts(given, resets=check_starts("is_first", is_first, x, self.batch_first, "the frames are"))
         if noise is None:
             noise = draw_noise(x, sizes)
         else:

@@ -35,6 +35,7 @@ from vssn.utils.checks import (
     require_factor,
     require_size,
 )
+from vssn.utils.named_tuples import with_parts
 from vssn.utils.scaling import Scaling
 from vssn.utils.sequences import last_valid, zero_padding
 from vssn_kernels import gaussian_kl, split_linear
@@ -242,7 +243,7 @@ class VRNN(MarkedFrames):
         previous, first, *more = given.controls
         none = resets[..., None]
         controls = (torch.where(none, 0, previous), torch.where(none, 1, first), *more)
-        return given._replace(controls=controls, resets=resets)
+        return with_parts(given, controls=controls, resets=resets)
 
     def _run(
         self, given: EncodedBatch, noise: tuple[Tensor, ...], lengths: Tensor | None
@@ -316,7 +317,8 @@ class VRNN(MarkedFrames):
         self, given: EncodedBatch, noise: tuple[Tensor, ...], lengths: Tensor | None = None, stop: int | None = None
     ) -> tuple[Tensor, Tensor, AnyState]:
         seen = slice(len(given.x) if stop is None else stop)
-        given = given._replace(
+        given = with_parts(
+            given,
             x=given.x[seen],
             frames=given.frames[: len(given.x[seen]) + 1],
             embedded=given.embedded[seen],

@@ -17,6 +17,7 @@ from vssn.nn import hub, model_files
 from vssn.nn.given import noise_shapes
 from vssn.nn.states import AnyState
 from vssn.utils.checks import require_flag
+from vssn.utils.named_tuples import with_parts
 
 DEFAULT_MEMORY = 2**30  # bytes, of the paths and particles that run at once
 _Model = TypeVar("_Model", bound="SequenceModel")
@@ -287,7 +288,7 @@ class SequenceModel(nn.Module, ABC):
     def behind(self, state: AnyState, controls: tuple[Tensor, ...], d: Tensor, z: Tensor, frame: Tensor) -> AnyState:
         """The state behind a frame [1, B, F] that was generated of d and z, a step of the priors behind `state`: for
         inference to go on from."""
-        return state._replace(d=d, z=z, x_last=frame[0])
+        return with_parts(state, d=d, z=z, x_last=frame[0])
 
     def filter_steps(self, batch: int) -> Any:
         """Steps of a filter at the means of the latents, prepared for `batch` streams as vssn/nn/filter_steps.py does,

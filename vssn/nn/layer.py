@@ -39,6 +39,7 @@ from vssn.nn.layer_arguments import (
 )
 from vssn.nn.states import AnyState, CausalState, Embedded, Inference, LayerOutput, State, charged
 from vssn.utils.checks import require_flag, require_place, require_size
+from vssn.utils.named_tuples import with_parts
 from vssn.utils.sequences import (
     check_lengths,
     check_sequences,
@@ -463,7 +464,7 @@ class VSSNLayer(nn.Module):
         if isinstance(x, Embedded):
             d_0, z_0 = self.initial_state(x.x.shape[1], x.noise[1]) if state is None else (state[0], state[1])
             result = self.infer(x.x, x.controls, d_0, z_0, x.noise, lengths, self.carried_a(state))
-            return result if self.universal == "point" else result._replace(universal_kl=self.universal_kl())
+            return result if self.universal == "point" else with_parts(result, universal_kl=self.universal_kl())
         x, u = check_sequences(x, u, self.input_size, self.control_size, self.batch_first, self.a_parameter())
         check_lengths(lengths, x)
         valid = valid_steps(lengths, x)

@@ -16,6 +16,7 @@ from torch import Tensor
 from vssn.nn.interface import EncodedBatch, ParticleHooks, SequenceModel
 from vssn.nn.states import AnyState
 from vssn.utils.checks import require_numbers
+from vssn.utils.named_tuples import with_parts
 
 Part = tuple[int, Tensor, Tensor, tuple[Tensor, ...] | None, Tensor]
 # its first frame, log p(w)/q(w) [S, K, B], d [S, kinds B, D], the hidden inputs, eps_z [S, K, B, Z]
@@ -54,7 +55,7 @@ class ParticleNoise(NamedTuple):
     def with_first(self, noise: tuple[Tensor, ...]) -> ParticleNoise:
         """With that noise of one draw as the first particle's."""
         latents = tuple(torch.cat((own[None], part[1:])) for own, part in zip(noise, self.latents, strict=True))
-        return self._replace(latents=latents)
+        return with_parts(self, latents=latents)
 
     def part(self, steps: int, rows: slice) -> ParticleNoise:
         """Of the first `steps` frames of some sequences."""

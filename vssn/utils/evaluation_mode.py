@@ -20,15 +20,20 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         module.train(training)
 
 
-@contextlib.contextmanager
-def time_major(model: nn.Module) -> Iterator[None]:
-    """Makes a model with `batch_first` take and give [T, B, ·], as batches of `vssn.data` are, and back."""
-    inner: Any = getattr(model, "_orig_mod", model)  # of a compiled one
-    if not inner.batch_first:
-        yield
-        return
-    try:
-        inner.set_batch_first(False)
-        yield
-    finally:
-        inner.set_batch_first(True)
+class time_major:
+    """Makes a model with `batch_first` take and give [T, B, ·], as batches of `vssn.data` are, and back.
+
+    A class, since Dynamo of PyTorch 2.6 follows no context manager that is a generator.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: Any = getattr(model, "_orig_mod", model)  # of a compiled one
+        self.batch_first = self.model.batch_first
+
+    def __enter__(self) -> None:
+        if self.batch_first:
+            self.model.set_batch_first(False)
+
+    def __exit__(self, *_: object) -> None:
+        if self.batch_first:
+            self.model.set_batch_first(True)
