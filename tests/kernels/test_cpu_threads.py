@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import forks
 import pytest
 import torch
 from torch import Tensor
@@ -182,6 +183,7 @@ def forked_run(results: multiprocessing.SimpleQueue) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
 def test_a_forked_child_runs_on_one_thread_and_does_not_hang() -> None:
+    forks.require_autograd()
     torch.set_num_threads(2)
     for sample in samples():  # so that the parent's pool of threads exists
         run(sample)
@@ -219,6 +221,8 @@ class Recurrences(Dataset):
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_dataloader_workers(method: str) -> None:
+    if method == "fork":
+        forks.require_autograd()
     torch.set_num_threads(2)
     here = torch.stack([Recurrences()[index] for index in range(4)])
     loader = DataLoader(Recurrences(), batch_size=4, num_workers=1, multiprocessing_context=method, timeout=TIMEOUT)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import forks
 import pytest
 import torch
 from torch import Tensor
@@ -119,6 +120,8 @@ def all_in_a_child(results: multiprocessing.SimpleQueue) -> None:
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_child_that_starts_while_other_threads_are_in_calls(method: str) -> None:
+    if method == "fork":
+        forks.require_autograd()
     torch.set_num_threads(2)
     ended = threading.Event()
 

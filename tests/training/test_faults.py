@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import faults
+import forks
 import pytest
 import torch
 from faults import EPOCHS, FAULTS, Count, check_fault, check_full_disk, check_whole, check_write_protected
@@ -32,6 +33,7 @@ def open_to_all(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def truth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    forks.require_autograd()
     folder = tmp_path_factory.mktemp("truth")
     open_to_all(folder)  # nobody looks into it
     torch.set_num_threads(1)

@@ -24,7 +24,8 @@ QUANTILE_SAMPLES = 1000
 def bounded(raw: Tensor, low: float, high: float) -> Tensor:
     """raw, bent so that it stays within low and high: as it is up to 1 from them, and from there on ever slower, by a
     slope that falls as 1 / (1 + distance)^2. However far off a decoder is, there is a gradient that leads back."""
-    within = raw.clamp(low + 1, high - 1)
+    near = raw.detach().clamp(low + 1, high - 1)
+    within = torch.where(raw == near, raw, near)  # versions of PyTorch differ in the slope of clamp at a bound itself
     beyond = raw - within
     return within + beyond.sign() * (1 - 1 / (1 + beyond.abs()))
 

@@ -1,0 +1,29 @@
+"""What PyTorch itself can do in a forked child of this process."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import pytest
+import torch
+
+
+def require_autograd() -> None:
+    """Skips where plain PyTorch cannot differentiate in a child: once a test has called a backward on a device that has
+    threads of its own, PyTorch 2.14 refuses every later one in children of the process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads
+        pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            torch.set_num_threads(1)
+            torch.ones(2, requires_grad=True).square().sum().backward()
+            code = 0
+        except RuntimeError:
+            pass
+        finally:
+            os._exit(code)
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+        pytest.skip("PyTorch's own autograd does not work in forked children of this process any more")
