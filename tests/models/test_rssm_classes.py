@@ -176,9 +176,8 @@ def test_the_kl_loss_is_that_of_torch_distributions(balance: float | None) -> No
 
     q, p = posterior.logits, prior.logits  # type: ignore[attr-defined]
     values = kl(q, p).detach().flatten().sort().values
-    free = float(
-        values[len(values) // 2 - 1 :][:2].mean()
-    )  # between two: at a bound itself versions of PyTorch differ in the slope
+    # Between two of them: at a bound itself versions of PyTorch differ in the slope of clamp.
+    free = float(values[len(values) // 2 - 1 :][:2].mean())
     loss, plain = kl_loss(posterior, prior, balance=balance, free_bits=free)
     want = kl(q, p).clamp(min=free).mean()
     if balance is not None:
