@@ -104,9 +104,10 @@ JOBS ?= 2
 fuzz-files: $(VENV)/test-installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz_files.py --inputs $(INPUTS) --minutes $(MINUTES) --seed $(SEED) --jobs $(JOBS) --record
 
-# Every page of the documentation is a program: as it stands there, with smaller numbers.
+# Every page of the documentation is a program: as it stands there, with smaller numbers. What else is held of pages, make
+# test holds.
 test-pages: $(VENV)/test-installed
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/docs
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m slow tests/docs
 
 lint: $(VENV)/dev-installed
 	$(BIN)/ruff check .
