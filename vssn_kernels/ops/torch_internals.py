@@ -26,7 +26,7 @@ def find(name: str) -> Any:
     return thing
 
 
-# By all tests; by parts of them 2.6 and 2.14 too (make test-python).
+# By all tests; 2.6 and 2.14 by those that make test-python runs.
 TESTED = "torch 2.13"
 
 required: list[str] = []
