@@ -11,7 +11,7 @@ import torch
 
 def require_autograd() -> None:
     """Skips where plain PyTorch cannot differentiate in a child. In the middle of a run of many tests PyTorch 2.14 does
-    refuse it ("Unable to handle autograd's threading in combination with fork"), in a process of one test it does not."""
+    refuse it ("Unable to handle autograd's threading in combination with fork"), in one of a few tests it does not."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads
         pid = os.fork()
