@@ -130,7 +130,7 @@ sanitize: $(VENV)/test-installed
 	        "CUDA kernels on the host: Address and UndefinedBehavior",$(PYTEST)) -q -p no:cacheprovider $(HOST_TESTS)
 
 # Every .cu for every architecture; without nvcc all of it is skipped, and says so. QUICK=1: optimised for sm_90a, whose
-# machine code is read; for the others without optimisation, which tells of errors alone, in a third of the time.
+# machine code is read; for the others without optimisation, which tells of errors alone, in two fifths of the time.
 cuda-compile: $(VENV)/test-installed
 	$(PYTEST) -n 2 --dist loadgroup tests/kernels/test_cuda_compile.py \
 	    -k $(if $(QUICK),"not without_spills or sm_90a","not unoptimised")

@@ -24,7 +24,7 @@ from vssn.errors import PackageError, TargetError
 from vssn.nn.interface import SequenceModel, require_model
 from vssn.utils.evaluation_mode import evaluating, time_major
 from vssn.utils.packages import needing
-from vssn_kernels.ops.torch_internals import TESTED
+from vssn_kernels.ops.torch_internals import ANOTHER_VERSION
 
 
 class Step(nn.Module):
@@ -167,8 +167,8 @@ def to_onnx(
         input_names, output_names = input_names or names, output_names or module.outputs
     if not traced_code_is_told():
         raise PackageError(
-            f"an export to ONNX needs a newer torch.onnx.is_in_onnx_export than torch {torch.__version__} has; install "
-            f"another version: it is tested with {TESTED}"
+            f"an export to ONNX needs a newer torch.onnx.is_in_onnx_export than torch {torch.__version__} has; "
+            f"{ANOTHER_VERSION}"
         )
     with evaluating(module), _quiet():
         program = torch.onnx.export(

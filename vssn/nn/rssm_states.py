@@ -117,6 +117,7 @@ def kl_loss(
     shown: list[Parameters] = []
     for name, state in (("posterior", posterior), ("prior", prior)):
         parts = require_parts(name, state, f"({', '.join(names)})")
+        # No slice: Dynamo of PyTorch 2.6 takes none of a named tuple.
         shown.append(tuple([parts[i] for i in range(len(latent.names))]))
     called = [f"{name}'s {part}" for name in ("posterior", "prior") for part in latent.names]
     _require_alike(dict(zip(called, (*shown[0], *shown[1]), strict=True)))

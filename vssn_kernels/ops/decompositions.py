@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vssn_kernels.ops import registration
-from vssn_kernels.ops.torch_internals import TESTED
+from vssn_kernels.ops.torch_internals import ANOTHER_VERSION
 from vssn_kernels.reference import gru, posterior
 from vssn_kernels.reference.sequence import compute_dtype
 
@@ -61,7 +61,7 @@ def _scan(step: Callable, start: Tensor, sequences: Sequence[Tensor], shared: Se
     if scan is None:
         raise ImportError(
             f"a dynamic T needs a newer torch.ops.higher_order.scan than torch {torch.__version__} has; export with a "
-            f"fixed T, or install another version: it is tested with {TESTED}"
+            f"fixed T, or {ANOTHER_VERSION}"
         )
     parts = [start, *sequences, *shared]
     if torch.onnx.is_in_onnx_export():  # which cannot take apart what a step would keep for its backward

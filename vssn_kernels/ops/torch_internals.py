@@ -27,7 +27,7 @@ def find(name: str) -> Any:
 
 
 # By all tests; 2.6 and 2.14 by those that make test-python runs.
-TESTED = "torch 2.13"
+ANOTHER_VERSION = "install another version: it is tested with torch 2.13"  # what errors advise
 
 required: list[str] = []
 optional: list[str] = []
@@ -37,10 +37,7 @@ def _require(name: str) -> Any:
     required.append(name)
     found = find(name)
     if found is None:
-        raise ImportError(
-            f"vssn_kernels needs {name}, which torch {torch.__version__} lacks; install another version: it is tested "
-            f"with {TESTED}"
-        )
+        raise ImportError(f"vssn_kernels needs {name}, which torch {torch.__version__} lacks; {ANOTHER_VERSION}")
     return found
 
 
