@@ -31,7 +31,8 @@ test-interpreter: $(VENV)/test-installed
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m slow tests/kernels/test_triton.py
 
 # What a machine with less would run: the ops' tests on each instruction set below this one's, and with PyTorch's own
-# products held to the least. There Inductor of PyTorch 2.13 writes C++ that does not compile (at::vec): not its tests.
+# products held to the least. There Inductor of PyTorch 2.13 writes C++ that does not compile (at::vec): no test of
+# compiled_code, as what needs Inductor is named.
 # Each is a target too, as make test-lower-avx2. QUICK=1: values and gradients of every op alone. RECORD=1: counted.
 CPU := $(shell grep -m 1 ^flags /proc/cpuinfo)
 LOWER := $(if $(filter avx512_bf16,$(CPU)),avx512) $(if $(filter avx512f,$(CPU)),avx2) $(if $(filter avx2,$(CPU)),generic)
@@ -127,7 +128,7 @@ sanitize: $(VENV)/test-installed
 	VSSN_CUDA_HOST=sanitized ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 OMP_NUM_THREADS=1 \
 	    LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	    $(if $(RECORD),MADE_BY="make sanitize RECORD=1" $(BIN)/python tests/counted_run.py sanitizers \
-	        "CUDA kernels on the host: Address and UndefinedBehavior",$(PYTEST)) -q -p no:cacheprovider $(HOST_TESTS)
+	        "CUDA kernels on the host: Address and UndefinedBehavior",$(PYTEST)) -q -n 2 -p no:cacheprovider $(HOST_TESTS)
 
 # Every .cu for every architecture; without nvcc all of it is skipped, and says so. QUICK=1: optimised for sm_90a, whose
 # machine code is read; for the others without optimisation, which tells of errors alone, in two fifths of the time.

@@ -53,21 +53,27 @@ bool may_use_tiles() {
 #endif
 
 // From the best on. VSSN_HAS_BFLOAT16: the compiler knew the instructions, and so there are kernels made of them.
+// VSSN_WITHOUT_AVX512, VSSN_WITHOUT_AVX2: a build of the sanitizers that will not run these (sanitize/Makefile).
 std::vector<Entry> entries() {
     std::vector<Entry> found;
 #if defined(VSSN_EMULATED_SETS)
     found = {{&amx::table, true}, {&avx512_bf16::table, true}};
 #elif defined(__x86_64__)
     __builtin_cpu_init();
-    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    [[maybe_unused]] const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    [[maybe_unused]] const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
+                                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+                                             __builtin_cpu_supports("avx512vl");
 #if defined(VSSN_HAS_BFLOAT16)
     const bool has_bf16 = has_avx512 && has_feature(1, eax, 5);
     found = {{&amx::table, has_bf16 && may_use_tiles()}, {&avx512_bf16::table, has_bf16}};
 #endif
+#if !defined(VSSN_WITHOUT_AVX512)
     found.push_back({&avx512::table, has_avx512});
+#endif
+#if !defined(VSSN_WITHOUT_AVX2)
     found.push_back({&avx2::table, has_avx2});
+#endif
 #endif
     found.push_back({&generic::table, true});
     return found;

@@ -308,7 +308,7 @@ def test_float32_and_autocast() -> None:
     assert_all_close({key: part.float() for key, part in got.items()}, want, 0.1)
 
 
-def test_it_compiles_without_a_break() -> None:
+def test_compiled_code_without_a_break() -> None:
     layer, parts = made(), given()
 
     def loss(embed: Tensor, action: Tensor, is_first: Tensor, noise: Tensor) -> Tensor:
