@@ -303,7 +303,8 @@ def test_the_model_is_made_as_documented() -> None:
     assert {name: parameters[name].default for name in named} == named
     assert {"mixture_size", "prior_std", "min_logvar_x"} <= set(parameters)
     call = inspect.signature(vssn.VSSN.forward).parameters
-    assert list(call)[1:] == ["x", "u", "lengths", "state", "noise", "mask", "kl_weight", "coordinated_dropout"]
+    behind = ("coordinated_dropout", "initial_kl_weight")
+    assert list(call)[1:] == ["x", "u", "lengths", "state", "noise", "mask", "kl_weight", *behind]
     layer_call = inspect.signature(vssn.VSSNLayer.forward).parameters
     assert list(layer_call)[1:4] == ["x", "state", "lengths"]
     assert vssn.LayerOutput._fields == ("output", "state", "kl")

@@ -7,6 +7,7 @@ The bounds: inference/test_importance; filtering and prediction: inference/test_
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,44 @@ def test_its_divergence_is_charged_once_a_sequence(name: str) -> None:
     for kl_weight in (0.0, 0.3, 1.0):
         weighted = (kl_weight * (out.kl_z + out.kl_w) - out.reconstruction).sum() / LENGTHS.sum()
         assert_close("loss", model(**given, lengths=LENGTHS, kl_weight=kl_weight).loss, weighted, 1e-12)
+    for factor in (0.0, 0.25, torch.tensor(0.25)):
+        apart = model(**given, lengths=LENGTHS, kl_weight=0.5, initial_kl_weight=factor)
+        less = (0.5 * (out.kl_z + out.kl_w) - out.reconstruction).sum() + (float(factor) - 0.5) * own.sum()
+        assert_close("loss", apart.loss, less / LENGTHS.sum(), 1e-12)
+        assert_equal("elbo", apart.elbo, out.elbo)
     paper = make(name, objective="paper")(**given, lengths=LENGTHS)
     halved = ((out.kl_z + out.kl_w) / 2 - out.reconstruction).sum() / LENGTHS.sum()
     assert_close("the paper's loss", paper.loss, halved, 1e-12)
     assert_equal("elbo", paper.elbo, out.elbo)
+
+
+def test_a_factor_of_its_divergence_that_cannot_be_is_named() -> None:
+    given = batch(make("inferred"))
+    with pytest.raises(ValueError, match="initial_kl_weight must be finite, got nan"):
+        make("inferred")(**given, initial_kl_weight=math.nan)
+    own = make("both")
+    with pytest.raises(ValueError, match="initial_kl_weight must be left out without initial_state='inferred'"):
+        own(**batch(own), initial_kl_weight=1.0)
+    on_particles = make("inferred", objective="iwae", particles=2)
+    with pytest.raises(ValueError, match="initial_kl_weight must be left out with objective='iwae'"):
+        on_particles(given["x"], given.get("u"), initial_kl_weight=1.0)
+
+
+def test_a_rise_of_its_own_goes_with_an_inferred_start_alone() -> None:
+    rise = {"kl_start": 0.1, "initial_kl_anneal_updates": 10}
+    base: dict[str, Any] = {"hidden_size": 4, "latent_size": 2}
+    inferred = base | {"initial_state": "inferred"}
+    on_particles = inferred | {"objective": "iwae", "particles": 2}
+    for model, training, message in (
+        (base, rise, "expected none with a model that infers no d_0, got 10; leave it out, or take model"),
+        (on_particles, rise, "expected none with model.objective 'iwae', whose weights know no KL of d_0, got 10"),
+        (inferred, rise | {"constraint": {"target": -1.0}}, "expected none with training.constraint"),
+        (inferred, {"initial_kl_anneal_updates": 10}, "initial_kl_anneal_updates 10 has no effect without a start"),
+        (inferred, {"initial_kl_anneal_after": 10}, "initial_kl_anneal_after 10 has no effect without a rise"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check_config({"data": {"set": "pendulum"}, "model": model, "training": training}, "here").build_model(4)
+    check_config({"data": {"set": "pendulum"}, "model": inferred, "training": rise}, "here").build_model(4)
 
 
 def test_free_bits_are_those_of_w_and_z_alone() -> None:

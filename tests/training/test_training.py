@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import signal
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ from vssn.nn.layer import State, VSSNLayer
 from vssn.training.checkpoints import load_model, read_checkpoint
 from vssn.training.config import Config, TrainingSection, check_config
 from vssn.training.fit import fit
-from vssn.training.module import SequenceData, TrainingModule, cut, kl_weight, learning_rate
+from vssn.training.module import SequenceData, TrainingModule, cut, initial_kl_weight, kl_weight, learning_rate
 
 FILES = {"best.ckpt", "config.yaml", "last.ckpt", "metrics.csv", "tensorboard"}
 
@@ -94,6 +95,18 @@ def test_kl_weight_linear() -> None:
 def test_kl_weight_cyclical() -> None:
     config = TrainingSection(kl_start=0.0, kl_anneal_updates=2, kl_cycles=2)
     assert [kl_weight(update, config) for update in range(9)] == [0, 0.5, 1, 1, 0, 0.5, 1, 1, 1]
+
+
+def test_the_kl_weight_of_an_inferred_start_rises_by_itself() -> None:
+    config = TrainingSection(kl_start=0.2, kl_anneal_updates=1, initial_kl_anneal_updates=4)
+    assert [initial_kl_weight(update, config) for update in (0, 1, 2, 3, 4, 5, 100)] == pytest.approx(
+        [0.2, 0.4, 0.6, 0.8, 1, 1, 1]
+    )
+    alone = TrainingSection(kl_start=0.2, initial_kl_anneal_updates=4)
+    assert [kl_weight(0, alone), initial_kl_weight(0, alone)] == [1, 0.2]
+    assert initial_kl_weight(0, TrainingSection(kl_start=0.2, kl_anneal_updates=4)) is None
+    later = TrainingSection(kl_start=0.2, initial_kl_anneal_updates=4, initial_kl_anneal_after=2)
+    assert [initial_kl_weight(update, later) for update in (0, 2, 3, 6, 7)] == pytest.approx([0.2, 0.2, 0.4, 1, 1])
 
 
 def test_learning_rate_decays_after_so_many_epochs() -> None:
@@ -318,6 +331,26 @@ def test_updates_are_clipped_annealed_and_decayed(music: Path, tmp_path: Path, m
     assert weights == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9, 1, 1, 1])
     assert norms == pytest.approx([0.01] * 8, rel=1e-3)
     assert rates == [1e-3] * 4 + [5e-4] * 4
+
+
+def test_the_start_of_a_run_is_annealed_by_itself(music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = []
+    forward = VSSN.forward
+
+    @functools.wraps(forward)  # the arguments are asked for
+    def watched(model: VSSN, *args: Any, **kwargs: Any) -> Any:
+        weights.append((kwargs.get("kl_weight", 1.0), kwargs.get("initial_kl_weight"), model.training))
+        return forward(model, *args, **kwargs)
+
+    monkeypatch.setattr(VSSN, "forward", watched)
+    schedule = {"kl_start": 0.5, "kl_anneal_updates": 2, "initial_kl_anneal_updates": 5}
+    config = music_config(music, tmp_path / "run", model={"initial_state": "inferred"}, **schedule)
+    fit(config)
+    assert [pair[:2] for pair in weights if pair[2]] == [
+        (pytest.approx(kl), pytest.approx(start))
+        for kl, start in ((0.5, 0.5), (0.75, 0.6), (1, 0.7), (1, 0.8), (1, 0.9), (1, 1), (1, 1), (1, 1))
+    ]
+    assert {pair[:2] for pair in weights if not pair[2]} == {(1.0, None)}  # scores are never annealed
 
 
 def test_early_stopping_counts_epochs_without_gain(music: Path, tmp_path: Path) -> None:

@@ -289,6 +289,7 @@ class FrameModel(SequenceModel):
         state: AnyState,
         kl_weight: float | Tensor,
         coordinated_dropout: float | Hiding,
+        initial_kl_weight: float | Tensor | None = None,
     ) -> SequenceOutput:
         """What a call returns, of a sample of the latents and the state behind it."""
         parameters = self.decode(result.z, result.d)
@@ -299,7 +300,7 @@ class FrameModel(SequenceModel):
         if given.hidden is not None:
             hidden = self.likelihood.log_prob(parameters, given.x, given.hidden)
             target = zero_padding(hidden, given.valid) / _share(coordinated_dropout)
-        loss = self._loss(target, result, kl_weight, given)
+        loss = self._loss(target, result, kl_weight, given, initial_kl_weight)
         per_frame = [swap(part, self.batch_first) for part in (reconstruction, result.kl_z, kl_w)]
         return SequenceOutput(loss, elbo, per_frame[0], per_frame[1], per_frame[2], state)
 
@@ -308,11 +309,17 @@ class FrameModel(SequenceModel):
         return None
 
     def _loss(
-        self, reconstruction: Tensor, result: Inference, kl_weight: float | Tensor, given: EncodedBatch
+        self,
+        reconstruction: Tensor,
+        result: Inference,
+        kl_weight: float | Tensor,
+        given: EncodedBatch,
+        initial_kl_weight: float | Tensor | None,
     ) -> Tensor:
         """-sum of the objective / frames, plus the share of these sequences in the universal KL."""
         kl_z, kl_w = result.kl_z if result.kl_z_trained is None else result.kl_z_trained, result.kl_w
-        weight = kl_weight * (0.5 if self.objective == "paper" else 1.0)
+        share = 0.5 if self.objective == "paper" else 1.0
+        weight = kl_weight * share
         if self.free_bits:
             kl_w, kl_z = (
                 zero_padding(kl.clamp(min=self.free_bits), given.valid) if size else kl
@@ -320,7 +327,7 @@ class FrameModel(SequenceModel):
             )
         total = (weight * (kl_z + kl_w) - reconstruction).sum()
         if result.kl_0 is not None:
-            total = total + weight * result.kl_0.sum()
+            total = total + (weight if initial_kl_weight is None else initial_kl_weight * share) * result.kl_0.sum()
         return self.per_frame(total, result.universal_kl, kl_weight, given)
 
     def per_frame(

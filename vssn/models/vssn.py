@@ -182,6 +182,7 @@ class VSSN(FrameModel):
         mask: Tensor | None = None,
         kl_weight: float | Tensor = 1.0,
         coordinated_dropout: float | Hiding = 0.0,
+        initial_kl_weight: float | Tensor | None = None,
     ) -> VSSNOutput:
         """One sample of the objective and of its parts.
 
@@ -205,6 +206,8 @@ class VSSN(FrameModel):
                 hidden entries alone, over the share: it has the expectation of the whole one, and no entry is
                 explained by itself (Keshtkaran and Pandarinath 2019). The reported parts are those of all entries. Or
                 the share and the entries, `vssn.nn.interface.Hiding`.
+            initial_kl_weight: factor of the KL of an inferred d_0 in the loss; None: kl_weight. One that rises later
+                lets d_0 tell of the dynamics before w and z tell of every frame.
 
         Returns:
             VSSNOutput; reconstruction, kl_z and kl_w [T, B] are zero at padding. kl_w of the first frame holds the KL
@@ -215,9 +218,11 @@ class VSSN(FrameModel):
                 likelihood's support, NaN and infinity (DataError, a ValueError; on a GPU with VSSN_CHECK=1 only).
         """
         if takes_particles(self, noise):
-            alone = {"coordinated_dropout": coordinated_dropout}
+            alone = {"coordinated_dropout": coordinated_dropout, "initial_kl_weight": initial_kl_weight}
             return particle_output(self, x, u, lengths, state, noise, mask, kl_weight, **alone)
         kl_weight = require_factor("kl_weight", kl_weight, self.a_parameter())
+        if initial_kl_weight is not None:
+            initial_kl_weight = self._require_initial_factor(initial_kl_weight)
         given = self.prepare(x, u, lengths, state, mask, coordinated_dropout)
         own = self.layer
         noise = own.draw_noise(given.x) if noise is None else own.check_noise(noise, given.x, given.valid)
@@ -225,7 +230,12 @@ class VSSN(FrameModel):
         result: Inference = self.layer(Embedded(given.embedded, given.controls, noise), given.start, lengths)
         x_last = last_valid(given.frames[1:], given.frames[0], lengths)
         state_behind = self.layer.make_state(result.d_last, result.z_last, x_last, result.a_last)
-        return self._output(given, result, state_behind, kl_weight, coordinated_dropout)
+        return self._output(given, result, state_behind, kl_weight, coordinated_dropout, initial_kl_weight)
+
+    def _require_initial_factor(self, value: float | Tensor) -> float | Tensor:
+        if not self.initial_size:
+            raise ValueError("initial_kl_weight must be left out without initial_state='inferred'")
+        return require_factor("initial_kl_weight", value, self.a_parameter())
 
     def start_state(self, state: object, batch: int | None, like: Tensor) -> AnyState:
         return self.layer.start_state(state, batch, self.frame_size, like)

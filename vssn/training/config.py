@@ -20,7 +20,7 @@ from vssn.likelihoods import LIKELIHOODS
 from vssn.models.registry import MODELS
 from vssn.nn.interface import SequenceModel
 from vssn.training.config_errors import explain, first_line, quote
-from vssn.training.objectives import check_objective
+from vssn.training.objectives import check_initial_annealing, check_objective
 from vssn.training.sections import (
     AnyDataSection,
     AnyModelSection,
@@ -124,11 +124,13 @@ class Config(Section):
             self._check_dropout()
         check_objective(self.training, getattr(self.model, "objective", "elbo"))
         try:
-            return self.model.build(x_size, control_size, num_sequences, scaling)
+            model = self.model.build(x_size, control_size, num_sequences, scaling)
         except ValueError as error:
             raise ConfigError(f"model: {error}") from None
         except (RuntimeError, TypeError, OverflowError):  # what torch raises where memory or integers do not suffice
             raise ConfigError("model: its sizes need more memory than there is; choose smaller sizes") from None
+        check_initial_annealing(self.training, model)
+        return model
 
     def _check_dropout(self) -> None:
         """Raises ConfigError where the model or its likelihood takes no part of a frame."""

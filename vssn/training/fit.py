@@ -32,7 +32,7 @@ from vssn.training.config import Config, as_config, config_of
 from vssn.training.config_errors import first_line
 from vssn.training.heartbeat import Heartbeat, print_line
 from vssn.training.module import SequenceData, TrainingModule
-from vssn.training.objectives import check_objective, more_columns
+from vssn.training.objectives import check_initial_annealing, check_objective, more_columns
 from vssn.training.processes import World, require_started, wait_for_all
 from vssn.training.run_directory import MONITOR, RunDirectory, check_folder, creating, identity
 from vssn.training.scale import warn_of_scale
@@ -210,6 +210,7 @@ def _require_fit(model: SequenceModel, config: Config) -> None:
         if size != came:
             raise DataError(f"splits: expected {letter} of {size} features as the model's {name}, got {came}")
     check_objective(config.training, getattr(model, "objective", "elbo"))
+    check_initial_annealing(config.training, model)
     if config.training.coordinated_dropout:
         where = "training.coordinated_dropout: expected 0 with"
         if "coordinated_dropout" not in inspect.signature(model.forward).parameters:

@@ -54,6 +54,15 @@ def kl_weight(update: int, config: TrainingSection) -> float:
     return min(1.0, config.kl_start + (1 - config.kl_start) * progress)
 
 
+def initial_kl_weight(update: int, config: TrainingSection) -> float | None:
+    """Factor of the KL of an inferred d_0; None: that of the others."""
+    rise = config.initial_kl_anneal_updates
+    if rise is None:
+        return None
+    progress = min(1.0, max(0, update - config.initial_kl_anneal_after) / rise)
+    return config.kl_start + (1 - config.kl_start) * progress
+
+
 def learning_rate(epoch: int, config: TrainingSection) -> float:
     """Of an epoch counted from 0."""
     return config.learning_rate * config.lr_decay ** max(0, epoch + 1 - config.lr_decay_after)
@@ -153,6 +162,8 @@ class TrainingModule(pl.LightningModule):
             measured = torch.zeros(2, dtype=torch.float64, device=self.device)
             if own.lengths.numel():
                 options: dict[str, Any] = {"kl_weight": self._kl_weight()}
+                if training.initial_kl_anneal_updates is not None:
+                    options["initial_kl_weight"] = initial_kl_weight(self.global_step, training)
                 if training.coordinated_dropout:
                     options["coordinated_dropout"] = hiding
                 with time_major(self.model):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from vssn.errors import ConfigError
+from vssn.nn.interface import SequenceModel
 from vssn.training.sections import TrainingSection
 
 BOUNDS = {"iwae": "iwae", "fivo": "fivo", "nasmc": "fivo"}  # the bound whose value the loss has, of the objectives that
@@ -36,6 +38,11 @@ def check_objective(training: TrainingSection, objective: str) -> None:
             f"training.coordinated_dropout: expected 0 {where}, whose weights take all of a frame, got "
             f"{training.coordinated_dropout}; leave it out"
         )
+    if objective in BOUNDS and training.initial_kl_anneal_updates is not None:
+        raise ConfigError(
+            f"training.initial_kl_anneal_updates: expected none {where}, whose weights know no KL of d_0, got "
+            f"{training.initial_kl_anneal_updates}; leave it out"
+        )
     if objective == "nasmc" and training.kl_anneal_updates:
         raise ConfigError(
             f"training.kl_anneal_updates: expected 0 {where}, whose weights are no annealed ones, got "
@@ -48,9 +55,20 @@ def check_objective(training: TrainingSection, objective: str) -> None:
             f"training.constraint: expected none {where}, got a target of {training.constraint.target}; leave it out, "
             "or take objective 'elbo', whose reconstruction it holds"
         )
-    for name in ("kl_anneal_updates", "coordinated_dropout"):
+    for name in ("kl_anneal_updates", "initial_kl_anneal_updates", "coordinated_dropout"):
         if came := getattr(training, name):
             raise ConfigError(
-                f"training.{name}: expected 0 with training.constraint, whose multiplier weighs the whole "
-                f"reconstruction against the KL, got {came}; leave one of the two out"
+                f"training.{name}: expected {'none' if name.startswith('initial') else 0} with training.constraint, "
+                f"whose multiplier weighs the whole reconstruction against the KL, got {came}; leave one of the two out"
             )
+
+
+def check_initial_annealing(training: TrainingSection, model: SequenceModel) -> None:
+    """Raises ConfigError where the model has no inferred d_0 whose KL could rise apart."""
+    if training.initial_kl_anneal_updates is None:
+        return
+    if not model.initial_size or "initial_kl_weight" not in inspect.signature(model.forward).parameters:
+        raise ConfigError(
+            "training.initial_kl_anneal_updates: expected none with a model that infers no d_0, got "
+            f"{training.initial_kl_anneal_updates}; leave it out, or take model 'vssn' with initial_state 'inferred'"
+        )

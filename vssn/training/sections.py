@@ -277,6 +277,9 @@ class TrainingSection(Section):
     kl_start: Share = 1.0  # KL weight of the first update
     kl_anneal_updates: Size = 0  # updates of one rise of the KL weight from kl_start to 1
     kl_cycles: Count = 1  # rises, each but the last followed by as many updates at 1; 1: linear
+    # updates of the rise of the KL weight of an inferred d_0, from kl_start to 1, once; None: it is that of the others
+    initial_kl_anneal_updates: Count | None = None
+    initial_kl_anneal_after: Size = 0  # updates before that rise, at kl_start
     # share of the entries of x that is hidden from the networks in an update, and alone in its loss
     coordinated_dropout: Annotated[float, Within(ge=0, lt=1)] = 0.0
     constraint: ConstraintSection | None = None  # of objective "elbo"
@@ -293,6 +296,8 @@ class TrainingSection(Section):
         for key, other, what in (
             ("kl_anneal_updates", "kl_start", "a start below 1: set kl_start to 0 as well"),
             ("kl_cycles", "kl_anneal_updates", "a rise: set kl_anneal_updates and kl_start as well"),
+            ("initial_kl_anneal_updates", "kl_start", "a start below 1: set kl_start to 0 as well"),
+            ("initial_kl_anneal_after", "initial_kl_anneal_updates", "a rise: set initial_kl_anneal_updates as well"),
             ("lr_decay_after", "lr_decay", "a decay: set lr_decay below 1 as well"),
         ):
             given = key in self.model_fields_set and getattr(self, key) != type(self).model_fields[key].default
@@ -302,7 +307,7 @@ class TrainingSection(Section):
 
     @model_validator(mode="after")
     def _a_start_needs_a_rise(self) -> TrainingSection:
-        if self.kl_start < 1 and self.kl_anneal_updates == 0:
+        if self.kl_start < 1 and self.kl_anneal_updates == 0 and self.initial_kl_anneal_updates is None:
             raise ValueError(
                 f"kl_start {self.kl_start} has no effect without a rise: "
                 "set kl_anneal_updates to 1 or more, or kl_start to 1"
