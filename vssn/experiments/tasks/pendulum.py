@@ -116,8 +116,8 @@ TASK = Task(
     ),
     labels={
         "filtering, smoothing": "states inferred from the frames so far; from all frames of the film",
-        "start inferred": "d_0 and w from the whole film, the KL of d_0 annealed after the others; chosen by validation "
-        "films, after test figures of earlier tries were seen",
+        "start inferred": "d_0 and w from the whole film, the KL of d_0 annealed after the others; chosen by "
+        "validation films, after test figures of earlier tries were seen",
         "ll": "log-likelihood of the test films under the regression",
     },
     protocol={
