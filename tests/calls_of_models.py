@@ -115,6 +115,7 @@ def models() -> Iterator[Entry]:
     for cls, right, wrong in OF_MODELS.values():
         yield Entry(name_of(cls), cls, right, arguments(**wrong))
     yield from _of_a_model(make("both", torch.float32), "both")
+    yield _call_of(make("inferred", torch.float32), {}, "inferred")
     small = vssn.VRNN(X, D, Z, control="both", control_size=U).eval()
     resets = {"resets": torch.zeros(T, B, dtype=torch.bool)}
     yield _call_of(small, resets, "VRNN")
