@@ -162,8 +162,8 @@ class TrainingModule(pl.LightningModule):
             measured = torch.zeros(2, dtype=torch.float64, device=self.device)
             if own.lengths.numel():
                 options: dict[str, Any] = {"kl_weight": self._kl_weight()}
-                if training.initial_kl_anneal_updates is not None:
-                    options["initial_kl_weight"] = initial_kl_weight(self.global_step, training)
+                if (initial := initial_kl_weight(self.global_step, training)) is not None:
+                    options["initial_kl_weight"] = initial
                 if training.coordinated_dropout:
                     options["coordinated_dropout"] = hiding
                 with time_major(self.model):
