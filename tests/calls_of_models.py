@@ -201,7 +201,7 @@ def _call_of(model: Any, more: dict[str, Tensor], told: str, noise: bool = True)
     given += arguments(kl_weight=factor)
     if "coordinated_dropout" in inspect.signature(model.forward).parameters:
         given += arguments(coordinated_dropout=but(of_number(low=0.0, high=1.0), none=EITHER))
-    if model.initial_size and "initial_kl_weight" in inspect.signature(model.forward).parameters:
+    if model.infers_start and "initial_kl_weight" in inspect.signature(model.forward).parameters:
         given += arguments(initial_kl_weight=but(factor, none=EITHER))
     given += [Argument(name, of_tensor(part, optional=True)) for name, part in more.items()]
     return Entry(f"{name_of(type(model).forward)}[{told}]", model, right, given)

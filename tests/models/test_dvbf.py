@@ -88,6 +88,34 @@ def test_equals_the_model_frame_by_frame(name: str, carried: bool) -> None:
 
 
 @each_model
+def test_the_start_may_weigh_apart(name: str) -> None:
+    """The KL of w_1 where a sequence starts, in the loss alone; nothing else of a chunk that goes on."""
+    model, mask = make(name), a_mask() if name == "masked" else None
+    given = {**batch(model), "lengths": LENGTHS, "mask": mask}
+    for state in (None, a_state(model)):
+        out = model(**given, state=state)
+        first = out.kl_z[0].sum() if state is None else 0.0
+        for factor in (0.0, 0.25, torch.tensor(0.25)):
+            apart = model(**given, state=state, kl_weight=0.5, initial_kl_weight=factor)
+            want = (0.5 * out.kl_z - out.reconstruction).sum() + (float(factor) - 0.5) * first
+            assert_close("loss", apart.loss, want / LENGTHS.sum(), 1e-12)
+            assert_equal("elbo", apart.elbo, out.elbo)
+            assert_equal("kl_z", apart.kl_z, out.kl_z)
+    paper = make(name, objective="paper")(**given, kl_weight=0.5, initial_kl_weight=0.0)
+    out = model(**given)
+    want = (0.25 * out.kl_z[1:].sum() - out.reconstruction.sum()) / LENGTHS.sum()
+    assert_close("the paper's loss", paper.loss, want, 1e-12)
+
+
+def test_a_weight_of_the_start_that_cannot_be_is_named() -> None:
+    given = batch(make())
+    with pytest.raises(ValueError, match="initial_kl_weight must be finite, got nan"):
+        make()(**given, initial_kl_weight=float("nan"))
+    with pytest.raises(ValueError, match="initial_kl_weight must be left out with objective='fivo'"):
+        make(objective="fivo", particles=2)(given["x"], given["u"], initial_kl_weight=1.0)
+
+
+@each_model
 def test_latents_are_those_of_the_model_frame_by_frame(name: str) -> None:
     """Smoothed, and filtered: w_1 inferred anew from every prefix."""
     model = make(name)

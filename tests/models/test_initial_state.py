@@ -113,15 +113,17 @@ def test_a_rise_of_its_own_goes_with_an_inferred_start_alone() -> None:
     inferred = base | {"initial_state": "inferred"}
     on_particles = inferred | {"objective": "iwae", "particles": 2}
     for model, training, message in (
-        (base, rise, "expected none with a model that infers no d_0, got 10; leave it out, or take model"),
-        (on_particles, rise, "expected none with model.objective 'iwae', whose weights know no KL of d_0, got 10"),
+        (base, rise, "expected none with a model that infers no start, got 10; leave it out, or take model"),
+        (on_particles, rise, "expected none with model.objective 'iwae', whose weights know no KL of a start, got 10"),
         (inferred, rise | {"constraint": {"target": -1.0}}, "expected none with training.constraint"),
         (inferred, {"initial_kl_anneal_updates": 10}, "initial_kl_anneal_updates 10 has no effect without a start"),
         (inferred, {"initial_kl_anneal_after": 10}, "initial_kl_anneal_after 10 has no effect without a rise"),
     ):
         with pytest.raises(ConfigError, match=message):
             check_config({"data": {"set": "pendulum"}, "model": model, "training": training}, "here").build_model(4)
-    check_config({"data": {"set": "pendulum"}, "model": inferred, "training": rise}, "here").build_model(4)
+    dvbf = {"name": "dvbf", "latent_size": 2, "noise_size": 2, "control": "none"}
+    for model in (inferred, dvbf):
+        check_config({"data": {"set": "pendulum"}, "model": model, "training": rise}, "here").build_model(4)
 
 
 def test_free_bits_are_those_of_w_and_z_alone() -> None:

@@ -351,6 +351,7 @@ def test_the_start_of_a_run_is_annealed_by_itself(music: Path, tmp_path: Path, m
         for kl, start in ((0.5, 0.5), (0.75, 0.6), (1, 0.7), (1, 0.8), (1, 0.9), (1, 1), (1, 1), (1, 1))
     ]
     assert {pair[:2] for pair in weights if not pair[2]} == {(1.0, None)}  # scores are never annealed
+    assert column(tmp_path / "run", "initial_kl_weight") == pytest.approx([0.9, 1])
 
 
 def test_early_stopping_counts_epochs_without_gain(music: Path, tmp_path: Path) -> None:

@@ -159,6 +159,7 @@ class DVBF(MarkedFrames):
         mask: Tensor | None = None,
         kl_weight: float | Tensor = 1.0,
         coordinated_dropout: float | Hiding = 0.0,
+        initial_kl_weight: float | Tensor | None = None,
     ) -> SequenceOutput:
         """One sample of the objective and of its parts.
 
@@ -169,6 +170,8 @@ class DVBF(MarkedFrames):
                 number is 1, and 0 before the first frame; x_last may come without it where there was a frame. None
                 starts anew. Detach it to truncate back-propagation.
             noise: (eps_w [T, B, 0], eps_z [T, B, W]) standard normal, the second to draw w with; None draws it.
+            initial_kl_weight: factor of the KL of w_1, where a sequence starts, in the loss; None: kl_weight. One that
+                rises later lets w_1 tell of the dynamics before the w of every frame do.
 
         Returns:
             SequenceOutput; reconstruction and kl_z [T, B], the KL of w_t, are zero at padding, kl_w is zero.
@@ -178,10 +181,12 @@ class DVBF(MarkedFrames):
                 likelihood's support, NaN and infinity (DataError, a ValueError; on a GPU with VSSN_CHECK=1 only).
         """
         if takes_particles(self, noise):
-            alone = {"coordinated_dropout": coordinated_dropout}
+            alone = {"coordinated_dropout": coordinated_dropout, "initial_kl_weight": initial_kl_weight}
             return particle_output(self, x, u, lengths, state, noise, mask, kl_weight, **alone)
         kl_weight = require_factor("kl_weight", kl_weight, self.a_parameter())
         given = self.prepare(x, u, lengths, state, mask, coordinated_dropout)
+        if initial_kl_weight is not None:
+            kl_weight = self._weigh_start(given, kl_weight, initial_kl_weight)
         if noise is None:
             noise = draw_noise(given.x, self.noise_sizes)
         else:
@@ -190,6 +195,13 @@ class DVBF(MarkedFrames):
         kl_z = zero_padding(gaussian_kl(mu, logvar), given.valid)
         result = Inference(z[..., :0], z, kl_z, torch.zeros_like(kl_z), behind.d, behind.z)
         return self._output(given, result, behind, kl_weight, coordinated_dropout)
+
+    def _weigh_start(self, given: EncodedBatch, kl_weight: float | Tensor, initial: float | Tensor) -> Tensor:
+        """Factors of the KL of every frame, [T, B]: `initial` where a sequence starts."""
+        initial = require_factor("initial_kl_weight", initial, self.a_parameter())
+        weights = given.x.new_ones(given.x.shape[:2]) * kl_weight
+        starts = given.controls[0][:1, :, 0] > 0
+        return torch.cat((torch.where(starts, initial, weights[:1]), weights[1:]))
 
     def _run(
         self, given: EncodedBatch, noise: tuple[Tensor, ...], lengths: Tensor | None, stop: int | None = None
@@ -241,6 +253,10 @@ class DVBF(MarkedFrames):
         return z_all, w_all, mu_all, logvar_all
 
     # What scores, bounds and filtering take, as SequenceModel says
+
+    @property
+    def infers_start(self) -> bool:
+        return True  # w_1
 
     @property
     def noise_sizes(self) -> tuple[int, int]:

@@ -196,6 +196,11 @@ class SequenceModel(nn.Module, ABC):
         """Of the noise for [T, B, ·]: of eps_w, eps_z, and of eps_0 with an `initial_size`."""
         return noise_shapes(steps, batch, self.noise_sizes, self.initial_size)
 
+    @property
+    def infers_start(self) -> bool:
+        """Whether a start of its own is inferred, whose KL may be annealed apart (`initial_kl_weight`)."""
+        return bool(self.initial_size)
+
     @abstractmethod
     def a_parameter(self) -> Tensor:
         """One of the parameters, for the dtype and the device that all have."""

@@ -277,6 +277,8 @@ class TrainingModule(pl.LightningModule):
         weight = float(self._kl_weight())
         rate = learning_rate(self.current_epoch, self.config.training)
         self._log({"kl_weight": weight, "learning_rate": rate})
+        if (initial := initial_kl_weight(self.global_step, self.config.training)) is not None:
+            self._log({"initial_kl_weight": initial})
         if self.multiplier is not None:
             self._log(self.multiplier.state())
         if self.skipped == self.updates and self.in_a_row >= MOST_SKIPPED:

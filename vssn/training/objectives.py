@@ -22,7 +22,11 @@ def bound_column(objective: str) -> str | None:
 def more_columns(training: TrainingSection, objective: str) -> tuple[str, ...]:
     """Of metrics.csv, beside those of every run."""
     bound = bound_column(objective)
-    return (*(("multiplier", "constraint") if training.constraint else ()), *(() if bound is None else (bound,)))
+    return (
+        *(() if training.initial_kl_anneal_updates is None else ("initial_kl_weight",)),
+        *(("multiplier", "constraint") if training.constraint else ()),
+        *(() if bound is None else (bound,)),
+    )
 
 
 def takes_annealing(training: Mapping[str, Any], objective: str) -> bool:
@@ -40,7 +44,7 @@ def check_objective(training: TrainingSection, objective: str) -> None:
         )
     if objective in BOUNDS and training.initial_kl_anneal_updates is not None:
         raise ConfigError(
-            f"training.initial_kl_anneal_updates: expected none {where}, whose weights know no KL of d_0, got "
+            f"training.initial_kl_anneal_updates: expected none {where}, whose weights know no KL of a start, got "
             f"{training.initial_kl_anneal_updates}; leave it out"
         )
     if objective == "nasmc" and training.kl_anneal_updates:
@@ -64,11 +68,12 @@ def check_objective(training: TrainingSection, objective: str) -> None:
 
 
 def check_initial_annealing(training: TrainingSection, model: SequenceModel) -> None:
-    """Raises ConfigError where the model has no inferred d_0 whose KL could rise apart."""
+    """Raises ConfigError where the model infers no start whose KL could rise apart."""
     if training.initial_kl_anneal_updates is None:
         return
-    if not model.initial_size or "initial_kl_weight" not in inspect.signature(model.forward).parameters:
+    if not model.infers_start or "initial_kl_weight" not in inspect.signature(model.forward).parameters:
         raise ConfigError(
-            "training.initial_kl_anneal_updates: expected none with a model that infers no d_0, got "
-            f"{training.initial_kl_anneal_updates}; leave it out, or take model 'vssn' with initial_state 'inferred'"
+            "training.initial_kl_anneal_updates: expected none with a model that infers no start, got "
+            f"{training.initial_kl_anneal_updates}; leave it out, or take model 'vssn' with initial_state "
+            "'inferred', or 'dvbf'"
         )

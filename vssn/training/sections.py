@@ -277,7 +277,7 @@ class TrainingSection(Section):
     kl_start: Share = 1.0  # KL weight of the first update
     kl_anneal_updates: Size = 0  # updates of one rise of the KL weight from kl_start to 1
     kl_cycles: Count = 1  # rises, each but the last followed by as many updates at 1; 1: linear
-    # updates of the rise of the KL weight of an inferred d_0, from kl_start to 1, once; None: it is that of the others
+    # updates of the rise of the KL weight of an inferred start, from kl_start to 1, once; None: that of the others
     initial_kl_anneal_updates: Count | None = None
     initial_kl_anneal_after: Size = 0  # updates before that rise, at kl_start
     # share of the entries of x that is hidden from the networks in an update, and alone in its loss
