@@ -78,6 +78,8 @@ def test_training_curves(tmp_path: Path) -> None:
     draw_training({"VSSN": with_kl, "RNN": without}, tmp_path / "both.png", title="curves")
     draw_training({"RNN": without}, tmp_path / "one.png", title="curves")
     assert pixels(tmp_path / "both.png").shape[1] > pixels(tmp_path / "one.png").shape[1]  # no panel of KLs without any
+    draw_training({str(n): with_kl for n in range(6)}, tmp_path / "many.png", title="curves")
+    assert pixels(tmp_path / "many.png").shape[1] > pixels(tmp_path / "both.png").shape[1]  # their names stand beside
     with pytest.raises(FileNotFoundError):
         draw_training({"none": tmp_path / "none"}, tmp_path / "none.png", title="curves")
 

@@ -27,6 +27,7 @@ with needing("train"):
     from matplotlib.ticker import MaxNLocator
 
 
+MANY = 5  # curves; the names of more stand beside the axes
 _DRAWN = {f"{split}/elbo_per_frame" for split in ("train", "valid")} | {
     f"valid/kl_{latent}_per_frame" for latent in ("z", "w")
 }
@@ -166,7 +167,8 @@ def draw_training(runs: Mapping[str, str | Path], path: str | Path, *, title: st
     logs = {name: read_metrics(folder) for name, folder in runs.items()}
     kl_names = (("valid/kl_z_per_frame", "-", "of z"), ("valid/kl_w_per_frame", "--", "of w"))
     with_kls = any(log[name].any() for log in logs.values() for name, *_ in kl_names)
-    figure = Figure(figsize=(5.5 + 4.5 * with_kls, 3.9), layout="constrained")
+    many = len(logs) > MANY
+    figure = Figure(figsize=(5.5 + 4.5 * with_kls + 1.3 * many, 3.9), layout="constrained")
     axes = figure.subplots(1, 1 + with_kls, squeeze=False)
     bounds = axes[0, 0]
     for index, (name, log) in enumerate(logs.items()):
@@ -186,7 +188,10 @@ def draw_training(runs: Mapping[str, str | Path], path: str | Path, *, title: st
         margin = 0.08 * (high - low)
         bounds.set_ylim(low - margin, high + margin)
     bounds.set(xlabel="epoch", ylabel="ELBO (nats per frame)", title="Strict bound")
-    bounds.legend(frameon=False, fontsize=8, loc="lower right")
+    if many:
+        figure.legend(frameon=False, fontsize=8, loc="outside right center")
+    else:
+        bounds.legend(frameon=False, fontsize=8, loc="lower right")
     if with_kls:
         axes[0, 1].set(xlabel="epoch", ylabel="KL (nats per frame)", title="Validation KL", ylim=(0, None))
         for _, style, label in kl_names:
