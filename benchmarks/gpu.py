@@ -34,13 +34,14 @@ BUILD_S, SMALL_S, TESTS_S, TIMES_S, SANITIZER_S = 240.0, 60.0, 150.0, 170.0, 120
 EACH_TEST_S = 60
 TESTS = ("test_cuda_device", "test_ops", "test_gru", "test_posterior", "test_interleaved", "test_gaussian")
 PYTHON = sys.executable
+NOT_BUILT = "left out: --no-build"
 
 
 class Session:
     """The steps of one call, their results and what they share."""
 
-    def __init__(self, logs: Path, out: Path | None, budget: float = BUDGET_S) -> None:
-        self.logs, self.out = logs, out
+    def __init__(self, logs: Path, out: Path | None, budget: float = BUDGET_S, builds: bool = True) -> None:
+        self.logs, self.out, self.builds = logs, out, builds
         self.until = time.monotonic() + budget
         self.date = now()
         self.backends: tuple[str, ...] = ("cuda", "triton")
@@ -77,8 +78,9 @@ class Session:
 
     def debug(self, command: list[str]) -> None:
         """The small run on a build in which a wait that lasts ends the kernel; then the build as it was."""
-        if 2 * self.steps[0].seconds + SMALL_S > self.left(TIMES_S):
-            self.steps.append(Step("small cuda debug", "left out: no time for two more builds"))
+        if not self.builds or 2 * self.steps[0].seconds + SMALL_S > self.left(TIMES_S):
+            why = "no time for two more builds" if self.builds else "it needs a build"
+            self.steps.append(Step("small cuda debug", f"left out: {why}"))
             return
         if self.build("build debug", VSSN_CUDA_DEBUG="1").ended_well:
             self.run("small cuda debug", command, min(SMALL_S, self.left(TIMES_S)))
@@ -131,7 +133,9 @@ class Session:
     def all(self) -> int:
         """Every step in order, then the tables; the exit status."""
         try:
-            if not self.build().ended_well:
+            if not self.builds:
+                self.steps.append(Step("build", NOT_BUILT))
+            elif not self.build().ended_well:
                 self.leave_out_cuda()
             for step in (self.small, self.tests, self.times, self.sanitizers):
                 step()
@@ -140,7 +144,7 @@ class Session:
             print(f"\n{text}", flush=True)
             if self.out:
                 (self.out / "summary.txt").write_text(text + "\n")
-        return 0 if all(step.ended_well for step in self.steps) else 1
+        return 0 if all(step.ended_well for step in self.steps if step.status != NOT_BUILT) else 1
 
 
 def hazards(log: Path) -> list[str]:
@@ -155,6 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
     """All steps."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--out", default=os.environ.get("OUT"), help="a folder for results and logs, too (or: OUT)")
+    parser.add_argument("--no-build", action="store_true", help="this checkout is built and importable already")
     given = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print(f"benchmarks.gpu: PyTorch {torch.__version__} finds no CUDA device here", file=sys.stderr)
@@ -169,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"benchmarks.gpu: {error}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as folder:
-        return Session(out or Path(folder), out).all()
+        return Session(out or Path(folder), out, builds=not given.no_build).all()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import vssn_kernels
+from benchmarks import gpu_torchrl
 from benchmarks.cases import train_step
 from benchmarks.contestant import LEARNING_RATE
 from benchmarks.gpu_contest import Contestant, Outputs, Result, contest
@@ -50,6 +51,8 @@ class Setup(NamedTuple):
     compute: tuple[str, ...] = ("bfloat16", "float32")
     rows: int = 1 << 18  # of the elementwise op
     training: tuple[Size, ...] = tuple(SIZES.values())
+    training_compute: tuple[str, ...] = ("bfloat16", "float32", "tf32")
+    torchrl: tuple[int, int, int] = (gpu_torchrl.STEPS, gpu_torchrl.BATCH, gpu_torchrl.HIDDEN)
 
 
 LARGEST_IN_CLUSTER = 512  # H
@@ -157,10 +160,10 @@ def layouts(entry: Entry, batch: int, hidden: int, setup: Setup) -> dict[str, En
     }
 
 
-def gru_cases(setup: Setup, batch: int) -> Iterator[Result]:
+def gru_cases(setup: Setup, batch: int, computes: Sequence[str]) -> Iterator[Result]:
     """The layer on our backends and PyTorch's, then our recurrence alone by layout."""
     for hidden in setup.hidden:
-        for compute in setup.gru_compute:
+        for compute in computes:
             with tf32(compute == "tf32"):
                 peer = torch_gru(setup, batch, hidden, COMPUTE[compute])
                 entries = on_backends(layer, peer.tensors, setup) | {"torch.nn.GRU": peer}
@@ -170,13 +173,30 @@ def gru_cases(setup: Setup, batch: int) -> Iterator[Result]:
                 yield from contests(f"gru_sequence {sizes}", alone, setup.steps, setup.device)
 
 
+def torchrl_cases(setup: Setup) -> Iterator[Result]:
+    """TorchRL's Triton GRU at its own size, then its block GRU, another cell, whose results are not compared."""
+    steps, batch, hidden = setup.torchrl
+    own = setup._replace(steps=steps)
+    for compute in setup.gru_compute:
+        with tf32(compute == "tf32"):
+            peer = torch_gru(own, batch, hidden, COMPUTE[compute])
+            entries = on_backends(layer, peer.tensors, own) | {"torch.nn.GRU": peer}
+            theirs = gpu_torchrl.gru(compute, batch, steps, setup.device)
+            wide = [t.detach().float().requires_grad_() for t in peer.tensors]
+            entries["torchrl's Triton GRU"] = theirs if isinstance(theirs, str) else Entry(theirs, wide)
+            yield from contests(f"gru {compute} T={steps} B={batch} H={hidden}", entries, steps, setup.device)
+    block = gpu_torchrl.block_gru(hidden, batch, steps, setup.device)
+    entries = {"torchrl's Triton block GRU": block if isinstance(block, str) else Entry(*block)}
+    yield from contests(f"block gru float32 T={steps} B={batch} H={hidden}", entries, steps, setup.device)
+
+
 # ---- Posterior, elementwise op --------------------------------------------------------------------------------------
 
 
-def posterior_cases(setup: Setup, batch: int) -> Iterator[Result]:
+def posterior_cases(setup: Setup, batch: int, computes: Sequence[str]) -> Iterator[Result]:
     """Our backends; with the first batch also PyTorch's loop over z, as launched and as a graph."""
     for width, latent in setup.latent:
-        for compute in setup.compute:
+        for compute in computes:
             tensors = posterior_tensors(setup.steps, batch, width, latent, COMPUTE[compute], setup.device)
             entries = on_backends(vssn_kernels.posterior_sequence, tensors, setup)
             if batch == setup.batches[0]:
@@ -198,10 +218,10 @@ def loop_of_cells(*tensors: Tensor) -> Outputs:
     return interleaved_loop(named, named["eps"])
 
 
-def interleaved_cases(setup: Setup, batch: int) -> Iterator[Result]:
+def interleaved_cases(setup: Setup, batch: int, computes: Sequence[str]) -> Iterator[Result]:
     """Our backends; with the first batch also PyTorch's loop over the cell, as launched and as a graph."""
     for sizes in setup.interleaved:
-        for compute in setup.compute:
+        for compute in computes:
             tensors = interleaved_tensors(setup.steps, batch, sizes, COMPUTE[compute], setup.device)
             entries = on_backends(vssn_kernels.interleaved_sequence, tensors, setup)
             if batch == setup.batches[0]:
@@ -247,17 +267,17 @@ def training_cases(setup: Setup) -> Iterator[Result]:
     """A whole step, Adam included: this library and PyTorch (nn.GRU and the loop over z), launched and as graphs."""
     for size in setup.training:
         problem = train_step(size).to(setup.device)
-        for compute in ("float32", "tf32"):
+        for compute in setup.training_compute:
             contestants: dict[str, Contestant | str] = {}
             for peer in ("vssn", "torch"):
-                contestants[f"{peer}, in a graph"] = Contestant(training_step(peer, problem))
-                contestants[peer] = Contestant(training_step(peer, problem), captured=False)
+                contestants[f"{peer}, in a graph"] = Contestant(training_step(peer, problem, compute))
+                contestants[peer] = Contestant(training_step(peer, problem, compute), captured=False)
             with tf32(compute == "tf32"):
                 yield from contest(f"training {compute} {problem.case}", ADAM, contestants, 1, setup.device)
 
 
-def training_step(peer: str, problem: Problem) -> Callable[[], Outputs]:
-    """Forward, backward and the optimiser; its output is the loss."""
+def training_step(peer: str, problem: Problem, compute: str = "float32") -> Callable[[], Outputs]:
+    """Forward, under autocast where `compute` is bfloat16, backward and the optimiser; its output is the loss."""
     leaves, call = bind(peer, problem)
     on_gpu = problem.device == "cuda"
     optimiser = torch.optim.Adam(leaves.values(), LEARNING_RATE, fused=True, capturable=on_gpu)
@@ -265,7 +285,8 @@ def training_step(peer: str, problem: Problem) -> Callable[[], Outputs]:
     def step() -> Outputs:
         for leaf in leaves.values():
             leaf.grad = None
-        loss = call()["loss"]
+        with torch.autocast(problem.device, torch.bfloat16, enabled=compute == "bfloat16"):
+            loss = call()["loss"]
         loss.backward()
         optimiser.step()
         return (loss.detach(),)
@@ -277,18 +298,25 @@ def training_step(peer: str, problem: Problem) -> Callable[[], Outputs]:
 
 
 def measure(setup: Setup) -> Iterator[Result]:
-    """Everything, what matters most first."""
-    first, *others = setup.batches
-    yield from gru_cases(setup, first)
-    yield from posterior_cases(setup, first)
-    yield from interleaved_cases(setup, first)
+    """Everything, what matters most first: bfloat16 of the first batch, what is compared with others' whole programs,
+    the other types, then the other batches."""
+    batch, *others = setup.batches
+
+    def recurrences(batch: int, wanted: Callable[[str], bool]) -> Iterator[Result]:
+        yield from gru_cases(setup, batch, [name for name in setup.gru_compute if wanted(name)])
+        yield from posterior_cases(setup, batch, [name for name in setup.compute if wanted(name)])
+        yield from interleaved_cases(setup, batch, [name for name in setup.compute if wanted(name)])
+
+    yield from recurrences(batch, lambda compute: compute == "bfloat16")
     yield from training_cases(setup)
     yield from gaussian_cases(setup)
+    yield from torchrl_cases(setup)
+    yield from recurrences(batch, lambda compute: compute != "bfloat16")
+    for other in others:
+        yield from recurrences(other, lambda compute: compute == "bfloat16")
     yield from compiled_loop(setup)
-    for batch in others:
-        yield from gru_cases(setup, batch)
-        yield from posterior_cases(setup, batch)
-        yield from interleaved_cases(setup, batch)
+    for other in others:
+        yield from recurrences(other, lambda compute: compute != "bfloat16")
 
 
 def main(setup: Setup, seconds: float) -> int:

@@ -56,7 +56,7 @@ def test_the_recurrence_is_timed_in_each_layout(cuda_host: ModuleType, monkeypat
         small = gpu_times.Setup(
             "cpu", ("cuda",), steps=2, hidden=(hidden,), clusters=(2, 4), at_once=(1, 2), gru_compute=("float32",)
         )
-        results = [r for r in gpu_times.gru_cases(small, batch) if r.case.startswith("gru_sequence")]
+        results = [r for r in gpu_times.gru_cases(small, batch, small.gru_compute) if r.case.startswith("gru_sequence")]
         assert {r.status for r in results} == {"ok"}
         return [r.contestant for r in results]
 
