@@ -16,6 +16,7 @@ namespace vssn {
 
 // How the blocks of a team, which share the hidden units of a batch tile, hand each other what a step produced.
 enum class Exchange : int {
+    any = 0,      // of a kernel that asks the plan; of a wish, which leaves it to the plan
     block = 1,    // a team is one block: shared memory
     cluster = 2,  // a thread-block cluster: writes into each other's shared memory
     grid = 3,     // blocks of a cooperative launch: global memory and a counter

@@ -48,7 +48,7 @@ gru_backward_kernel(BackwardParams params) {
     const GruBackward& k = params.k;
     const GruPlan& plan = params.plan;
     const int turns = kTakesTurns ? plan.tiles_at_once : 1;
-    const Exchange exchange = known == kAnyExchange ? plan.exchange : known;
+    const Exchange exchange = known == Exchange::any ? plan.exchange : known;
     const bool float_state = k.state_storage == Storage::float32;
     const int H = static_cast<int>(k.H), T = static_cast<int>(k.steps);
     const int units = plan.unit_tiles * kUnits, all_units = plan.blocks * units;  // of the block, of the team

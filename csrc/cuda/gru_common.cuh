@@ -24,9 +24,8 @@ struct RegisterDepths {
 };
 constexpr RegisterDepths kForwardDepths = {8, 4, 4}, kBackwardDepths = {6, 3, 3};
 
-// Of a kernel: the exchange that it is compiled for. 0: the plan says. Exchange::grid: a grid whose batch tiles take
-// turns.
-constexpr Exchange kAnyExchange{0};
+// Of a kernel, `known` is the exchange that it is compiled for. Exchange::any: the plan says. Exchange::grid: a grid
+// whose batch tiles take turns.
 
 // (r, z, n, a) of two neighbouring units, of which `count` lie within the tensor. `paired` and what reload leaves: as
 // in Ahead.
@@ -177,11 +176,11 @@ auto kernel_of(Storage storage, bool tf32_products, bool paired, const GruPlan& 
     return by_compute_type(storage, tf32_products, [&](auto compute) {
         using C = typename decltype(compute)::type;
         // Of a grid, and of single elements, a step is so long that it can ask the plan. Single elements take no turns.
-        if (!paired) return kernel_of<Direction, C, false, kAnyExchange>(plan);
+        if (!paired) return kernel_of<Direction, C, false, Exchange::any>(plan);
         if (plan.tiles_at_once > 1) return kernel_of<Direction, C, true, Exchange::grid>(plan);
         if (plan.exchange == Exchange::block) return kernel_of<Direction, C, true, Exchange::block>(plan);
         if (plan.exchange == Exchange::cluster) return kernel_of<Direction, C, true, Exchange::cluster>(plan);
-        return kernel_of<Direction, C, true, kAnyExchange>(plan);
+        return kernel_of<Direction, C, true, Exchange::any>(plan);
     });
 }
 

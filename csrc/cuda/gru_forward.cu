@@ -82,7 +82,7 @@ gru_forward_kernel(ForwardParams params) {
     const GruForward& k = params.k;
     const GruPlan& plan = params.plan;
     const int turns = kTakesTurns ? plan.tiles_at_once : 1;
-    const Exchange exchange = known == kAnyExchange ? plan.exchange : known;
+    const Exchange exchange = known == Exchange::any ? plan.exchange : known;
     const bool float_state = k.state_storage == Storage::float32;
     const int H = static_cast<int>(k.H), T = static_cast<int>(k.steps);
 
