@@ -3,7 +3,8 @@
 In this order, each step in a process of its own with a limit of time: builds and installs this checkout; runs every
 kernel and form once at a small size, naming it before (gpu_small.py); the tests of the cuda and triton backends, each
 with a limit (gpu_pytest.py); the times beside PyTorch's (gpu_times.py), appended to benchmarks/results/gpu/times.csv;
-the small run under compute-sanitizer (memcheck, racecheck). A step that runs out of time is ended with all its children
+what a step is made of (gpu_floor.py), appended to floor.csv beside it; the small run under compute-sanitizer (memcheck,
+racecheck). A step that runs out of time is ended with all its children
 and the next one begins. A small run that hangs is done again with VSSN_CUDA_DEBUG=1 in the build, where a wait that
 lasts says which one it is. The times and a table of all steps come last. Exit status 0 only if every step passed; what
 racecheck finds is listed, and does not count.
@@ -23,14 +24,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import gpu_rows
+from benchmarks import gpu_floor, gpu_rows
+from benchmarks.gpu_contest import Result
 from benchmarks.gpu_run import OUT_OF_TIME, Step, run, table
 from benchmarks.results import is_new, now
 
 BUDGET_S = 570.0  # for everything
 # Of each step, at most; what is left of the budget bounds it too, and TIMES_S of it are kept from the steps before. The
-# times may take longer where a minute is left for each sanitizer.
-BUILD_S, SMALL_S, TESTS_S, TIMES_S, SANITIZER_S = 240.0, 60.0, 150.0, 170.0, 120.0
+# times may take longer where FLOOR_S, and a minute for each sanitizer, are left.
+BUILD_S, SMALL_S, TESTS_S, TIMES_S, FLOOR_S, SANITIZER_S = 240.0, 60.0, 150.0, 170.0, 30.0, 120.0
 EACH_TEST_S = 60
 TESTS = ("test_cuda_device", "test_ops", "test_gru", "test_posterior", "test_interleaved", "test_gaussian")
 PYTHON = sys.executable
@@ -109,11 +111,22 @@ class Session:
 
     def times(self) -> None:
         """Ours and PyTorch's, in a process which imports what was just built."""
-        seconds = min(self.left(), max(TIMES_S, self.left(120)))
+        seconds = min(self.left(), max(TIMES_S, self.left(FLOOR_S + 120)))
         # It stops by itself between two contestants; the rest is for the one that is running then.
         variables = {"VSSN_GPU_SECONDS": f"{0.85 * seconds:.0f}", "VSSN_GPU_BACKENDS": " ".join(self.backends)}
-        variables |= {"VSSN_GPU_DATE": self.date, "VSSN_GPU_CSV": str(gpu_rows.CSV), "OUT": str(self.out or "")}
+        variables |= self.rows_to(gpu_rows.CSV)
         self.run("times", [PYTHON, "-m", "benchmarks.gpu_times"], seconds, **variables)
+
+    def floor(self) -> None:
+        """The parts of a step."""
+        seconds = min(FLOOR_S, self.left())
+        # Of these it writes what was measured until then.
+        command = [PYTHON, "-m", "benchmarks.gpu_floor", "--seconds", f"{0.85 * seconds:.0f}"]
+        self.run("floor", command, seconds, **self.rows_to(floor_csv()))
+
+    def rows_to(self, csv: Path) -> dict[str, str]:
+        """What tells a step where, and under which date, its rows go."""
+        return {"VSSN_GPU_DATE": self.date, "VSSN_GPU_CSV": str(csv), "OUT": str(self.out or "")}
 
     def sanitizers(self) -> None:
         """The small run of the CUDA kernels, twice; each tensor has memory of its own, so that a step past it shows."""
@@ -137,7 +150,7 @@ class Session:
                 self.steps.append(Step("build", NOT_BUILT))
             elif not self.build().ended_well:
                 self.leave_out_cuda()
-            for step in (self.small, self.tests, self.times, self.sanitizers):
+            for step in (self.small, self.tests, self.times, self.floor, self.sanitizers):
                 step()
         finally:
             text = f"{gpu_rows.table(gpu_rows.read(gpu_rows.CSV, self.date))}\n\n{table(self.steps)}"
@@ -145,6 +158,11 @@ class Session:
             if self.out:
                 (self.out / "summary.txt").write_text(text + "\n")
         return 0 if all(step.ended_well for step in self.steps if step.status != NOT_BUILT) else 1
+
+
+def floor_csv() -> Path:
+    """Beside that of the times."""
+    return gpu_rows.CSV.with_name(gpu_floor.CSV.name)
 
 
 def hazards(log: Path) -> list[str]:
@@ -168,8 +186,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if out:
             out.mkdir(parents=True, exist_ok=True)
-        for path in gpu_rows.paths(given.out):
-            is_new(path, gpu_rows.FIELDS, gpu_rows.ADVICE)
+        for csv, fields in ((gpu_rows.CSV, Result._fields), (floor_csv(), gpu_floor.Floor._fields)):
+            for path in gpu_rows.paths(given.out, csv):
+                is_new(path, gpu_rows.columns(fields), gpu_rows.ADVICE)
     except (OSError, ValueError) as error:
         print(f"benchmarks.gpu: {error}", file=sys.stderr)
         return 2

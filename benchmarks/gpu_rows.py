@@ -1,4 +1,5 @@
-"""The rows of `make gpu`: written one by one, each with device, driver, clocks and versions, read again and shown."""
+"""Rows of what `make gpu` measures: written one by one, each with device, driver, clocks and versions; those of the
+times also read again and shown."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import platform
 import subprocess
 import time
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
@@ -27,8 +29,21 @@ SMI = {
 }
 SMI_EVERY_S = 3.0  # asking takes a tenth of a second
 WHERE = ("date", "commit", "device", *SMI, "python", "torch", "cuda", "cudnn", "triton", "vssn")
-FIELDS = [*WHERE, *Result._fields]
 ADVICE = "move it away"  # where a file has other columns
+
+
+class Row(Protocol):
+    """A NamedTuple."""
+
+    def _asdict(self) -> dict[str, Any]: ...
+
+
+def columns(fields: tuple[str, ...]) -> list[str]:
+    """Of a file of rows with these fields."""
+    return [*WHERE, *fields]
+
+
+FIELDS = columns(Result._fields)
 
 
 def smi() -> dict[str, str]:
@@ -43,14 +58,15 @@ def smi() -> dict[str, str]:
 
 def paths(out: str | os.PathLike[str] | None, main: Path | None = None) -> list[Path]:
     """The CSVs that rows go to: that of the checkout and, with a folder, its own."""
-    return [main or CSV, *([Path(out) / "times.csv"] if out else [])]
+    main = main or CSV
+    return [main, *([Path(out) / main.name] if out else [])]
 
 
 class Writer:
-    """Appends rows to CSVs."""
+    """Appends rows of one kind to CSVs."""
 
-    def __init__(self, files: list[Path], date: str, device: str) -> None:
-        self.files = files
+    def __init__(self, files: list[Path], date: str, device: str, fields: tuple[str, ...] = Result._fields) -> None:
+        self.files, self.columns = files, columns(fields)
         on_gpu = device == "cuda"
         self.where = {
             "date": date,
@@ -66,26 +82,29 @@ class Writer:
         self._asked = float("-inf")
         self._clocks: dict[str, str] = {}
         for path in files:
-            new = is_new(path, FIELDS, ADVICE)
+            new = is_new(path, self.columns, ADVICE)
             path.parent.mkdir(parents=True, exist_ok=True)
             if new:
                 with path.open("w", newline="") as file:
-                    csv.DictWriter(file, FIELDS, lineterminator="\n").writeheader()
+                    csv.DictWriter(file, self.columns, lineterminator="\n").writeheader()
 
     @classmethod
-    def from_environment(cls, device: str) -> Writer:
-        """To the files, and under the date, that `benchmarks.gpu` names."""
-        files = paths(os.environ.get("OUT"), Path(os.environ.get("VSSN_GPU_CSV", CSV)))
-        return cls(files, os.environ.get("VSSN_GPU_DATE", now()), device)
+    def from_environment(
+        cls, device: str, fields: tuple[str, ...] = Result._fields, main: Path = CSV, out: str | None = None
+    ) -> Writer:
+        """To the files, and under the date, that `benchmarks.gpu` names; without it to these."""
+        files = paths(out or os.environ.get("OUT"), Path(os.environ.get("VSSN_GPU_CSV", main)))
+        return cls(files, os.environ.get("VSSN_GPU_DATE", now()), device, fields)
 
-    def write(self, result: Result) -> None:
+    def write(self, result: Row) -> None:
         """One row, on disk when this returns."""
         if time.monotonic() - self._asked > SMI_EVERY_S:
             self._asked, self._clocks = time.monotonic(), smi()
         numbers = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in result._asdict().items()}
         for path in self.files:
             with path.open("a", newline="") as file:
-                csv.DictWriter(file, FIELDS, lineterminator="\n").writerow(self.where | self._clocks | numbers)
+                writer = csv.DictWriter(file, self.columns, lineterminator="\n")
+                writer.writerow(self.where | self._clocks | numbers)
 
 
 def read(path: Path, date: str) -> list[Result]:

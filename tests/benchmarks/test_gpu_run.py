@@ -182,7 +182,7 @@ def rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rehearsal:
     return found
 
 
-STEPS = ["build", "small cuda", "small triton", "tests", "times", "memcheck", "racecheck"]
+STEPS = ["build", "small cuda", "small triton", "tests", "times", "floor", "memcheck", "racecheck"]
 
 
 def test_the_order(rehearsal: Rehearsal, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,12 +190,21 @@ def test_the_order(rehearsal: Rehearsal, capsys: pytest.CaptureFixture[str]) -> 
     assert status == 0
     assert [step.name for step in session.steps] == STEPS
     assert all(step.status == PASSED for step in session.steps)
-    parts = ["pip install", "gpu_small cuda", "gpu_small triton", "pytest", "gpu_times", "memcheck", "racecheck"]
+    parts = [
+        "pip install",
+        "gpu_small cuda",
+        "gpu_small triton",
+        "pytest",
+        "gpu_times",
+        "gpu_floor",
+        "memcheck",
+        "racecheck",
+    ]
     calls = list(rehearsal.calls())
     assert len(calls) == len(parts)
     for (text, _), part in zip(calls, parts, strict=True):
         assert part in text
-    build, _, _, tests, times, memcheck, racecheck = calls
+    build, _, _, tests, times, floor, memcheck, racecheck = calls
     assert "--no-build-isolation --no-deps -e ." in build[0]
     assert build[1]["VSSN_BUILD_CUDA"] == "1"
     assert "-p benchmarks.gpu_pytest" in tests[0]
@@ -203,11 +212,14 @@ def test_the_order(rehearsal: Rehearsal, capsys: pytest.CaptureFixture[str]) -> 
     assert "-n 4" in tests[0]
     assert tests[1]["OMP_NUM_THREADS"] == "4"
     assert times[1]["VSSN_GPU_BACKENDS"] == "cuda triton"
+    assert Path(floor[1]["VSSN_GPU_CSV"]) == Path(times[1]["VSSN_GPU_CSV"]).with_name("floor.csv")
+    assert floor[1]["VSSN_GPU_DATE"] == times[1]["VSSN_GPU_DATE"]
+    assert 0 < float(floor[0].split()[-1]) < gpu.FLOOR_S  # it ends by itself before it is ended
     assert "--error-exitcode" in memcheck[0]
     assert "--error-exitcode" not in racecheck[0]
     assert memcheck[1]["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in lines[-7:]] == STEPS
+    assert [line.split("  ")[0] for line in lines[-len(STEPS) :]] == STEPS
 
 
 def test_results_and_logs_stand_in_the_folder_too(rehearsal: Rehearsal) -> None:
@@ -306,7 +318,7 @@ def test_memcheck_counts(rehearsal: Rehearsal) -> None:
 
 def test_the_whole_fits_ten_minutes() -> None:
     assert gpu.BUDGET_S < 600
-    assert gpu.BUILD_S + 2 * gpu.SMALL_S + gpu.TIMES_S <= gpu.BUDGET_S
+    assert gpu.BUILD_S + 2 * gpu.SMALL_S + gpu.TIMES_S + gpu.FLOOR_S <= gpu.BUDGET_S
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -333,14 +345,15 @@ def test_make_passes_the_folder_on(given: str) -> None:
     assert '-m benchmarks.gpu --out "some/folder"' in text
 
 
+@pytest.mark.parametrize("name", ["times.csv", "floor.csv"])
 def test_a_csv_with_other_columns_is_refused_before_anything_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(gpu_rows, "CSV", tmp_path / "times.csv")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    gpu_rows.CSV.write_text("other,columns\n")
+    (tmp_path / name).write_text("other,columns\n")
     assert gpu.main(["--out", str(tmp_path / "out")]) == 2
-    line = f"benchmarks.gpu: {gpu_rows.CSV} has other columns than this version writes; move it away\n"
+    line = f"benchmarks.gpu: {tmp_path / name} has other columns than this version writes; move it away\n"
     assert capsys.readouterr().err == line
 
 
