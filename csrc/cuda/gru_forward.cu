@@ -15,6 +15,7 @@
 // Where batch tiles take turns (gru_common.cuh), a turn's state comes into shared memory while the turn before it
 // computes: on tensor cores during its products, into a second buffer; else behind them, into the only one.
 #include "../common/cell.h"
+
 #include "gru_common.cuh"
 
 namespace vssn::gpu {
@@ -33,39 +34,43 @@ struct StepResult {
     Packed<S, 8> gates;
 };
 
-// The state of two units of a row, to every block of the team. `next`: the state that the next step reads in shared
-// memory, `global`: the same for the grid.
+// The state goes to the other blocks in pieces of 16 bytes, which so many lanes have together: 4 or 2, of 8 units or 4.
 template <class S>
-VSSN_DEVICE void send_state(const Team& team, const Packed<S, 2>& pair, S* next, S* global, int stride,
-                            int global_stride, int row, int first_unit) {
-    constexpr int kMembers = 8 / sizeof(S);  // lanes whose pairs make 16 bytes: 4 or 2, 8 units or 4
-    if (team.exchange == Exchange::block) {
-        pair.store(next + row * stride + first_unit);
-        return;
+constexpr int kMembers = 8 / sizeof(S);
+constexpr int kLargestCluster = 16;
+
+// Those of the team that a lane sends to, and where a pair of its state goes.
+template <class S>
+struct Receivers {
+    Peer peers[kLargestCluster / kMembers<S>];
+    int blocks;
+
+    VSSN_DEVICE explicit Receivers(const Team& team) : blocks(team.exchange == Exchange::cluster ? team.blocks : 0) {
+#pragma unroll
+        for (int i = 0; i < kLargestCluster / kMembers<S>; ++i) peers[i] = peer(rank(i) < blocks ? rank(i) : 0);
     }
-    const int member = lane_id() / 4 % kMembers;
-    const auto swapped = [](bool swap, uint32_t a, uint32_t b) { return swap ? b : a; };
-    Vector<uint32_t, 4> together;
-    if constexpr (sizeof(S) == 2) {
-        const uint32_t own = pair.words[0], neighbour = shuffle_xor(own, 4);
-        const uint32_t low = swapped(member & 1, own, neighbour), high = swapped(member & 1, neighbour, own);
-        const uint32_t other_low = shuffle_xor(low, 8), other_high = shuffle_xor(high, 8);
-        together = {{swapped(member & 2, low, other_low), swapped(member & 2, high, other_high),
-                     swapped(member & 2, other_low, low), swapped(member & 2, other_high, high)}};
-    } else {
-        const uint32_t first = shuffle_xor(pair.words[0], 4), second = shuffle_xor(pair.words[1], 4);
-        together = {{swapped(member, pair.words[0], first), swapped(member, pair.words[1], second),
-                     swapped(member, first, pair.words[0]), swapped(member, second, pair.words[1])}};
+
+    static VSSN_DEVICE int member() { return lane_id() / 4 % kMembers<S>; }
+    static VSSN_DEVICE int rank(int i) { return member() + i * kMembers<S>; }
+
+    // All lanes that have a piece together get the whole of it.
+    static VSSN_DEVICE Vector<uint32_t, 4> together(const Packed<S, 2>& pair) {
+        constexpr int kWords = Packed<S, 2>::kWords;
+        const int first = lane_id() - 4 * member();
+        Vector<uint32_t, 4> piece;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) piece.v[i] = shuffle(pair.words[i % kWords], first + i / kWords * 4);
+        return piece;
     }
-    const int unit = first_unit - 2 * member;
-    if (team.exchange == Exchange::cluster) {
-        auto* to = reinterpret_cast<decltype(together)*>(next + row * stride + unit);
-        for (int rank = member; rank < team.blocks; rank += kMembers)
-            send(to, together, team.mailboxes + team.next_buffer(), rank);
-    } else if (member == 0) {
-        store_l2(reinterpret_cast<decltype(together)*>(global + row * global_stride + unit), together);
+
+    // at, mailbox_at: bytes behind the start of a block's shared memory
+    VSSN_DEVICE void send(const Packed<S, 2>& pair, int at, int mailbox_at) const {
+        const Vector<uint32_t, 4> piece = together(pair);
+#pragma unroll
+        for (int i = 0; i < kLargestCluster / kMembers<S>; ++i)
+            send_to(peers[i], at, piece, mailbox_at, rank(i) < blocks);
     }
-}
+};
 
 // paired: H is even and every row of gates_x and of the outputs starts at a pair's alignment. known: as in
 // gru_common.cuh.
@@ -75,10 +80,16 @@ gru_forward_kernel(ForwardParams params) {
     using P = Product<C>;
     using S = typename P::Stored;
     constexpr int kItems = 2 * kRowTiles;  // an item: two units of a row; a lane has them of kItems rows
-    constexpr int kChains = P::kTensorCores && kRowTiles == 1 ? 2 : 1;  // sums that do not wait for each other
+    constexpr int kChains =
+        P::kTensorCores && kRowTiles == 1 && kDepth > 4 ? 2 : 1;  // sums that do not wait for each other
     constexpr int kTileRows = kRows * kRowTiles;
     constexpr bool kTakesTurns = known == Exchange::grid;
-    constexpr bool kTwoStates = kTakesTurns && P::kTensorCores;  // one is multiplied while the next comes
+    constexpr bool kTwoStates = kTakesTurns && P::kTensorCores;              // one is multiplied while the next comes
+    constexpr bool kOneSlice = known == Exchange::block && P::kTensorCores;  // there every warp sums alone: gru_plan.cu
+    constexpr bool kAllResident = kOneSlice && sizeof(S) == 2;               // and has all its weights in registers
+    // Whether the input of r and z is in their sums from the start. In turns it comes during the products, and a grid
+    // without turns has the same bits.
+    constexpr bool kInputFirst = known == Exchange::block || known == Exchange::cluster;
     const GruForward& k = params.k;
     const GruPlan& plan = params.plan;
     const int turns = kTakesTurns ? plan.tiles_at_once : 1;
@@ -102,13 +113,14 @@ gru_forward_kernel(ForwardParams params) {
               global_size * static_cast<int>(sizeof(S)),
               0};
 
-    const int group = warp_id() / plan.slices, slice = warp_id() % plan.slices;
+    const int slices = kOneSlice ? 1 : plan.slices;
+    const int group = warp_id() / slices, slice = warp_id() % slices;
     const int first_unit = (block_x() * plan.unit_tiles + group) * kUnits;   // of the warp
     const int unit = first_unit + accumulator_row(0), own_units = H - unit;  // of the lane: `unit` and the next one
     const auto row_of = [](int item) { return item / 2 * kRows + accumulator_column(item % 2); };  // in the batch tile
     bool mine[kItems];  // of the lane's items, those whose gates this slice computes
 #pragma unroll
-    for (int i = 0; i < kItems; ++i) mine[i] = i % plan.slices == slice;
+    for (int i = 0; i < kItems; ++i) mine[i] = i % slices == slice;
     const int first_k = slice * plan.depth * P::kDepth;
     // In turns a lane's states wait here: [turns][rows][units] of the block.
     const auto kept = [&](int turn, int item) {
@@ -141,6 +153,8 @@ gru_forward_kernel(ForwardParams params) {
                                 : streamed_tiles + static_cast<int64_t>(i - plan.shared_tiles) * P::kTileBytes;
         P::store(weights(i % 3, kDepth + i / 3), to);
     }
+    [[maybe_unused]] const int shared_depth = held(plan.shared_tiles / 3),
+                               streamed_depth = held(plan.streamed_tiles / 3);
     Vector<float, 2> bias[3];
 #pragma unroll
     for (int gate = 0; gate < 3; ++gate) {
@@ -151,6 +165,7 @@ gru_forward_kernel(ForwardParams params) {
          i += block_threads())
         states[i] = from_float<S>(0.0f);
     team.start();
+    const Receivers<S> receivers(team);
 
     // A state of a turn, from L2 to shared memory: on its way until await_copies.
     const auto copy_state = [&](int turn, unsigned exchanges, S* to) {
@@ -164,7 +179,61 @@ gru_forward_kernel(ForwardParams params) {
     for (int64_t tile = block_y() * turns; tile < plan.batch_tiles; tile += grid_y() * turns) {
         const int64_t first_row = tile * kTileRows;
         const int longest = tile_steps(k, first_row, turns * kTileRows, lengths);
-        const auto step_time = [&](int s) { return k.reverse ? longest - 1 - s : s; };
+        int t = k.reverse ? longest - 1 : 0;
+
+        // Where rows of the tile end before this, and from where on some are at padding.
+        int shortest = longest;
+        for (int i = 0; i < turns * kTileRows; ++i)
+            if (first_row + i < k.B && lengths[i] < shortest) shortest = lengths[i];
+
+        // Of a lane's items: the steps that change them, and the units that it writes; in turns they are read anew.
+        int steps_of_item[kItems], units_of_item[kItems], gates_of_item[kItems];
+        const auto meet_items = [&](int turn) {
+#pragma unroll
+            for (int i = 0; i < kItems; ++i) {
+                const int row = turn * kTileRows + row_of(i);
+                units_of_item[i] = held(mine[i] && first_row + row < k.B ? own_units : 0);
+                gates_of_item[i] = held(k.gates ? units_of_item[i] : 0);
+                steps_of_item[i] = held(units_of_item[i] > 0 ? lengths[row] : 0);
+            }
+        };
+        meet_items(0);
+
+        // Addresses of a step, advanced with it: of the lane's first item, and the others' distances in bytes. Where a
+        // lane has no item, beyond B or H, it reads another one's input: nothing that is made of it is kept.
+        constexpr auto kBytes = static_cast<int64_t>(sizeof(S));
+        const auto rows_behind = [](int item) { return item / 2 * kRows + item % 2; };
+        const int t_step = held(k.reverse ? -1 : 1);
+        const int64_t x_row = held(k.gates_x.row_stride * kBytes),
+                      x_step = held(t_step * k.gates_x.step_stride * kBytes);
+        const int64_t gate_bytes = held(H * kBytes), out_row = gate_bytes, out_step = held(t_step * k.B * H * kBytes);
+        const int64_t lane_row = first_row + row_of(0), out_at = (t * k.B + lane_row) * H + unit;
+        S* output = held(advanced(static_cast<S*>(k.output), out_at * kBytes));
+        S* gates = held(advanced(static_cast<S*>(k.gates), 4 * out_at * kBytes));
+        const S* x_data = static_cast<const S*>(k.gates_x.data) + t * k.gates_x.step_stride;
+        const S* x_from[kItems];
+        const auto meet_inputs = [&](int turn) {
+#pragma unroll
+            for (int i = 0; i < kItems; ++i) {
+                const int64_t row = first_row + turn * kTileRows + row_of(i);
+                x_from[i] = held(x_data + (row < k.B ? row : 0) * k.gates_x.row_stride + (own_units > 0 ? unit : 0));
+            }
+        };
+        meet_inputs(0);
+        // A lane for each gate and row asks for the input of the step after the next three.
+        constexpr int kAhead = 4;
+        const S* later = held(
+            advanced(x_data + lane_id() / 8 * H + first_unit, kAhead * x_step + (first_row + lane_id() % 8) * x_row));
+        const int64_t rows_left = k.B - first_row < turns * kTileRows ? k.B - first_row : turns * kTileRows;
+        const int rows_to_ask = held(
+            slice == slices - 1 && lane_id() < 24 && first_unit < H ? static_cast<int>(rows_left) - lane_id() % 8 : 0);
+        int own_at[kItems];  // of a lane's items in a state, in elements
+#pragma unroll
+        for (int i = 0; i < kItems; ++i)
+            own_at[i] = held(exchange == Exchange::grid ? row_of(i) * global_stride + unit : row_of(i) * stride + unit);
+
+        // Of two states, where the one begins that is multiplied; where there is but one, it stays 0.
+        int shown = !kTakesTurns && exchange != Exchange::grid ? team.buffer() * state_size : 0;
 
         // ---- The first state: its units in registers, all of it in shared memory ---------------------------------
         float h[kItems][2];
@@ -183,6 +252,21 @@ gru_forward_kernel(ForwardParams params) {
 #pragma unroll
         for (int i = 0; i < kItems; ++i)
             for (auto& gate : x[i]) gate = Ahead<S, paired>::zero();
+        // The state of an item as the next step reads it.
+        const auto send_state = [&](int turn, int i) {
+            const auto pair = operands<P>(h[i][0], h[i][1]);
+            if (exchange == Exchange::block) {
+                pair.store(states + (state_size - shown) + own_at[i]);
+            } else if (exchange == Exchange::cluster) {
+                const int at = state_size - shown + own_at[i] - 2 * Receivers<S>::member();
+                receivers.send(pair, plan.operand + at * static_cast<int>(sizeof(S)),
+                               team.next_buffer() * static_cast<int>(sizeof(Mailbox)));
+            } else {
+                const auto piece = Receivers<S>::together(pair);
+                S* to = global + (2 * turn + team.next_buffer()) * global_size + own_at[i];
+                if (Receivers<S>::member() == 0) store_l2(reinterpret_cast<Vector<uint32_t, 4>*>(to), piece);
+            }
+        };
         if constexpr (kTakesTurns) {
             // Each block sends its units, as in a step.
 #pragma unroll 1
@@ -192,16 +276,14 @@ gru_forward_kernel(ForwardParams params) {
                 for (int i = 0; i < kItems; ++i)
                     if (mine[i]) {
                         *kept(turn, i) = {{h[i][0], h[i][1]}};
-                        send_state(team, operands<P>(h[i][0], h[i][1]), states,
-                                   global + (2 * turn + team.next_buffer()) * global_size, stride, global_stride,
-                                   row_of(i), unit);
+                        send_state(turn, i);
                     }
                 if (longest > 0) team.sent(turn);
             }
             if (longest > 0) team.await_turn(0, ++team.done);
         } else {
             load_h0(0);
-            S* first_state = states + (exchange == Exchange::grid ? 0 : team.buffer() * state_size);
+            S* first_state = states + shown;
             for (int i = thread_id(); i < kTileRows * H; i += block_threads()) {
                 const int b = i / H, j = i % H;
                 const bool inside = first_row + b < k.B;
@@ -209,67 +291,75 @@ gru_forward_kernel(ForwardParams params) {
                     inside ? load_state<S>(k.h0.data, float_state, (first_row + b) * k.h0.stride + j) : 0.0f);
             }
         }
-        // At padding it is left as it was: nothing that is made of it there is kept. No branch between the loads, so
-        // that none of them waits for the one before.
-        const auto load_x = [&](int t, int turn) {
-            int count[kItems];
+        // At padding, too: nothing that is made of it there is kept. No branch, so that no load waits for another.
+        const auto load_x = [&] {
 #pragma unroll
             for (int i = 0; i < kItems; ++i)
-                count[i] = mine[i] && t < lengths[turn * kTileRows + row_of(i)] ? own_units : 0;
 #pragma unroll
-            for (int i = 0; i < kItems; ++i) {
-                const S* from = static_cast<const S*>(k.gates_x.data) + t * k.gates_x.step_stride +
-                                (first_row + turn * kTileRows + row_of(i)) * k.gates_x.row_stride + unit;
-#pragma unroll
-                for (int gate = 0; gate < 3; ++gate) x[i][gate].reload(from + gate * H, count[i]);
-            }
+                for (int gate = 0; gate < 3; ++gate)
+                    x[i][gate] = Ahead<S, paired>::load(advanced(x_from[i], gate * gate_bytes), paired ? 2 : own_units);
         };
-        if (!kTakesTurns && longest > 0) load_x(step_time(0), 0);
+        if (!kTakesTurns && longest > 0) load_x();
         sync_block();
         if (kTakesTurns && longest > 0) copy_state(0, team.done, states);
 
         int turn = 0;
-        [[maybe_unused]] int shown = 0;  // of two states, the turn's own
 #pragma unroll 1
         for (int s = 0; s < longest;) {
-            const int t = step_time(s), turn_rows = turn * kTileRows;
             const bool last = s + 1 == longest;
             if (!last) team.expect_next();
             // The turn behind this one, and the exchanges that it waits for.
             const int next_turn = kTakesTurns && turn + 1 < turns ? turn + 1 : 0, next_s = s + (next_turn == 0 ? 1 : 0);
             [[maybe_unused]] const unsigned next_done = team.done + (next_turn == 0 ? 1 : 0);
-            // The same where no tiles take turns; which of the two leaves a kernel its registers differs (sm_120,
-            // tf32).
-            const bool more = kTakesTurns || known == Exchange::cluster ? next_s < longest : !last;
+            const bool more = kTakesTurns ? next_s < longest : !last;
+            const int64_t turn_rows = kTakesTurns ? turn * kTileRows : 0;
             if constexpr (kTakesTurns) {
                 if (kTwoStates && more) team.await_turn(next_turn, next_done);
                 await_copies();
                 sync_block();
-                if (kTwoStates && more) copy_state(next_turn, next_done, states + (1 - shown) * state_size);
-                load_x(t, turn);  // from L2, where they were asked: they come during the products
+                if (kTwoStates && more) copy_state(next_turn, next_done, states + (state_size - shown));
+                meet_items(turn);
+                meet_inputs(turn);
+                load_x();  // from L2, where they were asked: they come during the products
             }
-            if (s + 4 < longest && slice == plan.slices - 1 && lane_id() < 24 && first_unit < H) {
-                const S* later =
-                    static_cast<const S*>(k.gates_x.data) + step_time(s + 4) * k.gates_x.step_stride + first_unit;
+            if (s + kAhead < longest)
 #pragma unroll
-                for (int n = 0; n < kRowTiles; ++n) {
-                    const int64_t b = first_row + turn_rows + n * kRows + lane_id() % 8;
-                    if (b < k.B) prefetch_l2(later + b * k.gates_x.row_stride + lane_id() / 8 * H);
-                }
-            }
+                for (int n = 0; n < kRowTiles; ++n)
+                    if (turn_rows + n * kRows < rows_to_ask)
+                        prefetch_l2(advanced(later, (turn_rows + n * kRows) * x_row));
 
             // ---- Products ----------------------------------------------------------------------------------------
+            // What is there before them: the bias and, where it has come, the input of r and z.
             Accumulator sum[3][kRowTiles][kChains] = {};
-            const int buffer = exchange != Exchange::grid ? team.buffer() : kTwoStates ? shown : 0;
-            const S* state = states + buffer * state_size + first_k;
+            [[maybe_unused]] float n_input[kItems][2];
 #pragma unroll
-            for (int depth = 0; depth < kDepth; ++depth)
+            for (int i = 0; i < kItems; ++i)
+                if (mine[i])
+#pragma unroll
+                    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+                        for (int gate = 0; gate < 3; ++gate)
+                            sum[gate][i / 2][0].v[2 * j + i % 2] =
+                                bias[gate].v[j] + (kInputFirst && gate < 2 ? x[i][gate][j] : 0.0f);
+                        if (kInputFirst) n_input[i][j] = x[i][2][j];
+                    }
+            if (kInputFirst) {  // behind the last step the same ones once more
+#pragma unroll
+                for (int i = 0; i < kItems; ++i) x_from[i] = advanced(x_from[i], more ? x_step : 0);
+                load_x();
+            }
+            const S* state = states + shown + first_k;
+#pragma unroll
+            for (int depth = 0; depth < kDepth; depth += 2)
 #pragma unroll
                 for (int n = 0; n < kRowTiles; ++n) {
-                    const auto b = P::load_b(state + n * kRows * stride + depth * P::kDepth, stride);
+                    typename P::B b[2];
+                    P::load_b_pair(state + n * kRows * stride + depth * P::kDepth, stride, b[0], b[1]);
 #pragma unroll
-                    for (int gate = 0; gate < 3; ++gate)
-                        P::multiply(sum[gate][n][depth % kChains], resident[depth][gate], b);
+                    for (int i = 0; i < 2; ++i)
+#pragma unroll
+                        for (int gate = 0; gate < 3; ++gate)
+                            P::multiply(sum[gate][n][i % kChains], resident[depth + i][gate], b[i]);
                 }
             const auto multiply_rest = [&](const auto& tile, int depth, int count) {
 #pragma unroll 2
@@ -283,12 +373,13 @@ gru_forward_kernel(ForwardParams params) {
                     }
                 }
             };
-            multiply_rest([&](int i) { return P::load(shared_tiles + i * P::kTileBytes); }, kDepth,
-                          plan.shared_tiles / 3);
-            if (!kTakesTurns)
-                multiply_rest(
-                    [&](int i) { return P::load_l2(streamed_tiles + static_cast<int64_t>(i) * P::kTileBytes); },
-                    kDepth + plan.shared_tiles / 3, plan.streamed_tiles / 3);
+            if constexpr (!kAllResident) {
+                multiply_rest([&](int i) { return P::load(shared_tiles + i * P::kTileBytes); }, kDepth, shared_depth);
+                if (!kTakesTurns)
+                    multiply_rest(
+                        [&](int i) { return P::load_l2(streamed_tiles + static_cast<int64_t>(i) * P::kTileBytes); },
+                        kDepth + shared_depth, streamed_depth);
+            }
 
             // ---- Sums over the slices; slice i takes the items i, i + slices, ...
             // ------------------------------------
@@ -304,86 +395,97 @@ gru_forward_kernel(ForwardParams params) {
                         total[i][gate].v[1] += part[1].v[2 + i % 2];
                     }
                 }
-            if (kTakesTurns || plan.slices > 1) {
-                const auto at = [&](int from, int i, int gate) {
-                    return partials + ((((group * plan.slices + from) * kItems + i) * 3 + gate) * kWarp + lane_id());
-                };
+            if (kTakesTurns || slices > 1) {
+                constexpr int kOfSlice = kItems * 3 * kWarp;
+                auto* of_group = partials + group * slices * kOfSlice + lane_id();
+                const auto at = [](int i, int gate) { return (3 * i + gate) * kWarp; };
 #pragma unroll
                 for (int i = 0; i < kItems; ++i)
                     if (!mine[i])
 #pragma unroll
-                        for (int gate = 0; gate < 3; ++gate) *at(slice, i, gate) = total[i][gate];
+                        for (int gate = 0; gate < 3; ++gate) of_group[slice * kOfSlice + at(i, gate)] = total[i][gate];
                 constexpr bool kOneState = kTakesTurns && !kTwoStates;  // nobody multiplies it behind the barrier
                 if (kOneState && more) team.await_turn(next_turn, next_done);
                 sync_block();
                 if (kOneState && more) copy_state(next_turn, next_done, states);
+#pragma unroll 1
+                for (int step = 1, from = slice; step < slices; ++step) {
+                    from = from + 1 < slices ? from + 1 : 0;
 #pragma unroll
-                for (int i = 0; i < kItems; ++i)
-                    if (mine[i])
-#pragma unroll 2
-                        for (int step = 1; step < plan.slices; ++step) {
-                            const int from = slice + step < plan.slices ? slice + step : slice + step - plan.slices;
+                    for (int i = 0; i < kItems; ++i)
+                        if (mine[i])
 #pragma unroll
                             for (int gate = 0; gate < 3; ++gate) {
-                                const Vector<float, 2> part = *at(from, i, gate);
+                                const Vector<float, 2> part = of_group[from * kOfSlice + at(i, gate)];
                                 total[i][gate].v[0] += part.v[0];
                                 total[i][gate].v[1] += part.v[1];
                             }
-                        }
+                }
             }
 
             // ---- Gates
             // -----------------------------------------------------------------------------------------------
-            S* next = states + team.next_buffer() * state_size;
-            S* global_next = global + (2 * turn + team.next_buffer()) * global_size;
             StepResult<S> result[kItems] = {};  // set in every step: their registers are free in between
 #pragma unroll
             for (int i = 0; i < kItems; ++i)
                 if (mine[i]) {
-                    const bool active = t < lengths[turn_rows + row_of(i)];
                     if constexpr (kTakesTurns) {
                         const Vector<float, 2> before = *kept(turn, i);
                         h[i][0] = before.v[0];
                         h[i][1] = before.v[1];
                     }
                     GruGates<float> g[2];
+                    const bool active = t < steps_of_item[i];
 #pragma unroll
                     for (int j = 0; j < 2; ++j) {
-                        g[j] = gru_gates<Math>(x[i][0][j] + (total[i][0].v[j] + bias[0].v[j]),
-                                               x[i][1][j] + (total[i][1].v[j] + bias[1].v[j]), x[i][2][j],
-                                               total[i][2].v[j] + bias[2].v[j]);
+                        if constexpr (!kInputFirst)
+                            g[j] = gru_gates<Math>(x[i][0][j] + total[i][0].v[j], x[i][1][j] + total[i][1].v[j],
+                                                   x[i][2][j], total[i][2].v[j]);
+                        else
+                            g[j] = gru_gates<Math>(total[i][0].v[j], total[i][1].v[j], n_input[i][j], total[i][2].v[j]);
                         const float after = gru_next(g[j], h[i][j]);
-                        if (active && j < own_units) h[i][j] = after;
+                        if (active && (paired || j < own_units)) h[i][j] = after;
                     }
                     if constexpr (kTakesTurns) *kept(turn, i) = {{h[i][0], h[i][1]}};
-                    if (!last)
-                        send_state(team, operands<P>(h[i][0], h[i][1]), next, global_next, stride, global_stride,
-                                   row_of(i), unit);
-                    if (active)
-                        result[i] = {
-                            Packed<S, 2>::round(h[i][0], h[i][1]),
-                            Packed<S, 8>::round(g[0].r, g[0].z, g[0].n, g[0].a, g[1].r, g[1].z, g[1].n, g[1].a)};
+                    if (!last) send_state(turn, i);
+                    result[i] = {Packed<S, 2>::round(h[i][0], h[i][1]),
+                                 Packed<S, 8>::round(g[0].r, g[0].z, g[0].n, g[0].a, g[1].r, g[1].z, g[1].n, g[1].a)};
                 }
             if (!last) team.sent(turn);
 
             // ---- What others do not wait for ---------------------------------------------------------------------
-            if (!kTakesTurns && more) load_x(step_time(next_s), next_turn);
+            if (!kInputFirst && !kTakesTurns && more) {
 #pragma unroll
-            for (int i = 0; i < kItems; ++i)
-                if (mine[i] && first_row + turn_rows + row_of(i) < k.B) {
-                    const int64_t at = (t * k.B + first_row + turn_rows + row_of(i)) * H + unit;
-                    store_pair<paired>(static_cast<S*>(k.output) + at, result[i].h, own_units);
-                    if (k.gates) store_gates<S, paired>(k.gates, at, own_units, result[i].gates);
-                }
+                for (int i = 0; i < kItems; ++i) x_from[i] = advanced(x_from[i], x_step);
+                load_x();
+            }
+            if (t >= shortest)
+#pragma unroll
+                for (int i = 0; i < kItems; ++i)
+                    if (t >= steps_of_item[i]) result[i] = {};
+#pragma unroll
+            for (int i = 0; i < kItems; ++i) {
+                const int64_t behind = (turn_rows + rows_behind(i)) * out_row;
+                store_pair<paired>(advanced(output, behind), result[i].h, units_of_item[i]);
+                store_gates<S, paired>(advanced(gates, 4 * behind), 0, gates_of_item[i], result[i].gates);
+            }
             if (!more) break;
+            if (next_turn == 0) {
+                t += t_step;
+                if (kTakesTurns) x_data = advanced(x_data, x_step);
+                later = advanced(later, x_step);
+                output = advanced(output, out_step);
+                gates = advanced(gates, 4 * out_step);
+            }
 
             // ---- The next state ------------------------------------------------------------------------------------
             if constexpr (kTakesTurns) {
                 team.done = next_done;
                 turn = next_turn;
-                shown = 1 - shown;
+                if (kTwoStates) shown = state_size - shown;
             } else {
                 team.receive();
+                if (exchange != Exchange::grid) shown = state_size - shown;
                 if (exchange == Exchange::grid) {
                     copy_state(0, team.done, states);
                     await_copies();
@@ -403,8 +505,8 @@ gru_forward_kernel(ForwardParams params) {
                 if (!mine[i] || row >= k.B) continue;
                 const Vector<float, 2> state = kTakesTurns ? *kept(turn, i) : Vector<float, 2>{{h[i][0], h[i][1]}};
 #pragma unroll 1
-                for (int t = longest; t < T; ++t) {
-                    const int64_t at = (t * k.B + row) * H + unit;
+                for (int past = longest; past < T; ++past) {
+                    const int64_t at = (past * k.B + row) * H + unit;
                     store_pair<paired>(static_cast<S*>(k.output) + at, Packed<S, 2>::zero(), own_units);
                     if (k.gates) store_gates<S, paired>(k.gates, at, own_units, Packed<S, 8>::zero());
                 }

@@ -16,6 +16,9 @@
 // Memory     dynamic_shared()        the block's shared memory, 16-byte aligned, not initialised
 //            Vector<T, N>            N values read or written as one access of sizeof(T) * N bytes
 //            moved(p, n)             p + n, or where there is no tensor an address that nobody reads: no branch
+//            held(x)                 x, of 4 or 8 bytes, which stays in registers: the compiler does not make it anew,
+//            from
+//                                    the launch's parameters say, in every step
 //            load_words<n>(p), store_words<n>(p, w)   n = 1, 2 or 4 words of 32 bits as one access
 //            load_l2(p), store_l2(p, v)   of 4, 8 or 16 bytes, past the L1 cache: for what other blocks write or read
 //                                    while the kernel runs
@@ -33,6 +36,9 @@
 //                                    counts it in m there; await(m, round), round = 0, 1, ..., returns when all
 //                                    bytes of that round have come and lets this thread read them. A sender may be
 //                                    ahead of expect, not of the receiver's await of the round before
+//                         peer(rank), send_to(peer, at, v, mailbox_at)    the same for v of 16 bytes, to `at` bytes
+//                         behind
+//                                    bytes behind that block's dynamic_shared(): where it lies is asked for once
 // Grid       add_release(flag, n)    adds to a counter in global memory, after the writes of this thread (and, behind a
 //                                    sync_block, of its block)
 //            wait_acquire(flag, n)   waits until the counter is >= n; what was released is then visible to this
@@ -45,6 +51,7 @@
 // Numbers    bfloat16 float16; to_float(x), from_float<T>(x) (rounds to nearest even; T float too)
 //            bits<To>(from) the same bits as another type; pack<T>(low, high) two of 16 bits, rounded, in a word
 //            exp(x) (fast, about 2 ulp), divide(a, b) (fast), expm1, log1p, log, maximum
+//            exp2(x), reciprocal(x)  one instruction each, 2 ulp and 1; what would be denormal is 0
 // Matrices   Product<C> for C = bfloat16, float16, tf32 (tensor cores) and float (full precision, FMA): below
 // Launching  Launch, launch(kernel, shape, params), device_limits(): below; host code
 //            clusters_at_once(kernel, shape)   by the device's own answer (the multiprocessors of its GPCs leave gaps);
@@ -73,7 +80,9 @@ struct tf32;  // the compute type of float32 storage where tf32 is allowed
 //                load_l2(tile): the same from global memory, past the L1 cache, of a tile that an earlier kernel or
 //                this warp has written
 //   B            load_b(base, stride): 8 rows of `stride` elements of Stored, K of them read from each, in shared
-//                memory. No bank conflicts where stride * sizeof(Stored) is 16 modulo 128 bytes.
+//                memory; load_b_pair(base, stride, first, second): of the next K, too, from rows that are 16-byte
+//                aligned, in one instruction where there are tensor cores. No bank conflicts where
+//                stride * sizeof(Stored) is 16 modulo 128 bytes.
 //
 // Stored is what shared memory holds: bfloat16, float16, or float (for tf32: rounded by `rounded`).
 

@@ -72,6 +72,29 @@ VSSN_DEVICE const T* moved(const T* p, int64_t elements) {
     return p + elements;
 }
 
+template <class T>
+VSSN_DEVICE T held(T value) {
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8);
+    if constexpr (sizeof(T) == 4)
+        asm volatile("" : "+r"(value));
+    else
+        asm volatile("" : "+l"(value));
+    return value;
+}
+
+// The round trip tells the compiler that it still is an address of global memory.
+template <class T>
+VSSN_DEVICE T* held(T* p) {
+    const size_t address = held(__cvta_generic_to_global(p));
+    return static_cast<T*>(__cvta_global_to_generic(address));
+}
+
+template <class T>
+VSSN_DEVICE T* advanced(T* p, int64_t bytes) {
+    using Byte = std::conditional_t<std::is_const_v<T>, const unsigned char, unsigned char>;
+    return reinterpret_cast<T*>(reinterpret_cast<Byte*>(p) + bytes);
+}
+
 // As the words' own type: a memcpy straight from memory becomes loads of single bytes.
 template <int n>
 VSSN_DEVICE Vector<uint32_t, n> load_words(const void* p) {
@@ -205,6 +228,26 @@ VSSN_DEVICE void send(T* p, const T& value, Mailbox* m, int rank) {
             : "memory");
 }
 
+// Where another block's dynamic shared memory lies in the cluster's addresses: asked for once.
+struct Peer {
+    unsigned base;
+};
+VSSN_DEVICE Peer peer(int rank) { return {detail::cluster_shared_address(dynamic_shared(), rank)}; }
+
+template <class T>
+VSSN_DEVICE void send_to(Peer to, int at, const T& value, int mailbox_at, bool whether) {
+    static_assert(sizeof(T) == 16);
+    const uint4 word = bits<uint4>(value);
+    // Its own predicate: a branch around each would cost more than the instruction.
+    asm volatile(
+        "{ .reg .pred p; setp.ne.s32 p, %6, 0;\n"
+        "@p st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5]; }" ::"r"(
+            to.base + static_cast<unsigned>(at)),
+        "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w), "r"(to.base + static_cast<unsigned>(mailbox_at)),
+        "r"(static_cast<int>(whether))
+        : "memory");
+}
+
 VSSN_DEVICE void await(Mailbox* m, unsigned round, detail::Site site = detail::Site::here()) {
     unsigned done;
     for (detail::Polls polls;; polls.count("await: a mailbox that blocks of the cluster send to", site)) {
@@ -224,6 +267,14 @@ VSSN_DEVICE void open(Mailbox*) { __trap(); }
 VSSN_DEVICE void expect(Mailbox*, int) { __trap(); }
 template <class T>
 VSSN_DEVICE void send(T*, const T&, Mailbox*, int) {
+    __trap();
+}
+struct Peer {
+    unsigned base;
+};
+VSSN_DEVICE Peer peer(int) { return {}; }
+template <class T>
+VSSN_DEVICE void send_to(Peer, int, const T&, int, bool) {
     __trap();
 }
 VSSN_DEVICE void await(Mailbox*, unsigned) { __trap(); }
@@ -301,6 +352,16 @@ VSSN_DEVICE uint32_t pack(float low, float high) {
 }
 
 VSSN_DEVICE float exp(float x) { return __expf(x); }
+VSSN_DEVICE float exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+VSSN_DEVICE float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 VSSN_DEVICE float divide(float a, float b) { return __fdividef(a, b); }
 VSSN_DEVICE float expm1(float x) { return ::expm1f(x); }
 VSSN_DEVICE float log1p(float x) { return ::log1pf(x); }
@@ -320,6 +381,15 @@ namespace detail {
 
 // The instructions give lane (g, q) = (lane / 4, lane % 4) the rows g and g + 8 of a tile. Here these are called rows
 // 2g and 2g + 1, in A and in the accumulator: so a lane's two rows are neighbours in memory.
+
+// Four matrices of 8 rows of 16 bytes: p is the address of row lane % 8 of matrix lane / 8; lane (g, q) gets of each
+// the 4 bytes 4q of row g.
+VSSN_DEVICE void load_matrices(const void* p, unsigned (&first)[2], unsigned (&second)[2]) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(first[0]), "=r"(first[1]), "=r"(second[0]), "=r"(second[1])
+                 : "r"(static_cast<unsigned>(__cvta_generic_to_shared(p)))
+                 : "memory");
+}
 
 // Tensor-core products of 16-bit types: mma.m16n8k16. Lane (g, q) holds of A the pairs (2g, 2q), (2g + 1, 2q),
 // (2g, 2q + 8), (2g + 1, 2q + 8), of B the pairs (g, 2q), (g, 2q + 8).
@@ -389,14 +459,20 @@ struct HalfProduct {
         return {{*reinterpret_cast<const unsigned*>(p), *reinterpret_cast<const unsigned*>(p + 8)}};
     }
 
+    static VSSN_DEVICE void load_b_pair(const T* base, int stride, B& first, B& second) {
+        load_matrices(base + lane_id() % 8 * stride + lane_id() / 8 * 8, first.r, second.r);
+    }
+
     static VSSN_DEVICE void multiply(Accumulator& c, const A& a, const B& b) {
         if constexpr (std::is_same_v<T, bfloat16>)
-            asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+            asm volatile(
+                "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
                 "{%0,%1,%2,%3};"
                 : "+f"(c.v[0]), "+f"(c.v[1]), "+f"(c.v[2]), "+f"(c.v[3])
                 : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
         else
-            asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+            asm volatile(
+                "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
                 "{%0,%1,%2,%3};"
                 : "+f"(c.v[0]), "+f"(c.v[1]), "+f"(c.v[2]), "+f"(c.v[3])
                 : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
@@ -463,8 +539,13 @@ struct Product<tf32> {
         return {{__float_as_uint(p[0]), __float_as_uint(p[4])}};
     }
 
+    static VSSN_DEVICE void load_b_pair(const float* base, int stride, B& first, B& second) {
+        detail::load_matrices(base + lane_id() % 8 * stride + lane_id() / 8 * 4, first.r, second.r);
+    }
+
     static VSSN_DEVICE void multiply(Accumulator& c, const A& a, const B& b) {
-        asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        asm volatile(
+            "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
             : "+f"(c.v[0]), "+f"(c.v[1]), "+f"(c.v[2]), "+f"(c.v[3])
             : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
     }
@@ -535,6 +616,11 @@ struct Product<float> {
         const float* p = base + lane_id() % 4 * 2 * stride;
         return {
             {*reinterpret_cast<const Vector<float, 4>*>(p), *reinterpret_cast<const Vector<float, 4>*>(p + stride)}};
+    }
+
+    static VSSN_DEVICE void load_b_pair(const float* base, int stride, B& first, B& second) {
+        first = load_b(base, stride);
+        second = load_b(base + kDepth, stride);
     }
 
     static VSSN_DEVICE void multiply(Accumulator& c, const A& a, const B& b) {

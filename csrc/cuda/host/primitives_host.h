@@ -67,6 +67,16 @@ const T* moved(const T* p, int64_t elements) {
     return p == nullptr ? nullptr : p + elements;
 }
 
+template <class T>
+T held(T value) {
+    return value;
+}
+
+template <class T>
+T* advanced(T* p, int64_t bytes) {
+    return reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(bytes));
+}
+
 template <int n>
 Vector<uint32_t, n> load_words(const void* p, host::Site site = host::Site::here()) {
     static_assert(n == 1 || n == 2 || n == 4);
@@ -236,6 +246,18 @@ void send(T* p, const T& value, Mailbox* m, int rank, host::Site site = host::Si
     host::end_if_complete(to);
 }
 
+struct Peer {
+    int rank;
+};
+inline Peer peer(int rank) { return {rank}; }
+
+template <class T>
+void send_to(Peer to, int at, const T& value, int mailbox_at, bool whether, host::Site site = host::Site::here()) {
+    if (whether)
+        send(reinterpret_cast<T*>(dynamic_shared() + at), value,
+             reinterpret_cast<Mailbox*>(dynamic_shared() + mailbox_at), to.rank, site);
+}
+
 inline void await(Mailbox* m, unsigned round, host::Site site = host::Site::here()) {
     if (static_cast<int>(m->ended - (round + 1)) < 0) host::wait_for_flag(&m->ended, round + 1, site);
 }
@@ -312,6 +334,9 @@ uint32_t pack(float low, float high) {
 
 // As the device's __expf: 2^y of a rounded product.
 inline float exp(float x) { return std::exp2(x * 1.4426950408889634f); }
+
+inline float exp2(float x) { return std::exp2(x); }
+inline float reciprocal(float x) { return 1.0f / x; }
 
 // As the device's __fdividef, which gives 0 for a denominator above 2^126.
 inline float divide(float a, float b) {
@@ -394,6 +419,12 @@ struct TensorCoreProduct {
         std::memcpy(&b.r[0], p, 4);
         std::memcpy(&b.r[1], p + 4 * kPack, 4);
         return b;
+    }
+
+    static void load_b_pair(const T* base, int stride, B& first, B& second, Site site = Site::here()) {
+        require_aligned(base + lane_id() % 8 * stride + lane_id() / 8 * 4 * kPack, 16, "load_b_pair", site);
+        first = load_b(base, stride, site);
+        second = load_b(base + kDepth, stride, site);
     }
 
     static void multiply(Accumulator& c, const A& a, const B& b, Site site = Site::here()) {
@@ -495,6 +526,11 @@ struct Product<float> {
         host::require_aligned(p + stride, 16, "load_b", site);
         return {
             {*reinterpret_cast<const Vector<float, 4>*>(p), *reinterpret_cast<const Vector<float, 4>*>(p + stride)}};
+    }
+
+    static void load_b_pair(const float* base, int stride, B& first, B& second, host::Site site = host::Site::here()) {
+        first = load_b(base, stride, site);
+        second = load_b(base + kDepth, stride, site);
     }
 
     static void multiply(Accumulator& c, const A& a, const B& b) {
