@@ -114,12 +114,37 @@ gru_backward_kernel(BackwardParams params) {
     for (int i = thread_id(); i < 2 * grads_size; i += block_threads()) grads[i] = from_float<S>(0.0f);
     team.start();
 
+    // Where a tile of a round goes: the block that owns its units, and the place in its sums of this lane's part, or <
+    // 0.
+    struct Destination {
+        int owner, slot;
+    };
+    const bool odd = lane_id() / 4 % 2 == 1;
+    const auto destination = [&](int round, int i) {
+        const int to = row_tile(round, i), owner = to * plan.unit_tiles_inverse >> 16;
+        const int unit = (to - owner * plan.unit_tiles) * kUnits + accumulator_row(0) - (odd ? 2 : 0);
+        const int slot = (source * kTileRows + accumulator_column(odd ? 1 : 0)) * sum_stride + unit;
+        return Destination{to < row_tiles ? owner : 0, to < row_tiles ? slot : -1};
+    };
+    // Held where there are registers for it.
+    constexpr bool kHolds = paired && kRowTiles == 1 && P::kTensorCores;
+    [[maybe_unused]] Destination first_round[kHolds ? kTiles : 1];
+    [[maybe_unused]] Peer first_peers[kHolds ? kTiles : 1];
+#pragma unroll
+    for (int i = 0; kHolds && i < kTiles; ++i) {
+        const Destination to = destination(0, i);
+        first_round[i] = {held(to.owner), held(to.slot)};
+        if (exchange == Exchange::cluster) first_peers[i] = peer(to.owner);
+    }
+
     // An item: two units of a row. `parts` neighbouring threads share the sources of its sum.
     const int parts = kRowTiles == 1 ? plan.parts : 1;  // with more rows there are no registers left for it
     const int part = thread_id() % parts, own_sources = (sources - part + parts - 1) / parts;
     const int pairs = units / 2, items = kTileRows * pairs;
     int row_of[kItems], unit_of[kItems];  // of a thread's items, in the tile and in the block
     bool summed[kItems], mine[kItems];    // whether there is one, and whether its gates are this thread's
+    [[maybe_unused]] bool asks_gates[kItems], asks[kItems];  // for 32 bytes of them, and of the state
+    constexpr int kSector = 32 / sizeof(S);
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
         const int item = thread_id() / parts + i * block_threads();
@@ -127,47 +152,89 @@ gru_backward_kernel(BackwardParams params) {
         mine[i] = summed[i] && part == 0;
         row_of[i] = summed[i] ? item / pairs : 0;
         unit_of[i] = item % pairs * 2;
+        asks_gates[i] = mine[i] && 4 * unit_of[i] % kSector == 0 && first_own + unit_of[i] < H;
+        asks[i] = asks_gates[i] && unit_of[i] % kSector == 0;
     }
 
     for (int64_t tile = block_y() * turns; tile < plan.batch_tiles; tile += grid_y() * turns) {
         const int64_t first_row = tile * kTileRows;
         const int longest = tile_steps(k, first_row, turns * kTileRows, lengths);
-        const auto step_time = [&](int s) { return k.reverse ? s : longest - 1 - s; };
+        const auto kept = [](auto value) {
+            if constexpr (P::kTensorCores)
+                return held(value);
+            else
+                return value;
+        };
+        // Steps go against those of the recurrence.
+        const int t_step = kept(k.reverse ? 1 : -1);
+        int t = k.reverse ? 0 : longest - 1;
 
-        Inputs<S, paired> ahead[kItems] = {};
-        // At padding they are left as they were: nothing that is made of them there is kept. No branch between the
-        // loads, so that none of them waits for the one before.
-        const auto load_ahead = [&](int t, int turn) {
+        // Of a thread's items: the steps in which there is something to compute, and the one that began with the first
+        // state; in turns they are read anew.
+        int steps_of_item[kItems], first_of_item[kItems], units_of_item[kItems];
+        const auto meet_items = [&](int turn) {
 #pragma unroll
             for (int i = 0; i < kItems; ++i) {
-                const int b = turn * kTileRows + row_of[i], length = lengths[b], unit = first_own + unit_of[i];
-                const int count = mine[i] && t < length ? H - unit : 0;
-                const int count_before = t == (k.reverse ? length - 1 : 0) ? 0 : count;
-                const int64_t row = first_row + b, at = (t * k.B + row) * H + unit;
-                reload_gates<S, paired>(ahead[i].gates, k.gates, at, count);
-                ahead[i].before.reload(static_cast<const S*>(k.output) + at + (k.reverse ? k.B : -k.B) * H,
-                                       count_before);
-                ahead[i].grad_output.reload(
-                    moved(static_cast<const S*>(k.grad_output.data),
-                          t * k.grad_output.step_stride + row * k.grad_output.row_stride + unit),
-                    k.grad_output.data ? count : 0);
+                const int b = turn * kTileRows + row_of[i], length = lengths[b], left = H - first_own - unit_of[i];
+                units_of_item[i] = kept(mine[i] && first_row + b < k.B ? left : 0);
+                steps_of_item[i] = kept(mine[i] ? length : 0);
+                first_of_item[i] = kept(k.reverse ? length - 1 : 0);
             }
         };
+        meet_items(0);
 
-        // What load_ahead reads, as a hint: a lane for each 32 bytes.
-        const auto prefetch = [&](int t, int turn) {
-            constexpr int kSector = 32 / sizeof(S);
+        // Where a thread's items are in [T, B, H] and in grad_gates_x, at the step and turn whose inputs are loaded
+        // next, and in grad_output; advanced with the steps. A thread without an item, beyond B or H, reads another's.
+        constexpr auto kBytes = static_cast<int64_t>(sizeof(S));
+        const int64_t state_step = kept(t_step * k.B * H), out_step = kept(t_step * k.grad_output.step_stride * kBytes);
+        const int64_t gate_bytes = kept(H * kBytes);
+        const int has_out = kept(static_cast<int>(k.grad_output.data != nullptr));
+        int64_t at_item[kItems];
+        const S* out_of_item[kItems];
+        const auto row_read = [&](int i, int turn) {
+            const int64_t row = first_row + turn * kTileRows + row_of[i];
+            return row < k.B ? row : 0;
+        };
+        const auto unit_read = [&](int i) { return first_own + unit_of[i] < H ? first_own + unit_of[i] : 0; };
+        const auto place = [&](int i, int step, int turn) {
+            return (step * k.B + row_read(i, turn)) * H + unit_read(i);
+        };
+        const auto meet_inputs = [&](int step, int turn) {
 #pragma unroll
             for (int i = 0; i < kItems; ++i) {
-                const int unit = first_own + unit_of[i];
-                const int64_t row = first_row + turn * kTileRows + row_of[i], at = (t * k.B + row) * H + unit;
-                if (!mine[i] || row >= k.B || unit >= H) continue;
-                if (4 * unit_of[i] % kSector == 0) prefetch_l2(static_cast<const S*>(k.gates) + 4 * at);
-                if (unit_of[i] % kSector != 0) continue;
-                prefetch_l2(static_cast<const S*>(k.output) + at);
-                if (k.grad_output.data)
-                    prefetch_l2(static_cast<const S*>(k.grad_output.data) + t * k.grad_output.step_stride +
-                                row * k.grad_output.row_stride + unit);
+                at_item[i] = kept(place(i, step, turn));
+                const int64_t behind =
+                    step * k.grad_output.step_stride + row_read(i, turn) * k.grad_output.row_stride + unit_read(i);
+                out_of_item[i] = kept(advanced(static_cast<const S*>(k.grad_output.data), behind * kBytes));
+            }
+        };
+        meet_inputs(t, 0);
+
+        Inputs<S, paired> ahead[kItems] = {};
+        // At padding they are something: nothing that is made of them there is kept. No branch between the loads, so
+        // that none of them waits for the one before. Before the first step there is no state, and none is read.
+        const auto load_ahead = [&](int step) {
+            const int64_t back = step + t_step < 0 || step + t_step >= T ? 0 : state_step;
+#pragma unroll
+            for (int i = 0; i < kItems; ++i)
+                if (mine[i]) {
+                    const int count = paired ? 2 : units_of_item[i];
+                    reload_gates<S, paired>(ahead[i].gates, k.gates, at_item[i], paired ? 2 : units_of_item[i]);
+                    ahead[i].before.reload(static_cast<const S*>(k.output) + (at_item[i] + back), count);
+                    if (has_out) ahead[i].grad_output.reload(out_of_item[i], count);
+                }
+        };
+
+        // What load_ahead reads so many steps later, as a hint: a thread for each 32 bytes.
+        constexpr int kAhead = 4;
+        const auto prefetch = [&] {
+#pragma unroll
+            for (int i = 0; i < kItems; ++i) {
+                const int64_t later = at_item[i] + kAhead * state_step;
+                if (asks_gates[i]) prefetch_l2(static_cast<const S*>(k.gates) + 4 * later);
+                if (!asks[i]) continue;
+                prefetch_l2(static_cast<const S*>(k.output) + later);
+                if (has_out) prefetch_l2(advanced(out_of_item[i], kAhead * out_step));
             }
         };
 
@@ -177,12 +244,24 @@ gru_backward_kernel(BackwardParams params) {
             Vector<float, 2> sum = {{0, 0}};
             if (any) {
                 const int source_size = kTileRows * sum_stride, slot = part * source_size + b * sum_stride + j;
+                const int64_t distance = int64_t{parts} * source_size;
                 const auto add = [&](const auto& load, const float* from) {
-#pragma unroll(4 * kAtOnce)
-                    for (int i = 0; i < own_sources; ++i, from += parts * source_size) {
-                        const auto one = load(reinterpret_cast<const Vector<float, 2>*>(from));
-                        sum.v[0] += one.v[0];
-                        sum.v[1] += one.v[1];
+                    constexpr int kLoads = kHolds                                      ? 8
+                                           : P::kTensorCores || known != Exchange::any ? 4
+                                                                                       : 2;  // on their way together
+#pragma unroll 1
+                    for (int i = 0; i < own_sources; i += kLoads, from += kLoads * distance) {
+                        Vector<float, 2> one[kLoads];
+#pragma unroll
+                        for (int j = 0; j < kLoads; ++j)
+                            one[j] = i + j < own_sources
+                                         ? load(reinterpret_cast<const Vector<float, 2>*>(from + j * distance))
+                                         : Vector<float, 2>{{0, 0}};
+#pragma unroll
+                        for (int j = 0; j < kLoads; ++j) {
+                            sum.v[0] += one[j].v[0];
+                            sum.v[1] += one[j].v[1];
+                        }
                     }
                 };
                 if (grid)
@@ -199,40 +278,40 @@ gru_backward_kernel(BackwardParams params) {
             return Vector<float, 2>{{stayed.v[0] + sum.v[0], stayed.v[1] + sum.v[1]}};
         };
 
-        const auto gate_gradients = [&](int b, int j, int t, int turn, const Inputs<S, paired>& in,
-                                        Vector<float, 2> dh) {
-            const int unit = first_own + j, own_units = H - unit, in_turns = turn * kTileRows + b;
-            const int64_t row = first_row + in_turns, at = t * k.B + row;
-            const int length = lengths[in_turns];
-            const bool active = t < length, first = t == (k.reverse ? length - 1 : 0);
+        // Of the item whose input was loaded: `at` and the rest are where that was.
+        const auto gate_gradients = [&](int i, int turn, Vector<float, 2> dh) {
+            const int j = unit_of[i], in_turns = turn * kTileRows + row_of[i];
+            const Inputs<S, paired>& in = ahead[i];
+            const bool active = t < steps_of_item[i], first = t == first_of_item[i];
+            Vector<float, 2> before = {{in.before[0], in.before[1]}};
+            if (first) before = *reinterpret_cast<const Vector<float, 2>*>(first_state + in_turns * units + j);
             GruGates<float> grad[2];
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const float before = first ? first_state[in_turns * units + j + i] : in.before[i];
-                const GruGates<float> g = {in.gates[4 * i], in.gates[4 * i + 1], in.gates[4 * i + 2],
-                                           in.gates[4 * i + 3]};
-                const float sum = dh.v[i] + in.grad_output[i];
-                grad[i] = gru_gate_grads(g, before, sum);
-                if (active)
-                    dh.v[i] = sum * g.z;
+            for (int n = 0; n < 2; ++n) {
+                const GruGates<float> g = {in.gates[4 * n], in.gates[4 * n + 1], in.gates[4 * n + 2],
+                                           in.gates[4 * n + 3]};
+                const float sum = dh.v[n] + in.grad_output[n];
+                grad[n] = gru_gate_grads(g, before.v[n], sum);
+                if (active && (paired || n < units_of_item[i]))
+                    dh.v[n] = sum * g.z;
                 else
-                    grad[i] = {0, 0, 0, 0};
+                    grad[n] = {0, 0, 0, 0};
             }
             *reinterpret_cast<Vector<float, 2>*>(carry + in_turns * units + j) = dh;
-            S* operand = grads + team.buffer() * grads_size + b * plan.stride + j;
+            S* operand = grads + team.buffer() * grads_size + row_of[i] * plan.stride + j;
             operands<P>(grad[0].r, grad[1].r).store(operand);
             operands<P>(grad[0].z, grad[1].z).store(operand + units);
             operands<P>(grad[0].a, grad[1].a).store(operand + 2 * units);
-            if (row < k.B) {
-                using Pair = Packed<S, 2>;
-                S* grad_x = static_cast<S*>(k.grad_gates_x) + 3 * at * H + unit;
-                store_pair<paired>(grad_x, Pair::round(grad[0].r, grad[1].r), own_units);
-                store_pair<paired>(grad_x + H, Pair::round(grad[0].z, grad[1].z), own_units);
-                store_pair<paired>(grad_x + 2 * H, Pair::round(grad[0].n, grad[1].n), own_units);
-                if (k.grad_a)
-                    store_pair<paired>(static_cast<S*>(k.grad_a) + at * H + unit, Pair::round(grad[0].a, grad[1].a),
-                                       own_units);
-            }
+            // 3 at, but that a row's units are not three times as far from its start.
+            using Pair = Packed<S, 2>;
+            const int64_t at =
+                P::kTensorCores ? at_item[i] : place(i, t, turn);  // held, or told again for want of registers
+            S* grad_x = static_cast<S*>(k.grad_gates_x) + (3 * at - 2 * (first_own + j));
+            store_pair<paired>(grad_x, Pair::round(grad[0].r, grad[1].r), units_of_item[i]);
+            store_pair<paired>(advanced(grad_x, gate_bytes), Pair::round(grad[0].z, grad[1].z), units_of_item[i]);
+            store_pair<paired>(advanced(grad_x, 2 * gate_bytes), Pair::round(grad[0].n, grad[1].n), units_of_item[i]);
+            if (k.grad_a)
+                store_pair<paired>(static_cast<S*>(k.grad_a) + at, Pair::round(grad[0].a, grad[1].a), units_of_item[i]);
         };
 
         // All blocks have sent what the turn's sums are made of.
@@ -259,15 +338,15 @@ gru_backward_kernel(BackwardParams params) {
                 }
             }
         }
-        if (longest > 0) load_ahead(step_time(0), 0);
+        if (longest > 0) load_ahead(t);
 
         int turn = 0;
 #pragma unroll 1
         for (int s = 0; s < longest;) {
-            const int t = step_time(s);
             // What the first step sends on reaches nobody but grad_h0.
             const bool sends = kTakesTurns || s + 1 < longest || k.grad_h0;
             if (sends) team.expect_next();
+            if (!kHolds && !kTakesTurns) meet_items(0);
             const int next_turn = kTakesTurns && turn + 1 < turns ? turn + 1 : 0, next_s = s + (next_turn == 0 ? 1 : 0);
 
             // ---- Gates -------------------------------------------------------------------------------------------
@@ -275,10 +354,22 @@ gru_backward_kernel(BackwardParams params) {
             for (int i = 0; i < kItems; ++i)
                 if (summed[i]) {
                     const Vector<float, 2> dh = collect(row_of[i], unit_of[i], turn, s > 0);
-                    if (mine[i]) gate_gradients(row_of[i], unit_of[i], t, turn, ahead[i], dh);
+                    if (mine[i]) gate_gradients(i, turn, dh);
                 }
             if (!sends) break;
-            if (next_s < longest) load_ahead(step_time(next_s), next_turn);
+            const int next_t = next_turn == 0 ? t + t_step : t;
+            if constexpr (kTakesTurns || !kHolds) {
+                if (kTakesTurns) meet_items(next_turn);
+                meet_inputs(next_s < longest ? next_t : t, next_turn);
+                if (next_s < longest) load_ahead(next_t);
+            } else if (next_s < longest) {
+#pragma unroll
+                for (int i = 0; i < kItems; ++i) {
+                    at_item[i] += state_step;
+                    out_of_item[i] = advanced(out_of_item[i], out_step);
+                }
+                load_ahead(next_t);
+            }
             sync_block();
 
             // ---- Products, and what they send ----------------------------------------------------------------------
@@ -295,8 +386,20 @@ gru_backward_kernel(BackwardParams params) {
                 }
             };
             // Every warp has a first round, with the resident tiles before all else.
+            constexpr int kInPairs = P::kTensorCores ? kDepth / 2 * 2 : 0;  // multiply-adds leave no registers for two
 #pragma unroll
-            for (int i = 0; i < kDepth; ++i) multiply(resident[i], i);
+            for (int depth = 0; depth < kInPairs; depth += 2)
+#pragma unroll
+                for (int n = 0; n < kRowTiles; ++n) {
+                    typename P::B b[2];
+                    P::load_b_pair(operand + n * kRows * plan.stride + depth * P::kDepth, plan.stride, b[0], b[1]);
+#pragma unroll
+                    for (int j = 0; j < 2; ++j)
+#pragma unroll
+                        for (int i = 0; i < kTiles; ++i) P::multiply(sum[i][n], resident[depth + j][i], b[j]);
+                }
+#pragma unroll
+            for (int depth = kInPairs; depth < kDepth; ++depth) multiply(resident[depth], depth);
             int depth = kDepth, round = 0;
 #pragma unroll 1
             do {
@@ -315,35 +418,34 @@ gru_backward_kernel(BackwardParams params) {
                     multiply(a, depth);
                 }
                 // Neighbouring lanes put their pairs of two rows together: 16 bytes of one row each.
-                const bool odd = lane_id() / 4 % 2 == 1;
-                const int column = accumulator_column(odd ? 1 : 0), first = accumulator_row(0) - (odd ? 2 : 0);
 #pragma unroll
                 for (int i = 0; i < kTiles; ++i) {
-                    const int to = row_tile(round, i), owner = to * plan.unit_tiles_inverse >> 16;
-                    const int unit = (to - owner * plan.unit_tiles) * kUnits + first;
-                    if (to < row_tiles)
+                    const Destination to = kHolds && round == 0 ? first_round[kHolds ? i : 0] : destination(round, i);
 #pragma unroll
-                        for (int n = 0; n < kRowTiles; ++n) {
-                            const float* v = sum[i][n].v;
-                            const float other[2] = {shuffle_xor(odd ? v[0] : v[1], 4),
-                                                    shuffle_xor(odd ? v[2] : v[3], 4)};
-                            const Vector<float, 4> part = odd ? Vector<float, 4>{{other[0], other[1], v[1], v[3]}}
-                                                              : Vector<float, 4>{{v[0], v[2], other[0], other[1]}};
-                            const int slot = (source * kTileRows + n * kRows + column) * sum_stride + unit;
-                            if (grid) {
-                                float* base =
-                                    global_sums +
-                                    (int64_t{2 * turn + team.next_buffer()} * plan.blocks + owner) * sums_size;
-                                store_l2(reinterpret_cast<Vector<float, 4>*>(base + slot), part);
-                            } else {
-                                auto* at =
-                                    reinterpret_cast<Vector<float, 4>*>(sums + team.next_buffer() * sums_size + slot);
-                                if (exchange == Exchange::cluster)
-                                    send(at, part, team.mailboxes + team.next_buffer(), owner);
-                                else
-                                    *at = part;
-                            }
+                    for (int n = 0; n < kRowTiles; ++n) {
+                        const float* v = sum[i][n].v;
+                        const float other[2] = {shuffle_xor(odd ? v[0] : v[1], 4), shuffle_xor(odd ? v[2] : v[3], 4)};
+                        const Vector<float, 4> part = {{odd ? other[0] : v[0], odd ? other[1] : v[2],
+                                                        odd ? v[1] : other[0], odd ? v[3] : other[1]}};
+                        const int slot = to.slot + n * kRows * sum_stride;
+                        if (exchange == Exchange::cluster) {
+                            const Peer peer_of = kHolds && round == 0 ? first_peers[kHolds ? i : 0] : peer(to.owner);
+                            const int at = plan.partials + (team.next_buffer() * sums_size + slot) * 4;
+                            send_to(peer_of, at, part, team.next_buffer() * static_cast<int>(sizeof(Mailbox)),
+                                    to.slot >= 0);
+                        } else if (to.slot >= 0) {
+                            float* base = sums + team.next_buffer() * sums_size;
+                            if (grid)
+                                store_l2(
+                                    reinterpret_cast<Vector<float, 4>*>(
+                                        global_sums +
+                                        (int64_t{2 * turn + team.next_buffer()} * plan.blocks + to.owner) * sums_size +
+                                        slot),
+                                    part);
+                            else
+                                *reinterpret_cast<Vector<float, 4>*>(base + slot) = part;
                         }
+                    }
                 }
 #pragma unroll
                 for (int i = 0; i < kTiles; ++i)
@@ -353,7 +455,7 @@ gru_backward_kernel(BackwardParams params) {
             } while (++round < plan.rounds && row_tile(round, 0) < row_tiles);
             team.sent(turn);
             // In the others there is no register for it, and a step is longer.
-            if (kRowTiles == 1 && P::kTensorCores && s + 4 < longest) prefetch(step_time(s + 4), turn);
+            if (kRowTiles == 1 && P::kTensorCores && !kTakesTurns && s + 1 + kAhead < longest) prefetch();
             if constexpr (kTakesTurns) {
                 if (next_turn == 0) ++team.done;
                 if (next_s > 0) receive_turn(next_turn);
@@ -361,6 +463,7 @@ gru_backward_kernel(BackwardParams params) {
                 team.receive();
             }
             turn = next_turn;
+            t = next_t;
             s = next_s;
         }
 
@@ -379,8 +482,8 @@ gru_backward_kernel(BackwardParams params) {
                 if (!mine[i] || row >= k.B) continue;
                 const auto zero = Packed<S, 2>::zero();
 #pragma unroll 1
-                for (int t = longest; t < T; ++t) {
-                    const int64_t at = t * k.B + row;
+                for (int past = longest; past < T; ++past) {
+                    const int64_t at = past * k.B + row;
 #pragma unroll
                     for (int gate = 0; gate < 3; ++gate)
                         store_pair<paired>(static_cast<S*>(k.grad_gates_x) + (3 * at + gate) * H + unit, zero,
