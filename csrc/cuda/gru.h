@@ -77,6 +77,7 @@ struct GruPlan {
     int unit_tiles;          // of a block
     int unit_tiles_inverse;  // times n, shifted by 16: n / unit_tiles, for unit_tiles <= 8 and n < 8192
     int groups, slices, depth, rounds;
+    int shares;  // forward, of a block's slice: warps that do the same products and share their results
     int register_depth, shared_tiles, streamed_tiles;
     int parts;  // backward: neighbouring threads that share the sources of a unit's sum
     // Shared memory, in bytes from its start, behind gru_common.cuh's header.
@@ -92,7 +93,7 @@ struct GruPlan {
     int64_t at_once;     // teams, by the device's own answer
     double step_cycles;  // an estimate
 
-    int threads() const { return 32 * groups * slices; }
+    int threads() const { return 32 * groups * slices * shares; }
 };
 
 // Throws std::runtime_error where no plan fits the device.

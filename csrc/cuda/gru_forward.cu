@@ -90,6 +90,10 @@ gru_forward_kernel(ForwardParams params) {
     // Whether the input of r and z is in their sums from the start. In turns it comes during the products, and a grid
     // without turns has the same bits.
     constexpr bool kInputFirst = known == Exchange::block || known == Exchange::cluster;
+    // Two warps of a unit tile share its items, each takes every other row: the first two slices, or where every warp
+    // sums alone two that do the same products (gru_plan.cu). Its rows are made the even columns of its products.
+    constexpr int kShares = P::kTensorCores && ((kAllResident && kDepth == 4) || known == Exchange::cluster) ? 2 : 1;
+    constexpr int kOwn = kItems / kShares;  // items of a lane, at most
     const GruForward& k = params.k;
     const GruPlan& plan = params.plan;
     const int turns = kTakesTurns ? plan.tiles_at_once : 1;
@@ -113,14 +117,19 @@ gru_forward_kernel(ForwardParams params) {
               global_size * static_cast<int>(sizeof(S)),
               0};
 
-    const int slices = kOneSlice ? 1 : plan.slices;
-    const int group = warp_id() / slices, slice = warp_id() % slices;
+    const int slices = kOneSlice ? 1 : plan.slices, warps_of_group = kOneSlice ? kShares : slices;
+    const int group = warp_id() / warps_of_group, member = warp_id() % warps_of_group;
+    const int slice = kOneSlice ? 0 : member, share = kShares == 2 ? member % 2 : 0;
     const int first_unit = (block_x() * plan.unit_tiles + group) * kUnits;   // of the warp
     const int unit = first_unit + accumulator_row(0), own_units = H - unit;  // of the lane: `unit` and the next one
-    const auto row_of = [](int item) { return item / 2 * kRows + accumulator_column(item % 2); };  // in the batch tile
-    bool mine[kItems];  // of the lane's items, those whose gates this slice computes
+    // An item's place among the products' columns, and its row in the batch tile.
+    const auto tile_of = [](int item) { return kShares == 2 ? item : item / 2; };
+    const auto column_of = [](int item) { return kShares == 2 ? 0 : item % 2; };
+    const auto rows_behind = [=](int item) { return tile_of(item) * kRows + column_of(item); };
+    const auto row_of = [=](int item) { return rows_behind(item) + accumulator_column(0) + share; };
+    bool mine[kOwn];  // of the lane's items, those whose gates this slice computes
 #pragma unroll
-    for (int i = 0; i < kItems; ++i) mine[i] = i % slices == slice;
+    for (int i = 0; i < kOwn; ++i) mine[i] = kShares == 2 ? member < 2 : i % slices == slice;
     const int first_k = slice * plan.depth * P::kDepth;
     // In turns a lane's states wait here: [turns][rows][units] of the block.
     const auto kept = [&](int turn, int item) {
@@ -187,10 +196,10 @@ gru_forward_kernel(ForwardParams params) {
             if (first_row + i < k.B && lengths[i] < shortest) shortest = lengths[i];
 
         // Of a lane's items: the steps that change them, and the units that it writes; in turns they are read anew.
-        int steps_of_item[kItems], units_of_item[kItems], gates_of_item[kItems];
+        int steps_of_item[kOwn], units_of_item[kOwn], gates_of_item[kOwn];
         const auto meet_items = [&](int turn) {
 #pragma unroll
-            for (int i = 0; i < kItems; ++i) {
+            for (int i = 0; i < kOwn; ++i) {
                 const int row = turn * kTileRows + row_of(i);
                 units_of_item[i] = held(mine[i] && first_row + row < k.B ? own_units : 0);
                 gates_of_item[i] = held(k.gates ? units_of_item[i] : 0);
@@ -202,7 +211,6 @@ gru_forward_kernel(ForwardParams params) {
         // Addresses of a step, advanced with it: of the lane's first item, and the others' distances in bytes. Where a
         // lane has no item, beyond B or H, it reads another one's input: nothing that is made of it is kept.
         constexpr auto kBytes = static_cast<int64_t>(sizeof(S));
-        const auto rows_behind = [](int item) { return item / 2 * kRows + item % 2; };
         const int t_step = held(k.reverse ? -1 : 1);
         const int64_t x_row = held(k.gates_x.row_stride * kBytes),
                       x_step = held(t_step * k.gates_x.step_stride * kBytes);
@@ -211,10 +219,10 @@ gru_forward_kernel(ForwardParams params) {
         S* output = held(advanced(static_cast<S*>(k.output), out_at * kBytes));
         S* gates = held(advanced(static_cast<S*>(k.gates), 4 * out_at * kBytes));
         const S* x_data = static_cast<const S*>(k.gates_x.data) + t * k.gates_x.step_stride;
-        const S* x_from[kItems];
+        const S* x_from[kOwn];
         const auto meet_inputs = [&](int turn) {
 #pragma unroll
-            for (int i = 0; i < kItems; ++i) {
+            for (int i = 0; i < kOwn; ++i) {
                 const int64_t row = first_row + turn * kTileRows + row_of(i);
                 x_from[i] = held(x_data + (row < k.B ? row : 0) * k.gates_x.row_stride + (own_units > 0 ? unit : 0));
             }
@@ -225,22 +233,23 @@ gru_forward_kernel(ForwardParams params) {
         const S* later = held(
             advanced(x_data + lane_id() / 8 * H + first_unit, kAhead * x_step + (first_row + lane_id() % 8) * x_row));
         const int64_t rows_left = k.B - first_row < turns * kTileRows ? k.B - first_row : turns * kTileRows;
-        const int rows_to_ask = held(
-            slice == slices - 1 && lane_id() < 24 && first_unit < H ? static_cast<int>(rows_left) - lane_id() % 8 : 0);
-        int own_at[kItems];  // of a lane's items in a state, in elements
+        const int rows_to_ask = held(member == warps_of_group - 1 && lane_id() < 24 && first_unit < H
+                                         ? static_cast<int>(rows_left) - lane_id() % 8
+                                         : 0);
+        int own_at[kOwn];  // of a lane's items in a state, in elements
 #pragma unroll
-        for (int i = 0; i < kItems; ++i)
+        for (int i = 0; i < kOwn; ++i)
             own_at[i] = held(exchange == Exchange::grid ? row_of(i) * global_stride + unit : row_of(i) * stride + unit);
 
         // Of two states, where the one begins that is multiplied; where there is but one, it stays 0.
         int shown = !kTakesTurns && exchange != Exchange::grid ? team.buffer() * state_size : 0;
 
         // ---- The first state: its units in registers, all of it in shared memory ---------------------------------
-        float h[kItems][2];
-        Ahead<S, paired> x[kItems][3];
+        float h[kOwn][2];
+        Ahead<S, paired> x[kOwn][3];
         const auto load_h0 = [&](int turn) {
 #pragma unroll
-            for (int i = 0; i < kItems; ++i) {
+            for (int i = 0; i < kOwn; ++i) {
                 const int64_t row = first_row + turn * kTileRows + row_of(i);
 #pragma unroll
                 for (int j = 0; j < 2; ++j)
@@ -250,7 +259,7 @@ gru_forward_kernel(ForwardParams params) {
             }
         };
 #pragma unroll
-        for (int i = 0; i < kItems; ++i)
+        for (int i = 0; i < kOwn; ++i)
             for (auto& gate : x[i]) gate = Ahead<S, paired>::zero();
         // The state of an item as the next step reads it.
         const auto send_state = [&](int turn, int i) {
@@ -273,7 +282,7 @@ gru_forward_kernel(ForwardParams params) {
             for (int turn = 0; turn < turns; ++turn) {
                 load_h0(turn);
 #pragma unroll
-                for (int i = 0; i < kItems; ++i)
+                for (int i = 0; i < kOwn; ++i)
                     if (mine[i]) {
                         *kept(turn, i) = {{h[i][0], h[i][1]}};
                         send_state(turn, i);
@@ -294,10 +303,12 @@ gru_forward_kernel(ForwardParams params) {
         // At padding, too: nothing that is made of it there is kept. No branch, so that no load waits for another.
         const auto load_x = [&] {
 #pragma unroll
-            for (int i = 0; i < kItems; ++i)
+            for (int i = 0; i < kOwn; ++i)
+                if (mine[i])
 #pragma unroll
-                for (int gate = 0; gate < 3; ++gate)
-                    x[i][gate] = Ahead<S, paired>::load(advanced(x_from[i], gate * gate_bytes), paired ? 2 : own_units);
+                    for (int gate = 0; gate < 3; ++gate)
+                        x[i][gate] =
+                            Ahead<S, paired>::load(advanced(x_from[i], gate * gate_bytes), paired ? 2 : own_units);
         };
         if (!kTakesTurns && longest > 0) load_x();
         sync_block();
@@ -331,21 +342,21 @@ gru_forward_kernel(ForwardParams params) {
             // ---- Products ----------------------------------------------------------------------------------------
             // What is there before them: the bias and, where it has come, the input of r and z.
             Accumulator sum[3][kRowTiles][kChains] = {};
-            [[maybe_unused]] float n_input[kItems][2];
+            [[maybe_unused]] float n_input[kOwn][2];
 #pragma unroll
-            for (int i = 0; i < kItems; ++i)
+            for (int i = 0; i < kOwn; ++i)
                 if (mine[i])
 #pragma unroll
                     for (int j = 0; j < 2; ++j) {
 #pragma unroll
                         for (int gate = 0; gate < 3; ++gate)
-                            sum[gate][i / 2][0].v[2 * j + i % 2] =
+                            sum[gate][tile_of(i)][0].v[2 * j + column_of(i)] =
                                 bias[gate].v[j] + (kInputFirst && gate < 2 ? x[i][gate][j] : 0.0f);
                         if (kInputFirst) n_input[i][j] = x[i][2][j];
                     }
             if (kInputFirst) {  // behind the last step the same ones once more
 #pragma unroll
-                for (int i = 0; i < kItems; ++i) x_from[i] = advanced(x_from[i], more ? x_step : 0);
+                for (int i = 0; i < kOwn; ++i) x_from[i] = advanced(x_from[i], more ? x_step : 0);
                 load_x();
             }
             const S* state = states + shown + first_k;
@@ -354,7 +365,7 @@ gru_forward_kernel(ForwardParams params) {
 #pragma unroll
                 for (int n = 0; n < kRowTiles; ++n) {
                     typename P::B b[2];
-                    P::load_b_pair(state + n * kRows * stride + depth * P::kDepth, stride, b[0], b[1]);
+                    P::load_b_pair(state + n * kRows * stride + depth * P::kDepth, stride, b[0], b[1], share);
 #pragma unroll
                     for (int i = 0; i < 2; ++i)
 #pragma unroll
@@ -367,7 +378,7 @@ gru_forward_kernel(ForwardParams params) {
                     const typename P::A a[3] = {tile(3 * i), tile(3 * i + 1), tile(3 * i + 2)};
 #pragma unroll
                     for (int n = 0; n < kRowTiles; ++n) {
-                        const auto b = P::load_b(state + n * kRows * stride + (depth + i) * P::kDepth, stride);
+                        const auto b = P::load_b(state + n * kRows * stride + (depth + i) * P::kDepth, stride, share);
 #pragma unroll
                         for (int gate = 0; gate < 3; ++gate) P::multiply(sum[gate][n][0], a[gate], b);
                     }
@@ -383,51 +394,73 @@ gru_forward_kernel(ForwardParams params) {
 
             // ---- Sums over the slices; slice i takes the items i, i + slices, ...
             // ------------------------------------
-            Vector<float, 2> total[kItems][3];
-#pragma unroll
-            for (int i = 0; i < kItems; ++i)
-#pragma unroll
-                for (int gate = 0; gate < 3; ++gate) {
-                    const Accumulator* part = sum[gate][i / 2];
-                    total[i][gate] = {{part[0].v[i % 2], part[0].v[2 + i % 2]}};
-                    if constexpr (kChains == 2) {
-                        total[i][gate].v[0] += part[1].v[i % 2];
-                        total[i][gate].v[1] += part[1].v[2 + i % 2];
-                    }
+            const auto summed = [&](int n, int column, int gate) {
+                const Accumulator* part = sum[gate][n];
+                Vector<float, 2> one = {{part[0].v[column], part[0].v[2 + column]}};
+                if constexpr (kChains == 2) {
+                    one.v[0] += part[1].v[column];
+                    one.v[1] += part[1].v[2 + column];
                 }
-            if (kTakesTurns || slices > 1) {
-                constexpr int kOfSlice = kItems * 3 * kWarp;
+                return one;
+            };
+            Vector<float, 2> total[kOwn][3];
+#pragma unroll
+            for (int i = 0; i < kOwn; ++i)
+#pragma unroll
+                for (int gate = 0; gate < 3; ++gate) total[i][gate] = summed(tile_of(i), column_of(i), gate);
+            if (!kOneSlice && (kTakesTurns || kShares == 2 || slices > 1)) {
+                // [groups][slices][shares][items][3][lanes]
+                constexpr int kOfShare = kOwn * 3 * kWarp, kOfSlice = kShares * kOfShare;
                 auto* of_group = partials + group * slices * kOfSlice + lane_id();
                 const auto at = [](int i, int gate) { return (3 * i + gate) * kWarp; };
+                auto* of_slice = of_group + slice * kOfSlice;
 #pragma unroll
-                for (int i = 0; i < kItems; ++i)
+                for (int i = 0; i < kOwn; ++i)
                     if (!mine[i])
 #pragma unroll
-                        for (int gate = 0; gate < 3; ++gate) of_group[slice * kOfSlice + at(i, gate)] = total[i][gate];
+                        for (int gate = 0; gate < 3; ++gate) of_slice[share * kOfShare + at(i, gate)] = total[i][gate];
+                if (kShares == 2)
+#pragma unroll
+                    for (int i = 0; i < kOwn; ++i)
+#pragma unroll
+                        for (int gate = 0; gate < 3; ++gate)
+                            of_slice[(1 - share) * kOfShare + at(i, gate)] = summed(i, 1, gate);
                 constexpr bool kOneState = kTakesTurns && !kTwoStates;  // nobody multiplies it behind the barrier
                 if (kOneState && more) team.await_turn(next_turn, next_done);
                 sync_block();
                 if (kOneState && more) copy_state(next_turn, next_done, states);
-#pragma unroll 1
-                for (int step = 1, from = slice; step < slices; ++step) {
-                    from = from + 1 < slices ? from + 1 : 0;
+                const auto add = [&](int from) {
 #pragma unroll
-                    for (int i = 0; i < kItems; ++i)
+                    for (int i = 0; i < kOwn; ++i)
                         if (mine[i])
 #pragma unroll
                             for (int gate = 0; gate < 3; ++gate) {
-                                const Vector<float, 2> part = of_group[from * kOfSlice + at(i, gate)];
+                                const Vector<float, 2> part =
+                                    of_group[from * kOfSlice + share * kOfShare + at(i, gate)];
                                 total[i][gate].v[0] += part.v[0];
                                 total[i][gate].v[1] += part.v[1];
                             }
+                };
+                if (kShares == 2) {
+                    if (mine[0]) {
+                        add(1 - slice);
+#pragma unroll 2
+                        for (int from = 2; from < slices; ++from) add(from);
+                    }
+                } else {
+#pragma unroll 1
+                    for (int step = 1, from = slice; step < slices; ++step) {
+                        from = from + 1 < slices ? from + 1 : 0;
+                        add(from);
+                    }
                 }
             }
 
             // ---- Gates
             // -----------------------------------------------------------------------------------------------
-            StepResult<S> result[kItems] = {};  // set in every step: their registers are free in between
+            StepResult<S> result[kOwn] = {};  // set in every step: their registers are free in between
 #pragma unroll
-            for (int i = 0; i < kItems; ++i)
+            for (int i = 0; i < kOwn; ++i)
                 if (mine[i]) {
                     if constexpr (kTakesTurns) {
                         const Vector<float, 2> before = *kept(turn, i);
@@ -456,15 +489,15 @@ gru_forward_kernel(ForwardParams params) {
             // ---- What others do not wait for ---------------------------------------------------------------------
             if (!kInputFirst && !kTakesTurns && more) {
 #pragma unroll
-                for (int i = 0; i < kItems; ++i) x_from[i] = advanced(x_from[i], x_step);
+                for (int i = 0; i < kOwn; ++i) x_from[i] = advanced(x_from[i], x_step);
                 load_x();
             }
             if (t >= shortest)
 #pragma unroll
-                for (int i = 0; i < kItems; ++i)
+                for (int i = 0; i < kOwn; ++i)
                     if (t >= steps_of_item[i]) result[i] = {};
 #pragma unroll
-            for (int i = 0; i < kItems; ++i) {
+            for (int i = 0; i < kOwn; ++i) {
                 const int64_t behind = (turn_rows + rows_behind(i)) * out_row;
                 store_pair<paired>(advanced(output, behind), result[i].h, units_of_item[i]);
                 store_gates<S, paired>(advanced(gates, 4 * behind), 0, gates_of_item[i], result[i].gates);
@@ -500,7 +533,7 @@ gru_forward_kernel(ForwardParams params) {
 #pragma unroll 1
         for (turn = 0; turn < turns; ++turn)
 #pragma unroll
-            for (int i = 0; i < kItems; ++i) {
+            for (int i = 0; i < kOwn; ++i) {
                 const int64_t row = first_row + turn * kTileRows + row_of(i);
                 if (!mine[i] || row >= k.B) continue;
                 const Vector<float, 2> state = kTakesTurns ? *kept(turn, i) : Vector<float, 2>{{h[i][0], h[i][1]}};

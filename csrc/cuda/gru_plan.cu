@@ -58,16 +58,22 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
     plan.unit_tiles = static_cast<int>(unit_tiles);
     plan.unit_tiles_inverse = static_cast<int>((65536 + unit_tiles - 1) / unit_tiles);
     plan.rounds = 1;
+    plan.shares = 1;
     int64_t tiles;  // of weights, of a warp
     int across;     // tiles of rows that a k tile of a warp multiplies
     if (!backward) {
         if (unit_tiles > kWarps) return plan;  // a warp keeps the state of one unit tile
         const int64_t deep = ceil_div(H, type.depth);
         plan.groups = plan.unit_tiles;
-        plan.slices = static_cast<int>(std::min<int64_t>(kWarps / plan.groups, ceil_div(deep, most)));
+        // Two slices of a cluster share the items; there a sum alone would leave a warp twice as many.
+        const bool shares = exchange == Exchange::cluster && type.tensor_cores;
+        plan.slices = static_cast<int>(
+            std::min<int64_t>(kWarps / plan.groups, std::max<int64_t>(ceil_div(deep, most), shares ? 2 : 1)));
+        if (shares && plan.slices < 2) return plan;
         const int64_t depth = ceil_div(deep, plan.slices);
         plan.register_depth = type.tensor_cores && depth <= depths.few ? depths.few : most;
         plan.depth = static_cast<int>(std::max<int64_t>(depth, plan.register_depth));
+        if (exchange == Exchange::block && bytes == 2 && plan.register_depth == depths.few) plan.shares = 2;
         if (tiles_at_once > 1 && plan.slices == 1) return plan;  // turns take the barrier of the slices' sums
         across = 3;
         tiles = int64_t{3} * plan.depth;
@@ -254,7 +260,7 @@ std::string describe(const GruPlan& plan) {
     return std::string(name(plan.exchange)) + ": " + number(plan.teams) + " teams of " + number(plan.blocks) +
            " blocks of " + number(plan.threads()) + " threads, " + number(kRows * plan.row_tiles) + " rows, " +
            number(plan.tiles_at_once) + " tiles at once; of a block " + number(plan.unit_tiles * kUnits) +
-           " units in " + number(plan.groups) + " groups of " + number(plan.slices) + " warps, " +
+           " units in " + number(plan.groups) + " groups of " + number(plan.slices * plan.shares) + " warps, " +
            number(plan.shared_bytes) + " bytes of shared memory; of a warp's weights " + number(plan.register_depth) +
            " of " + number(plan.depth) + " k tiles (" + number(plan.rounds) + " rounds) in registers, " +
            number(plan.shared_tiles) + " tiles in shared memory, " + number(plan.streamed_tiles) + " streamed; " +

@@ -82,7 +82,8 @@ struct tf32;  // the compute type of float32 storage where tf32 is allowed
 //   B            load_b(base, stride): 8 rows of `stride` elements of Stored, K of them read from each, in shared
 //                memory; load_b_pair(base, stride, first, second): of the next K, too, from rows that are 16-byte
 //                aligned, in one instruction where there are tensor cores. No bank conflicts where
-//                stride * sizeof(Stored) is 16 modulo 128 bytes.
+//                stride * sizeof(Stored) is 16 modulo 128 bytes. Both take a `flip`: 1 swaps each two neighbouring
+//                rows.
 //
 // Stored is what shared memory holds: bfloat16, float16, or float (for tf32: rounded by `rounded`).
 

@@ -454,13 +454,13 @@ struct HalfProduct {
 
     static VSSN_DEVICE A load_l2(const void* tile) { return gpu::load_l2(static_cast<const A*>(tile) + lane_id()); }
 
-    static VSSN_DEVICE B load_b(const T* base, int stride) {
-        const T* p = base + lane_id() / 4 * stride + lane_id() % 4 * 2;
+    static VSSN_DEVICE B load_b(const T* base, int stride, int flip = 0) {
+        const T* p = base + (lane_id() / 4 ^ flip) * stride + lane_id() % 4 * 2;
         return {{*reinterpret_cast<const unsigned*>(p), *reinterpret_cast<const unsigned*>(p + 8)}};
     }
 
-    static VSSN_DEVICE void load_b_pair(const T* base, int stride, B& first, B& second) {
-        load_matrices(base + lane_id() % 8 * stride + lane_id() / 8 * 8, first.r, second.r);
+    static VSSN_DEVICE void load_b_pair(const T* base, int stride, B& first, B& second, int flip = 0) {
+        load_matrices(base + (lane_id() % 8 ^ flip) * stride + lane_id() / 8 * 8, first.r, second.r);
     }
 
     static VSSN_DEVICE void multiply(Accumulator& c, const A& a, const B& b) {
@@ -534,13 +534,13 @@ struct Product<tf32> {
 
     static VSSN_DEVICE A load_l2(const void* tile) { return gpu::load_l2(static_cast<const A*>(tile) + lane_id()); }
 
-    static VSSN_DEVICE B load_b(const float* base, int stride) {
-        const float* p = base + lane_id() / 4 * stride + lane_id() % 4;
+    static VSSN_DEVICE B load_b(const float* base, int stride, int flip = 0) {
+        const float* p = base + (lane_id() / 4 ^ flip) * stride + lane_id() % 4;
         return {{__float_as_uint(p[0]), __float_as_uint(p[4])}};
     }
 
-    static VSSN_DEVICE void load_b_pair(const float* base, int stride, B& first, B& second) {
-        detail::load_matrices(base + lane_id() % 8 * stride + lane_id() / 8 * 4, first.r, second.r);
+    static VSSN_DEVICE void load_b_pair(const float* base, int stride, B& first, B& second, int flip = 0) {
+        detail::load_matrices(base + (lane_id() % 8 ^ flip) * stride + lane_id() / 8 * 4, first.r, second.r);
     }
 
     static VSSN_DEVICE void multiply(Accumulator& c, const A& a, const B& b) {
@@ -612,15 +612,15 @@ struct Product<float> {
         return {{gpu::load_l2(rows), gpu::load_l2(rows + 1)}};
     }
 
-    static VSSN_DEVICE B load_b(const float* base, int stride) {
+    static VSSN_DEVICE B load_b(const float* base, int stride, int flip = 0) {
         const float* p = base + lane_id() % 4 * 2 * stride;
-        return {
-            {*reinterpret_cast<const Vector<float, 4>*>(p), *reinterpret_cast<const Vector<float, 4>*>(p + stride)}};
+        return {{*reinterpret_cast<const Vector<float, 4>*>(p + flip * stride),
+                 *reinterpret_cast<const Vector<float, 4>*>(p + (1 - flip) * stride)}};
     }
 
-    static VSSN_DEVICE void load_b_pair(const float* base, int stride, B& first, B& second) {
-        first = load_b(base, stride);
-        second = load_b(base + kDepth, stride);
+    static VSSN_DEVICE void load_b_pair(const float* base, int stride, B& first, B& second, int flip = 0) {
+        first = load_b(base, stride, flip);
+        second = load_b(base + kDepth, stride, flip);
     }
 
     static VSSN_DEVICE void multiply(Accumulator& c, const A& a, const B& b) {

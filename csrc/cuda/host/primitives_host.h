@@ -412,8 +412,8 @@ struct TensorCoreProduct {
 
     static A load_l2(const void* tile, Site site = Site::here()) { return load(tile, site); }
 
-    static B load_b(const T* base, int stride, Site site = Site::here()) {
-        const T* p = base + lane_id() / 4 * stride + lane_id() % 4 * kPack;
+    static B load_b(const T* base, int stride, int flip = 0, Site site = Site::here()) {
+        const T* p = base + (lane_id() / 4 ^ flip) * stride + lane_id() % 4 * kPack;
         require_aligned(p, 4, "load_b", site);
         B b;
         std::memcpy(&b.r[0], p, 4);
@@ -421,10 +421,10 @@ struct TensorCoreProduct {
         return b;
     }
 
-    static void load_b_pair(const T* base, int stride, B& first, B& second, Site site = Site::here()) {
+    static void load_b_pair(const T* base, int stride, B& first, B& second, int flip = 0, Site site = Site::here()) {
         require_aligned(base + lane_id() % 8 * stride + lane_id() / 8 * 4 * kPack, 16, "load_b_pair", site);
-        first = load_b(base, stride, site);
-        second = load_b(base + kDepth, stride, site);
+        first = load_b(base, stride, flip, site);
+        second = load_b(base + kDepth, stride, flip, site);
     }
 
     static void multiply(Accumulator& c, const A& a, const B& b, Site site = Site::here()) {
@@ -520,17 +520,18 @@ struct Product<float> {
 
     static A load_l2(const void* tile, host::Site site = host::Site::here()) { return load(tile, site); }
 
-    static B load_b(const float* base, int stride, host::Site site = host::Site::here()) {
+    static B load_b(const float* base, int stride, int flip = 0, host::Site site = host::Site::here()) {
         const float* p = base + lane_id() % 4 * 2 * stride;
         host::require_aligned(p, 16, "load_b", site);
         host::require_aligned(p + stride, 16, "load_b", site);
-        return {
-            {*reinterpret_cast<const Vector<float, 4>*>(p), *reinterpret_cast<const Vector<float, 4>*>(p + stride)}};
+        return {{*reinterpret_cast<const Vector<float, 4>*>(p + flip * stride),
+                 *reinterpret_cast<const Vector<float, 4>*>(p + (1 - flip) * stride)}};
     }
 
-    static void load_b_pair(const float* base, int stride, B& first, B& second, host::Site site = host::Site::here()) {
-        first = load_b(base, stride, site);
-        second = load_b(base + kDepth, stride, site);
+    static void load_b_pair(const float* base, int stride, B& first, B& second, int flip = 0,
+                            host::Site site = host::Site::here()) {
+        first = load_b(base, stride, flip, site);
+        second = load_b(base + kDepth, stride, flip, site);
     }
 
     static void multiply(Accumulator& c, const A& a, const B& b) {
