@@ -49,6 +49,7 @@ sizes = interleaved.Sizes(64, 32, 48, 16)
 answers = {
     "status": vssn_kernels.backends()["cuda"],
     "architectures": module.architectures,
+    "signatures": [found.__doc__ or "" for found in vars(module).values() if callable(found)],
     "capabilities": answer(module.capabilities),
     "set_device": answer(lambda: module.set_device(0)),
     "gru": answer(lambda: gru.describe_plan(torch.float32, 32, 64)),
@@ -75,6 +76,10 @@ def test_the_extension_builds_imports_and_answers(tmp_path: Path) -> None:
     assert ran.returncode == 0, f"exit status {ran.returncode}: {ran.stderr[-2000:]}"
     answers = json.loads(ran.stdout.splitlines()[-1])
     assert answers.pop("architectures") == "sm_90a"
+    signatures = answers.pop("signatures")
+    assert any(signature.startswith("capabilities() -> list[int]") for signature in signatures), signatures
+    for signature in signatures:  # pybind11 writes a type that it cannot convert as C++ names it
+        assert "::" not in signature, signature
     status = answers.pop("status")
     if answers["capabilities"][0] == "answer":
         assert re.fullmatch(r"\[[\d, ]*\]", answers["capabilities"][1])
