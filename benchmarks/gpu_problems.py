@@ -34,6 +34,7 @@ def posterior_tensors(
     tensors = [_normal(device, *shape) for shape in shapes]
     tensors[3] /= 2 * latent**0.5
     tensors[4] /= 2 * width**0.5
+    tensors[5] /= 2  # half of it are log-variances: no chain grows past what float16 holds
     return tuple(t.to(dtype).requires_grad_() for t in tensors)
 
 

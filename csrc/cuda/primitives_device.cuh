@@ -8,6 +8,8 @@
 #include <cassert>
 #include <map>
 #include <mutex>
+#include <stdexcept>
+#include <string>
 #include <tuple>
 #include <type_traits>
 
@@ -642,6 +644,18 @@ inline const char* failed(cudaError_t error) {
     return cudaGetErrorString(error);
 }
 
+// For a question to the runtime whose answer nothing can go on without: throws std::runtime_error with the call's name
+// and what is wrong.
+inline void require(cudaError_t error, const char* call) {
+    if (const char* what = failed(error)) throw std::runtime_error(std::string(call) + ": " + what);
+}
+
+inline int current_device() {
+    int device = 0;
+    require(cudaGetDevice(&device), "cudaGetDevice");
+    return device;
+}
+
 // A launch as the runtime takes it.
 struct Configuration {
     cudaLaunchAttribute attributes[2];
@@ -698,8 +712,7 @@ template <class Params>
 int clusters_at_once(void (*kernel)(Params), const Launch& shape) {
     static std::mutex mutex;
     static std::map<std::tuple<int, const void*, int, int, size_t>, int> known;
-    int device = 0;
-    cudaGetDevice(&device);
+    const int device = detail::current_device();
     const void* function = reinterpret_cast<const void*>(kernel);
     const std::lock_guard<std::mutex> lock(mutex);
     const auto [entry, is_new] =
@@ -722,13 +735,13 @@ int clusters_at_once(void (*kernel)(Params), const Launch& shape) {
     return entry->second = count;
 }
 
-// Of the current device. Cheap: attributes are cached by the runtime; nothing synchronises.
+// Of the current device; throws std::runtime_error where there is none. Cheap: attributes are cached by the runtime;
+// nothing synchronises.
 inline DeviceLimits device_limits() {
-    int device = 0;
-    cudaGetDevice(&device);
+    const int device = detail::current_device();
     const auto attribute = [&](cudaDeviceAttr which) {
         int value = 0;
-        cudaDeviceGetAttribute(&value, which, device);
+        detail::require(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
         return value;
     };
     const int capability =

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import pytest
+import torch
+from torch import Tensor
 
+import vssn_kernels
 from benchmarks import gpu_contest, gpu_small, gpu_times
 from benchmarks.cuda_on_host import AMPERE, HOPPER
-from benchmarks.gpu_problems import COMPUTE
+from benchmarks.gpu_problems import COMPUTE, gru_tensors, interleaved_tensors, posterior_tensors
 
 
 def test_the_small_run_holds_every_form(cuda_host: object) -> None:
@@ -27,6 +30,42 @@ def test_the_small_run_holds_every_form(cuda_host: object) -> None:
     assert len(names) == len(set(names))
     chosen = [case for case in cases if "float16" not in case.name or "cluster of 2," in case.name]
     assert gpu_small.run_all(iter(chosen), lambda: None) == []
+
+
+@pytest.mark.parametrize("op", ["gaussian", "gru", "posterior", "interleaved"])
+def test_no_result_passes_the_largest_float16(op: str) -> None:
+    """Whatever numbers are drawn, by the reference: outputs and gradients are finite."""
+    lengths = gpu_small.lengths_on("cpu", gpu_small.BATCH)
+    steps, batch = gpu_small.STEPS, gpu_small.BATCH
+    for seed in range(40):
+        torch.manual_seed(seed)
+        if op == "gaussian":
+            call = gpu_small.gaussian("reference", "cpu", torch.float16)
+        elif op == "gru":
+            tensors = gru_tensors(steps, batch, 33, torch.float16, "cpu")
+            call = gpu_small.both_passes(vssn_kernels.gru_sequence, tensors, "reference", lengths=lengths)
+        elif op == "posterior":
+            tensors = posterior_tensors(steps, batch, 18, 5, torch.float16, "cpu")
+            call = gpu_small.both_passes(vssn_kernels.posterior_sequence, tensors, "reference", lengths=lengths)
+        else:
+            tensors = interleaved_tensors(steps, batch, gpu_small.INTERLEAVED[0], torch.float16, "cpu")
+            call = gpu_small.both_passes(vssn_kernels.interleaved_sequence, tensors, "reference", lengths=lengths)
+        call()
+
+
+def test_every_run_has_the_same_numbers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn: list[Tensor] = []
+
+    def cases(device: str) -> Iterator[gpu_small.Case]:
+        drawn.append(torch.rand(3))
+        yield gpu_small.Case("one", lambda: None)
+
+    monkeypatch.setitem(gpu_small.CASES, "reference", cases)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    for _ in range(2):
+        assert gpu_small.main("reference") == 0
+    assert torch.equal(*drawn)
+    assert capsys.readouterr().out.count("all ran") == 2
 
 
 def test_the_recurrence_is_timed_in_each_layout(cuda_host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,13 @@
-"""Every .cu compiles alone for every architecture, spills nothing, and multiplies on tensor cores where it should."""
+"""The extension builds and imports; every .cu compiles alone for every architecture, spills nothing, and multiplies on
+tensor cores where it should."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,71 @@ pytestmark = [
 ]
 # The compute types of Product<> that tensor cores multiply, as they stand among a kernel's template arguments.
 TENSOR_CORE_TYPES = r"[<, ](?:__nv_bfloat16|__half|tf32)[,>]"
+
+
+# Prints the answers of a module that takes the place of vssn_kernels._cuda. PyTorch says that there is a GPU: there
+# vssn_kernels asks the module when it is imported.
+CALLS = """
+import importlib.util, json, sys
+from unittest import mock
+spec = importlib.util.spec_from_file_location("vssn_kernels._cuda", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+sys.modules[spec.name] = module
+import torch
+with mock.patch.object(torch.cuda, "is_available", lambda: True):
+    import vssn_kernels
+from vssn_kernels.backend.cuda import gru, interleaved, posterior
+
+def answer(call):
+    try:
+        return ["answer", repr(call())]
+    except RuntimeError as error:
+        return ["error", str(error)]
+
+sizes = interleaved.Sizes(64, 32, 48, 16)
+answers = {
+    "status": vssn_kernels.backends()["cuda"],
+    "architectures": module.architectures,
+    "signatures": [found.__doc__ or "" for found in vars(module).values() if callable(found)],
+    "capabilities": answer(module.capabilities),
+    "set_device": answer(lambda: module.set_device(0)),
+    "gru": answer(lambda: gru.describe_plan(torch.float32, 32, 64)),
+    "posterior": answer(lambda: posterior.plan(torch.float32, 64, 16, False, False)),
+    "interleaved": answer(lambda: interleaved.plan(torch.bfloat16, sizes, True)),
+}
+print(json.dumps(answers))
+"""
+
+
+def test_the_extension_builds_imports_and_answers(tmp_path: Path) -> None:
+    """What `nvcc -cubin` of the tests below does not see: the host's part of each .cu, the bindings, the link.
+
+    Without a GPU each call is an error of the runtime's, and none ends the process."""
+    wish = {"VSSN_BUILD_CUDA": "1", "VSSN_CUDA_ARCHS": "90a"}
+    build = [sys.executable, "tests/cuda_build.py", str(tmp_path)]
+    made = subprocess.run(build, cwd=ROOT, env=os.environ | wish, capture_output=True, text=True, check=False)
+    said = made.stdout + made.stderr
+    assert made.returncode == 0, said[-8000:]
+    assert "warning" not in said, said[-8000:]
+    (built,) = tmp_path.glob("vssn_kernels/_cuda.*")
+    calls = [sys.executable, "-c", CALLS, str(built)]
+    ran = subprocess.run(calls, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, f"exit status {ran.returncode}: {ran.stderr[-2000:]}"
+    answers = json.loads(ran.stdout.splitlines()[-1])
+    assert answers.pop("architectures") == "sm_90a"
+    signatures = answers.pop("signatures")
+    assert any(signature.startswith("capabilities() -> list[int]") for signature in signatures), signatures
+    for signature in signatures:  # pybind11 writes a type that it cannot convert as C++ names it
+        assert "::" not in signature, signature
+    status = answers.pop("status")
+    if answers["capabilities"][0] == "answer":
+        assert re.fullmatch(r"\[[\d, ]*\]", answers["capabilities"][1])
+        return  # with a GPU the tests that need one tell more
+    assert status.startswith("no CUDA device could be used (cudaGetDeviceCount: "), status
+    for name, (kind, text) in answers.items():
+        assert kind == "error", f"{name} without a GPU: {text}"
+        assert re.fullmatch(r"cuda(GetDeviceCount|SetDevice|GetDevice): \S.*", text), f"{name}: {text}"
 
 
 def of_one_op(*values: str) -> Any:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.gpu_problems import tf32
 from vssn_kernels import gru_sequence
 from vssn_kernels.ops import registration
 from vssn_kernels.testing import FULL, TOLERANCES, Target, assert_all_close, assert_close, targets
 
 each_target = pytest.mark.parametrize("target", targets(*FULL), ids=str)
+
+
+@pytest.fixture(autouse=True)
+def full_precision() -> Iterator[None]:
+    """By PyTorch's default nn.GRU computes in tf32 on a GPU: three digits of a float32."""
+    with tf32(False):
+        yield
 
 
 def network(target: Target, x_size: int, hidden: int) -> nn.GRU:

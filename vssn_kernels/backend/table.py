@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import torch
+from torch.compiler import is_compiling
 
 from vssn_kernels.arguments import HALF, shown
 from vssn_kernels.version import __version__
@@ -198,9 +199,13 @@ def _module(backend: str, op: str) -> ModuleType | None:
 
 
 def _runs_op(backend: str, op: str) -> bool:
-    """Whether an available backend runs an op; kept in `_runs`, where the choice looks first."""
+    """Whether an available backend runs an op; kept in `_runs`, where the choice looks first.
+
+    What is traced neither reads nor changes `_runs`: the trace would be guarded by what is in it, and compiled again
+    after the first call that is not compiled.
+    """
     runs = _module(backend, op) is not None
-    if runs and not torch.compiler.is_compiling():  # what is traced would be compiled again for the change
+    if runs and not is_compiling():
         _runs.add((backend, op))
     return runs
 
@@ -236,13 +241,13 @@ def choose(
                 f"{op}: backend {named!r} takes {', '.join(str(d) for d in entry.dtypes)}, got {first} of {dtype}; "
                 f"convert the tensors or name another backend"
             )
-        if (named, op) not in _runs and not _runs_op(named, op):
+        if (is_compiling() or (named, op) not in _runs) and not _runs_op(named, op):
             raise ValueError(_refusal(op, named))
         return named
     for name in ORDER.get(device.type, ("reference",)):
         entry = BACKENDS[name]
         takes = entry.status == "available" and dtype in entry.dtypes
-        if takes and ((name, op) in _runs or _runs_op(name, op)):
+        if takes and ((not is_compiling() and (name, op) in _runs) or _runs_op(name, op)):
             return name
     return "reference"
 

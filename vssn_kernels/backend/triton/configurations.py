@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+LEAST = 16  # columns, and depth, of a product: the least that every Triton takes for every dtype (3.6 for float32 too)
 ROWS = 16  # sequences a program takes: the least that a tensor core's product takes
 
 
@@ -24,7 +25,7 @@ class Tiles(NamedTuple):
 
 def tile(size: int) -> int:
     """The least power of 2 that holds `size` and that a product takes."""
-    return max(16, 1 << (size - 1).bit_length())
+    return max(LEAST, 1 << (size - 1).bit_length())
 
 
 def gru_tiles(hidden: int, item_size: int, matrix_cores: bool, shared_memory: int) -> Tiles:
@@ -35,7 +36,7 @@ def gru_tiles(hidden: int, item_size: int, matrix_cores: bool, shared_memory: in
     if not matrix_cores:
         if units <= 64:
             return Tiles("resident", ROWS, units, 0, 0, 4 if units <= 32 else 8, 1)
-        return Tiles(form, ROWS, 32, 0, 16, 4, 1)
+        return Tiles(form, ROWS, 32, 0, LEAST, 4, 1)
     if units <= 128 and weights + 32768 <= shared_memory:
         return Tiles("resident", ROWS, units, 0, 0, 4 if units * item_size <= 128 else 8, 1)
     return Tiles(form, ROWS, 32, 0, 128 // item_size, 4, 3 if item_size == 2 else 2)
@@ -51,7 +52,7 @@ def posterior_tiles(
     if not matrix_cores:
         if units * latents <= 64 * 16:
             return Tiles("resident", ROWS, units, latents, 0, 4, 1)
-        return Tiles(form, ROWS, 32, 32, 16, 4, 1)
+        return Tiles(form, ROWS, 32, 32, LEAST, 4, 1)
     if units <= 256 and latents <= 64 and weights + 32768 <= shared_memory:
         return Tiles("resident", ROWS, units, latents, 0, 4 if units <= 64 else 8, 1)
     return Tiles(form, ROWS, 64, 32, 128 // item_size, 8, 2)
@@ -68,7 +69,7 @@ def interleaved_tiles(
     if not matrix_cores:
         if widest <= 32 and latents == 16:
             return Tiles("resident", ROWS, units, latents, 0, 8, 1)
-        return Tiles(form, ROWS, 32, 32, 8, 4, 1)
+        return Tiles(form, ROWS, 32, 32, LEAST, 8, 1)
     latents = max(32, latents)  # where one product gives 16 x 16, Triton lets every warp compute all of every product
     weights = (3 * units * (embeds + units) + embeds * latents + (units + 2 * latents) * hiddens) * item_size
     if widest <= 128 and latents <= 64 and weights + 32768 <= shared_memory:
