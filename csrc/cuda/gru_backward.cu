@@ -248,7 +248,7 @@ gru_backward_kernel(BackwardParams params) {
                 const auto add = [&](const auto& load, const float* from) {
                     constexpr int kLoads = kHolds                                      ? 8
                                            : P::kTensorCores || known != Exchange::any ? 4
-                                                                                       : 2;  // on their way together
+                                                                                       : 1;  // on their way together
 #pragma unroll 1
                     for (int i = 0; i < own_sources; i += kLoads, from += kLoads * distance) {
                         Vector<float, 2> one[kLoads];

@@ -86,8 +86,11 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
         const auto slices = [&](int depth) {
             return static_cast<int>(std::min<int64_t>(at_most, ceil_div(deep, depth)));
         };
-        // All four of the multiprocessor's schedulers should have a warp.
-        plan.slices = slices(plan.groups * slices(most) >= 4 ? most : depths.few);
+        // All four of the multiprocessor's schedulers should have a warp; in a block alone two, so that a thread has
+        // fewer units to compute gradients of, which takes it longer than a product more.
+        plan.slices = exchange == Exchange::block && type.tensor_cores
+                          ? slices(1)
+                          : slices(plan.groups * slices(most) >= 4 ? most : depths.few);
         const int64_t depth = ceil_div(deep, plan.slices);
         plan.register_depth = type.tensor_cores && depth <= depths.few ? depths.few : most;
         plan.depth = static_cast<int>(std::max<int64_t>(depth, plan.register_depth));
@@ -144,11 +147,22 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
     return plan;
 }
 
+// Cycles of a step beside products, memory and the exchange: its instructions, most of which wait for the one before.
+// As an H200 took them (benchmarks/README.md), in bfloat16; two warps that share items have half of them.
+double instruction_cycles(const GruPlan& plan, bool backward) {
+    if (plan.exchange == Exchange::grid) return (backward ? 3500 : 2000) + 25.0 * plan.blocks;
+    const double far = plan.exchange == Exchange::block ? 0 : plan.blocks > 8 ? 300 : 0;
+    if (!backward) return far + (plan.exchange == Exchange::cluster ? 1300 : plan.shares == 2 ? 600 : 1200);
+    const int64_t items = int64_t{kRows} * plan.row_tiles * plan.unit_tiles * kUnits / 2;
+    return far + 700 + 1200 * static_cast<double>(ceil_div(items, plan.threads()));
+}
+
 // Cycles of a step of all tiles of a team that take turns, roughly: the products at 62% of mma.sync's peak rate (or 80%
 // of the multiply-adds'), at least a chain of them; weights and operands at 128 bytes a cycle from shared memory, 32
 // from L2; 200 for the gates, backward 100; 30 for a block's barrier; to another block of the cluster 210, 14 bytes a
 // cycle and 4 for each block that is sent to; through L2 2000, then 32 bytes a cycle, and 340 for each eight sums that
-// a thread collects there. Turns hide all but 500 of the 2000: until what a block has stored is released.
+// a thread collects there; and the instructions. Turns hide all but 500 of the 2000: until what a block has stored is
+// released.
 double step_cycles(const GruPlan& plan, const ComputeType& type, bool backward, int bytes) {
     const double across = backward ? gpu::kBackwardTiles : 3, warps = plan.groups * plan.slices;
     const double deep = static_cast<double>(plan.depth) * plan.rounds, units = plan.unit_tiles * kUnits;
@@ -157,6 +171,7 @@ double step_cycles(const GruPlan& plan, const ComputeType& type, bool backward, 
     cycles += warps * plan.shared_tiles * type.tile_bytes / 128 + warps * plan.streamed_tiles * type.tile_bytes / 32;
     cycles += warps * deep * rows * type.depth * bytes / 128;
     cycles += backward ? 100 : 200;
+    cycles += instruction_cycles(plan, backward);
     const double sums = plan.blocks * plan.slices,
                  sent = backward ? sums * rows * units * 4 : rows * plan.blocks * units * bytes;
     if (backward)
@@ -226,13 +241,11 @@ GruPlan gru_plan(Storage storage, bool tf32, bool backward, int64_t B, int64_t H
                 if (wish.row_tiles == 0 || row_tiles == std::min(wish.row_tiles, widest(at_once)))
                     consider_tiles(exchange, blocks, row_tiles, at_once, streams && at_once == 1);
     };
-    // Backward, two unit tiles a block where they fit: fewer sums to collect.
+    // Two unit tiles a block make smaller teams, and more of them.
     const auto consider_grid = [&] {
-        for (const int64_t tiles : {backward ? 2 : 1, 1})
-            if (!fits(best) || best.exchange != Exchange::grid)
-                consider(Exchange::grid,
-                         ceil_div(unit_tiles, std::max(tiles, ceil_div(unit_tiles, device.multiprocessors))),
-                         tiles == 1);
+        for (const int64_t tiles : {2, 1})
+            consider(Exchange::grid,
+                     ceil_div(unit_tiles, std::max(tiles, ceil_div(unit_tiles, device.multiprocessors))), tiles == 1);
     };
     if (wish.exchange != 0) {
         const auto exchange = static_cast<Exchange>(wish.exchange);
