@@ -151,12 +151,12 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
             lane_quad(plan.latent_carry_at, slot) = zero;
             if (k.resets) lane_quad(plan.latent_sums_at, slot) = zero;
         }
-        zero_steps<T>(k, batch, k.grad_gates_x, 3 * k.H, rank, plan.cluster);
-        zero_steps<T>(k, batch, k.grad_a, k.H, rank, plan.cluster);
-        zero_steps<T>(k, batch, k.grad_embed_context, k.E, rank, plan.cluster);
-        zero_steps<T>(k, batch, k.grad_context, k.M, rank, plan.cluster);
-        zero_steps<T>(k, batch, k.grad_out, 2 * k.Z, rank, plan.cluster);
-        zero_steps<T>(k, batch, k.grad_eps, k.Z, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.grad_gates_x, 3 * k.H, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.grad_a, k.H, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.grad_embed_context, k.E, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.grad_context, k.M, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.grad_out, 2 * k.Z, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.grad_eps, k.Z, rank, plan.cluster);
     }
 
     VSSN_DEVICE void store_state(void* to, bool is_float, int of_tile, int units, const Quad& values) const {

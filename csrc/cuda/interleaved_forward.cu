@@ -129,11 +129,13 @@ struct Forward : Block<C, InterleavedForward, meeting> {
         }
         load_bias(plan.gates_bias_at, kState, 3, k.bias_hh, H);
         load_bias(plan.out_bias_at, kLatent, 2, k.bias_out, Z);
-        for (void* sequence : {k.z, k.mu, k.logvar}) zero_steps<T>(k, batch, sequence, k.Z, rank, plan.cluster);
-        zero_steps<T>(k, batch, k.h, k.H, rank, plan.cluster);
-        zero_steps<T>(k, batch, k.gates, 4 * k.H, rank, plan.cluster);
-        zero_steps<T>(k, batch, k.embed, k.E, rank, plan.cluster);
-        zero_steps<T>(k, batch, k.hidden, k.M, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.z, k.Z, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.mu, k.Z, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.logvar, k.Z, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.h, k.H, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.gates, 4 * k.H, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.embed, k.E, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.hidden, k.M, rank, plan.cluster);
     }
 
     // ---- Inputs
@@ -259,11 +261,9 @@ struct Forward : Block<C, InterleavedForward, meeting> {
         if (k.gates == nullptr) return;
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-            if (!batch.inside(j)) continue;
+            if (!batch.valid(step, j)) continue;
             T* p = static_cast<T*>(k.gates) + 4 * ((step * k.B + batch.row + j) * H + unit);
-            const GruGates<float> zero = {0, 0, 0, 0};
-            const GruGates<float> g = batch.valid(step, j) ? gates[j] : zero,
-                                  o = batch.valid(step, j) ? gates[2 + j] : zero;
+            const GruGates<float>&g = gates[j], &o = gates[2 + j];
             const auto one = Packed<T, 4>::round(g.r, g.z, g.n, g.a), other = Packed<T, 4>::round(o.r, o.z, o.n, o.a);
             if constexpr (paired) {
                 Packed<T, 8> both;
