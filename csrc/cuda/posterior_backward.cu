@@ -140,9 +140,13 @@ struct Backward : BackwardWeights<C> {
     }
 
     VSSN_DEVICE void prefetch(int step, int index, int count) const {
-        for (const Steps* sequence : {&hidden, &prior_hidden}) sequence->prefetch(batch, last - step, M, index, count);
-        for (const Steps* sequence : {&grad_z, &grad_mu, &grad_logvar, &logvar, &eps})
-            sequence->prefetch(batch, last - step - 1, Z, index, count);
+        hidden.prefetch(batch, last - step, M, index, count);
+        prior_hidden.prefetch(batch, last - step, M, index, count);
+        grad_z.prefetch(batch, last - step - 1, Z, index, count);
+        grad_mu.prefetch(batch, last - step - 1, Z, index, count);
+        grad_logvar.prefetch(batch, last - step - 1, Z, index, count);
+        logvar.prefetch(batch, last - step - 1, Z, index, count);
+        eps.prefetch(batch, last - step - 1, Z, index, count);
     }
 
     template <int rows>

@@ -138,13 +138,18 @@ struct Sequence {
     }
 
     // Asks for the tile's rows of step t to be brought into L2, a hint: a lane for each 32 bytes. `count` warps, of
-    // which this one is number `index`, share the width.
-    VSSN_DEVICE void prefetch(const BatchTile& batch, int t, int width, int index, int count) const {
-        constexpr int kSector = 32 / sizeof(T), kColumns = kWarp / kRows;
-        if (data == nullptr || t < 0 || t >= batch.lane_length) return;
-        const T* row = data + t * step_stride + (batch.first + lane_id() % kRows) * row_stride;
-        for (int i = index * kColumns + lane_id() / kRows; i * kSector < width; i += count * kColumns)
-            prefetch_l2(row + i * kSector);
+    // which this one is number `index`, share the width. `index` becomes its number for the next sequence, of which
+    // others come first: a warp without a part of the width does next to nothing.
+    VSSN_DEVICE void prefetch(const BatchTile& batch, int t, int width, int& index, int count) const {
+        constexpr int kSector = 32 / sizeof(T), kColumns = kWarp / kRows, kOfWarp = kSector * kColumns;
+        if (data == nullptr) return;
+        if (index * kOfWarp < width && t >= 0 && t < batch.lane_length) {
+            const T* row = data + t * step_stride + (batch.first + lane_id() % kRows) * row_stride;
+            for (int i = index * kColumns + lane_id() / kRows; i * kSector < width; i += count * kColumns)
+                prefetch_l2(row + i * kSector);
+        }
+        const int taken = (width + kOfWarp - 1) / kOfWarp;
+        if (taken < count) index += index < taken ? count - taken : -taken;
     }
 };
 
