@@ -44,7 +44,8 @@ gru_backward_kernel(BackwardParams params) {
     constexpr int kTiles = kBackwardTiles;
     constexpr bool kTakesTurns = known == Exchange::grid;
     // k tiles on their way: single elements take registers, and so do turns
-    [[maybe_unused]] constexpr int kAtOnce = (paired && sizeof(S) == 2) || (kRowTiles == 1 && !kTakesTurns) ? 2 : 1;
+    [[maybe_unused]] constexpr int kAtOnce =
+        (paired && sizeof(S) == 2 && kRowTiles == 1) || (kRowTiles == 1 && !kTakesTurns) ? 2 : 1;
     const GruBackward& k = params.k;
     const GruPlan& plan = params.plan;
     const int turns = kTakesTurns ? plan.tiles_at_once : 1;
@@ -130,11 +131,13 @@ gru_backward_kernel(BackwardParams params) {
     constexpr bool kHolds = paired && kRowTiles == 1 && P::kTensorCores;
     [[maybe_unused]] Destination first_round[kHolds ? kTiles : 1];
     [[maybe_unused]] Peer first_peers[kHolds ? kTiles : 1];
+    [[maybe_unused]] bool all_there = true;
 #pragma unroll
     for (int i = 0; kHolds && i < kTiles; ++i) {
         const Destination to = destination(0, i);
         first_round[i] = {held(to.owner), held(to.slot)};
         if (exchange == Exchange::cluster) first_peers[i] = peer(to.owner);
+        all_there &= to.slot >= 0;
     }
 
     // An item: two units of a row. `parts` neighbouring threads share the sources of its sum.
@@ -160,7 +163,7 @@ gru_backward_kernel(BackwardParams params) {
         const int64_t first_row = tile * kTileRows;
         const int longest = tile_steps(k, first_row, turns * kTileRows, lengths);
         const auto kept = [](auto value) {
-            if constexpr (P::kTensorCores)
+            if constexpr (P::kTensorCores && (kRowTiles == 1 || known == Exchange::any))
                 return held(value);
             else
                 return value;
@@ -246,9 +249,11 @@ gru_backward_kernel(BackwardParams params) {
                 const int source_size = kTileRows * sum_stride, slot = part * source_size + b * sum_stride + j;
                 const int64_t distance = int64_t{parts} * source_size;
                 const auto add = [&](const auto& load, const float* from) {
+                    // On their way together, as registers allow.
                     constexpr int kLoads = kHolds                                      ? 8
-                                           : P::kTensorCores || known != Exchange::any ? 4
-                                                                                       : 1;  // on their way together
+                                           : P::kTensorCores && kRowTiles == 1         ? 4
+                                           : P::kTensorCores || known == Exchange::any ? 1
+                                                                                       : 4;
 #pragma unroll 1
                     for (int i = 0; i < own_sources; i += kLoads, from += kLoads * distance) {
                         Vector<float, 2> one[kLoads];
@@ -418,32 +423,39 @@ gru_backward_kernel(BackwardParams params) {
                     multiply(a, depth);
                 }
                 // Neighbouring lanes put their pairs of two rows together: 16 bytes of one row each.
+                const auto part_of = [&](int i, int n) {
+                    const float* v = sum[i][n].v;
+                    const float other[2] = {shuffle_xor(odd ? v[0] : v[1], 4), shuffle_xor(odd ? v[2] : v[3], 4)};
+                    return Vector<float, 4>{
+                        {odd ? other[0] : v[0], odd ? other[1] : v[2], odd ? v[1] : other[0], odd ? v[3] : other[1]}};
+                };
+                const int buffer = team.next_buffer(), mailbox_at = buffer * static_cast<int>(sizeof(Mailbox));
+                const auto in_bytes = [&](int slot) { return plan.partials + (buffer * sums_size + slot) * 4; };
+                if (kHolds && exchange == Exchange::cluster && round == 0 && all_there) {
+                    // Without a branch around each.
 #pragma unroll
-                for (int i = 0; i < kTiles; ++i) {
-                    const Destination to = kHolds && round == 0 ? first_round[kHolds ? i : 0] : destination(round, i);
+                    for (int i = 0; i < kTiles; ++i)
+                        send_to(first_peers[kHolds ? i : 0], in_bytes(first_round[kHolds ? i : 0].slot), part_of(i, 0),
+                                mailbox_at);
+                } else {
 #pragma unroll
-                    for (int n = 0; n < kRowTiles; ++n) {
-                        const float* v = sum[i][n].v;
-                        const float other[2] = {shuffle_xor(odd ? v[0] : v[1], 4), shuffle_xor(odd ? v[2] : v[3], 4)};
-                        const Vector<float, 4> part = {{odd ? other[0] : v[0], odd ? other[1] : v[2],
-                                                        odd ? v[1] : other[0], odd ? v[3] : other[1]}};
-                        const int slot = to.slot + n * kRows * sum_stride;
-                        if (exchange == Exchange::cluster) {
-                            const Peer peer_of = kHolds && round == 0 ? first_peers[kHolds ? i : 0] : peer(to.owner);
-                            const int at = plan.partials + (team.next_buffer() * sums_size + slot) * 4;
-                            send_to(peer_of, at, part, team.next_buffer() * static_cast<int>(sizeof(Mailbox)),
-                                    to.slot >= 0);
-                        } else if (to.slot >= 0) {
-                            float* base = sums + team.next_buffer() * sums_size;
-                            if (grid)
-                                store_l2(
-                                    reinterpret_cast<Vector<float, 4>*>(
-                                        global_sums +
-                                        (int64_t{2 * turn + team.next_buffer()} * plan.blocks + to.owner) * sums_size +
-                                        slot),
-                                    part);
+                    for (int i = 0; i < kTiles; ++i) {
+                        const Destination to =
+                            kHolds && round == 0 ? first_round[kHolds ? i : 0] : destination(round, i);
+#pragma unroll
+                        for (int n = 0; n < kRowTiles; ++n) {
+                            const Vector<float, 4> part = part_of(i, n);
+                            const int slot = to.slot + n * kRows * sum_stride;
+                            if (to.slot < 0) continue;
+                            if (exchange == Exchange::cluster)
+                                send_to(peer(to.owner), in_bytes(slot), part, mailbox_at);
+                            else if (grid)
+                                store_l2(reinterpret_cast<Vector<float, 4>*>(
+                                             global_sums +
+                                             (int64_t{2 * turn + buffer} * plan.blocks + to.owner) * sums_size + slot),
+                                         part);
                             else
-                                *reinterpret_cast<Vector<float, 4>*>(base + slot) = part;
+                                *reinterpret_cast<Vector<float, 4>*>(sums + buffer * sums_size + slot) = part;
                         }
                     }
                 }

@@ -42,12 +42,14 @@ constexpr int kLargestCluster = 16;
 // Those of the team that a lane sends to, and where a pair of its state goes.
 template <class S>
 struct Receivers {
-    Peer peers[kLargestCluster / kMembers<S>];
+    static constexpr bool kHolds = sizeof(S) == 2;  // of float32 there are twice as many, and no registers left
+    Peer peers[kHolds ? kLargestCluster / kMembers<S> : 1];
     int blocks;
 
     VSSN_DEVICE explicit Receivers(const Team& team) : blocks(team.exchange == Exchange::cluster ? team.blocks : 0) {
 #pragma unroll
-        for (int i = 0; i < kLargestCluster / kMembers<S>; ++i) peers[i] = peer(rank(i) < blocks ? rank(i) : 0);
+        for (int i = 0; kHolds && i < kLargestCluster / kMembers<S>; ++i)
+            peers[i] = peer(rank(i) < blocks ? rank(i) : 0);
     }
 
     static VSSN_DEVICE int member() { return lane_id() / 4 % kMembers<S>; }
@@ -66,9 +68,19 @@ struct Receivers {
     // at, mailbox_at: bytes behind the start of a block's shared memory
     VSSN_DEVICE void send(const Packed<S, 2>& pair, int at, int mailbox_at) const {
         const Vector<uint32_t, 4> piece = together(pair);
+        // A branch around each costs more than the instruction: one for the clusters that there mostly are.
+        constexpr int kMost = kLargestCluster / kMembers<S>;
+        if (kHolds && blocks == kLargestCluster) {
 #pragma unroll
-        for (int i = 0; i < kLargestCluster / kMembers<S>; ++i)
-            send_to(peers[i], at, piece, mailbox_at, rank(i) < blocks);
+            for (int i = 0; i < kMost; ++i) send_to(peers[kHolds ? i : 0], at, piece, mailbox_at);
+        } else if (kHolds && 2 * blocks == kLargestCluster) {
+#pragma unroll
+            for (int i = 0; i < kMost / 2; ++i) send_to(peers[kHolds ? i : 0], at, piece, mailbox_at);
+        } else {
+#pragma unroll
+            for (int i = 0; i < kMost; ++i)
+                if (rank(i) < blocks) send_to(kHolds ? peers[kHolds ? i : 0] : peer(rank(i)), at, piece, mailbox_at);
+        }
     }
 };
 
@@ -88,8 +100,8 @@ gru_forward_kernel(ForwardParams params) {
     constexpr bool kOneSlice = known == Exchange::block && P::kTensorCores;  // there every warp sums alone: gru_plan.cu
     constexpr bool kAllResident = kOneSlice && sizeof(S) == 2;               // and has all its weights in registers
     // Whether the input of r and z is in their sums from the start. In turns it comes during the products, and a grid
-    // without turns has the same bits.
-    constexpr bool kInputFirst = known == Exchange::block || known == Exchange::cluster;
+    // without turns has the same bits; multiply-adds leave no registers for both.
+    constexpr bool kInputFirst = P::kTensorCores && (known == Exchange::block || known == Exchange::cluster);
     // Two warps of a unit tile share its items, each takes every other row: the first two slices, or where every warp
     // sums alone two that do the same products (gru_plan.cu). Its rows are made the even columns of its products.
     constexpr int kShares = P::kTensorCores && ((kAllResident && kDepth == 4) || known == Exchange::cluster) ? 2 : 1;
@@ -195,15 +207,16 @@ gru_forward_kernel(ForwardParams params) {
         for (int i = 0; i < turns * kTileRows; ++i)
             if (first_row + i < k.B && lengths[i] < shortest) shortest = lengths[i];
 
+        const auto stays = [](int value) { return P::kTensorCores ? held(value) : value; };
         // Of a lane's items: the steps that change them, and the units that it writes; in turns they are read anew.
         int steps_of_item[kOwn], units_of_item[kOwn], gates_of_item[kOwn];
         const auto meet_items = [&](int turn) {
 #pragma unroll
             for (int i = 0; i < kOwn; ++i) {
                 const int row = turn * kTileRows + row_of(i);
-                units_of_item[i] = held(mine[i] && first_row + row < k.B ? own_units : 0);
-                gates_of_item[i] = held(k.gates ? units_of_item[i] : 0);
-                steps_of_item[i] = held(units_of_item[i] > 0 ? lengths[row] : 0);
+                units_of_item[i] = stays(mine[i] && first_row + row < k.B ? own_units : 0);
+                gates_of_item[i] = stays(k.gates ? units_of_item[i] : 0);
+                steps_of_item[i] = stays(units_of_item[i] > 0 ? lengths[row] : 0);
             }
         };
         meet_items(0);
@@ -233,13 +246,14 @@ gru_forward_kernel(ForwardParams params) {
         const S* later = held(
             advanced(x_data + lane_id() / 8 * H + first_unit, kAhead * x_step + (first_row + lane_id() % 8) * x_row));
         const int64_t rows_left = k.B - first_row < turns * kTileRows ? k.B - first_row : turns * kTileRows;
-        const int rows_to_ask = held(member == warps_of_group - 1 && lane_id() < 24 && first_unit < H
-                                         ? static_cast<int>(rows_left) - lane_id() % 8
-                                         : 0);
+        const int rows_to_ask = stays(member == warps_of_group - 1 && lane_id() < 24 && first_unit < H
+                                          ? static_cast<int>(rows_left) - lane_id() % 8
+                                          : 0);
         int own_at[kOwn];  // of a lane's items in a state, in elements
 #pragma unroll
         for (int i = 0; i < kOwn; ++i)
-            own_at[i] = held(exchange == Exchange::grid ? row_of(i) * global_stride + unit : row_of(i) * stride + unit);
+            own_at[i] =
+                stays(exchange == Exchange::grid ? row_of(i) * global_stride + unit : row_of(i) * stride + unit);
 
         // Of two states, where the one begins that is multiplied; where there is but one, it stays 0.
         int shown = !kTakesTurns && exchange != Exchange::grid ? team.buffer() * state_size : 0;
@@ -360,8 +374,9 @@ gru_forward_kernel(ForwardParams params) {
                 load_x();
             }
             const S* state = states + shown + first_k;
+            constexpr int kInPairs = P::kTensorCores ? kDepth : 0;  // multiply-adds leave no registers for two
 #pragma unroll
-            for (int depth = 0; depth < kDepth; depth += 2)
+            for (int depth = 0; depth < kInPairs; depth += 2)
 #pragma unroll
                 for (int n = 0; n < kRowTiles; ++n) {
                     typename P::B b[2];
@@ -372,6 +387,12 @@ gru_forward_kernel(ForwardParams params) {
                         for (int gate = 0; gate < 3; ++gate)
                             P::multiply(sum[gate][n][i % kChains], resident[depth + i][gate], b[i]);
                 }
+#pragma unroll
+            for (int depth = kInPairs; depth < kDepth; ++depth) {
+                const auto b = P::load_b(state + depth * P::kDepth, stride);
+#pragma unroll
+                for (int gate = 0; gate < 3; ++gate) P::multiply(sum[gate][0][0], resident[depth][gate], b);
+            }
             const auto multiply_rest = [&](const auto& tile, int depth, int count) {
 #pragma unroll 2
                 for (int i = 0; i < count; ++i) {

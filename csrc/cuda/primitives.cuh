@@ -37,8 +37,7 @@
 //                                    bytes of that round have come and lets this thread read them. A sender may be
 //                                    ahead of expect, not of the receiver's await of the round before
 //                         peer(rank), send_to(peer, at, v, mailbox_at)    the same for v of 16 bytes, to `at` bytes
-//                         behind
-//                                    bytes behind that block's dynamic_shared(): where it lies is asked for once
+//                                    behind that block's dynamic_shared(): where it lies is asked for once
 // Grid       add_release(flag, n)    adds to a counter in global memory, after the writes of this thread (and, behind a
 //                                    sync_block, of its block)
 //            wait_acquire(flag, n)   waits until the counter is >= n; what was released is then visible to this

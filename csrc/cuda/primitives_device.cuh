@@ -237,17 +237,13 @@ struct Peer {
 VSSN_DEVICE Peer peer(int rank) { return {detail::cluster_shared_address(dynamic_shared(), rank)}; }
 
 template <class T>
-VSSN_DEVICE void send_to(Peer to, int at, const T& value, int mailbox_at, bool whether) {
+VSSN_DEVICE void send_to(Peer to, int at, const T& value, int mailbox_at) {
     static_assert(sizeof(T) == 16);
     const uint4 word = bits<uint4>(value);
-    // Its own predicate: a branch around each would cost more than the instruction.
-    asm volatile(
-        "{ .reg .pred p; setp.ne.s32 p, %6, 0;\n"
-        "@p st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5]; }" ::"r"(
-            to.base + static_cast<unsigned>(at)),
-        "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w), "r"(to.base + static_cast<unsigned>(mailbox_at)),
-        "r"(static_cast<int>(whether))
-        : "memory");
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+                     to.base + static_cast<unsigned>(at)),
+                 "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w), "r"(to.base + static_cast<unsigned>(mailbox_at))
+                 : "memory");
 }
 
 VSSN_DEVICE void await(Mailbox* m, unsigned round, detail::Site site = detail::Site::here()) {
@@ -276,7 +272,7 @@ struct Peer {
 };
 VSSN_DEVICE Peer peer(int) { return {}; }
 template <class T>
-VSSN_DEVICE void send_to(Peer, int, const T&, int, bool) {
+VSSN_DEVICE void send_to(Peer, int, const T&, int) {
     __trap();
 }
 VSSN_DEVICE void await(Mailbox*, unsigned) { __trap(); }

@@ -252,10 +252,9 @@ struct Peer {
 inline Peer peer(int rank) { return {rank}; }
 
 template <class T>
-void send_to(Peer to, int at, const T& value, int mailbox_at, bool whether, host::Site site = host::Site::here()) {
-    if (whether)
-        send(reinterpret_cast<T*>(dynamic_shared() + at), value,
-             reinterpret_cast<Mailbox*>(dynamic_shared() + mailbox_at), to.rank, site);
+void send_to(Peer to, int at, const T& value, int mailbox_at, host::Site site = host::Site::here()) {
+    send(reinterpret_cast<T*>(dynamic_shared() + at), value, reinterpret_cast<Mailbox*>(dynamic_shared() + mailbox_at),
+         to.rank, site);
 }
 
 inline void await(Mailbox* m, unsigned round, host::Site site = host::Site::here()) {
