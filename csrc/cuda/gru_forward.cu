@@ -100,8 +100,9 @@ gru_forward_kernel(ForwardParams params) {
     constexpr bool kOneSlice = known == Exchange::block && P::kTensorCores;  // there every warp sums alone: gru_plan.cu
     constexpr bool kAllResident = kOneSlice && sizeof(S) == 2;               // and has all its weights in registers
     // Whether the input of r and z is in their sums from the start. In turns it comes during the products, and a grid
-    // without turns has the same bits; multiply-adds leave no registers for both.
-    constexpr bool kInputFirst = P::kTensorCores && (known == Exchange::block || known == Exchange::cluster);
+    // without turns has the same bits; in others there are no registers for both.
+    constexpr bool kInputFirst =
+        P::kTensorCores && ((known == Exchange::block && kRowTiles == 1) || known == Exchange::cluster);
     // Two warps of a unit tile share its items, each takes every other row: the first two slices, or where every warp
     // sums alone two that do the same products (gru_plan.cu). Its rows are made the even columns of its products.
     constexpr int kShares = P::kTensorCores && ((kAllResident && kDepth == 4) || known == Exchange::cluster) ? 2 : 1;
@@ -207,7 +208,12 @@ gru_forward_kernel(ForwardParams params) {
         for (int i = 0; i < turns * kTileRows; ++i)
             if (first_row + i < k.B && lengths[i] < shortest) shortest = lengths[i];
 
-        const auto stays = [](int value) { return P::kTensorCores ? held(value) : value; };
+        const auto stays = [](auto value) {
+            if constexpr (P::kTensorCores && kRowTiles == 1)
+                return held(value);
+            else
+                return value;
+        };
         // Of a lane's items: the steps that change them, and the units that it writes; in turns they are read anew.
         int steps_of_item[kOwn], units_of_item[kOwn], gates_of_item[kOwn];
         const auto meet_items = [&](int turn) {
@@ -224,26 +230,26 @@ gru_forward_kernel(ForwardParams params) {
         // Addresses of a step, advanced with it: of the lane's first item, and the others' distances in bytes. Where a
         // lane has no item, beyond B or H, it reads another one's input: nothing that is made of it is kept.
         constexpr auto kBytes = static_cast<int64_t>(sizeof(S));
-        const int t_step = held(k.reverse ? -1 : 1);
-        const int64_t x_row = held(k.gates_x.row_stride * kBytes),
-                      x_step = held(t_step * k.gates_x.step_stride * kBytes);
-        const int64_t gate_bytes = held(H * kBytes), out_row = gate_bytes, out_step = held(t_step * k.B * H * kBytes);
+        const int t_step = stays(k.reverse ? -1 : 1);
+        const int64_t x_row = stays(k.gates_x.row_stride * kBytes),
+                      x_step = stays(t_step * k.gates_x.step_stride * kBytes);
+        const int64_t gate_bytes = stays(H * kBytes), out_row = gate_bytes, out_step = stays(t_step * k.B * H * kBytes);
         const int64_t lane_row = first_row + row_of(0), out_at = (t * k.B + lane_row) * H + unit;
-        S* output = held(advanced(static_cast<S*>(k.output), out_at * kBytes));
-        S* gates = held(advanced(static_cast<S*>(k.gates), 4 * out_at * kBytes));
+        S* output = stays(advanced(static_cast<S*>(k.output), out_at * kBytes));
+        S* gates = stays(advanced(static_cast<S*>(k.gates), 4 * out_at * kBytes));
         const S* x_data = static_cast<const S*>(k.gates_x.data) + t * k.gates_x.step_stride;
         const S* x_from[kOwn];
         const auto meet_inputs = [&](int turn) {
 #pragma unroll
             for (int i = 0; i < kOwn; ++i) {
                 const int64_t row = first_row + turn * kTileRows + row_of(i);
-                x_from[i] = held(x_data + (row < k.B ? row : 0) * k.gates_x.row_stride + (own_units > 0 ? unit : 0));
+                x_from[i] = stays(x_data + (row < k.B ? row : 0) * k.gates_x.row_stride + (own_units > 0 ? unit : 0));
             }
         };
         meet_inputs(0);
         // A lane for each gate and row asks for the input of the step after the next three.
         constexpr int kAhead = 4;
-        const S* later = held(
+        const S* later = stays(
             advanced(x_data + lane_id() / 8 * H + first_unit, kAhead * x_step + (first_row + lane_id() % 8) * x_row));
         const int64_t rows_left = k.B - first_row < turns * kTileRows ? k.B - first_row : turns * kTileRows;
         const int rows_to_ask = stays(member == warps_of_group - 1 && lane_id() < 24 && first_unit < H
@@ -394,7 +400,7 @@ gru_forward_kernel(ForwardParams params) {
                 for (int gate = 0; gate < 3; ++gate) P::multiply(sum[gate][0][0], resident[depth][gate], b);
             }
             const auto multiply_rest = [&](const auto& tile, int depth, int count) {
-#pragma unroll 2
+#pragma unroll(P::kTensorCores || paired ? 2 : 1)
                 for (int i = 0; i < count; ++i) {
                     const typename P::A a[3] = {tile(3 * i), tile(3 * i + 1), tile(3 * i + 2)};
 #pragma unroll
