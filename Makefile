@@ -137,9 +137,9 @@ cuda-compile: $(VENV)/test-installed
 	    -k $(if $(QUICK),"not without_spills or sm_90a","not unoptimised")
 
 # All that needs a GPU, on the Python, PyTorch and Triton that are installed: no network, no pins, under ten minutes.
-# OUT=folder: results and logs go there as well.
+# OUT=folder: results and logs go there as well. NO_BUILD=1: of the build that is there.
 gpu:
-	$(PYTHON) -m benchmarks.gpu $(if $(OUT),--out "$(OUT)")
+	$(PYTHON) -m benchmarks.gpu $(if $(NO_BUILD),--no-build) $(if $(OUT),--out "$(OUT)")
 
 # Close other programs first: two that want all cores make each other's threads wait at every barrier.
 bench: $(VENV)/bench-installed

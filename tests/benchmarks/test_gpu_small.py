@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from types import ModuleType
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 import vssn_kernels
-from benchmarks import gpu_contest, gpu_small, gpu_times
+from benchmarks import gpu_contest, gpu_layouts, gpu_small, gpu_times
 from benchmarks.cuda_on_host import AMPERE, HOPPER
 from benchmarks.gpu_problems import COMPUTE, gru_tensors, interleaved_tensors, posterior_tensors
 
@@ -114,3 +115,31 @@ def test_the_recurrence_is_timed_in_each_layout(cuda_host: ModuleType, monkeypat
         cuda_host.set_device_limits(*HOPPER)
     assert layouts("gru_forward") == layouts("gru_backward") == {(0, 0, 0), (0, 0, 1), (0, 0, 2)}
     assert gru.wish == gru.Wish()
+
+
+def test_every_layout_has_a_row(cuda_host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every recurrence and direction, in each layout that the device can hold; a wish that it cannot leaves none."""
+    monkeypatch.setattr(gpu_layouts, "STEPS", 2)
+    monkeypatch.setattr(gpu_layouts, "HIDDEN", (64,))
+    monkeypatch.setattr(gpu_layouts, "LATENT", ((18, 5),))
+    monkeypatch.setattr(gpu_layouts, "CHAINS", ((33, 18, 35, 5),))
+    monkeypatch.setattr(gpu_layouts, "ROUNDS", (("bfloat16", 3),))
+
+    def timed(launch: Callable[[], object]) -> float:
+        launch()
+        return 1.0
+
+    monkeypatch.setattr(gpu_layouts, "timed", timed)
+    for name in ("gru_tensors", "posterior_tensors", "interleaved_tensors"):
+        monkeypatch.setattr(gpu_layouts, name, functools.partial(getattr(gpu_layouts, name), device="cpu"))
+    rows = list(gpu_layouts.layouts())
+    assert {row.status for row in rows} == {"ok"}
+    found = {(row.op, row.direction, row.layout) for row in rows}
+    for direction in ("forward", "backward"):
+        for layout in ("as planned", "exchange=1 blocks=1 row_tiles=1", "exchange=2 blocks=4 row_tiles=2"):
+            assert ("gru", direction, layout) in found
+        for variant in ("choice", "registers", "shared", "scatter", "streamed"):
+            assert ("posterior", direction, variant) in found
+        for variant in ("choice", "block", "streamed"):
+            assert ("interleaved", direction, variant) in found
+    assert all(row.estimate and row.estimate > 0 for row in rows if row.op == "gru")
