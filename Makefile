@@ -139,7 +139,7 @@ cuda-compile: $(VENV)/test-installed
 # All that needs a GPU, on the Python, PyTorch and Triton that are installed: no network, no pins, under ten minutes.
 # OUT=folder: results and logs go there as well. NO_BUILD=1: of the build that is there.
 gpu:
-	$(PYTHON) -m benchmarks.gpu $(if $(NO_BUILD),--no-build) $(if $(OUT),--out "$(OUT)")
+	$(PYTHON) -m benchmarks.gpu$(if $(NO_BUILD), --no-build)$(if $(OUT), --out "$(OUT)")
 
 # Close other programs first: two that want all cores make each other's threads wait at every barrier.
 bench: $(VENV)/bench-installed

@@ -45,11 +45,13 @@ gru_backward_kernel(BackwardParams params) {
     constexpr bool kTakesTurns = known == Exchange::grid;
     // k tiles on their way: single elements take registers, and so do turns
     [[maybe_unused]] constexpr int kAtOnce =
-        (paired && sizeof(S) == 2 && kRowTiles == 1) || (kRowTiles == 1 && !kTakesTurns) ? 2 : 1;
+        (paired && sizeof(S) == 2 && kRowTiles == 1) || (kRowTiles == 1 && !kTakesTurns && known != Exchange::any) ? 2
+                                                                                                                   : 1;
     const GruBackward& k = params.k;
     const GruPlan& plan = params.plan;
     const int turns = kTakesTurns ? plan.tiles_at_once : 1;
-    const Exchange exchange = known == Exchange::any ? plan.exchange : known;
+    // Pairs have kernels of their own for a block and for a cluster (gru_common.cuh).
+    const Exchange exchange = known != Exchange::any ? known : paired ? Exchange::grid : plan.exchange;
     const bool float_state = k.state_storage == Storage::float32;
     const int H = static_cast<int>(k.H), T = static_cast<int>(k.steps);
     const int units = plan.unit_tiles * kUnits, all_units = plan.blocks * units;  // of the block, of the team
@@ -219,13 +221,12 @@ gru_backward_kernel(BackwardParams params) {
         const auto load_ahead = [&](int step) {
             const int64_t back = step + t_step < 0 || step + t_step >= T ? 0 : state_step;
 #pragma unroll
-            for (int i = 0; i < kItems; ++i)
-                if (mine[i]) {
-                    const int count = paired ? 2 : units_of_item[i];
-                    reload_gates<S, paired>(ahead[i].gates, k.gates, at_item[i], paired ? 2 : units_of_item[i]);
-                    ahead[i].before.reload(static_cast<const S*>(k.output) + (at_item[i] + back), count);
-                    if (has_out) ahead[i].grad_output.reload(out_of_item[i], count);
-                }
+            for (int i = 0; i < kItems; ++i) {
+                const int count = !mine[i] ? 0 : paired ? 2 : units_of_item[i];
+                reload_gates<S, paired>(ahead[i].gates, k.gates, at_item[i], count);
+                ahead[i].before.reload(static_cast<const S*>(k.output) + (at_item[i] + back), count);
+                ahead[i].grad_output.reload(out_of_item[i], has_out ? count : 0);
+            }
         };
 
         // What load_ahead reads so many steps later, as a hint: a thread for each 32 bytes.
@@ -467,7 +468,7 @@ gru_backward_kernel(BackwardParams params) {
             } while (++round < plan.rounds && row_tile(round, 0) < row_tiles);
             team.sent(turn);
             // In the others there is no register for it, and a step is longer.
-            if (kRowTiles == 1 && P::kTensorCores && !kTakesTurns && s + 1 + kAhead < longest) prefetch();
+            if (kRowTiles == 1 && P::kTensorCores && next_s + kAhead < longest) prefetch();
             if constexpr (kTakesTurns) {
                 if (next_turn == 0) ++team.done;
                 if (next_s > 0) receive_turn(next_turn);

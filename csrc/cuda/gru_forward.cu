@@ -40,9 +40,9 @@ constexpr int kMembers = 8 / sizeof(S);
 constexpr int kLargestCluster = 16;
 
 // Those of the team that a lane sends to, and where a pair of its state goes.
-template <class S>
+template <class S, bool holds>
 struct Receivers {
-    static constexpr bool kHolds = sizeof(S) == 2;  // of float32 there are twice as many, and no registers left
+    static constexpr bool kHolds = holds;
     Peer peers[kHolds ? kLargestCluster / kMembers<S> : 1];
     int blocks;
 
@@ -91,7 +91,8 @@ VSSN_BOUNDED_KERNEL(kGruThreads, 1)
 gru_forward_kernel(ForwardParams params) {
     using P = Product<C>;
     using S = typename P::Stored;
-    constexpr int kItems = 2 * kRowTiles;  // an item: two units of a row; a lane has them of kItems rows
+    using To = Receivers<S, paired && sizeof(S) == 2>;  // of float32 there are twice as many, and no registers left
+    constexpr int kItems = 2 * kRowTiles;               // an item: two units of a row; a lane has them of kItems rows
     constexpr int kChains =
         P::kTensorCores && kRowTiles == 1 && kDepth > 4 ? 2 : 1;  // sums that do not wait for each other
     constexpr int kTileRows = kRows * kRowTiles;
@@ -110,7 +111,8 @@ gru_forward_kernel(ForwardParams params) {
     const GruForward& k = params.k;
     const GruPlan& plan = params.plan;
     const int turns = kTakesTurns ? plan.tiles_at_once : 1;
-    const Exchange exchange = known == Exchange::any ? plan.exchange : known;
+    // Pairs have kernels of their own for a block and for a cluster (gru_common.cuh).
+    const Exchange exchange = known != Exchange::any ? known : paired ? Exchange::grid : plan.exchange;
     const bool float_state = k.state_storage == Storage::float32;
     const int H = static_cast<int>(k.H), T = static_cast<int>(k.steps);
 
@@ -187,7 +189,7 @@ gru_forward_kernel(ForwardParams params) {
          i += block_threads())
         states[i] = from_float<S>(0.0f);
     team.start();
-    const Receivers<S> receivers(team);
+    const To receivers(team);
 
     // A state of a turn, from L2 to shared memory: on its way until await_copies.
     const auto copy_state = [&](int turn, unsigned exchanges, S* to) {
@@ -287,13 +289,13 @@ gru_forward_kernel(ForwardParams params) {
             if (exchange == Exchange::block) {
                 pair.store(states + (state_size - shown) + own_at[i]);
             } else if (exchange == Exchange::cluster) {
-                const int at = state_size - shown + own_at[i] - 2 * Receivers<S>::member();
+                const int at = state_size - shown + own_at[i] - 2 * To::member();
                 receivers.send(pair, plan.operand + at * static_cast<int>(sizeof(S)),
                                team.next_buffer() * static_cast<int>(sizeof(Mailbox)));
             } else {
-                const auto piece = Receivers<S>::together(pair);
+                const auto piece = To::together(pair);
                 S* to = global + (2 * turn + team.next_buffer()) * global_size + own_at[i];
-                if (Receivers<S>::member() == 0) store_l2(reinterpret_cast<Vector<uint32_t, 4>*>(to), piece);
+                if (To::member() == 0) store_l2(reinterpret_cast<Vector<uint32_t, 4>*>(to), piece);
             }
         };
         if constexpr (kTakesTurns) {
@@ -324,11 +326,9 @@ gru_forward_kernel(ForwardParams params) {
         const auto load_x = [&] {
 #pragma unroll
             for (int i = 0; i < kOwn; ++i)
-                if (mine[i])
 #pragma unroll
-                    for (int gate = 0; gate < 3; ++gate)
-                        x[i][gate] =
-                            Ahead<S, paired>::load(advanced(x_from[i], gate * gate_bytes), paired ? 2 : own_units);
+                for (int gate = 0; gate < 3; ++gate)
+                    x[i][gate].reload(advanced(x_from[i], gate * gate_bytes), !mine[i] ? 0 : paired ? 2 : own_units);
         };
         if (!kTakesTurns && longest > 0) load_x();
         sync_block();
@@ -400,7 +400,7 @@ gru_forward_kernel(ForwardParams params) {
                 for (int gate = 0; gate < 3; ++gate) P::multiply(sum[gate][0][0], resident[depth][gate], b);
             }
             const auto multiply_rest = [&](const auto& tile, int depth, int count) {
-#pragma unroll(P::kTensorCores || paired ? 2 : 1)
+#pragma unroll(paired ? 2 : 1)
                 for (int i = 0; i < count; ++i) {
                     const typename P::A a[3] = {tile(3 * i), tile(3 * i + 1), tile(3 * i + 2)};
 #pragma unroll
