@@ -49,6 +49,7 @@
 //            sum_over_lanes(v, width)    butterfly over groups of `width` lanes: every lane gets the same bits
 // Numbers    bfloat16 float16; to_float(x), from_float<T>(x) (rounds to nearest even; T float too)
 //            bits<To>(from) the same bits as another type; pack<T>(low, high) two of 16 bits, rounded, in a word
+//            lower_bfloat16(word), upper_bfloat16(word)   the halves of a word as floats
 //            exp(x) (fast, about 2 ulp), divide(a, b) (fast), expm1, log1p, log, maximum
 //            exp2(x), reciprocal(x)  one instruction each, 2 ulp and 1; what would be denormal is 0
 // Matrices   Product<C> for C = bfloat16, float16, tf32 (tensor cores) and float (full precision, FMA): below

@@ -73,8 +73,8 @@ struct Packed {
             return bits<T>(words[i]);
     }
     VSSN_DEVICE float operator[](int i) const {
-        if constexpr (std::is_same_v<T, bfloat16>)  // the upper half of a float: one instruction
-            return bits<float>(i % 2 ? words[i / 2] & 0xffff0000u : words[i / 2] << 16);
+        if constexpr (std::is_same_v<T, bfloat16>)
+            return i % 2 ? upper_bfloat16(words[i / 2]) : lower_bfloat16(words[i / 2]);
         else
             return to_float(element(i));
     }

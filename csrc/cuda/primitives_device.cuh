@@ -336,6 +336,19 @@ VSSN_DEVICE float to_float(float x) { return x; }
 VSSN_DEVICE float to_float(bfloat16 x) { return __bfloat162float(x); }
 VSSN_DEVICE float to_float(float16 x) { return __half2float(x); }
 
+// The halves of a word, each the upper half of a float: one instruction, which the compiler does not move up to the
+// word's load, where it would wait for it.
+VSSN_DEVICE float lower_bfloat16(uint32_t word) {
+    float x;
+    asm("shl.b32 %0, %1, 16;" : "=f"(x) : "r"(word));
+    return x;
+}
+VSSN_DEVICE float upper_bfloat16(uint32_t word) {
+    float x;
+    asm("and.b32 %0, %1, 0xffff0000;" : "=f"(x) : "r"(word));
+    return x;
+}
+
 template <class T>
 VSSN_DEVICE T from_float(float x) {
     if constexpr (std::is_same_v<T, float>) return x;

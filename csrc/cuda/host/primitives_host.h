@@ -319,6 +319,9 @@ inline float to_float(float x) { return x; }
 inline float to_float(bfloat16 x) { return host::widen(x); }
 inline float to_float(float16 x) { return host::widen(x); }
 
+inline float lower_bfloat16(uint32_t word) { return bits<float>(word << 16); }
+inline float upper_bfloat16(uint32_t word) { return bits<float>(word & 0xffff0000u); }
+
 template <class T>
 T from_float(float x) {
     if constexpr (std::is_same_v<T, float>) return x;
