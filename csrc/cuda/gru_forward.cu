@@ -102,8 +102,9 @@ gru_forward_kernel(ForwardParams params) {
     constexpr bool kAllResident = kOneSlice && sizeof(S) == 2;               // and has all its weights in registers
     // Whether the input of r and z is in their sums from the start. In turns it comes during the products, and a grid
     // without turns has the same bits; in others there are no registers for both.
-    constexpr bool kInputFirst = P::kTensorCores && ((known == Exchange::block && (kRowTiles == 1 || kDepth == 4)) ||
-                                                     known == Exchange::cluster);
+    constexpr bool kInputFirst =
+        P::kTensorCores &&
+        ((known == Exchange::block && (kRowTiles == 1 || kDepth == 4 || sizeof(S) == 4)) || known == Exchange::cluster);
     // Two warps of a unit tile share its items, each takes every other row: the first two slices, or where every warp
     // sums alone two that do the same products (gru_plan.cu). Its rows are made the even columns of its products.
     constexpr int kShares = P::kTensorCores && ((kAllResident && kDepth == 4) || known == Exchange::cluster) ? 2 : 1;
