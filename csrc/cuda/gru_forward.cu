@@ -240,20 +240,22 @@ gru_forward_kernel(ForwardParams params) {
         const int64_t lane_row = first_row + row_of(0), out_at = (t * k.B + lane_row) * H + unit;
         S* output = stays(advanced(static_cast<S*>(k.output), out_at * kBytes));
         S* gates = stays(advanced(static_cast<S*>(k.gates), 4 * out_at * kBytes));
-        const S* x_data = static_cast<const S*>(k.gates_x.data) + t * k.gates_x.step_stride;
+        // Without a step there may be no tensor either.
+        const S* x_data = advanced(static_cast<const S*>(k.gates_x.data), t * k.gates_x.step_stride * kBytes);
         const S* x_from[kOwn];
         const auto meet_inputs = [&](int turn) {
 #pragma unroll
             for (int i = 0; i < kOwn; ++i) {
                 const int64_t row = first_row + turn * kTileRows + row_of(i);
-                x_from[i] = stays(x_data + (row < k.B ? row : 0) * k.gates_x.row_stride + (own_units > 0 ? unit : 0));
+                x_from[i] =
+                    stays(advanced(x_data, (row < k.B ? row : 0) * x_row + (own_units > 0 ? unit : 0) * kBytes));
             }
         };
         meet_inputs(0);
         // A lane for each gate and row asks for the input of the step after the next three.
         constexpr int kAhead = 4;
-        const S* later = stays(
-            advanced(x_data + lane_id() / 8 * H + first_unit, kAhead * x_step + (first_row + lane_id() % 8) * x_row));
+        const S* later = stays(advanced(
+            x_data, (lane_id() / 8 * H + first_unit) * kBytes + kAhead * x_step + (first_row + lane_id() % 8) * x_row));
         const int64_t rows_left = k.B - first_row < turns * kTileRows ? k.B - first_row : turns * kTileRows;
         const int rows_to_ask = stays(member == warps_of_group - 1 && lane_id() < 24 && first_unit < H
                                           ? static_cast<int>(rows_left) - lane_id() % 8
