@@ -108,7 +108,7 @@ def prepared(contestant: Contestant, device: str) -> tuple[Callable[[], object],
 
 def in_turns(calls: Sequence[Callable[[], object]], device: str) -> list[list[float]]:
     """Seconds a call, one number for each round, for each of `calls`."""
-    measure = _on_gpu if device == "cuda" else _on_cpu
+    measure = seconds_on_gpu if device == "cuda" else _on_cpu
     alone = [measure(call, 1) for call in calls]
     counts = [min(MOST_CALLS, max(1, round(SAMPLE_S / seconds))) for seconds in alone]
     rounds = 3 if sum(alone) > LONG_S else ROUNDS
@@ -121,7 +121,7 @@ def in_turns(calls: Sequence[Callable[[], object]], device: str) -> list[list[fl
     ]
 
 
-def _on_gpu(call: Callable[[], object], count: int) -> float:
+def seconds_on_gpu(call: Callable[[], object], count: int) -> float:
     """Seconds a call by events around `count` of them."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()

@@ -23,6 +23,7 @@ import torch
 
 from benchmarks import ROOT, gpu_rows, markdown
 from benchmarks.cuda_resources import nvcc
+from benchmarks.gpu_contest import seconds_on_gpu
 from benchmarks.gpu_rows import Writer
 from benchmarks.gpu_run import Step, run
 
@@ -107,16 +108,8 @@ def by_program(binary: Path | None, folder: Path, until: float) -> Iterator[Floo
 
 def seconds_of(call: Callable[[], object], calls: int) -> float:
     """Of one call: the median of RUNS, each of so many calls between two events."""
-    samples = []
-    for _ in range(RUNS + 1):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        for _ in range(calls):
-            call()
-        end.record()
-        end.synchronize()
-        samples.append(1e-3 * begin.elapsed_time(end) / calls)
-    return statistics.median(samples[1:])
+    seconds_on_gpu(call, calls)
+    return statistics.median(seconds_on_gpu(call, calls) for _ in range(RUNS))
 
 
 def launch_gap(in_graph: bool) -> float:

@@ -21,6 +21,7 @@ import torch
 
 import vssn_kernels
 from benchmarks import gpu_rows
+from benchmarks.gpu_contest import seconds_on_gpu
 from benchmarks.gpu_problems import COMPUTE, NOT_HERE, gru_tensors, interleaved_tensors, posterior_tensors, tf32
 from benchmarks.gpu_rows import Writer
 from benchmarks.gpu_small import changed
@@ -50,17 +51,8 @@ class Layout(NamedTuple):
 
 def timed(launch: Callable[[], object]) -> float:
     """Microseconds a step."""
-    launch()
-    torch.cuda.synchronize()
-    found = []
-    for _ in range(LAUNCHES):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        launch()
-        end.record()
-        end.synchronize()
-        found.append(1e3 * begin.elapsed_time(end) / STEPS)
-    return statistics.median(found)
+    seconds_on_gpu(launch, 1)
+    return 1e6 / STEPS * statistics.median(seconds_on_gpu(launch, 1) for _ in range(LAUNCHES))
 
 
 def tried(row: Layout, launch: Callable[[], object], estimate: Callable[[], float | None]) -> Iterator[Layout]:

@@ -117,8 +117,7 @@ gru_backward_kernel(BackwardParams params) {
     for (int i = thread_id(); i < 2 * grads_size; i += block_threads()) grads[i] = from_float<S>(0.0f);
     team.start();
 
-    // Where a tile of a round goes: the block that owns its units, and the place in its sums of this lane's part, or <
-    // 0.
+    // Where a tile of a round goes: the block that owns its units, and there this lane's place in the sums; none: < 0.
     struct Destination {
         int owner, slot;
     };

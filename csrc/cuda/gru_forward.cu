@@ -5,7 +5,7 @@
 //   h'   = (1 - z) n + z h = output[t]                                   [B, H]
 //
 // reads   gates_x, h0, weight [3H, H], bias, lengths
-// writes  output, h_n and, for backward, gates = (r, z, n, a) of each unit; zeros at padding, which is never read
+// writes  output, h_n and, for backward, gates = (r, z, n, a) of each unit; zeros at padding, where no input counts
 //
 // A team of blocks runs a batch tile through all its steps. A warp owns a tile of 16 hidden units, and keeps the rows
 // of r, z and n of these units in three accumulators, so that the gates need no other lane. Where a block has few

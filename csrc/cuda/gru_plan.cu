@@ -148,10 +148,10 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
 }
 
 // Cycles of a step beside products, memory and the exchange: its instructions, most of which wait for the one before.
-// As an H200 took them (benchmarks/README.md), in bfloat16; two warps that share items have half of them.
+// As an H200 took them (benchmarks/results/gpu/layouts.csv), in bfloat16; two warps that share items have half of them.
 double instruction_cycles(const GruPlan& plan, bool backward) {
     if (plan.exchange == Exchange::grid) return (backward ? 3500 : 2000) + 25.0 * plan.blocks;
-    const double far = plan.exchange == Exchange::block ? 0 : plan.blocks > 8 ? 300 : 0;
+    const double far = plan.blocks > 8 ? 300 : 0;
     if (!backward) return far + (plan.exchange == Exchange::cluster ? 1300 : plan.shares == 2 ? 600 : 1200);
     const int64_t items = int64_t{kRows} * plan.row_tiles * plan.unit_tiles * kUnits / 2;
     return far + 700 + 1200 * static_cast<double>(ceil_div(items, plan.threads()));
