@@ -33,14 +33,26 @@ VSSN_CELL V gru_next(const GruGates<V>& g, V h) {
     return g.n + g.z * (h - g.n);
 }
 
+// What the gradient of h' is multiplied with for those of the inputs of r, z, n and of a; .r is that from n's on.
+template <class V>
+struct GruSlopes {
+    V r, z, n, a;
+};
+template <class V>
+VSSN_CELL GruSlopes<V> gru_slopes(const GruGates<V>& g, V h) {
+    const V one = V{} + 1;
+    return {g.a * (g.r * (one - g.r)), (h - g.n) * (g.z * (one - g.z)), (one - g.z) * (one - g.n * g.n), g.r};
+}
+
 // Gradients with respect to the inputs of r, z, n and to a; dh is the gradient of h'.
 template <class V>
+VSSN_CELL GruGates<V> gru_gate_grads(const GruSlopes<V>& slopes, V dh) {
+    const V grad_n = dh * slopes.n;
+    return {grad_n * slopes.r, dh * slopes.z, grad_n, grad_n * slopes.a};
+}
+template <class V>
 VSSN_CELL GruGates<V> gru_gate_grads(const GruGates<V>& g, V h, V dh) {
-    const V one = V{} + 1;
-    const V grad_z = dh * (h - g.n) * (g.z * (one - g.z));
-    const V grad_n = dh * (one - g.z) * (one - g.n * g.n);
-    const V grad_r = grad_n * g.a * (g.r * (one - g.r));
-    return {grad_r, grad_z, grad_n, grad_n * g.r};
+    return gru_gate_grads(gru_slopes(g, h), dh);
 }
 
 // ---- Activations of hidden layers ------------------------------------------------------------------------

@@ -33,6 +33,19 @@ struct Inputs {
     Ahead<S, paired> grad_output;
 };
 
+// What of them does not depend on the gradient of the state. Where nothing is to be computed the slopes are 0.
+struct Prepared {
+    GruSlopes<float> slopes[2];
+    float z[2], grad_output[2];
+    bool active[2];
+};
+
+// What is written of them.
+template <class S>
+struct Written {
+    Packed<S, 2> r, z, n, a;
+};
+
 // paired: H is even and every row of the sequences starts at a pair's alignment. known: as in gru_common.cuh.
 template <class C, int kDepth, int kRowTiles, bool paired, Exchange known>
 VSSN_BOUNDED_KERNEL(kGruThreads, 1)
@@ -43,6 +56,11 @@ gru_backward_kernel(BackwardParams params) {
     constexpr int kTileRows = kRows * kRowTiles;
     constexpr int kTiles = kBackwardTiles;
     constexpr bool kTakesTurns = known == Exchange::grid;
+    // Whether there are registers for where a step's parts go.
+    constexpr bool kHolds = paired && kRowTiles == 1 && P::kTensorCores;
+    // And for its slopes, which are told while those before it are on their way, and for what is written of it until
+    // its parts are sent.
+    constexpr bool kEarly = kHolds && !kTakesTurns && sizeof(S) == 2;
     // k tiles on their way: single elements take registers, and so do turns
     [[maybe_unused]] constexpr int kAtOnce =
         (paired && sizeof(S) == 2 && kRowTiles == 1) || (kRowTiles == 1 && !kTakesTurns && known != Exchange::any) ? 2
@@ -128,8 +146,6 @@ gru_backward_kernel(BackwardParams params) {
         const int slot = (source * kTileRows + accumulator_column(odd ? 1 : 0)) * sum_stride + unit;
         return Destination{to < row_tiles ? owner : 0, to < row_tiles ? slot : -1};
     };
-    // Held where there are registers for it.
-    constexpr bool kHolds = paired && kRowTiles == 1 && P::kTensorCores;
     [[maybe_unused]] Destination first_round[kHolds ? kTiles : 1];
     [[maybe_unused]] Peer first_peers[kHolds ? kTiles : 1];
     [[maybe_unused]] bool all_there = true;
@@ -213,6 +229,13 @@ gru_backward_kernel(BackwardParams params) {
             }
         };
         meet_inputs(t, 0);
+        [[maybe_unused]] const auto advance_inputs = [&] {
+#pragma unroll
+            for (int i = 0; i < kItems; ++i) {
+                at_item[i] += state_step;
+                out_of_item[i] = advanced(out_of_item[i], out_step);
+            }
+        };
 
         Inputs<S, paired> ahead[kItems] = {};
         // At padding they are something: nothing that is made of them there is kept. No branch between the loads, so
@@ -229,24 +252,36 @@ gru_backward_kernel(BackwardParams params) {
         };
 
         // What load_ahead reads so many steps later, as a hint: a thread for each 32 bytes.
-        constexpr int kAhead = 4;
+        constexpr int kAhead = 4;  // from the next step on, of which the inputs are there, or on their way
         const auto prefetch = [&] {
+            constexpr int kSteps = kEarly ? kAhead - 1 : kAhead;  // from the one at_item is at
 #pragma unroll
             for (int i = 0; i < kItems; ++i) {
-                const int64_t later = at_item[i] + kAhead * state_step;
+                const int64_t later = at_item[i] + kSteps * state_step;
                 if (asks_gates[i]) prefetch_l2(static_cast<const S*>(k.gates) + 4 * later);
                 if (!asks[i]) continue;
                 prefetch_l2(static_cast<const S*>(k.output) + later);
-                if (has_out) prefetch_l2(advanced(out_of_item[i], kAhead * out_step));
+                if (has_out) prefetch_l2(advanced(out_of_item[i], kSteps * out_step));
             }
         };
 
-        // The gradient of the state, at two units of a row: what stayed here, and the sources' parts, added in a fixed
-        // order. Called by all lanes of a warp.
-        const auto collect = [&](int b, int j, int turn, bool any) {
+        // An item's gradient of the state that stayed here.
+        [[maybe_unused]] Vector<float, 2> carried[kEarly ? kItems : 1] = {};
+        const auto stayed = [&](int i, int turn) -> Vector<float, 2>& {
+            if constexpr (kEarly)
+                return carried[i];
+            else
+                return *reinterpret_cast<Vector<float, 2>*>(carry + (turn * kTileRows + row_of[i]) * units +
+                                                            unit_of[i]);
+        };
+
+        // The gradient of the state at an item: what stayed, and the sources' parts, added in a fixed order. Called by
+        // all lanes of a warp.
+        const auto collect = [&](int i, int turn, bool any) {
             Vector<float, 2> sum = {{0, 0}};
             if (any) {
-                const int source_size = kTileRows * sum_stride, slot = part * source_size + b * sum_stride + j;
+                const int source_size = kTileRows * sum_stride;
+                const int slot = part * source_size + row_of[i] * sum_stride + unit_of[i];
                 const int64_t distance = int64_t{parts} * source_size;
                 const auto add = [&](const auto& load, const float* from) {
                     // On their way together, as registers allow.
@@ -279,44 +314,58 @@ gru_backward_kernel(BackwardParams params) {
                     sum.v[1] += shuffle_xor(sum.v[1], mask);
                 }
             }
-            const auto stayed = *reinterpret_cast<const Vector<float, 2>*>(carry + (turn * kTileRows + b) * units + j);
-            return Vector<float, 2>{{stayed.v[0] + sum.v[0], stayed.v[1] + sum.v[1]}};
+            const Vector<float, 2> own = stayed(i, turn);
+            return Vector<float, 2>{{own.v[0] + sum.v[0], own.v[1] + sum.v[1]}};
         };
 
-        // Of the item whose input was loaded: `at` and the rest are where that was.
-        const auto gate_gradients = [&](int i, int turn, Vector<float, 2> dh) {
-            const int j = unit_of[i], in_turns = turn * kTileRows + row_of[i];
+        // Of the item whose input was loaded, for step t.
+        const auto prepare = [&](int i, int t, int turn) {
             const Inputs<S, paired>& in = ahead[i];
-            const bool active = t < steps_of_item[i], first = t == first_of_item[i];
             Vector<float, 2> before = {{in.before[0], in.before[1]}};
-            if (first) before = *reinterpret_cast<const Vector<float, 2>*>(first_state + in_turns * units + j);
-            GruGates<float> grad[2];
+            if (t == first_of_item[i])
+                before = *reinterpret_cast<const Vector<float, 2>*>(
+                    first_state + (turn * kTileRows + row_of[i]) * units + unit_of[i]);
+            Prepared result;
 #pragma unroll
             for (int n = 0; n < 2; ++n) {
                 const GruGates<float> g = {in.gates[4 * n], in.gates[4 * n + 1], in.gates[4 * n + 2],
                                            in.gates[4 * n + 3]};
-                const float sum = dh.v[n] + in.grad_output[n];
-                grad[n] = gru_gate_grads(g, before.v[n], sum);
-                if (active && (paired || n < units_of_item[i]))
-                    dh.v[n] = sum * g.z;
-                else
-                    grad[n] = {0, 0, 0, 0};
+                const GruSlopes<float> slopes = gru_slopes(g, before.v[n]);
+                result.active[n] = t < steps_of_item[i] && (paired || n < units_of_item[i]);
+                result.slopes[n] = result.active[n] ? slopes : GruSlopes<float>{0, 0, 0, 0};
+                result.z[n] = g.z;
+                result.grad_output[n] = in.grad_output[n];
             }
-            *reinterpret_cast<Vector<float, 2>*>(carry + in_turns * units + j) = dh;
-            S* operand = grads + team.buffer() * grads_size + row_of[i] * plan.stride + j;
+            return result;
+        };
+
+        // The item's gradients, with that of its state; the operands of its products.
+        const auto gate_gradients = [&](int i, int turn, const Prepared& from, Vector<float, 2> dh) {
+            GruGates<float> grad[2];
+#pragma unroll
+            for (int n = 0; n < 2; ++n) {
+                const float sum = dh.v[n] + from.grad_output[n];
+                grad[n] = gru_gate_grads(from.slopes[n], from.active[n] ? sum : 0.0f);
+                if (from.active[n]) dh.v[n] = sum * from.z[n];
+            }
+            stayed(i, turn) = dh;
+            S* operand = grads + team.buffer() * grads_size + row_of[i] * plan.stride + unit_of[i];
             operands<P>(grad[0].r, grad[1].r).store(operand);
             operands<P>(grad[0].z, grad[1].z).store(operand + units);
             operands<P>(grad[0].a, grad[1].a).store(operand + 2 * units);
-            // 3 at, but that a row's units are not three times as far from its start.
             using Pair = Packed<S, 2>;
-            const int64_t at =
-                P::kTensorCores ? at_item[i] : place(i, t, turn);  // held, or told again for want of registers
-            S* grad_x = static_cast<S*>(k.grad_gates_x) + (3 * at - 2 * (first_own + j));
-            store_pair<paired>(grad_x, Pair::round(grad[0].r, grad[1].r), units_of_item[i]);
-            store_pair<paired>(advanced(grad_x, gate_bytes), Pair::round(grad[0].z, grad[1].z), units_of_item[i]);
-            store_pair<paired>(advanced(grad_x, 2 * gate_bytes), Pair::round(grad[0].n, grad[1].n), units_of_item[i]);
-            if (k.grad_a)
-                store_pair<paired>(static_cast<S*>(k.grad_a) + at, Pair::round(grad[0].a, grad[1].a), units_of_item[i]);
+            return Written<S>{Pair::round(grad[0].r, grad[1].r), Pair::round(grad[0].z, grad[1].z),
+                              Pair::round(grad[0].n, grad[1].n), Pair::round(grad[0].a, grad[1].a)};
+        };
+
+        // To where the item is in [T, B, H].
+        const auto write = [&](int i, int64_t at, const Written<S>& written) {
+            // 3 at, but that a row's units are not three times as far from its start.
+            S* grad_x = static_cast<S*>(k.grad_gates_x) + (3 * at - 2 * (first_own + unit_of[i]));
+            store_pair<paired>(grad_x, written.r, units_of_item[i]);
+            store_pair<paired>(advanced(grad_x, gate_bytes), written.z, units_of_item[i]);
+            store_pair<paired>(advanced(grad_x, 2 * gate_bytes), written.n, units_of_item[i]);
+            if (k.grad_a) store_pair<paired>(static_cast<S*>(k.grad_a) + at, written.a, units_of_item[i]);
         };
 
         // All blocks have sent what the turn's sums are made of.
@@ -336,43 +385,68 @@ gru_backward_kernel(BackwardParams params) {
                 for (int j = 0; j < 2; ++j) {
                     const int at = b * units + unit_of[i] + j, unit = first_own + unit_of[i] + j;
                     const bool inside = row < k.B && unit < H;
-                    carry[at] = inside && k.grad_h_n.data
-                                    ? load_state<S>(k.grad_h_n.data, float_state, row * k.grad_h_n.stride + unit)
-                                    : 0.0f;
+                    stayed(i, turn).v[j] = inside && k.grad_h_n.data ? load_state<S>(k.grad_h_n.data, float_state,
+                                                                                     row * k.grad_h_n.stride + unit)
+                                                                     : 0.0f;
                     first_state[at] = inside ? load_state<S>(k.h0.data, float_state, row * k.h0.stride + unit) : 0.0f;
                 }
             }
         }
         if (longest > 0) load_ahead(t);
 
+        // What does not depend on the step before, while that is on its way: the slopes of step t, number s, of inputs
+        // that were loaded a step ahead, and the inputs of the one behind it.
+        [[maybe_unused]] Prepared prepared[kEarly ? kItems : 1];
+        [[maybe_unused]] const auto prepare_step = [&](int s, int t) {
+#pragma unroll
+            for (int i = 0; i < kItems; ++i)
+                if (i == 0 || summed[i]) prepared[kEarly ? i : 0] = prepare(i, t, 0);
+            advance_inputs();
+            if (s + 1 < longest) load_ahead(t + t_step);
+        };
+        // What the first step sends on reaches nobody but grad_h0.
+        const auto has_sends = [&](int s) { return kTakesTurns || s + 1 < longest || (s < longest && k.grad_h0); };
+        if (kEarly && has_sends(0)) team.expect_next();
+        if (kEarly && longest > 0) prepare_step(0, t);
+
         int turn = 0;
 #pragma unroll 1
         for (int s = 0; s < longest;) {
-            // What the first step sends on reaches nobody but grad_h0.
-            const bool sends = kTakesTurns || s + 1 < longest || k.grad_h0;
-            if (sends) team.expect_next();
+            const bool sends = has_sends(s);
+            if (!kEarly && sends) team.expect_next();
             if (!kHolds && !kTakesTurns) meet_items(0);
             const int next_turn = kTakesTurns && turn + 1 < turns ? turn + 1 : 0, next_s = s + (next_turn == 0 ? 1 : 0);
 
             // ---- Gates -------------------------------------------------------------------------------------------
+            [[maybe_unused]] Written<S> written[kEarly ? kItems : 1];
 #pragma unroll
             for (int i = 0; i < kItems; ++i)
                 if (summed[i]) {
-                    const Vector<float, 2> dh = collect(row_of[i], unit_of[i], turn, s > 0);
-                    if (mine[i]) gate_gradients(i, turn, dh);
+                    const Vector<float, 2> dh = collect(i, turn, s > 0);
+                    if (!mine[i]) continue;
+                    if constexpr (kEarly) {
+                        written[i] = gate_gradients(i, turn, prepared[i], dh);
+                    } else {
+                        const Written<S> one = gate_gradients(i, turn, prepare(i, t, turn), dh);
+                        write(i, P::kTensorCores ? at_item[i] : place(i, t, turn), one);  // held, or told again
+                    }
                 }
-            if (!sends) break;
+            const auto write_step = [&] {
+#pragma unroll
+                for (int i = 0; i < kItems; ++i)
+                    if (i == 0 || summed[i]) write(i, at_item[i] - state_step, written[kEarly ? i : 0]);
+            };
+            if (!sends) {
+                if (kEarly) write_step();
+                break;
+            }
             const int next_t = next_turn == 0 ? t + t_step : t;
-            if constexpr (kTakesTurns || !kHolds) {
+            if constexpr (!kHolds || kTakesTurns) {
                 if (kTakesTurns) meet_items(next_turn);
                 meet_inputs(next_s < longest ? next_t : t, next_turn);
                 if (next_s < longest) load_ahead(next_t);
-            } else if (next_s < longest) {
-#pragma unroll
-                for (int i = 0; i < kItems; ++i) {
-                    at_item[i] += state_step;
-                    out_of_item[i] = advanced(out_of_item[i], out_step);
-                }
+            } else if (!kEarly && next_s < longest) {
+                advance_inputs();
                 load_ahead(next_t);
             }
             sync_block();
@@ -466,10 +540,17 @@ gru_backward_kernel(BackwardParams params) {
                 depth = 0;
             } while (++round < plan.rounds && row_tile(round, 0) < row_tiles);
             team.sent(turn);
+            if (next_turn == 0) ++team.done;
+
+            // ---- What others do not wait for ---------------------------------------------------------------------
+            if constexpr (kEarly) {
+                if (has_sends(next_s)) team.expect_next();
+                write_step();
+                if (next_s < longest) prepare_step(next_s, next_t);
+            }
             // In the others there is no register for it, and a step is longer.
             if (kRowTiles == 1 && P::kTensorCores && next_s + kAhead < longest) prefetch();
             if constexpr (kTakesTurns) {
-                if (next_turn == 0) ++team.done;
                 if (next_s > 0) receive_turn(next_turn);
             } else {
                 team.receive();
@@ -490,7 +571,7 @@ gru_backward_kernel(BackwardParams params) {
                 const int unit = first_own + unit_of[i], own_units = H - unit;
                 const int64_t row = first_row + turn * kTileRows + row_of[i];
                 if (!summed[i]) continue;
-                const Vector<float, 2> dh = collect(row_of[i], unit_of[i], turn, sent_on);
+                const Vector<float, 2> dh = collect(i, turn, sent_on);
                 if (!mine[i] || row >= k.B) continue;
                 const auto zero = Packed<S, 2>::zero();
 #pragma unroll 1

@@ -98,7 +98,7 @@ struct Team {
     unsigned* counters;  // of the grid: one for each turn
     Mailbox* mailboxes;  // of the cluster
     int expected_bytes;  // that come to this block's mailbox in an exchange
-    unsigned done;       // exchanges so far
+    unsigned done;       // exchanges in which this block has sent
 
     VSSN_DEVICE int buffer() const { return static_cast<int>(done % 2); }
     VSSN_DEVICE int next_buffer() const { return static_cast<int>((done + 1) % 2); }
@@ -119,7 +119,7 @@ struct Team {
         if (exchange == Exchange::cluster && thread_id() == 0) expect(mailboxes + next_buffer(), expected_bytes);
     }
 
-    // This block has sent. What the kernel writes between sent() and receive() delays nobody.
+    // This block has sent.
     VSSN_DEVICE void sent(int turn = 0) const {
         if (exchange != Exchange::cluster) sync_block();
         if (exchange == Exchange::grid && thread_id() == 0) add_release(counters + turn, 1);
@@ -133,14 +133,14 @@ struct Team {
             check_acquire(counters + turn, static_cast<unsigned>(blocks) * exchanges);
     }
 
-    // All blocks have sent, and this thread may read it (from the grid: by load_l2).
-    VSSN_DEVICE void receive() {
-        if (exchange == Exchange::cluster) await(mailboxes + next_buffer(), done / 2);
+    // All blocks have sent in exchange number `done`, and this thread may read it (from the grid: by load_l2). Where no
+    // turns are taken, sent() belongs to ++done; what lies between these and receive() delays nobody.
+    VSSN_DEVICE void receive() const {
+        if (exchange == Exchange::cluster) await(mailboxes + buffer(), (done - 1) / 2);
         if (exchange == Exchange::grid) {
-            if (thread_id() == 0) wait_acquire(counters, static_cast<unsigned>(blocks) * (done + 1));
+            if (thread_id() == 0) wait_acquire(counters, static_cast<unsigned>(blocks) * done);
             sync_block();
         }
-        ++done;
     }
 };
 

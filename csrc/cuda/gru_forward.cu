@@ -363,7 +363,8 @@ gru_forward_kernel(ForwardParams params) {
                         prefetch_l2(advanced(later, (turn_rows + n * kRows) * x_row));
 
             // ---- Products ----------------------------------------------------------------------------------------
-            // What is there before them: the bias and, where it has come, the input of r and z.
+            // What is there before them, made while the state is on its way: the bias and, where it has come, the input
+            // of r and z.
             Accumulator sum[3][kRowTiles][kChains] = {};
             [[maybe_unused]] float n_input[kOwn][2];
 #pragma unroll
@@ -381,6 +382,14 @@ gru_forward_kernel(ForwardParams params) {
 #pragma unroll
                 for (int i = 0; i < kOwn; ++i) x_from[i] = advanced(x_from[i], more ? x_step : 0);
                 load_x();
+            }
+            if constexpr (!kTakesTurns) {
+                if (s > 0) team.receive();
+                if (exchange == Exchange::grid && s > 0) {
+                    copy_state(0, team.done, states);
+                    await_copies();
+                    sync_block();
+                }
             }
             const S* state = states + shown + first_k;
             constexpr int kInPairs = P::kTensorCores ? kDepth : 0;  // multiply-adds leave no registers for two
@@ -545,16 +554,10 @@ gru_forward_kernel(ForwardParams params) {
             if constexpr (kTakesTurns) {
                 team.done = next_done;
                 turn = next_turn;
-                if (kTwoStates) shown = state_size - shown;
             } else {
-                team.receive();
-                if (exchange != Exchange::grid) shown = state_size - shown;
-                if (exchange == Exchange::grid) {
-                    copy_state(0, team.done, states);
-                    await_copies();
-                    sync_block();
-                }
+                ++team.done;
             }
+            if (kTakesTurns ? kTwoStates : exchange != Exchange::grid) shown = state_size - shown;
             s = next_s;
         }
 

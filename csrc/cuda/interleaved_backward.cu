@@ -41,7 +41,7 @@ struct BackwardWeights {
 // d logvar / d raw with Scale::softplus, as cell.h has it, but by a fast division.
 VSSN_DEVICE float softplus_slope(float logvar, float min_std) {
     const float std = standard_deviation<Math>(logvar), above = std - min_std;
-    return -2 * divide(expm1(above > 0 ? -above : 0.0f), std);
+    return -2 * divide(LatentMath::expm1(above > 0 ? -above : 0.0f), std);
 }
 
 // (r, u, n, a) of two neighbouring units of a batch row, as they were loaded for a later step. together: as one access
@@ -151,12 +151,12 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
             lane_quad(plan.latent_carry_at, slot) = zero;
             if (k.resets) lane_quad(plan.latent_sums_at, slot) = zero;
         }
-        zero_steps<T>(k, batch, k.grad_gates_x, 3 * k.H, rank, plan.cluster);
-        zero_steps<T>(k, batch, k.grad_a, k.H, rank, plan.cluster);
-        zero_steps<T>(k, batch, k.grad_embed_context, k.E, rank, plan.cluster);
-        zero_steps<T>(k, batch, k.grad_context, k.M, rank, plan.cluster);
-        zero_steps<T>(k, batch, k.grad_out, 2 * k.Z, rank, plan.cluster);
-        zero_steps<T>(k, batch, k.grad_eps, k.Z, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.grad_gates_x, 3 * k.H, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.grad_a, k.H, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.grad_embed_context, k.E, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.grad_context, k.M, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.grad_out, 2 * k.Z, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.grad_eps, k.Z, rank, plan.cluster);
     }
 
     VSSN_DEVICE void store_state(void* to, bool is_float, int of_tile, int units, const Quad& values) const {
@@ -209,15 +209,19 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
     }
 
     VSSN_DEVICE void prefetch(int step) const {
-        const int index = (warps() - 1 - warp_id()) * plan.cluster + rank, count = warps() * plan.cluster;
+        const int count = warps() * plan.cluster;
+        int index = (warps() - 1 - warp_id()) * plan.cluster + rank;
         const int t = last - step;
         hidden.prefetch(batch, t, M, index, count);
         embed.prefetch(batch, t, E, index, count);
         grad_h.prefetch(batch, t, H, index, count);
         h.prefetch(batch, t - 1, H, index, count);
         Steps::contiguous(k.gates, k.B, 4 * k.H).prefetch(batch, t, 4 * H, index, count);
-        for (const Steps* sequence : {&grad_z, &grad_mu, &grad_logvar, &logvar, &eps})
-            sequence->prefetch(batch, t - 1, Z, index, count);
+        grad_z.prefetch(batch, t - 1, Z, index, count);
+        grad_mu.prefetch(batch, t - 1, Z, index, count);
+        grad_logvar.prefetch(batch, t - 1, Z, index, count);
+        logvar.prefetch(batch, t - 1, Z, index, count);
+        eps.prefetch(batch, t - 1, Z, index, count);
     }
 
     // ---- Layers
@@ -235,7 +239,7 @@ struct Backward : Block<C, InterleavedBackward, meeting> {
             const bool inside = batch.valid(t, i % 2) && of_tile * kUnits + accumulator_row(i) < Z;
             const float slope = k.scale == Scale::softplus
                                     ? softplus_slope(log_variance.v[i], k.min_std)
-                                    : floored_logvar_slope<Math>(log_variance.v[i], k.min_logvar);
+                                    : floored_logvar_slope<LatentMath>(log_variance.v[i], k.min_logvar);
             const float total = dz.v[i] + in_z.v[i], sigma = standard_deviation<Math>(log_variance.v[i]);
             of_eps.v[i] = total * sigma;
             mu.v[i] = inside ? total + in_mu.v[i] : 0.0f;

@@ -49,22 +49,19 @@ struct Chosen {
     static constexpr Activation value = act;
 };
 
+// Branches: a table of addresses would be read in every step.
 template <class Apply>
 VSSN_DEVICE void with_activation(Activation act, const Apply& apply) {
-    switch (act) {
-        case Activation::tanh:
-            return apply(Chosen<Activation::tanh>{});
-        case Activation::relu:
-            return apply(Chosen<Activation::relu>{});
-        case Activation::leaky_relu:
-            return apply(Chosen<Activation::leaky_relu>{});
-        case Activation::silu:
-            return apply(Chosen<Activation::silu>{});
-        case Activation::elu:
-            return apply(Chosen<Activation::elu>{});
-        default:
-            return;
-    }
+    if (act == Activation::tanh)
+        apply(Chosen<Activation::tanh>{});
+    else if (act == Activation::silu)
+        apply(Chosen<Activation::silu>{});
+    else if (act == Activation::elu)
+        apply(Chosen<Activation::elu>{});
+    else if (act == Activation::relu)
+        apply(Chosen<Activation::relu>{});
+    else if (act == Activation::leaky_relu)
+        apply(Chosen<Activation::leaky_relu>{});
 }
 
 VSSN_DEVICE void apply_activation(Activation act, Four& x) {

@@ -129,11 +129,13 @@ struct Forward : Block<C, InterleavedForward, meeting> {
         }
         load_bias(plan.gates_bias_at, kState, 3, k.bias_hh, H);
         load_bias(plan.out_bias_at, kLatent, 2, k.bias_out, Z);
-        for (void* sequence : {k.z, k.mu, k.logvar}) zero_steps<T>(k, batch, sequence, k.Z, rank, plan.cluster);
-        zero_steps<T>(k, batch, k.h, k.H, rank, plan.cluster);
-        zero_steps<T>(k, batch, k.gates, 4 * k.H, rank, plan.cluster);
-        zero_steps<T>(k, batch, k.embed, k.E, rank, plan.cluster);
-        zero_steps<T>(k, batch, k.hidden, k.M, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.z, k.Z, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.mu, k.Z, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.logvar, k.Z, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.h, k.H, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.gates, 4 * k.H, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.embed, k.E, rank, plan.cluster);
+        zero_padding_of<T>(k, batch, k.hidden, k.M, rank, plan.cluster);
     }
 
     // ---- Inputs
@@ -149,7 +151,8 @@ struct Forward : Block<C, InterleavedForward, meeting> {
     }
 
     VSSN_DEVICE void prefetch(int step) const {
-        const int index = (warps() - 1 - warp_id()) * plan.cluster + rank, count = warps() * plan.cluster;
+        const int count = warps() * plan.cluster;
+        int index = (warps() - 1 - warp_id()) * plan.cluster + rank;
         gates_x.prefetch(batch, step, 3 * H, index, count);
         embed_context.prefetch(batch, step, E, index, count);
         context.prefetch(batch, step, M, index, count);
@@ -165,15 +168,14 @@ struct Forward : Block<C, InterleavedForward, meeting> {
             if (of_tile * kUnits + accumulator_row(i) >= units) four.v[i] = 0;
     }
 
-    // What a hidden layer's product and its context become: `sum`, activated; what backward needs is stored.
-    VSSN_DEVICE void finish_layer(Four& sum, const Loaded& input, Activation act, void* kept, int step, int of_tile,
-                                  int units) const {
+    // What a hidden layer's product and its context become: `sum`, activated. Gives what backward needs.
+    VSSN_DEVICE StoredFour<T> finish_layer(Four& sum, const Loaded& input, Activation act, int of_tile,
+                                           int units) const {
         add(sum, input.wide());
         zero_beyond(sum, of_tile, units);
         const StoredFour<T> before = StoredFour<T>::of(sum);
         apply_activation(act, sum);
-        store_four<paired, T>(kept, batch, k.B, step, of_tile, units, units, 0,
-                              keeps_input(act) ? before : StoredFour<T>::of(sum));
+        return keeps_input(act) ? before : StoredFour<T>::of(sum);
     }
 
     VSSN_DEVICE void embed_layer(int step, Loaded& input) const {
@@ -184,8 +186,9 @@ struct Forward : Block<C, InterleavedForward, meeting> {
                 this->template multiply<1>(sum, kEmbed, kIntoEmbed, slot, latent, plan.latent_stride);
             this->join(kEmbed, slot, sum);
             if (this->finishes(kEmbed, slot)) {
-                finish_layer(sum[0], input, k.embed_activation, k.embed, step, tile(slot), E);
+                const auto kept = finish_layer(sum[0], input, k.embed_activation, tile(slot), E);
                 this->give(kEmbed, step, embed, plan.embed_stride, tile(slot) * kUnits, sum[0]);
+                store_four<paired, T>(k.embed, batch, k.B, step, tile(slot), E, E, 0, kept);
                 const NextSlot next(*this, kEmbed, slot, step);
                 embed_context.load_over(input, batch, next.step, tile(next.slot), E);
             }
@@ -201,8 +204,9 @@ struct Forward : Block<C, InterleavedForward, meeting> {
                 this->template multiply<1>(sum, kHidden, kIntoHidden, slot, state(step + 1), plan.state_stride);
             this->join(kHidden, slot, sum);
             if (this->finishes(kHidden, slot)) {
-                finish_layer(sum[0], input, k.activation, k.hidden, step, tile(slot), M);
+                const auto kept = finish_layer(sum[0], input, k.activation, tile(slot), M);
                 this->give(kHidden, step, hidden, plan.hidden_stride, tile(slot) * kUnits, sum[0]);
+                store_four<paired, T>(k.hidden, batch, k.B, step, tile(slot), M, M, 0, kept);
                 const NextSlot next(*this, kHidden, slot, step);
                 context.load_over(input, batch, next.step, tile(next.slot), M);
             }
@@ -259,11 +263,9 @@ struct Forward : Block<C, InterleavedForward, meeting> {
         if (k.gates == nullptr) return;
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-            if (!batch.inside(j)) continue;
+            if (!batch.valid(step, j)) continue;
             T* p = static_cast<T*>(k.gates) + 4 * ((step * k.B + batch.row + j) * H + unit);
-            const GruGates<float> zero = {0, 0, 0, 0};
-            const GruGates<float> g = batch.valid(step, j) ? gates[j] : zero,
-                                  o = batch.valid(step, j) ? gates[2 + j] : zero;
+            const GruGates<float>&g = gates[j], &o = gates[2 + j];
             const auto one = Packed<T, 4>::round(g.r, g.z, g.n, g.a), other = Packed<T, 4>::round(o.r, o.z, o.n, o.a);
             if constexpr (paired) {
                 Packed<T, 8> both;
@@ -312,8 +314,8 @@ struct Forward : Block<C, InterleavedForward, meeting> {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const float mu = sums[0].v[i] + bias[i / 2], raw = sums[1].v[i] + bias[kUnits + i / 2];
-            const float logvar = k.scale == Scale::softplus ? softplus_logvar<Math>(raw, k.min_std)
-                                                            : floored_logvar<Math>(raw, k.min_logvar);
+            const float logvar = k.scale == Scale::softplus ? softplus_logvar<LatentMath>(raw, k.min_std)
+                                                            : floored_logvar<LatentMath>(raw, k.min_logvar);
             all_mu.v[i] = mu;
             all_logvar.v[i] = logvar;
             all_z.v[i] = mu + standard_deviation<Math>(logvar) * noise.v[i];

@@ -54,20 +54,26 @@ struct Backward : BackwardWeights<C> {
     using Loaded = typename Steps::Loaded;  // of hidden
     static constexpr int kParts = 2, kSums = 1;
 
-    struct LatentInputs {
-        typename Steps::Loaded grad_z, grad_mu, grad_logvar, logvar, eps;
+    template <int rows>
+    struct LatentInputsOf {
+        LoadedRows<T, paired, rows> grad_z, grad_mu, grad_logvar, logvar, eps;
     };
+    using LatentInputs = LatentInputsOf<2>;
 
     // grad_raw = raw_from_logvar + dz raw_from_z
-    struct Prepared {
-        Four grad_z, grad_mu, raw_from_logvar, raw_from_z, sigma;
+    template <int rows>
+    struct PreparedOf {
+        OfRows<rows> grad_z, grad_mu, raw_from_logvar, raw_from_z, sigma;
     };
+    using Prepared = PreparedOf<2>;
 
-    struct Result {
-        Four latent[kParts];  // the gradients of mu and raw
-        StoredFour<T> grad_mu, grad_raw, grad_eps;
-        Four carry;  // the gradient of z_t that came through step t + 1: behind the last step, z0's
+    template <int rows>
+    struct ResultOf {
+        OfRows<rows> latent[kParts];  // the gradients of mu and raw
+        StoredRows<T, rows> grad_mu, grad_raw, grad_eps;
+        OfRows<rows> carry;  // the gradient of z_t that came through step t + 1: behind the last step, z0's
     };
+    using Result = ResultOf<2>;
 
     using Weights::k;
     const BatchTile& batch;
@@ -103,6 +109,15 @@ struct Backward : BackwardWeights<C> {
         for (int j = 0; j < n; ++j) kept[j] = StoredFour<T>::of(products[j]);
     }
 
+    // What a tile's product begins with, and what it becomes.
+    static VSSN_DEVICE Four hidden_start(const Loaded&) { return zeros(); }
+    template <int n>
+    VSSN_DEVICE void hidden_activate(Four (&products)[n], const Loaded* inputs, StoredFour<T>* kept) const {
+        multiply_slopes_by(k.activation, products, inputs);
+#pragma unroll
+        for (int j = 0; j < n; ++j) kept[j] = StoredFour<T>::of(products[j]);
+    }
+
     VSSN_DEVICE void store_hidden(int step, int net, int tile, const StoredFour<T>& kept) const {
         store_four<paired, T>(net == 0 ? k.grad_context : k.grad_prior_context, batch, k.B, last - step, tile, M, M, 0,
                               kept);
@@ -125,42 +140,63 @@ struct Backward : BackwardWeights<C> {
     }
 
     VSSN_DEVICE void prefetch(int step, int index, int count) const {
-        for (const Steps* sequence : {&hidden, &prior_hidden}) sequence->prefetch(batch, last - step, M, index, count);
-        for (const Steps* sequence : {&grad_z, &grad_mu, &grad_logvar, &logvar, &eps})
-            sequence->prefetch(batch, last - step - 1, Z, index, count);
+        hidden.prefetch(batch, last - step, M, index, count);
+        prior_hidden.prefetch(batch, last - step, M, index, count);
+        grad_z.prefetch(batch, last - step - 1, Z, index, count);
+        grad_mu.prefetch(batch, last - step - 1, Z, index, count);
+        grad_logvar.prefetch(batch, last - step - 1, Z, index, count);
+        logvar.prefetch(batch, last - step - 1, Z, index, count);
+        eps.prefetch(batch, last - step - 1, Z, index, count);
     }
 
-    VSSN_DEVICE Prepared prepared(int step, int group, const LatentInputs& loaded) const {
-        Prepared result;
-        const Four grad_logvar = loaded.grad_logvar.wide(), logvar = loaded.logvar.wide(), eps = loaded.eps.wide();
+    template <int rows>
+    static VSSN_DEVICE PreparedOf<rows> prepare(const LatentInputsOf<rows>& loaded, float min_logvar) {
+        PreparedOf<rows> result;
+        const auto grad_logvar = loaded.grad_logvar.wide(), logvar = loaded.logvar.wide(), eps = loaded.eps.wide();
         result.grad_z = loaded.grad_z.wide();
         result.grad_mu = loaded.grad_mu.wide();
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const bool inside = batch.valid(last - step - 1, i % 2) && group * kUnits + accumulator_row(i) < Z;
+        for (int i = 0; i < 2 * rows; ++i) {
             const float sigma = standard_deviation<Math>(logvar.v[i]);
-            const float slope = inside ? floored_logvar_slope<Math>(logvar.v[i], k.min_logvar) : 0.0f;
+            const float slope = floored_logvar_slope<LatentMath>(logvar.v[i], min_logvar);
             result.sigma.v[i] = sigma;
             result.raw_from_logvar.v[i] = grad_logvar.v[i] * slope;
-            result.raw_from_z.v[i] = sigma * eps.v[i] * 0.5f * slope;
+            result.raw_from_z.v[i] = sigma * eps.v[i] * (0.5f * slope);
+        }
+        return result;
+    }
+
+    VSSN_DEVICE Prepared prepared(int step, int group, const LatentInputs& loaded) const {
+        Prepared result = prepare<2>(loaded, k.min_logvar);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            if (batch.valid(last - step - 1, i % 2) && group * kUnits + accumulator_row(i) < Z) continue;
+            result.raw_from_logvar.v[i] = result.raw_from_z.v[i] = 0.0f;
         }
         return result;
     }
 
     VSSN_DEVICE Result latent_finish(const Four* sums, const Prepared& prepared, int) const {
-        Result result;
-        Four grad_eps;
+        return latents<2>(sums, prepared);
+    }
+
+    // What the sums begin with, and what becomes of them.
+    VSSN_DEVICE Four latent_start(int, int) const { return zeros(); }
+    template <int rows>
+    VSSN_DEVICE ResultOf<rows> latents(const OfRows<rows>* sums, const PreparedOf<rows>& prepared) const {
+        ResultOf<rows> result;
+        OfRows<rows> grad_eps;
         result.carry = sums[0];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < 2 * rows; ++i) {
             const float dz = sums[0].v[i] + prepared.grad_z.v[i];
             result.latent[0].v[i] = dz + prepared.grad_mu.v[i];
             result.latent[1].v[i] = prepared.raw_from_logvar.v[i] + dz * prepared.raw_from_z.v[i];
             grad_eps.v[i] = dz * prepared.sigma.v[i];
         }
-        result.grad_mu = StoredFour<T>::of(result.latent[0]);
-        result.grad_raw = StoredFour<T>::of(result.latent[1]);
-        result.grad_eps = StoredFour<T>::of(grad_eps);
+        result.grad_mu = StoredRows<T, rows>::of(result.latent[0]);
+        result.grad_raw = StoredRows<T, rows>::of(result.latent[1]);
+        result.grad_eps = StoredRows<T, rows>::of(grad_eps);
         return result;
     }
 
@@ -172,13 +208,15 @@ struct Backward : BackwardWeights<C> {
         store_four<paired, T>(k.grad_eps, batch, k.B, t, group, Z, Z, 0, result.grad_eps);
     }
 
-    VSSN_DEVICE void store_last(int group, const Result& result) const {
+    VSSN_DEVICE void store_last(int group, const Result& result) const { store_last_of<2>(group, 0, result); }
+    template <int rows>
+    VSSN_DEVICE void store_last_of(int group, int first_row, const ResultOf<rows>& result) const {
         if (k.grad_z0 == nullptr) return;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int unit = group * kUnits + accumulator_row(i);
-            if (!batch.inside(i % 2) || unit >= Z) continue;
-            const int64_t at = (batch.row + i % 2) * k.Z + unit;
+        for (int i = 0; i < 2 * rows; ++i) {
+            const int unit = group * kUnits + accumulator_row(0) + i / rows, row = first_row + i % rows;
+            if (!batch.inside(row) || unit >= Z) continue;
+            const int64_t at = (batch.row + row) * k.Z + unit;
             if (k.float_state)
                 static_cast<float*>(k.grad_z0)[at] = result.carry.v[i];
             else
@@ -186,11 +224,113 @@ struct Backward : BackwardWeights<C> {
         }
     }
 
+    // ---- Of run_in_registers: the same tiles, or the same group, in every step ------------------------------------
+
+    VSSN_DEVICE int time(int step) const { return last - step; }
+
+    // What is read and what is written lie alike.
+    template <int nets, int tiles>
+    struct Hidden {
+        Place<paired, tiles, 2> place;
+        Contiguous<T> units;
+
+        VSSN_DEVICE void load(const Backward& pass, int step, Loaded* loaded) {
+            units.load(place, pass.k.hidden, pass.time(step), loaded);
+            if (nets == 2) units.load(place, pass.k.prior_hidden, pass.time(step), loaded + tiles);
+            units.advance();
+        }
+        // Behind load of the step after.
+        VSSN_DEVICE void store(const Backward& pass, int step, const StoredFour<T>* grads) const {
+            const int64_t back = -2 * units.step_stride;
+            units.store(place, pass.k.grad_context, back, pass.time(step), grads);
+            if (nets == 2) units.store(place, pass.k.grad_prior_context, back, pass.time(step), grads + tiles);
+        }
+    };
+    template <int nets, int tiles>
+    VSSN_DEVICE Hidden<nets, tiles> hidden_of(int first) const {
+        return {{batch, 0, first, M}, {batch, 0, k.B, last, first, M, true}};
+    }
+
+    // Of the step before, as latent_input and store_latent have it: first of step -1.
+    template <int rows>
+    struct Latents {
+        using Inputs = LatentInputsOf<rows>;
+        Place<paired, 1, rows> place;
+        Reader<T, paired> grad_z, grad_mu, grad_logvar, eps;
+        Contiguous<T> units;     // logvar, a step ahead of the gradient of eps
+        Contiguous<T> grad_out;  // rows of 2 Z
+
+        VSSN_DEVICE void load(const Backward& pass, int step, Inputs& inputs) {
+            const int t = pass.time(step + 1);
+            grad_z.load(place, pass.k.grad_z.data ? t : -1, &inputs.grad_z);
+            grad_mu.load(place, pass.k.grad_mu.data ? t : -1, &inputs.grad_mu);
+            grad_logvar.load(place, pass.k.grad_logvar.data ? t : -1, &inputs.grad_logvar);
+            units.load(place, pass.k.logvar, t, &inputs.logvar);
+            eps.load(place, t, &inputs.eps);
+            units.advance();
+        }
+        VSSN_DEVICE PreparedOf<rows> prepared(const Backward& pass, const Inputs& inputs) const {
+            return prepare<rows>(inputs, pass.k.min_logvar);
+        }
+        // Behind load of the step after.
+        VSSN_DEVICE void store(const Backward& pass, int step, const ResultOf<rows>& result, int only) {
+            const int t = pass.time(step + 1);
+            if (only < 0 || only == 0) grad_out.store(place, pass.k.grad_out, 0, t, &result.grad_mu);
+            if (only < 0 || only == 1) grad_out.store(place, pass.k.grad_out, pass.k.Z, t, &result.grad_raw);
+            if (only < 0 || only == 2) units.store(place, pass.k.grad_eps, -2 * units.step_stride, t, &result.grad_eps);
+            grad_out.advance();
+        }
+    };
+    template <int rows>
+    VSSN_DEVICE Latents<rows> latents_of(int group, int first_row) const {
+        const auto reader = [&](const Steps& sequence) {
+            return Reader<T, paired>(sequence, batch, first_row, last, group, true);
+        };
+        return {{batch, first_row, group, Z},
+                reader(grad_z),
+                reader(grad_mu),
+                reader(grad_logvar),
+                reader(eps),
+                {batch, first_row, k.B, last, group, Z, true},
+                {batch, first_row, k.B, last, group, 2 * k.Z, true}};
+    }
+    // Where nothing is loaded, behind a row's length and beyond Z, every gradient is 0: so must what it is multiplied
+    // by be finite.
+    template <int rows>
+    VSSN_DEVICE LatentInputsOf<rows> latent_nothing() const {
+        using Rows = LoadedRows<T, paired, rows>;
+        return {Rows::zero(), Rows::zero(), Rows::zero(), Rows::all(k.min_logvar), Rows::zero()};
+    }
+    template <int rows>
+    VSSN_DEVICE ResultOf<rows> first_latents(Latents<rows>& latent, LatentInputsOf<rows>& inputs, int, int,
+                                             int only) const {
+        latent.load(*this, -1, inputs);
+        const OfRows<rows> nothing[kSums] = {};
+        const auto result = latents<rows>(nothing, latent.prepared(*this, inputs));
+        latent.load(*this, 0, inputs);
+        latent.store(*this, -1, result, only);
+        return result;
+    }
+
+    // What is asked into L2 of the sequences that hidden units, or latents, read.
+    static constexpr int kLatentSequences = 5;
+    VSSN_DEVICE Prefetch<T> prefetch_hidden(int net, int tile) const {
+        return {Steps::choose(net == 0, hidden, prior_hidden), batch, time(kPrefetched), tile, M, true};
+    }
+    VSSN_DEVICE Prefetch<T> prefetch_latent(int which, int group) const {
+        const Steps sequence = which == 0   ? grad_z
+                               : which == 1 ? grad_mu
+                               : which == 2 ? grad_logvar
+                               : which == 3 ? logvar
+                                            : eps;
+        return {sequence, batch, time(kPrefetched), group, Z, true};
+    }
+
     VSSN_DEVICE void zero_padding(int rank, int cluster) const {
-        for (void* sequence : {k.grad_context, k.grad_prior_context})
-            zero_steps<T>(k, batch, sequence, k.M, rank, cluster);
-        zero_steps<T>(k, batch, k.grad_out, 2 * k.Z, rank, cluster);
-        zero_steps<T>(k, batch, k.grad_eps, k.Z, rank, cluster);
+        zero_padding_of<T>(k, batch, k.grad_context, k.M, rank, cluster);
+        zero_padding_of<T>(k, batch, k.grad_prior_context, k.M, rank, cluster);
+        zero_padding_of<T>(k, batch, k.grad_out, 2 * k.Z, rank, cluster);
+        zero_padding_of<T>(k, batch, k.grad_eps, k.Z, rank, cluster);
     }
 };
 

@@ -25,6 +25,19 @@
 //   store_last(group, result)                 what is written behind the last
 //   Weights: weight_in(net, tile, part, k), weight_out(net, group, sum, unit)    tiles of the weights
 //
+// Where the weights are in registers, a warp has the same tiles and the same group in every step. For it the Pass gives
+//
+//   hidden_of(first), latents_of(group, first_row)   what loads, and stores, the tiles from `first` on of each network,
+//                                             or a group's latents in one or both of a lane's rows: their addresses
+//                                             move by a step. Latents::prepared(inputs) as above
+//   latent_nothing()                          inputs where there is nothing to load
+//   hidden_start(input)                       what a tile's product begins with
+//   hidden_activate(products, inputs, kept)   what it becomes
+//   latent_start(sum, group)                  what a sum begins with
+//   latents(sums, prepared)                   what the sums become: the group's Result, in so many rows
+//   first_latents, store_last_of              the same before the first step; what is written behind the last
+//   prefetch_hidden(net, tile), prefetch_latent(which, group)
+//
 // Loads are issued a step, or a product, before they are used. Weights live in registers (run_in_registers), or as
 // tiles in shared memory and, what does not fit, in the workspace, from where they are streamed through L2
 // (run_in_memory).

@@ -53,10 +53,12 @@ struct Forward : ForwardWeights<C> {
     using LatentInputs = Loaded;  // eps
     using Prepared = Four;
 
-    struct Result {
-        Four latent[kParts];
-        StoredFour<T> z, mu, logvar;
+    template <int rows>
+    struct ResultOf {
+        OfRows<rows> latent[kParts];
+        StoredRows<T, rows> z, mu, logvar;
     };
+    using Result = ResultOf<2>;
 
     using Weights::k;
     const BatchTile& batch;
@@ -94,32 +96,42 @@ struct Forward : ForwardWeights<C> {
                                    int first_tile) const {
 #pragma unroll
         for (int j = 0; j < n; ++j) add(products[j], inputs[j].wide());
-        if (keeps_input(k.activation)) {
-#pragma unroll
-            for (int j = 0; j < n; ++j) kept[j] = StoredFour<T>::of(products[j]);
-            activate_by(k.activation, products);
-        } else {
-            activate_by(k.activation, products);
-#pragma unroll
-            for (int j = 0; j < n; ++j) kept[j] = StoredFour<T>::of(products[j]);
-        }
+        hidden_activate(products, inputs, kept);
         zero_beyond<tiles>(products, first_tile, M);  // here, where it costs no registers: the inputs are done with
+    }
+
+    // What a tile's product begins with, and what it becomes.
+    static VSSN_DEVICE Four hidden_start(const Loaded& input) { return input.wide(); }
+    template <int n>
+    VSSN_DEVICE void hidden_activate(Four (&products)[n], const Loaded*, StoredFour<T>* kept) const {
+        activate_by(k.activation, products, [&](Activation act, bool activated) {
+            if (keeps_input(act) != activated)
+#pragma unroll
+                for (int j = 0; j < n; ++j) kept[j] = StoredFour<T>::of(products[j]);
+        });
     }
 
     VSSN_DEVICE void store_hidden(int step, int net, int tile, const StoredFour<T>& kept) const {
         store_four<paired, T>(net == 0 ? k.hidden : k.prior_hidden, batch, k.B, step, tile, M, M, 0, kept);
     }
 
+    template <int rows>
+    VSSN_DEVICE OfRows<rows> initial(int group, int first_row) const {
+        OfRows<rows> z{};
+#pragma unroll
+        for (int i = 0; i < 2 * rows; ++i) {
+            const int unit = group * kUnits + accumulator_row(0) + i / rows, row = first_row + i % rows;
+            if (!batch.inside(row) || unit >= Z) continue;
+            const int64_t at = (batch.row + row) * k.z0.stride + unit;
+            z.v[i] = k.float_state ? static_cast<const float*>(k.z0.data)[at]
+                                   : to_float(static_cast<const T*>(k.z0.data)[at]);
+        }
+        return z;
+    }
+
     VSSN_DEVICE Result first_latent(int group) const {
         Result result{};
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int unit = group * kUnits + accumulator_row(i);
-            if (!batch.inside(i % 2) || unit >= Z) continue;
-            const int64_t at = (batch.row + i % 2) * k.z0.stride + unit;
-            result.latent[0].v[i] = k.float_state ? static_cast<const float*>(k.z0.data)[at]
-                                                  : to_float(static_cast<const T*>(k.z0.data)[at]);
-        }
+        result.latent[0] = initial<2>(group, 0);
         return result;
     }
 
@@ -140,23 +152,39 @@ struct Forward : ForwardWeights<C> {
     VSSN_DEVICE Prepared prepared(int, int, const Loaded& noise) const { return noise.wide(); }
 
     VSSN_DEVICE Result latent_finish(const Four* sums, const Prepared& noise, int group) const {
-        Result result;
-        Four all_mu, all_logvar;
         const float* mu_bias = bias + group * kUnits + accumulator_row(0);
         const float* raw_bias = mu_bias + groups * kUnits;
+        Four biased[kSums];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const float mu = sums[0].v[i] + mu_bias[i / 2], raw = sums[1].v[i] + raw_bias[i / 2];
-            const float logvar = floored_logvar<Math>(raw, k.min_logvar);
-            const float z = mu + standard_deviation<Math>(logvar) * noise.v[i];
-            // Beyond Z the weights are 0, and 0 times what stands here must be 0.
-            result.latent[0].v[i] = group * kUnits + accumulator_row(i) < Z ? z : 0.0f;
-            all_mu.v[i] = mu;
-            all_logvar.v[i] = logvar;
+            biased[0].v[i] = sums[0].v[i] + mu_bias[i / 2];
+            biased[1].v[i] = sums[1].v[i] + raw_bias[i / 2];
         }
-        result.z = StoredFour<T>::of(result.latent[0]);
-        result.mu = StoredFour<T>::of(all_mu);
-        result.logvar = StoredFour<T>::of(all_logvar);
+        Result result = latents<2>(biased, noise);
+        // Beyond Z the weights are 0, and 0 times what stands here must be 0.
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            if (group * kUnits + accumulator_row(i) >= Z) result.latent[0].v[i] = 0.0f;
+        return result;
+    }
+
+    // What the sums begin with, and what becomes of them.
+    VSSN_DEVICE Four latent_start(int sum, int group) const {
+        const float* own = bias + (sum * groups + group) * kUnits + accumulator_row(0);
+        return {{own[0], own[0], own[1], own[1]}};
+    }
+    template <int rows>
+    VSSN_DEVICE ResultOf<rows> latents(const OfRows<rows>* sums, const OfRows<rows>& noise) const {
+        ResultOf<rows> result;
+        OfRows<rows> logvar;
+#pragma unroll
+        for (int i = 0; i < 2 * rows; ++i) {
+            logvar.v[i] = floored_logvar<LatentMath>(sums[1].v[i], k.min_logvar);
+            result.latent[0].v[i] = sums[0].v[i] + standard_deviation<Math>(logvar.v[i]) * noise.v[i];
+        }
+        result.z = StoredRows<T, rows>::of(result.latent[0]);
+        result.mu = StoredRows<T, rows>::of(sums[0]);
+        result.logvar = StoredRows<T, rows>::of(logvar);
         return result;
     }
 
@@ -166,9 +194,88 @@ struct Forward : ForwardWeights<C> {
         store_four<paired, T>(k.logvar, batch, k.B, step, group, Z, Z, 0, result.logvar);
     }
 
+    // ---- Of run_in_registers: the same tiles, or the same group, in every step ------------------------------------
+
+    template <int nets, int tiles>
+    struct Hidden {
+        Place<paired, tiles, 2> place;
+        Reader<T, paired> inputs[nets];
+        Contiguous<T> kept;
+
+        VSSN_DEVICE void load(const Forward&, int step, Loaded* units) {
+#pragma unroll
+            for (int net = 0; net < nets; ++net) inputs[net].load(place, step, units + net * tiles);
+        }
+        VSSN_DEVICE void store(const Forward& pass, int step, const StoredFour<T>* units) {
+            kept.store(place, pass.k.hidden, 0, step, units);
+            if (nets == 2) kept.store(place, pass.k.prior_hidden, 0, step, units + tiles);
+            kept.advance();
+        }
+    };
+    template <int nets, int tiles>
+    VSSN_DEVICE Hidden<nets, tiles> hidden_of(int first) const {
+        const Place<paired, tiles, 2> place(batch, 0, first, M);
+        const Reader<T, paired> own(context, batch, 0, 0, first, false);
+        const Contiguous<T> kept(batch, 0, k.B, 0, first, M, false);
+        if constexpr (nets == 2)
+            return {place, {own, {prior_context, batch, 0, 0, first, false}}, kept};
+        else
+            return {place, {own}, kept};
+    }
+
+    template <int rows>
+    struct Latents {
+        using Inputs = LoadedRows<T, paired, rows>;
+        using Prepared = OfRows<rows>;
+        Place<paired, 1, rows> place;
+        Reader<T, paired> eps;
+        Contiguous<T> written;
+
+        VSSN_DEVICE void load(const Forward&, int step, Inputs& inputs) { eps.load(place, step, &inputs); }
+        VSSN_DEVICE Prepared prepared(const Forward&, const Inputs& inputs) const { return inputs.wide(); }
+        VSSN_DEVICE void store(const Forward& pass, int step, const ResultOf<rows>& result, int only) {
+            if (only < 0 || only == 0) written.store(place, pass.k.z, 0, step, &result.z);
+            if (only < 0 || only == 1) written.store(place, pass.k.mu, 0, step, &result.mu);
+            if (only < 0 || only == 2) written.store(place, pass.k.logvar, 0, step, &result.logvar);
+            written.advance();
+        }
+    };
+    template <int rows>
+    VSSN_DEVICE Latents<rows> latents_of(int group, int first_row) const {
+        return {{batch, first_row, group, Z},
+                {eps, batch, first_row, 0, group, false},
+                {batch, first_row, k.B, 0, group, Z, false}};
+    }
+    template <int rows>
+    VSSN_DEVICE typename Latents<rows>::Inputs latent_nothing() const {
+        return Latents<rows>::Inputs::zero();
+    }
+
+    template <int rows>
+    VSSN_DEVICE ResultOf<rows> first_latents(Latents<rows>& latent, typename Latents<rows>::Inputs& inputs, int group,
+                                             int first_row, int) const {
+        latent.load(*this, 0, inputs);
+        ResultOf<rows> result{};
+        result.latent[0] = initial<rows>(group, first_row);
+        return result;
+    }
+    template <int rows>
+    VSSN_DEVICE void store_last_of(int, int, const ResultOf<rows>&) const {}
+
+    VSSN_DEVICE int time(int step) const { return step; }
+    // What is asked into L2 of the sequences that hidden units, or latents, read.
+    static constexpr int kLatentSequences = 1;
+    VSSN_DEVICE Prefetch<T> prefetch_hidden(int net, int tile) const {
+        return {Steps::choose(net == 0, context, prior_context), batch, kPrefetched, tile, M, false};
+    }
+    VSSN_DEVICE Prefetch<T> prefetch_latent(int, int group) const { return {eps, batch, kPrefetched, group, Z, false}; }
+
     VSSN_DEVICE void zero_padding(int rank, int cluster) const {
-        for (void* sequence : {k.z, k.mu, k.logvar}) zero_steps<T>(k, batch, sequence, k.Z, rank, cluster);
-        for (void* sequence : {k.hidden, k.prior_hidden}) zero_steps<T>(k, batch, sequence, k.M, rank, cluster);
+        zero_padding_of<T>(k, batch, k.z, k.Z, rank, cluster);
+        zero_padding_of<T>(k, batch, k.mu, k.Z, rank, cluster);
+        zero_padding_of<T>(k, batch, k.logvar, k.Z, rank, cluster);
+        zero_padding_of<T>(k, batch, k.hidden, k.M, rank, cluster);
+        zero_padding_of<T>(k, batch, k.prior_hidden, k.M, rank, cluster);
     }
 };
 

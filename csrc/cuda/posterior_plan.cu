@@ -61,12 +61,16 @@ int take(PosteriorPlan& plan, int64_t bytes) {
     return static_cast<int>(std::min<int64_t>(at, INT32_MAX));
 }
 
+int take_bias(PosteriorPlan& plan, const Sizes& s) {
+    return take(plan, s.sums == 2 ? 2 * sizeof(float) * plan.groups * kUnits : 0);
+}
+
 void lay_out_buffers(PosteriorPlan& plan, const Sizes& s) {
     plan.latent_stride = s.stride(static_cast<int64_t>(s.parts) * plan.groups * kUnits);
     plan.hidden_stride = s.stride(static_cast<int64_t>(plan.chunk) * kUnits);
     plan.latent_at = take(plan, static_cast<int64_t>(kRows) * plan.latent_stride * s.stored_bytes);
     plan.hidden_at = take(plan, static_cast<int64_t>(kRows) * plan.hidden_stride * s.stored_bytes);
-    plan.bias_at = take(plan, s.sums == 2 ? 2 * sizeof(float) * plan.groups * kUnits : 0);
+    plan.bias_at = take_bias(plan, s);
 }
 
 template <class Shape>
@@ -80,8 +84,14 @@ PosteriorPlan plan_registers(const Sizes& s, bool wide) {
     plan.slice = Shape::kMaxM / kUnits;
     plan.chunk = s.nets * plan.slice;
     plan.groups = Shape::kGroups;
-    plan.exchange_at = take(plan, (Shape::kSplits - 1) * Shape::kGroups * s.sums * static_cast<int64_t>(kTileOfSums));
-    lay_out_buffers(plan, s);
+    plan.latent_stride = Shape::latent_stride(s.parts);
+    plan.hidden_stride = Shape::hidden_stride(s.nets);
+    plan.exchange_at =
+        take(plan, Shape::kSplits == 1 ? 0 : Shape::kWarps * kWarp * 2 * s.sums * static_cast<int64_t>(sizeof(float)));
+    const int64_t row = static_cast<int64_t>(kRows) * s.stored_bytes;
+    plan.latent_at = take(plan, Shape::kLatentBuffers * row * plan.latent_stride);
+    plan.hidden_at = take(plan, Shape::kHiddenBuffers * row * plan.hidden_stride);
+    plan.bias_at = take_bias(plan, s);
     return plan;
 }
 

@@ -32,7 +32,8 @@ struct BatchTile {
         for (int j = 0; j < 2; ++j) length[j] = shuffle(taken, accumulator_column(j));
     }
 
-    VSSN_DEVICE bool inside(int j) const { return length[j] >= 0; }
+    VSSN_DEVICE int length_of(int j) const { return j == 0 ? length[0] : length[1]; }  // no address of a register
+    VSSN_DEVICE bool inside(int j) const { return length_of(j) >= 0; }
     VSSN_DEVICE bool valid(int t, int j) const { return t >= 0 && t < length[j]; }
 };
 
@@ -47,24 +48,54 @@ bool in_pairs(const TensorSteps& steps) {
     return in_pairs<T>(steps.data) && steps.step_stride % 2 == 0 && steps.row_stride % 2 == 0;
 }
 
-// A Four as it was loaded: for each of the lane's two batch rows its two units. `paired`: as in Ahead.
-template <class T, bool paired>
-struct LoadedFour {
-    Ahead<T, paired> row[2];
+// A Four, or a Two, as it was loaded: for each of the lane's batch rows its two units. `paired`: as in Ahead.
+template <class T, bool paired, int rows>
+struct LoadedRows {
+    Ahead<T, paired> row[rows];
 
-    static VSSN_DEVICE LoadedFour zero() { return {{Ahead<T, paired>::zero(), Ahead<T, paired>::zero()}}; }
-    VSSN_DEVICE Four wide() const { return {{row[0][0], row[1][0], row[0][1], row[1][1]}}; }
-};
-
-// A Four as it is to be stored.
-template <class T>
-struct StoredFour {
-    Packed<T, 2> row[2];
-
-    static VSSN_DEVICE StoredFour of(const Four& four) {
-        return {{Packed<T, 2>::round(four.v[0], four.v[2]), Packed<T, 2>::round(four.v[1], four.v[3])}};
+    static VSSN_DEVICE LoadedRows zero() {
+        LoadedRows result;
+#pragma unroll
+        for (int j = 0; j < rows; ++j) result.row[j] = Ahead<T, paired>::zero();
+        return result;
+    }
+    static VSSN_DEVICE LoadedRows all(float value) {
+        LoadedRows result;
+#pragma unroll
+        for (int j = 0; j < rows; ++j)
+            if constexpr (paired)
+                result.row[j].pair = Packed<T, 2>::round(value, value);
+            else
+                result.row[j].one = result.row[j].other = from_float<T>(value);
+        return result;
+    }
+    VSSN_DEVICE OfRows<rows> wide() const {
+        OfRows<rows> result;
+#pragma unroll
+        for (int j = 0; j < rows; ++j) {
+            result.v[j] = row[j][0];
+            result.v[rows + j] = row[j][1];
+        }
+        return result;
     }
 };
+template <class T, bool paired>
+using LoadedFour = LoadedRows<T, paired, 2>;
+
+// The same as it is to be stored.
+template <class T, int rows>
+struct StoredRows {
+    Packed<T, 2> row[rows];
+
+    static VSSN_DEVICE StoredRows of(const OfRows<rows>& values) {
+        StoredRows result;
+#pragma unroll
+        for (int j = 0; j < rows; ++j) result.row[j] = Packed<T, 2>::round(values.v[j], values.v[rows + j]);
+        return result;
+    }
+};
+template <class T>
+using StoredFour = StoredRows<T, 2>;
 
 // [T, B, width] as the caller gave it.
 template <class T, bool paired>
@@ -107,18 +138,23 @@ struct Sequence {
     }
 
     // Asks for the tile's rows of step t to be brought into L2, a hint: a lane for each 32 bytes. `count` warps, of
-    // which this one is number `index`, share the width.
-    VSSN_DEVICE void prefetch(const BatchTile& batch, int t, int width, int index, int count) const {
-        constexpr int kSector = 32 / sizeof(T), kColumns = kWarp / kRows;
-        if (data == nullptr || t < 0 || t >= batch.lane_length) return;
-        const T* row = data + t * step_stride + (batch.first + lane_id() % kRows) * row_stride;
-        for (int i = index * kColumns + lane_id() / kRows; i * kSector < width; i += count * kColumns)
-            prefetch_l2(row + i * kSector);
+    // which this one is number `index`, share the width. `index` becomes its number for the next sequence, of which
+    // others come first: a warp without a part of the width does next to nothing.
+    VSSN_DEVICE void prefetch(const BatchTile& batch, int t, int width, int& index, int count) const {
+        constexpr int kSector = 32 / sizeof(T), kColumns = kWarp / kRows, kOfWarp = kSector * kColumns;
+        if (data == nullptr) return;
+        if (index * kOfWarp < width && t >= 0 && t < batch.lane_length) {
+            const T* row = data + t * step_stride + (batch.first + lane_id() % kRows) * row_stride;
+            for (int i = index * kColumns + lane_id() / kRows; i * kSector < width; i += count * kColumns)
+                prefetch_l2(row + i * kSector);
+        }
+        const int taken = (width + kOfWarp - 1) / kOfWarp;
+        if (taken < count) index += index < taken ? count - taken : -taken;
     }
 };
 
 // Writes the four of a tile of units at step t of a contiguous [T, B, row_width], whose columns from `column` on hold
-// `width` units; 0 at padding.
+// `width` units; nothing at padding.
 template <bool paired, class T>
 VSSN_DEVICE void store_four(void* sequence, const BatchTile& batch, int64_t B, int t, int tile, int width,
                             int64_t row_width, int64_t column, const StoredFour<T>& four) {
@@ -127,19 +163,144 @@ VSSN_DEVICE void store_four(void* sequence, const BatchTile& batch, int64_t B, i
     T* p = static_cast<T*>(sequence) + (t * B + batch.row) * row_width + column + unit;
 #pragma unroll
     for (int j = 0; j < 2; ++j, p += row_width)
-        if (batch.inside(j))
-            store_pair<paired>(p, batch.valid(t, j) ? four.row[j] : Packed<T, 2>::zero(), width - unit);
+        if (batch.valid(t, j)) store_pair<paired>(p, four.row[j], width - unit);
 }
 
-// Zeros in the tile's rows of a contiguous [T, B, width] behind its longest length; blocks of a cluster take turns.
+// ---- The same units in every step: addresses move by a step, and nothing is multiplied ------------------------------
+
+// At which steps a lane has units of `tiles` neighbouring tiles: in the rows from its `first_row` on.
+template <bool paired, int tiles, int rows>
+struct Place {
+    int ends[paired ? tiles : 1][rows];  // below; of single elements without regard to the width
+    int counts[paired ? 1 : tiles];
+
+    VSSN_DEVICE Place(const BatchTile& batch, int first_row, int tile, int width) {
+#pragma unroll
+        for (int i = 0; i < tiles; ++i) {
+            const int count = width - ((tile + i) * kUnits + accumulator_row(0));
+            if (!paired) counts[i] = count;
+            if (!paired && i > 0) continue;
+#pragma unroll
+            for (int j = 0; j < rows; ++j) {
+                const int length = batch.length_of(first_row + j);
+                ends[i][j] = (count > 0 || !paired) && length > 0 ? length : 0;
+            }
+        }
+    }
+    // Negative steps have none.
+    VSSN_DEVICE int count(int t, int i, int j) const {
+        if (static_cast<unsigned>(t) >= static_cast<unsigned>(ends[paired ? i : 0][j])) return 0;
+        return paired ? 2 : counts[i];
+    }
+
+    // From where the lane's first unit of step t is. Over what was there, which stays where there is nothing.
+    template <class T>
+    VSSN_DEVICE void load(const T* p, int64_t row_stride, int t, LoadedRows<T, paired, rows>* units) const {
+#pragma unroll
+        for (int j = 0; j < rows; ++j) {
+#pragma unroll
+            for (int i = 0; i < tiles; ++i) units[i].row[j].reload(p + i * kUnits, count(t, i, j));
+            if (j + 1 < rows) p = moved(p, row_stride);
+        }
+    }
+    template <class T>
+    VSSN_DEVICE void store(T* p, int64_t row_stride, int t, const StoredRows<T, rows>* units) const {
+#pragma unroll
+        for (int j = 0; j < rows; ++j) {
+#pragma unroll
+            for (int i = 0; i < tiles; ++i)
+                if (const int n = count(t, i, j); n > 0) store_pair<paired>(p + i * kUnits, units[i].row[j], n);
+            if (j + 1 < rows) p += row_stride;
+        }
+    }
+};
+
+// Of a sequence that is read: `at` is where the lane's first unit of the next step to read is.
+template <class T, bool paired>
+struct Reader {
+    const T* at;
+    int64_t step_stride, row_stride;
+
+    VSSN_DEVICE Reader(const Sequence<T, paired>& sequence, const BatchTile& batch, int first_row, int t, int tile,
+                       bool descending)
+        : at(moved(sequence.data, t * sequence.step_stride + (batch.row + first_row) * sequence.row_stride +
+                                      tile * kUnits + accumulator_row(0))),
+          step_stride(descending ? -sequence.step_stride : sequence.step_stride),
+          row_stride(sequence.row_stride) {}
+
+    template <int tiles, int rows>
+    VSSN_DEVICE void load(const Place<paired, tiles, rows>& place, int t, LoadedRows<T, paired, rows>* units) {
+        place.load(at, row_stride, t, units);
+        at = moved(at, step_stride);
+    }
+};
+
+// Of contiguous sequences [T, B, width]: `at` is the element that is the lane's first unit at a step.
+template <class T>
+struct Contiguous {
+    int64_t at, step_stride, row_stride;
+
+    VSSN_DEVICE Contiguous(const BatchTile& batch, int first_row, int64_t B, int t, int tile, int64_t width,
+                           bool descending)
+        : at((t * B + batch.row + first_row) * width + tile * kUnits + accumulator_row(0)),
+          step_stride(descending ? -B * width : B * width),
+          row_stride(width) {}
+
+    template <bool paired, int tiles, int rows>
+    VSSN_DEVICE void load(const Place<paired, tiles, rows>& place, const void* sequence, int t,
+                          LoadedRows<T, paired, rows>* units) const {
+        place.load(static_cast<const T*>(sequence) + at, row_stride, t, units);
+    }
+    // column: in wider rows, where the units begin.
+    template <bool paired, int tiles, int rows>
+    VSSN_DEVICE void store(const Place<paired, tiles, rows>& place, void* sequence, int64_t column, int t,
+                           const StoredRows<T, rows>* units) const {
+        if (sequence != nullptr) place.store(static_cast<T*>(sequence) + column + at, row_stride, t, units);
+    }
+    VSSN_DEVICE void advance() { at += step_stride; }
+};
+
+// Asks for a tile's units of one row to be brought into L2, step after step: eight lanes have the rows of one tile.
+template <class T>
+struct Prefetch {
+    const T* at = nullptr;
+    int64_t step_stride = 0;
+    int end = 0;
+
+    VSSN_DEVICE Prefetch() {}
+    template <bool paired>
+    VSSN_DEVICE Prefetch(const Sequence<T, paired>& sequence, const BatchTile& batch, int t, int tile, int width,
+                         bool descending)
+        : at(moved(sequence.data,
+                   t * sequence.step_stride + (batch.first + lane_id() % kRows) * sequence.row_stride + tile * kUnits)),
+          step_stride(descending ? -sequence.step_stride : sequence.step_stride),
+          end(sequence.data != nullptr && tile * kUnits < width && batch.lane_length > 0 ? batch.lane_length : 0) {}
+
+    // Member by member: see Sequence::choose.
+    VSSN_DEVICE void become(bool really, const Prefetch& other) {
+        at = really ? other.at : at;
+        step_stride = really ? other.step_stride : step_stride;
+        end = really ? other.end : end;
+    }
+    VSSN_DEVICE void ask(int t) {
+        if (static_cast<unsigned>(t) < static_cast<unsigned>(end)) prefetch_l2(at);
+        at = moved(at, step_stride);
+    }
+};
+
+// Zeros in a contiguous [T, B, width] where the tile's rows are padding: no step writes there. Blocks of a cluster take
+// turns.
 template <class T, class Problem>
-VSSN_DEVICE void zero_steps(const Problem& k, const BatchTile& batch, void* sequence, int64_t width, int rank,
-                            int cluster) {
+VSSN_DEVICE void zero_padding_of(const Problem& k, const BatchTile& batch, void* sequence, int64_t width, int rank,
+                                 int cluster) {
     if (sequence == nullptr) return;
-    const int64_t rows = k.B - batch.first < kRows ? k.B - batch.first : kRows;
-    for (int64_t t = batch.steps + rank; t < k.steps; t += cluster) {
-        T* p = static_cast<T*>(sequence) + (t * k.B + batch.first) * width;
-        for (int64_t i = thread_id(); i < rows * width; i += block_threads()) p[i] = from_float<T>(0.0f);
+    for (int row = 0; row < kRows; ++row) {
+        const int length = shuffle(batch.lane_length, row);
+        if (length < 0) break;  // beyond the batch
+        for (int64_t t = length + rank; t < k.steps; t += cluster) {
+            T* p = static_cast<T*>(sequence) + (t * k.B + batch.first + row) * width;
+            for (int64_t i = thread_id(); i < width; i += block_threads()) p[i] = from_float<T>(0.0f);
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 // through L2: their order, the products with them, and the kernel that packs them.
 #pragma once
 
+#include <type_traits>
+
 #include "posterior_fragments.cuh"
 
 namespace vssn::posterior {
@@ -65,20 +67,38 @@ VSSN_DEVICE void multiply_run(Four* sums, const unsigned char* tiles, int depth,
     for (int chain = 0; chain < kChains; ++chain)
 #pragma unroll
         for (int i = 0; i < n; ++i) chains[chain][i] = zeros();
-    const auto multiply_step = [&](Four(&chain)[n], int k) {
-        const auto right = P::load_b(b + k * P::kDepth, stride);
+    const typename P::Stored* right = b;
+    // All is loaded before the first product: memory is waited for once.
+    const auto multiply_steps = [&](auto count) {
+        constexpr int kSteps = decltype(count)::value;
+        typename P::A left[kSteps][n];
+        typename P::B operand[kSteps];
 #pragma unroll
-        for (int i = 0; i < n; ++i) {
-            const unsigned char* tile = tiles + (static_cast<int64_t>(k) * n + i) * P::kTileBytes;
-            P::multiply(chain[i], streamed ? P::load_l2(tile) : P::load(tile), right);
+        for (int step = 0; step < kSteps; ++step) {
+            operand[step] = P::load_b(right + step * P::kDepth, stride);
+#pragma unroll
+            for (int i = 0; i < n; ++i) {
+                const unsigned char* tile = tiles + (step * n + i) * P::kTileBytes;
+                left[step][i] = streamed ? P::load_l2(tile) : P::load(tile);
+            }
         }
-    };
-    int k = 0;
-#pragma unroll 1  // more takes more than 128 registers
-    for (; k + kChains <= depth; k += kChains)
 #pragma unroll
-        for (int chain = 0; chain < kChains; ++chain) multiply_step(chains[chain], k + chain);
-    if (k < depth) multiply_step(chains[0], k);
+        for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+            for (int i = 0; i < n; ++i) P::multiply(chains[step % kChains][i], left[step][i], operand[step]);
+        right += kSteps * P::kDepth;
+        tiles += kSteps * n * P::kTileBytes;
+    };
+    constexpr int kAtOnce = !P::kTensorCores ? 1 : n <= 2 ? 4 : 2;
+#pragma unroll 1
+    for (; depth >= kAtOnce; depth -= kAtOnce) multiply_steps(std::integral_constant<int, kAtOnce>{});
+    if constexpr (kAtOnce > 2)
+        if (depth >= 2) {
+            multiply_steps(std::integral_constant<int, 2>{});
+            depth -= 2;
+        }
+    if constexpr (kAtOnce > 1)
+        if (depth > 0) multiply_steps(std::integral_constant<int, 1>{});
 #pragma unroll
     for (int chain = 0; chain < kChains; ++chain)
 #pragma unroll
