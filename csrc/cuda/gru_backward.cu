@@ -52,15 +52,16 @@ VSSN_BOUNDED_KERNEL(kGruThreads, 1)
 gru_backward_kernel(BackwardParams params) {
     using P = Product<C>;
     using S = typename P::Stored;
-    constexpr int kItems = 2 * kRowTiles;  // of a thread, at most: the plan sees to it
     constexpr int kTileRows = kRows * kRowTiles;
     constexpr int kTiles = kBackwardTiles;
     constexpr bool kTakesTurns = known == Exchange::grid;
     // Whether there are registers for where a step's parts go.
     constexpr bool kHolds = paired && kRowTiles == 1 && P::kTensorCores;
+    // Of a thread, at most: the plan, and the choice of the kernel, see to it.
+    constexpr int kItems = kHolds ? 1 : 2 * kRowTiles;
     // And for its slopes, which are told while those before it are on their way, and for what is written of it until
     // its parts are sent.
-    constexpr bool kEarly = kHolds && !kTakesTurns && sizeof(S) == 2;
+    constexpr bool kEarly = kHolds && !kTakesTurns;
     // k tiles on their way: single elements take registers, and so do turns
     [[maybe_unused]] constexpr int kAtOnce =
         (paired && sizeof(S) == 2 && kRowTiles == 1) || (kRowTiles == 1 && !kTakesTurns && known != Exchange::any) ? 2
@@ -198,11 +199,12 @@ gru_backward_kernel(BackwardParams params) {
                 const int b = turn * kTileRows + row_of[i], length = lengths[b], left = H - first_own - unit_of[i];
                 units_of_item[i] = kept(mine[i] && first_row + b < k.B ? left : 0);
                 steps_of_item[i] = kept(mine[i] ? length : 0);
-                first_of_item[i] = kept(k.reverse ? length - 1 : 0);
+                first_of_item[i] = kept(!mine[i] ? -1 : k.reverse ? length - 1 : 0);
             }
         };
         meet_items(0);
 
+        Inputs<S, paired> ahead[kItems] = {};
         // Where a thread's items are in [T, B, H] and in grad_gates_x, at the step and turn whose inputs are loaded
         // next, and in grad_output; advanced with the steps. A thread without an item, beyond B or H, reads another's.
         constexpr auto kBytes = static_cast<int64_t>(sizeof(S));
@@ -229,6 +231,26 @@ gru_backward_kernel(BackwardParams params) {
             }
         };
         meet_inputs(t, 0);
+        // Where there are registers for each address, of the item: of what is read for the step whose inputs are loaded
+        // next, of what is written of the step that is computed.
+        [[maybe_unused]] const int64_t state_bytes = kept(state_step * kBytes);
+        [[maybe_unused]] const S* gates_at = kept(static_cast<const S*>(k.gates) + 4 * at_item[0]);
+        [[maybe_unused]] const S* before_at = kept(static_cast<const S*>(k.output) + (at_item[0] + state_step));
+        [[maybe_unused]] const S* grad_output_at = out_of_item[0];
+        [[maybe_unused]] S* grad_x_at =
+            kept(static_cast<S*>(k.grad_gates_x) + (3 * at_item[0] - 2 * (first_own + unit_of[0])));
+        [[maybe_unused]] S* grad_a_at = kept(advanced(static_cast<S*>(k.grad_a), at_item[0] * kBytes));
+        [[maybe_unused]] const int has_a = kept(static_cast<int>(k.grad_a != nullptr));
+        [[maybe_unused]] const auto load_step = [&](int s) {
+            const int count = mine[0] ? 2 : 0;
+            reload_gates<S, true>(ahead[0].gates, gates_at, 0, count);
+            // Before the last step to compute lies the first state for every row that takes part in it.
+            ahead[0].before.reload(before_at, s + 1 < longest ? count : 0);
+            ahead[0].grad_output.reload(grad_output_at, has_out ? count : 0);
+            gates_at = advanced(gates_at, 4 * state_bytes);
+            before_at = advanced(before_at, state_bytes);
+            grad_output_at = advanced(grad_output_at, out_step);
+        };
         [[maybe_unused]] const auto advance_inputs = [&] {
 #pragma unroll
             for (int i = 0; i < kItems; ++i) {
@@ -237,7 +259,6 @@ gru_backward_kernel(BackwardParams params) {
             }
         };
 
-        Inputs<S, paired> ahead[kItems] = {};
         // At padding they are something: nothing that is made of them there is kept. No branch between the loads, so
         // that none of them waits for the one before. Before the first step there is no state, and none is read.
         const auto load_ahead = [&](int step) {
@@ -254,14 +275,13 @@ gru_backward_kernel(BackwardParams params) {
         // What load_ahead reads so many steps later, as a hint: a thread for each 32 bytes.
         constexpr int kAhead = 4;  // from the next step on, of which the inputs are there, or on their way
         const auto prefetch = [&] {
-            constexpr int kSteps = kEarly ? kAhead - 1 : kAhead;  // from the one at_item is at
 #pragma unroll
             for (int i = 0; i < kItems; ++i) {
-                const int64_t later = at_item[i] + kSteps * state_step;
+                const int64_t later = at_item[i] + kAhead * state_step;
                 if (asks_gates[i]) prefetch_l2(static_cast<const S*>(k.gates) + 4 * later);
                 if (!asks[i]) continue;
                 prefetch_l2(static_cast<const S*>(k.output) + later);
-                if (has_out) prefetch_l2(advanced(out_of_item[i], kSteps * out_step));
+                if (has_out) prefetch_l2(advanced(out_of_item[i], kAhead * out_step));
             }
         };
 
@@ -358,14 +378,18 @@ gru_backward_kernel(BackwardParams params) {
                               Pair::round(grad[0].n, grad[1].n), Pair::round(grad[0].a, grad[1].a)};
         };
 
-        // To where the item is in [T, B, H].
-        const auto write = [&](int i, int64_t at, const Written<S>& written) {
-            // 3 at, but that a row's units are not three times as far from its start.
-            S* grad_x = static_cast<S*>(k.grad_gates_x) + (3 * at - 2 * (first_own + unit_of[i]));
+        // Of grad_a where there is one.
+        const auto write_to = [&](int i, S* grad_x, S* grad_a, bool has_a, const Written<S>& written) {
             store_pair<paired>(grad_x, written.r, units_of_item[i]);
             store_pair<paired>(advanced(grad_x, gate_bytes), written.z, units_of_item[i]);
             store_pair<paired>(advanced(grad_x, 2 * gate_bytes), written.n, units_of_item[i]);
-            if (k.grad_a) store_pair<paired>(static_cast<S*>(k.grad_a) + at, written.a, units_of_item[i]);
+            if (has_a) store_pair<paired>(grad_a, written.a, units_of_item[i]);
+        };
+        // To where the item is in [T, B, H].
+        [[maybe_unused]] const auto write = [&](int i, int64_t at, const Written<S>& written) {
+            // 3 at, but that a row's units are not three times as far from its start.
+            write_to(i, static_cast<S*>(k.grad_gates_x) + (3 * at - 2 * (first_own + unit_of[i])),
+                     static_cast<S*>(k.grad_a) + at, k.grad_a != nullptr, written);
         };
 
         // All blocks have sent what the turn's sums are made of.
@@ -392,17 +416,19 @@ gru_backward_kernel(BackwardParams params) {
                 }
             }
         }
-        if (longest > 0) load_ahead(t);
+        if (longest > 0) {
+            if constexpr (kEarly)
+                load_step(0);
+            else
+                load_ahead(t);
+        }
 
         // What does not depend on the step before, while that is on its way: the slopes of step t, number s, of inputs
         // that were loaded a step ahead, and the inputs of the one behind it.
-        [[maybe_unused]] Prepared prepared[kEarly ? kItems : 1];
+        [[maybe_unused]] Prepared prepared;
         [[maybe_unused]] const auto prepare_step = [&](int s, int t) {
-#pragma unroll
-            for (int i = 0; i < kItems; ++i)
-                if (i == 0 || summed[i]) prepared[kEarly ? i : 0] = prepare(i, t, 0);
-            advance_inputs();
-            if (s + 1 < longest) load_ahead(t + t_step);
+            prepared = prepare(0, t, 0);
+            if (s + 1 < longest) load_step(s + 1);
         };
         // What the first step sends on reaches nobody but grad_h0.
         const auto has_sends = [&](int s) { return kTakesTurns || s + 1 < longest || (s < longest && k.grad_h0); };
@@ -418,26 +444,21 @@ gru_backward_kernel(BackwardParams params) {
             const int next_turn = kTakesTurns && turn + 1 < turns ? turn + 1 : 0, next_s = s + (next_turn == 0 ? 1 : 0);
 
             // ---- Gates -------------------------------------------------------------------------------------------
-            [[maybe_unused]] Written<S> written[kEarly ? kItems : 1];
+            [[maybe_unused]] Written<S> written;
 #pragma unroll
             for (int i = 0; i < kItems; ++i)
                 if (summed[i]) {
                     const Vector<float, 2> dh = collect(i, turn, s > 0);
                     if (!mine[i]) continue;
                     if constexpr (kEarly) {
-                        written[i] = gate_gradients(i, turn, prepared[i], dh);
+                        written = gate_gradients(i, turn, prepared, dh);
                     } else {
                         const Written<S> one = gate_gradients(i, turn, prepare(i, t, turn), dh);
                         write(i, P::kTensorCores ? at_item[i] : place(i, t, turn), one);  // held, or told again
                     }
                 }
-            const auto write_step = [&] {
-#pragma unroll
-                for (int i = 0; i < kItems; ++i)
-                    if (i == 0 || summed[i]) write(i, at_item[i] - state_step, written[kEarly ? i : 0]);
-            };
             if (!sends) {
-                if (kEarly) write_step();
+                if (kEarly) write_to(0, grad_x_at, grad_a_at, has_a, written);
                 break;
             }
             const int next_t = next_turn == 0 ? t + t_step : t;
@@ -545,11 +566,13 @@ gru_backward_kernel(BackwardParams params) {
             // ---- What others do not wait for ---------------------------------------------------------------------
             if constexpr (kEarly) {
                 if (has_sends(next_s)) team.expect_next();
-                write_step();
+                write_to(0, grad_x_at, grad_a_at, has_a, written);
+                grad_x_at = advanced(grad_x_at, 3 * state_bytes);
+                grad_a_at = advanced(grad_a_at, state_bytes);
                 if (next_s < longest) prepare_step(next_s, next_t);
             }
-            // In the others there is no register for it, and a step is longer.
-            if (kRowTiles == 1 && P::kTensorCores && next_s + kAhead < longest) prefetch();
+            // In some there is no register for it, and a step is longer; in others loads are a whole step ahead.
+            if (kRowTiles == 1 && P::kTensorCores && !kEarly && next_s + kAhead < longest) prefetch();
             if constexpr (kTakesTurns) {
                 if (next_s > 0) receive_turn(next_turn);
             } else {
@@ -565,7 +588,8 @@ gru_backward_kernel(BackwardParams params) {
         const bool sent_on = longest > 0 && k.grad_h0;
 #pragma unroll 1
         for (turn = 0; turn < turns; ++turn) {
-            if (turn > 0 && sent_on) receive_turn(turn);
+            // Also where nothing is made of it: another block's next tiles send to where this one still reads.
+            if (turn > 0 && longest > 0) receive_turn(turn);
 #pragma unroll
             for (int i = 0; i < kItems; ++i) {
                 const int unit = first_own + unit_of[i], own_units = H - unit;
@@ -598,6 +622,9 @@ gru_backward_kernel(BackwardParams params) {
 struct Backward {
     static constexpr RegisterDepths kDepths = kBackwardDepths;
     static constexpr bool kWideTurns = false;  // there are no registers left for them
+    static bool has_more_items(const GruPlan& plan) {
+        return plan.row_tiles == 1 && 2 * plan.unit_tiles > plan.groups * plan.slices;
+    }
 
     template <class C, int depth, int row_tiles, bool paired, Exchange exchange>
     static auto of() {

@@ -154,7 +154,8 @@ bool all_paired(int64_t H, Storage storage, const void* gates, std::initializer_
 Launch launch_shape(const GruPlan& plan, void* stream);
 
 // The kernel of a direction for compute type C. Direction: kDepths; kWideTurns, whether tiles of 16 rows take turns;
-// of<C, depth, row tiles, paired, exchange>().
+// has_more_items(plan), whether a thread has more items than the kernels for pairs take on tensor cores; of<C, depth,
+// row tiles, paired, exchange>().
 template <class Direction, class C, bool paired, Exchange exchange>
 auto kernel_of(const GruPlan& plan) {
     constexpr RegisterDepths depths = Direction::kDepths;
@@ -176,7 +177,8 @@ auto kernel_of(Storage storage, bool tf32_products, bool paired, const GruPlan& 
     return by_compute_type(storage, tf32_products, [&](auto compute) {
         using C = typename decltype(compute)::type;
         // Of a grid, and of single elements, a step is so long that it can ask the plan. Single elements take no turns.
-        if (!paired) return kernel_of<Direction, C, false, Exchange::any>(plan);
+        if (!paired || (Product<C>::kTensorCores && Direction::has_more_items(plan)))
+            return kernel_of<Direction, C, false, Exchange::any>(plan);
         if (plan.tiles_at_once > 1) return kernel_of<Direction, C, true, Exchange::grid>(plan);
         if (plan.exchange == Exchange::block) return kernel_of<Direction, C, true, Exchange::block>(plan);
         if (plan.exchange == Exchange::cluster) return kernel_of<Direction, C, true, Exchange::cluster>(plan);

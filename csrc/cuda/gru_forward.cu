@@ -206,11 +206,6 @@ gru_forward_kernel(ForwardParams params) {
         const int longest = tile_steps(k, first_row, turns * kTileRows, lengths);
         int t = k.reverse ? longest - 1 : 0;
 
-        // Where rows of the tile end before this, and from where on some are at padding.
-        int shortest = longest;
-        for (int i = 0; i < turns * kTileRows; ++i)
-            if (first_row + i < k.B && lengths[i] < shortest) shortest = lengths[i];
-
         const auto stays = [](auto value) {
             if constexpr (P::kTensorCores && kRowTiles == 1)
                 return held(value);
@@ -511,10 +506,11 @@ gru_forward_kernel(ForwardParams params) {
 #pragma unroll
                     for (int j = 0; j < 2; ++j) {
                         if constexpr (!kInputFirst)
-                            g[j] = gru_gates<Math>(x[i][0][j] + total[i][0].v[j], x[i][1][j] + total[i][1].v[j],
-                                                   x[i][2][j], total[i][2].v[j]);
+                            g[j] = gru_gates<MathFor<C>>(x[i][0][j] + total[i][0].v[j], x[i][1][j] + total[i][1].v[j],
+                                                         x[i][2][j], total[i][2].v[j]);
                         else
-                            g[j] = gru_gates<Math>(total[i][0].v[j], total[i][1].v[j], n_input[i][j], total[i][2].v[j]);
+                            g[j] = gru_gates<MathFor<C>>(total[i][0].v[j], total[i][1].v[j], n_input[i][j],
+                                                         total[i][2].v[j]);
                         const float after = gru_next(g[j], h[i][j]);
                         if (active && (paired || j < own_units)) h[i][j] = after;
                     }
@@ -531,15 +527,12 @@ gru_forward_kernel(ForwardParams params) {
                 for (int i = 0; i < kOwn; ++i) x_from[i] = advanced(x_from[i], x_step);
                 load_x();
             }
-            if (t >= shortest)
-#pragma unroll
-                for (int i = 0; i < kOwn; ++i)
-                    if (t >= steps_of_item[i]) result[i] = {};
 #pragma unroll
             for (int i = 0; i < kOwn; ++i) {
                 const int64_t behind = (turn_rows + rows_behind(i)) * out_row;
-                store_pair<paired>(advanced(output, behind), result[i].h, units_of_item[i]);
-                store_gates<S, paired>(advanced(gates, 4 * behind), 0, gates_of_item[i], result[i].gates);
+                const bool active = t < steps_of_item[i];
+                store_pair<paired>(advanced(output, behind), result[i].h, active ? units_of_item[i] : 0);
+                store_gates<S, paired>(advanced(gates, 4 * behind), 0, active ? gates_of_item[i] : 0, result[i].gates);
             }
             if (!more) break;
             if (next_turn == 0) {
@@ -561,7 +554,7 @@ gru_forward_kernel(ForwardParams params) {
             s = next_s;
         }
 
-        // ---- Steps past the longest row, and the last state
+        // ---- Steps past each row, and the last state
         // ---------------------------------------------------
 #pragma unroll 1
         for (turn = 0; turn < turns; ++turn)
@@ -571,7 +564,7 @@ gru_forward_kernel(ForwardParams params) {
                 if (!mine[i] || row >= k.B) continue;
                 const Vector<float, 2> state = kTakesTurns ? *kept(turn, i) : Vector<float, 2>{{h[i][0], h[i][1]}};
 #pragma unroll 1
-                for (int past = longest; past < T; ++past) {
+                for (int past = lengths[turn * kTileRows + row_of(i)]; past < T; ++past) {
                     const int64_t at = (past * k.B + row) * H + unit;
                     store_pair<paired>(static_cast<S*>(k.output) + at, Packed<S, 2>::zero(), own_units);
                     if (k.gates) store_gates<S, paired>(k.gates, at, own_units, Packed<S, 8>::zero());
@@ -588,6 +581,7 @@ gru_forward_kernel(ForwardParams params) {
 struct Forward {
     static constexpr RegisterDepths kDepths = kForwardDepths;
     static constexpr bool kWideTurns = true;
+    static bool has_more_items(const GruPlan&) { return false; }
 
     template <class C, int depth, int row_tiles, bool paired, Exchange exchange>
     static auto of() {
@@ -609,9 +603,10 @@ void gru_forward(const GruForward& k) {
     using namespace gpu;
     if (k.B == 0) return;
     require_countable("gru_forward", k);
-    const GruPlan plan = gru_plan(k.storage, k.tf32, false, k.B, k.H, k.wish);
+    GruPlan plan = gru_plan(k.storage, k.tf32, false, k.B, k.H, k.wish);
     const bool paired =
         all_paired(k.H, k.storage, k.gates, {k.gates_x.data, k.output}, {k.gates_x.step_stride, k.gates_x.row_stride});
+    if (!paired) plan.shares = 1;  // the kernel for single elements has no such warps
     const ForwardParams params{k, plan};
     const Launch shape = launch_shape(plan, k.stream);
     const char* error = launch(kernel_of<Forward>(k.storage, k.tf32, paired, plan), shape, params);

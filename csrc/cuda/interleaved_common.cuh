@@ -64,10 +64,11 @@ VSSN_DEVICE void with_activation(Activation act, const Apply& apply) {
         apply(Chosen<Activation::leaky_relu>{});
 }
 
+template <class M>
 VSSN_DEVICE void apply_activation(Activation act, Four& x) {
     with_activation(act, [&](auto chosen) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) x.v[i] = activate<decltype(chosen)::value, Math>(x.v[i]);
+        for (int i = 0; i < 4; ++i) x.v[i] = activate<decltype(chosen)::value, M>(x.v[i]);
     });
 }
 

@@ -174,7 +174,7 @@ struct Forward : Block<C, InterleavedForward, meeting> {
         add(sum, input.wide());
         zero_beyond(sum, of_tile, units);
         const StoredFour<T> before = StoredFour<T>::of(sum);
-        apply_activation(act, sum);
+        apply_activation<MathFor<C>>(act, sum);
         return keeps_input(act) ? before : StoredFour<T>::of(sum);
     }
 
@@ -240,9 +240,9 @@ struct Forward : Block<C, InterleavedForward, meeting> {
         GruGates<float> gates[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            gates[i] = gru_gates<Math>(x_r.v[i] + (sums[0].v[i] + bias[i / 2]),
-                                       x_u.v[i] + (sums[1].v[i] + bias[kUnits + i / 2]), x_n.v[i] + sums[3].v[i],
-                                       sums[2].v[i] + bias[2 * kUnits + i / 2]);
+            gates[i] = gru_gates<MathFor<C>>(x_r.v[i] + (sums[0].v[i] + bias[i / 2]),
+                                             x_u.v[i] + (sums[1].v[i] + bias[kUnits + i / 2]), x_n.v[i] + sums[3].v[i],
+                                             sums[2].v[i] + bias[2 * kUnits + i / 2]);
             h.v[i] = gru_next(gates[i], carry.v[i]);
         }
         zero_beyond(h, tile(slot), H);

@@ -104,7 +104,7 @@ struct Forward : ForwardWeights<C> {
     static VSSN_DEVICE Four hidden_start(const Loaded& input) { return input.wide(); }
     template <int n>
     VSSN_DEVICE void hidden_activate(Four (&products)[n], const Loaded*, StoredFour<T>* kept) const {
-        activate_by(k.activation, products, [&](Activation act, bool activated) {
+        activate_by<MathFor<C>>(k.activation, products, [&](Activation act, bool activated) {
             if (keeps_input(act) != activated)
 #pragma unroll
                 for (int j = 0; j < n; ++j) kept[j] = StoredFour<T>::of(products[j]);

@@ -82,33 +82,33 @@ struct LatentMath : Math {
 
 // ---- Activations -------------------------------------------------------------------------------------------------
 
-template <Activation act, int n>
+template <class M, Activation act, int n>
 VSSN_DEVICE void activate_all(Four (&x)[n]) {
 #pragma unroll
     for (int j = 0; j < n; ++j)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) x[j].v[i] = activate<act, Math>(x[j].v[i]);
+        for (int i = 0; i < 4; ++i) x[j].v[i] = activate<act, M>(x[j].v[i]);
 }
 
 // `also` is called before and behind, where the activation is known at compile time.
-template <Activation act, int n, class Also>
+template <class M, Activation act, int n, class Also>
 VSSN_DEVICE void activate_all(Four (&x)[n], const Also& also) {
     also(act, false);
-    activate_all<act>(x);
+    activate_all<M, act>(x);
     also(act, true);
 }
 
 // Branches, in the order of what is asked for: a table of addresses would be read in every step.
-template <int n, class Also>
+template <class M, int n, class Also>
 VSSN_DEVICE void activate_by(Activation act, Four (&x)[n], const Also& also) {
     if (act == Activation::tanh)
-        activate_all<Activation::tanh>(x, also);
+        activate_all<M, Activation::tanh>(x, also);
     else if (act == Activation::silu)
-        activate_all<Activation::silu>(x, also);
+        activate_all<M, Activation::silu>(x, also);
     else if (act == Activation::relu)
-        activate_all<Activation::relu>(x, also);
+        activate_all<M, Activation::relu>(x, also);
     else
-        activate_all<Activation::leaky_relu>(x, also);
+        activate_all<M, Activation::leaky_relu>(x, also);
 }
 
 template <Activation act, class Loaded, int n>

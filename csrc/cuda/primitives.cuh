@@ -52,6 +52,7 @@
 //            lower_bfloat16(word), upper_bfloat16(word)   the halves of a word as floats
 //            exp(x) (fast, about 2 ulp), divide(a, b) (fast), expm1, log1p, log, maximum
 //            exp2(x), reciprocal(x)  one instruction each, 2 ulp and 1; what would be denormal is 0
+//            tanh_approximate(x)     one instruction, relative error 2^-11
 // Matrices   Product<C> for C = bfloat16, float16, tf32 (tensor cores) and float (full precision, FMA): below
 // Launching  Launch, launch(kernel, shape, params), device_limits(): below; host code
 //            clusters_at_once(kernel, shape)   by the device's own answer (the multiprocessors of its GPCs leave gaps);

@@ -158,4 +158,14 @@ struct Math {
     static VSSN_DEVICE float softplus(float x) { return gpu::maximum(x, 0.0f) + gpu::log1p(gpu::exp(x > 0 ? -x : x)); }
 };
 
+// With a tanh of one instruction instead of eleven, whose error is a quarter of what rounding its value to bfloat16 is.
+// No such sigmoid: of a gate near 1 it is the distance from 1 that counts.
+struct MathOfBfloat16 : Math {
+    static VSSN_DEVICE float tanh(float x) { return gpu::tanh_approximate(x); }
+};
+
+// Of what a kernel with compute type C stores in that precision.
+template <class C>
+using MathFor = std::conditional_t<std::is_same_v<C, bfloat16>, MathOfBfloat16, Math>;
+
 }  // namespace vssn::gpu

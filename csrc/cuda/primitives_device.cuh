@@ -362,15 +362,20 @@ VSSN_DEVICE uint32_t pack(float low, float high) {
     if constexpr (std::is_same_v<T, float16>) return bits<uint32_t>(__floats2half2_rn(low, high));
 }
 
-VSSN_DEVICE float exp(float x) { return __expf(x); }
 VSSN_DEVICE float exp2(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+VSSN_DEVICE float exp(float x) { return exp2(x * 1.4426950408889634f); }  // __expf also has what is denormal
 VSSN_DEVICE float reciprocal(float x) {
     float y;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+VSSN_DEVICE float tanh_approximate(float x) {
+    float y;
+    asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 VSSN_DEVICE float divide(float a, float b) { return __fdividef(a, b); }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -239,8 +240,10 @@ def test_tf32_in_turns(monkeypatch: pytest.MonkeyPatch, kernels: Any, reverse: b
         host.check(draw(4, 27, 72, reverse), torch.float32, TF32_TOLERANCES)
 
 
-def test_turns_without_a_gradient_of_the_first_state(kernels: Any) -> None:
-    """Which the last step need not wait for."""
+def test_turns_without_a_gradient_of_the_first_state(cuda_host: ModuleType, kernels: Any) -> None:
+    """Which nothing is made of; all the same each block waits for what was sent: its next tiles' sums come to where it
+    reads those of these."""
+    cuda_host.set_device_limits(90, 4, 227 * 1024, 16)  # one team, so several rounds of tiles
     sample = draw(3, 40, 136)
     turns(kernels, sample, torch.bfloat16, 2)
     moved = sample.to("cpu", torch.bfloat16, requires_grad=True)
@@ -248,8 +251,30 @@ def test_turns_without_a_gradient_of_the_first_state(kernels: Any) -> None:
     gates_x, h0 = moved.tensors["gates_x"], moved.tensors["h0"]
     with_h0 = torch.autograd.grad(output.float().sum(), (gates_x, h0))[0]
     moved.tensors["h0"] = h0.detach()
-    (alone,) = torch.autograd.grad(moved.run("cuda")["output"].float().sum(), (gates_x,))
+    (output,) = (moved.run("cuda")["output"],)
+    cuda_host.start_trace()
+    (alone,) = torch.autograd.grad(output.float().sum(), (gates_x,))
+    events = collections.Counter(cuda_host.end_trace())
     assert_equal("gates_x", alone, with_h0)
+    counters = {counter for what, counter in events if what == "release"}
+    assert len(counters) == 2
+    for counter in counters:
+        assert events["wait", counter] == events["release", counter]
+
+
+@pytest.mark.parametrize("hidden", [33, 47, 63, 64])
+def test_single_elements_of_few_unit_tiles_in_one_block(cuda_host: ModuleType, kernels: Any, hidden: int) -> None:
+    """Of pairs two warps share a unit tile; single elements, of odd sizes or of rows that start anywhere, have no such
+    warps."""
+    sample = draw(4, 21, hidden)
+    if hidden == 64:
+        wide = torch.randn(4, 21, 3 * 64 + 1, dtype=torch.float64)
+        sample.tensors["gates_x"] = wide[..., :-1]
+    for dtype in (torch.bfloat16, torch.float16):
+        assert "block" in kernels.describe_plan(dtype, 21, hidden, False)
+        for order in host.ORDERS:
+            cuda_host.set_order(order)
+            host.check(sample, dtype)
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 4])

@@ -339,6 +339,7 @@ inline float exp(float x) { return std::exp2(x * 1.4426950408889634f); }
 
 inline float exp2(float x) { return std::exp2(x); }
 inline float reciprocal(float x) { return 1.0f / x; }
+inline float tanh_approximate(float x) { return std::tanh(x); }
 
 // As the device's __fdividef, which gives 0 for a denominator above 2^126.
 inline float divide(float a, float b) {
