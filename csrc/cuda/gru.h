@@ -38,7 +38,7 @@ struct GruProblem {
     TensorRows h0;           // [B, H]
     TensorRows weight;       // [3H, H]
     void* counters;          // of plan.counter_bytes, zeroed
-    void* workspace;         // of plan.workspace_bytes
+    void* workspace;         // of plan.workspace_bytes, the first plan.blank_bytes of them 0xff
     void* stream;
     GruWish wish;
     VSSN_FIELDS(storage, state_storage, tf32, steps, B, H, reverse, lengths, h0, weight, counters, workspace, stream,
@@ -89,7 +89,7 @@ struct GruPlan {
     int tiles;     // weights
     int shared_bytes;
     // The workspace: what blocks of a grid exchange, then the streamed tiles.
-    int64_t exchange_bytes, workspace_bytes, counter_bytes;
+    int64_t exchange_bytes, workspace_bytes, counter_bytes, blank_bytes;
     int64_t at_once;     // teams, by the device's own answer
     double step_cycles;  // an estimate
 

@@ -23,10 +23,10 @@ GruPlan plan(const GruSizes& k) { return gru_plan(k.storage, k.tf32, k.backward,
 void bind_gru(py::module_& module) {
     define<GruForward>(module, "gru_forward", gru_forward);
     define<GruBackward>(module, "gru_backward", gru_backward);
-    // Bytes of the zeroed counters and of the workspace.
+    // Bytes of the zeroed counters, of the workspace, and of its start that is to be blank: all ones.
     define<GruSizes>(module, "gru_workspace", [](const GruSizes& k) {
         const GruPlan p = plan(k);
-        return py::make_tuple(p.counter_bytes, p.workspace_bytes);
+        return py::make_tuple(p.counter_bytes, p.workspace_bytes, p.blank_bytes);
     });
     define<GruSizes>(module, "gru_plan", [](const GruSizes& k) { return describe(plan(k)); });
 }

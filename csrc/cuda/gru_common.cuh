@@ -13,6 +13,7 @@ constexpr int kRows = 8;           // batch rows of a tile: its columns
 constexpr int kGruThreads = 256;   // of a block, at most: so a thread may have 255 registers
 constexpr int kBackwardTiles = 4;  // tiles of rows that a warp of the backward kernel has side by side
 constexpr int kMostAtOnce = 4;     // batch tiles of a team that take turns
+constexpr int kBuffersInGrid = 2 * kMostAtOnce;  // forward, of a state: two for each turn, or all for tiles without
 constexpr int kMailboxBytes = 16;  // at the start of shared memory, then:
 constexpr int kLengthBytes = 4 * 2 * kRows * kMostAtOnce;  // steps of each row of the batch tiles
 constexpr int kHeaderBytes = kMailboxBytes + kLengthBytes;

@@ -39,6 +39,15 @@ template <class S>
 constexpr int kMembers = 8 / sizeof(S);
 constexpr int kLargestCluster = 16;
 
+// The same numbers, in words that are not kAbsent: a NaN of float32 that the caller gave may be.
+template <class S>
+VSSN_DEVICE Packed<S, 2> present(Packed<S, 2> pair) {
+    if constexpr (sizeof(S) == 4)
+#pragma unroll
+        for (uint32_t& word : pair.words) word = word == kAbsent ? kAbsent >> 1 : word;
+    return pair;
+}
+
 // Those of the team that a lane sends to, and where a pair of its state goes.
 template <class S, bool holds>
 struct Receivers {
@@ -123,8 +132,9 @@ gru_forward_kernel(ForwardParams params) {
     const int stride = plan.stride, state_size = kTileRows * stride;
     auto* partials = reinterpret_cast<Vector<float, 2>*>(shared + plan.partials);
     const int global_stride = plan.blocks * plan.unit_tiles * kUnits, global_size = kTileRows * global_stride;
-    // [turns][2][rows][global_stride]
-    S* global = static_cast<S*>(k.workspace) + static_cast<int64_t>(block_y()) * turns * 2 * global_size;
+    // [turns][2][rows][global_stride], or without turns [kBuffersInGrid][rows][global_stride]
+    constexpr int kBuffers = kTakesTurns ? 2 : kBuffersInGrid;
+    S* global = static_cast<S*>(k.workspace) + static_cast<int64_t>(block_y()) * turns * kBuffers * global_size;
 
     Team team{exchange,
               plan.blocks,
@@ -192,9 +202,44 @@ gru_forward_kernel(ForwardParams params) {
     team.start();
     const To receivers(team);
 
+    // Without turns a grid's state is its own flag: a block stores its units, and all wait for the words of all. A
+    // buffer is blank before it is written. When all of state number n has come, all have had state n - 1, and each
+    // block makes its units of that blank again, behind which its last warp passes a fence; another state comes to that
+    // buffer kBuffersInGrid - 1 exchanges later. Between the fence and those who then wait for it lie two exchanges and
+    // a fence of theirs, as the order of relaxed accesses asks.
+    constexpr int kPiece = 16 / sizeof(S);
+    const auto receive_state = [&](S* to) {
+        constexpr int kAtOnce = 4;
+        const S* from = global + static_cast<int>(team.done % kBuffers) * global_size;
+#pragma unroll 1
+        for (int b = warp_id(); b < kTileRows; b += warps())
+#pragma unroll 1
+            for (int i = lane_id() * kPiece; i < global_stride; i += kAtOnce * kWarp * kPiece) {
+                const Vector<uint32_t, 4>* places[kAtOnce];
+                Vector<uint32_t, 4> pieces[kAtOnce];
+                const auto at = [&](int j) {
+                    return i + j * kWarp * kPiece < global_stride ? i + j * kWarp * kPiece : i;
+                };
+#pragma unroll
+                for (int j = 0; j < kAtOnce; ++j)
+                    places[j] = reinterpret_cast<const Vector<uint32_t, 4>*>(from + b * global_stride + at(j));
+                await_words(places, pieces);
+#pragma unroll
+                for (int j = 0; j < kAtOnce; ++j) store_words<4>(to + b * stride + at(j), pieces[j]);
+            }
+        sync_block();
+    };
+    const auto make_blank = [&](unsigned exchanges) {
+        S* old = global + static_cast<int>(exchanges % kBuffers) * global_size + block_x() * plan.unit_tiles * kUnits;
+        for (int b = lane_id() / 4; b < kTileRows; b += kWarp / 4)
+            for (int i = lane_id() % 4 * kPiece; i < plan.unit_tiles * kUnits; i += 4 * kPiece)
+                give_words(reinterpret_cast<Vector<uint32_t, 4>*>(old + b * global_stride + i),
+                           Vector<uint32_t, 4>{{kAbsent, kAbsent, kAbsent, kAbsent}});
+        release_fence();
+    };
+
     // A state of a turn, from L2 to shared memory: on its way until await_copies.
     const auto copy_state = [&](int turn, unsigned exchanges, S* to) {
-        constexpr int kPiece = 16 / sizeof(S);
         const S* from = global + (2 * turn + static_cast<int>(exchanges % 2)) * global_size;
         for (int b = warp_id(); b < kTileRows; b += warps())
             for (int i = lane_id() * kPiece; i < global_stride; i += kWarp * kPiece)
@@ -291,9 +336,14 @@ gru_forward_kernel(ForwardParams params) {
                 receivers.send(pair, plan.operand + at * static_cast<int>(sizeof(S)),
                                team.next_buffer() * static_cast<int>(sizeof(Mailbox)));
             } else {
-                const auto piece = To::together(pair);
-                S* to = global + (2 * turn + team.next_buffer()) * global_size + own_at[i];
-                if (To::member() == 0) store_l2(reinterpret_cast<Vector<uint32_t, 4>*>(to), piece);
+                const auto piece = To::together(kTakesTurns ? pair : present(pair));
+                S* to =
+                    global + (kBuffers * turn + static_cast<int>((team.done + 1) % kBuffers)) * global_size + own_at[i];
+                if (To::member() != 0) return;
+                if (kTakesTurns)
+                    store_l2(reinterpret_cast<Vector<uint32_t, 4>*>(to), piece);
+                else
+                    give_words(reinterpret_cast<Vector<uint32_t, 4>*>(to), piece);
             }
         };
         if constexpr (kTakesTurns) {
@@ -379,11 +429,10 @@ gru_forward_kernel(ForwardParams params) {
                 load_x();
             }
             if constexpr (!kTakesTurns) {
-                if (s > 0) team.receive();
+                if (exchange == Exchange::cluster && s > 0) team.receive();
                 if (exchange == Exchange::grid && s > 0) {
-                    copy_state(0, team.done, states);
-                    await_copies();
-                    sync_block();
+                    if (slices == 1) sync_block();  // else the sums' barrier was behind the last product
+                    receive_state(states);
                 }
             }
             const S* state = states + shown + first_k;
@@ -519,7 +568,9 @@ gru_forward_kernel(ForwardParams params) {
                     result[i] = {Packed<S, 2>::round(h[i][0], h[i][1]),
                                  Packed<S, 8>::round(g[0].r, g[0].z, g[0].n, g[0].a, g[1].r, g[1].z, g[1].n, g[1].a)};
                 }
-            if (!last) team.sent(turn);
+            if (!last && (kTakesTurns || exchange != Exchange::grid)) team.sent(turn);
+            if (!kTakesTurns && exchange == Exchange::grid && s > 0 && warp_id() == warps() - 1)
+                make_blank(team.done - 1);
 
             // ---- What others do not wait for ---------------------------------------------------------------------
             if (!kInputFirst && !kTakesTurns && more) {

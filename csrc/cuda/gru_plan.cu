@@ -138,9 +138,11 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
     if (exchange == Exchange::grid) {
         teams = std::min(teams, std::max<int64_t>(1, device.multiprocessors / blocks));
         if (plan.streamed_tiles > 0) teams = 1;  // packed once
-        plan.counter_bytes = 4 * teams * tiles_at_once;
         const int64_t sent = backward ? int64_t{blocks} * plan.slices * rows * units * 4 : rows * units * bytes;
-        plan.exchange_bytes = 2 * teams * tiles_at_once * sent;
+        plan.counter_bytes = 4 * teams * tiles_at_once;
+        // Forward enough for kernels that take no turns, also where the plan has them.
+        plan.exchange_bytes = (backward ? 2 * tiles_at_once : gpu::kBuffersInGrid) * teams * sent;
+        if (!backward) plan.blank_bytes = plan.exchange_bytes;
     }
     plan.teams = teams;
     plan.workspace_bytes = plan.exchange_bytes + int64_t{blocks} * warps * plan.streamed_tiles * type.tile_bytes;

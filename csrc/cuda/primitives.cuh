@@ -22,6 +22,11 @@
 //            load_words<n>(p), store_words<n>(p, w)   n = 1, 2 or 4 words of 32 bits as one access
 //            load_l2(p), store_l2(p, v)   of 4, 8 or 16 bytes, past the L1 cache: for what other blocks write or read
 //                                    while the kernel runs
+//            give_words(p, words), await_words(from, words)   16 bytes in global memory that are their own flag: one
+//                                    thread writes them, another takes several of them, once no word is kAbsent
+//            release_fence()         what this thread (and, behind a sync_block, its block) has written is visible
+//                                    before what is written behind the fence, to threads that pass one after they see
+//                                    that
 //            copy_l2(shared, global), await_copies()   16 aligned bytes, past the L1 cache: they come while the thread
 //                                    goes on, until it waits for all that it has copied
 //            prefetch_l2(p)          asks for what lies around p to be brought into L2: a hint
@@ -65,6 +70,7 @@
 namespace vssn::gpu {
 
 constexpr int kWarp = 32;
+constexpr uint32_t kAbsent = 0xffffffffu;  // NaNs, of 16 bits or 32, that no rounding makes
 
 struct tf32;  // the compute type of float32 storage where tf32 is allowed
 

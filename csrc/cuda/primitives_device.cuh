@@ -315,6 +315,34 @@ VSSN_DEVICE void check_acquire(const unsigned* flag, unsigned n, detail::Site si
     }
 }
 
+VSSN_DEVICE void give_words(Vector<uint32_t, 4>* p, const Vector<uint32_t, 4>& words) {
+    asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(words.v[0]), "r"(words.v[1]),
+                 "r"(words.v[2]), "r"(words.v[3])
+                 : "memory");
+}
+
+// Every word is one of those that were there or one of those that come, whatever an access of 16 bytes is.
+template <int n>
+VSSN_DEVICE void await_words(const Vector<uint32_t, 4>* const (&from)[n], Vector<uint32_t, 4> (&words)[n],
+                             detail::Site site = detail::Site::here()) {
+    for (detail::Polls polls;; polls.count("await_words: what another block of the grid writes", site)) {
+#pragma unroll
+        for (int i = 0; i < n; ++i)
+            asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                         : "=r"(words[i].v[0]), "=r"(words[i].v[1]), "=r"(words[i].v[2]), "=r"(words[i].v[3])
+                         : "l"(from[i])
+                         : "memory");
+        uint32_t largest = 0;
+#pragma unroll
+        for (int i = 0; i < n; ++i)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) largest = max(largest, words[i].v[j]);
+        if (largest != kAbsent) break;
+    }
+}
+
+VSSN_DEVICE void release_fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
 // ---- Warp -------------------------------------------------------------------------------------------------------
 
 template <class T>

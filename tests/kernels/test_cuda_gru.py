@@ -283,7 +283,7 @@ def test_products_of_other_tiles_stand_between_a_release_and_its_wait(
     cuda_host: ModuleType, kernels: Any, dtype: torch.dtype, at_once: int
 ) -> None:
     """Of each counter in each step: a block releases, multiplies for the others, waits. One tile alone has nothing to
-    do in between."""
+    do in between; forward it takes no counter."""
     sample = draw(5, 8 * at_once, 136, lengths=False).to("cpu", dtype, requires_grad=True)
     turns(kernels, sample, dtype, at_once)
     cuda_host.start_trace()
@@ -302,12 +302,39 @@ def test_products_of_other_tiles_stand_between_a_release_and_its_wait(
                 between.setdefault(counter, []).append(products[counter])
             else:
                 products = {other: count + 1 for other, count in products.items()}
-        assert sorted(between) == list(range(at_once))
+        assert sorted(between) == ([] if at_once == 1 and not backward else list(range(at_once)))
         for counter, counts in between.items():
-            assert len(counts) == (5 if backward or at_once > 1 else 4), "as many exchanges as steps, or one fewer"
+            assert len(counts) == 5, "as many exchanges as steps"
             # In turns forward begins with an exchange of the first states, and backward ends with one of what they get.
             of_steps = counts if at_once == 1 else counts[:-1] if backward else counts[1:]
             assert all((count > 0) == (at_once > 1) for count in of_steps), (counter, counts)
+
+
+@pytest.mark.parametrize("row_tiles", [1, 2])
+@pytest.mark.parametrize("hidden", [72, 75], ids=["pairs", "single_elements"])
+@each_dtype
+def test_a_grid_s_buffers_come_round(
+    cuda_host: ModuleType, kernels: Any, dtype: torch.dtype, hidden: int, row_tiles: int
+) -> None:
+    """A state of a grid is its own flag: over more steps than it has buffers, tile after tile, in every order."""
+    cuda_host.set_device_limits(90, 6, 227 * 1024, 16)  # two teams of three blocks
+    kernels.wish = kernels.Wish(GRID, 3, row_tiles, 1)
+    sample = draw(19, 43, hidden)
+    for order in host.ORDERS:
+        cuda_host.set_order(order)
+        host.check(sample, dtype)
+
+
+@each_dtype
+def test_a_grid_hands_on_every_nan(kernels: Any, dtype: torch.dtype) -> None:
+    """Also the one of all ones, which is what a buffer is blank with."""
+    kernels.wish = kernels.Wish(GRID, 3, 1, 1)
+    sample = draw(11, 9, 40, lengths=False).to("cpu", dtype)
+    bits = torch.int32 if dtype == torch.float32 else torch.int16
+    sample.tensors["h0"][4] = torch.full((40,), -1, dtype=bits).view(dtype)
+    output = sample.run("cuda")["output"]
+    assert output[:, 4].isnan().all()
+    assert output[:, [0, 1, 2, 3, 5, 6, 7, 8]].isfinite().all()
 
 
 def test_the_plan_lets_tiles_take_turns_where_teams_have_several(cuda_host: ModuleType, kernels: Any) -> None:

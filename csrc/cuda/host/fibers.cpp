@@ -202,6 +202,7 @@ std::string place(const Block& block) {
 bool can_run(const Thread& thread) {
     if (thread.finished) return false;
     if (thread.flag) return static_cast<int>(*thread.flag - thread.count) >= 0;
+    if (thread.word) return *thread.word != thread.count;
     return !thread.meeting || thread.meeting->round != thread.round;
 }
 
@@ -294,6 +295,7 @@ class Group {
         if (now.failed || !can_run(thread)) return false;
         thread.meeting = nullptr;
         thread.flag = nullptr;
+        thread.word = nullptr;
         current = &thread;
         to_fiber(*thread.context);
         current = nullptr;
@@ -401,6 +403,15 @@ void wait_for_flag(const unsigned* flag, unsigned count, Site site) {
     thread.flag = flag;
     thread.count = count;
     thread.what = "wait_acquire";
+    thread.site = site;
+    to_scheduler(*thread.context, false);
+}
+
+void wait_for_word(const unsigned* word, unsigned absent, Site site) {
+    Thread& thread = *current;
+    thread.word = word;
+    thread.count = absent;
+    thread.what = "await_words";
     thread.site = site;
     to_scheduler(*thread.context, false);
 }

@@ -64,11 +64,12 @@ struct Thread {
     Block* block = nullptr;
     int id = 0;
     bool finished = false;
-    // What it waits for: a later round of a meeting, or a flag that reaches a count.
+    // What it waits for: a later round of a meeting, a flag that reaches a count, or a word that is no longer `count`.
     const Meeting* meeting = nullptr;
     unsigned round = 0;
     const unsigned* flag = nullptr;
     unsigned count = 0;
+    const unsigned* word = nullptr;
     const char* what = nullptr;
     Site site{};
     // The round of the cluster's barrier at which it arrived and has not waited yet.
@@ -88,6 +89,7 @@ extern int grid_x, grid_y;
 bool arrive(Meeting& meeting, const char* what, Site site, bool same_site, void (*complete)(void*), void* argument);
 void wait_for_round(const Meeting& meeting, unsigned round, const char* what, Site site);
 void wait_for_flag(const unsigned* flag, unsigned count, Site site);
+void wait_for_word(const unsigned* word, unsigned absent, Site site);
 
 // Ends the launch with this report.
 [[noreturn]] void fail(const std::string& report);

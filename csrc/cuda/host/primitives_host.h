@@ -275,6 +275,24 @@ inline void check_acquire(const unsigned* flag, unsigned n, host::Site site = ho
     wait_acquire(flag, n, site);
 }
 
+inline void give_words(Vector<uint32_t, 4>* p, const Vector<uint32_t, 4>& words, host::Site site = host::Site::here()) {
+    host::require_aligned(p, 16, "give_words", site);
+    *p = words;
+}
+
+template <int n>
+void await_words(const Vector<uint32_t, 4>* const (&from)[n], Vector<uint32_t, 4> (&words)[n],
+                 host::Site site = host::Site::here()) {
+    for (int i = 0; i < n; ++i) {
+        host::require_aligned(from[i], 16, "await_words", site);
+        for (int j = 0; j < 4; ++j)
+            if (from[i]->v[j] == kAbsent) host::wait_for_word(&from[i]->v[j], kAbsent, site);
+        words[i] = *from[i];
+    }
+}
+
+inline void release_fence() {}
+
 // ---- Warp -------------------------------------------------------------------------------------------------------
 
 namespace host {

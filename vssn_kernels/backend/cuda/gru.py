@@ -52,8 +52,8 @@ def describe_plan(dtype: torch.dtype, batch: int, hidden: int, backward: bool = 
 
 
 def _working_memory(like: Tensor, tf32: bool, backward: bool, batch: int, hidden: int) -> tuple[Tensor | None, ...]:
-    """(counters, zeroed, and workspace) of a call; None where it takes none."""
-    counters, workspace = _cuda.gru_workspace(
+    """(counters, zeroed, and workspace, its start blank) of a call; None where it takes none."""
+    counters, workspace, blank = _cuda.gru_workspace(
         storage=STORAGE[like.dtype],
         tf32=tf32,
         backward=backward,
@@ -64,10 +64,10 @@ def _working_memory(like: Tensor, tf32: bool, backward: bool, batch: int, hidden
         row_tiles=wish.row_tiles,
         tiles_at_once=wish.tiles_at_once,
     )
-    return (
-        torch.zeros(counters, dtype=torch.uint8, device=like.device) if counters else None,
-        torch.empty(workspace, dtype=torch.uint8, device=like.device) if workspace else None,
-    )
+    memory = torch.empty(workspace, dtype=torch.uint8, device=like.device) if workspace else None
+    if memory is not None and blank:
+        memory[:blank].fill_(0xFF)
+    return torch.zeros(counters, dtype=torch.uint8, device=like.device) if counters else None, memory
 
 
 def gru_forward(
