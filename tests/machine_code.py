@@ -20,6 +20,8 @@ _NO_SCOREBOARD = 7
 EXCHANGES = re.compile(r"(BAR\.|SYNCS\.PHASECHK|SYNCS\.ARRIVE|UCGABAR|STAS|REDG|LDG\.E\.STRONG)")
 WAITS = re.compile(r"(BAR\.|SYNCS\.PHASECHK)")
 PRODUCTS = re.compile(r"[HQ]MMA\.|FFMA$")
+# Of a grid whose states are their own flags: the loads that wait for them.
+EXCHANGES_OF_GRID = re.compile(rf"{EXCHANGES.pattern}|LDG\.E\.128\.STRONG")
 # Where nobody waits for other blocks, a step's products are what a load has time for.
 EXCHANGES_OR_PRODUCTS = re.compile(f"{EXCHANGES.pattern}|{PRODUCTS.pattern}")
 
@@ -165,7 +167,8 @@ class Code:
                 continue
             seen.add(i)
             instruction = self.all[i]
-            if behind.match(instruction.name):
+            # The latter: a shuffle of lanes that have gone apart, out of the way that a warp takes.
+            if behind.match(instruction.name) or instruction.name.startswith("WARPSYNC.COLLECTIVE"):
                 continue
             if instruction.waits & bit:
                 return True

@@ -19,7 +19,7 @@ enum class Exchange : int {
     any = 0,      // of a kernel that asks the plan; of a wish, which leaves it to the plan
     block = 1,    // a team is one block: shared memory
     cluster = 2,  // a thread-block cluster: writes into each other's shared memory
-    grid = 3,     // blocks of a cooperative launch: global memory and a counter
+    grid = 3,     // blocks of a cooperative launch: global memory
 };
 
 // What tests, and nobody else, choose themselves; 0: the plan chooses.

@@ -60,8 +60,8 @@ gru_backward_kernel(BackwardParams params) {
     // Of a thread, at most: the plan, and the choice of the kernel, see to it.
     constexpr int kItems = kHolds ? 1 : 2 * kRowTiles;
     // And for its slopes, which are told while those before it are on their way, and for what is written of it until
-    // its parts are sent.
-    constexpr bool kEarly = kHolds && !kTakesTurns;
+    // its parts are sent. In a block alone nothing is on its way, and float32's loads would hold up the sums' reads.
+    constexpr bool kEarly = kHolds && !kTakesTurns && (sizeof(S) == 2 || known != Exchange::block);
     // k tiles on their way: single elements take registers, and so do turns
     [[maybe_unused]] constexpr int kAtOnce =
         (paired && sizeof(S) == 2 && kRowTiles == 1) || (kRowTiles == 1 && !kTakesTurns && known != Exchange::any) ? 2

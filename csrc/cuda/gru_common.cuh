@@ -89,10 +89,12 @@ VSSN_DEVICE int tile_steps(const GruProblem& k, int64_t first_row, int rows, int
 // Two buffers are written in turn, so that one exchange a step is enough: nobody can send into a buffer before every
 // block has sent what it computed from that buffer's last contents.
 //
-// In a grid that takes two microseconds, so there several batch tiles take turns: a step of each, then the next step of
-// each. What one tile's blocks have sent is on its way while the team computes the others' steps. Each turn has a
+// In a grid that takes one or two microseconds, so there several batch tiles may take turns: a step of each, then the next
+// step of each. What one tile's blocks have sent is on its way while the team computes the others' steps. Each turn has a
 // counter and two buffers of its own; `done` counts its exchanges, and so those of all turns, which go through all
 // steps of the longest row together.
+//
+// Forward a grid without turns has no counter: there a state is its own flag (gru_forward.cu).
 struct Team {
     Exchange exchange;
     int blocks;

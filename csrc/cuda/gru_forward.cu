@@ -138,7 +138,7 @@ gru_forward_kernel(ForwardParams params) {
 
     Team team{exchange,
               plan.blocks,
-              static_cast<unsigned*>(k.counters) + block_y() * turns,
+              kTakesTurns ? static_cast<unsigned*>(k.counters) + block_y() * turns : nullptr,
               reinterpret_cast<Mailbox*>(shared),
               global_size * static_cast<int>(sizeof(S)),
               0};
@@ -203,10 +203,11 @@ gru_forward_kernel(ForwardParams params) {
     const To receivers(team);
 
     // Without turns a grid's state is its own flag: a block stores its units, and all wait for the words of all. A
-    // buffer is blank before it is written. When all of state number n has come, all have had state n - 1, and each
-    // block makes its units of that blank again, behind which its last warp passes a fence; another state comes to that
-    // buffer kBuffersInGrid - 1 exchanges later. Between the fence and those who then wait for it lie two exchanges and
-    // a fence of theirs, as the order of relaxed accesses asks.
+    // buffer is blank before it is written. When all of state n has come, all have had state n - 1, and each block
+    // makes its units of that blank again. That buffer gets state n + 7. All threads pass a fence after every second
+    // send: the blank comes before one, behind a barrier, with state n + 4 at the latest behind it; whoever has read
+    // that passes one before the barrier that lies before the wait for state n + 7. So nobody takes state n - 1 for
+    // that.
     constexpr int kPiece = 16 / sizeof(S);
     const auto receive_state = [&](S* to) {
         constexpr int kAtOnce = 4;
@@ -235,7 +236,6 @@ gru_forward_kernel(ForwardParams params) {
             for (int i = lane_id() % 4 * kPiece; i < plan.unit_tiles * kUnits; i += 4 * kPiece)
                 give_words(reinterpret_cast<Vector<uint32_t, 4>*>(old + b * global_stride + i),
                            Vector<uint32_t, 4>{{kAbsent, kAbsent, kAbsent, kAbsent}});
-        release_fence();
     };
 
     // A state of a turn, from L2 to shared memory: on its way until await_copies.
@@ -423,11 +423,12 @@ gru_forward_kernel(ForwardParams params) {
                                 bias[gate].v[j] + (kInputFirst && gate < 2 ? x[i][gate][j] : 0.0f);
                         if (kInputFirst) n_input[i][j] = x[i][2][j];
                     }
-            if (kInputFirst) {  // behind the last step the same ones once more
+            const auto load_next_x = [&] {  // behind the last step the same ones once more
 #pragma unroll
                 for (int i = 0; i < kOwn; ++i) x_from[i] = advanced(x_from[i], more ? x_step : 0);
                 load_x();
-            }
+            };
+            if (kInputFirst && known != Exchange::block) load_next_x();
             if constexpr (!kTakesTurns) {
                 if (exchange == Exchange::cluster && s > 0) team.receive();
                 if (exchange == Exchange::grid && s > 0) {
@@ -474,6 +475,9 @@ gru_forward_kernel(ForwardParams params) {
                         [&](int i) { return P::load_l2(streamed_tiles + static_cast<int64_t>(i) * P::kTileBytes); },
                         kDepth + shared_depth, streamed_depth);
             }
+
+            // In a block alone they would hold up the reads of the state.
+            if (kInputFirst && known == Exchange::block) load_next_x();
 
             // ---- Sums over the slices; slice i takes the items i, i + slices, ...
             // ------------------------------------
@@ -569,8 +573,10 @@ gru_forward_kernel(ForwardParams params) {
                                  Packed<S, 8>::round(g[0].r, g[0].z, g[0].n, g[0].a, g[1].r, g[1].z, g[1].n, g[1].a)};
                 }
             if (!last && (kTakesTurns || exchange != Exchange::grid)) team.sent(turn);
-            if (!kTakesTurns && exchange == Exchange::grid && s > 0 && warp_id() == warps() - 1)
-                make_blank(team.done - 1);
+            if (!kTakesTurns && exchange == Exchange::grid) {
+                if (s > 0 && warp_id() == warps() - 1) make_blank(team.done - 1);
+                if (team.done % 2 == 0) release_fence();
+            }
 
             // ---- What others do not wait for ---------------------------------------------------------------------
             if (!kInputFirst && !kTakesTurns && more) {

@@ -139,7 +139,7 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
         teams = std::min(teams, std::max<int64_t>(1, device.multiprocessors / blocks));
         if (plan.streamed_tiles > 0) teams = 1;  // packed once
         const int64_t sent = backward ? int64_t{blocks} * plan.slices * rows * units * 4 : rows * units * bytes;
-        plan.counter_bytes = 4 * teams * tiles_at_once;
+        if (backward || tiles_at_once > 1) plan.counter_bytes = 4 * teams * tiles_at_once;
         // Forward enough for kernels that take no turns, also where the plan has them.
         plan.exchange_bytes = (backward ? 2 * tiles_at_once : gpu::kBuffersInGrid) * teams * sent;
         if (!backward) plan.blank_bytes = plan.exchange_bytes;
@@ -150,30 +150,41 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
 }
 
 // Cycles of a step beside products, memory and the exchange: its instructions, most of which wait for the one before.
-// As an H200 took them (benchmarks/results/gpu/layouts.csv), in bfloat16; two warps that share items have half of them.
-double instruction_cycles(const GruPlan& plan, bool backward) {
-    if (plan.exchange == Exchange::grid) return (backward ? 3500 : 2000) + 25.0 * plan.blocks;
-    const double far = plan.blocks > 8 ? 300 : 0;
-    if (!backward) return far + (plan.exchange == Exchange::cluster ? 1300 : plan.shares == 2 ? 600 : 1200);
+// As an H200 took them (benchmarks/results/gpu/layouts.csv); two warps that share items have half of them. Single
+// precision has wider accesses and, in full, multiply-adds whose weights and operands wait for each other.
+double instruction_cycles(const GruPlan& plan, const ComputeType& type, bool backward, int bytes) {
+    // Backward there are no registers for two tiles of rows and the sums of all blocks: twice the time of one.
+    if (plan.exchange == Exchange::grid)
+        return ((backward ? 3500 : 2000) + 25.0 * plan.blocks) * (backward ? plan.row_tiles : 1);
+    const double far = plan.blocks > 8 ? 100 : 0;
+    if (!backward) {
+        if (plan.exchange == Exchange::block) return plan.shares == 2 ? 600 : 1200;
+        return far + (!type.tensor_cores ? 1700 : bytes == 4 ? 800 : 300);
+    }
     const int64_t items = int64_t{kRows} * plan.row_tiles * plan.unit_tiles * kUnits / 2;
-    return far + 700 + 1200 * static_cast<double>(ceil_div(items, plan.threads()));
+    const int64_t most = ceil_div(items, plan.threads());
+    // A second item of 8 rows takes the kernel for single elements.
+    const double each = 1200.0 * static_cast<double>(most * (type.tensor_cores && plan.row_tiles == 1 ? most : 1));
+    if (!type.tensor_cores) return far + 1700 + each;
+    return far + (plan.exchange == Exchange::block ? 800 : bytes == 4 ? 700 : 400) + each;
 }
 
 // Cycles of a step of all tiles of a team that take turns, roughly: the products at 62% of mma.sync's peak rate (or 80%
-// of the multiply-adds'), at least a chain of them; weights and operands at 128 bytes a cycle from shared memory, 32
-// from L2; 200 for the gates, backward 100; 30 for a block's barrier; to another block of the cluster 210, 14 bytes a
-// cycle and 4 for each block that is sent to; through L2 2000, then 32 bytes a cycle, and 340 for each eight sums that
-// a thread collects there; and the instructions. Turns hide all but 500 of the 2000: until what a block has stored is
-// released.
+// of the multiply-adds'), at least a chain of them; weights and operands at 128 bytes a cycle from shared memory, 45
+// from L2; 200 for the gates, backward 100; 30 for a block's barrier; to another block of the cluster 210, 10 bytes a
+// cycle (backward, where no block sends the same to all, 14) and 4 for each block that is sent to; through L2 2000,
+// then 32 bytes a cycle, and 340 for each eight sums that a thread collects there; forward without turns, where the
+// state is its own flag, 300 and the bytes; and the instructions. Turns hide all but 500 of the 2000: until what a
+// block has stored is released.
 double step_cycles(const GruPlan& plan, const ComputeType& type, bool backward, int bytes) {
     const double across = backward ? gpu::kBackwardTiles : 3, warps = plan.groups * plan.slices;
     const double deep = static_cast<double>(plan.depth) * plan.rounds, units = plan.unit_tiles * kUnits;
     const double rows = kRows * plan.row_tiles, products = warps * across * deep * plan.row_tiles;
     double cycles = type.tensor_cores ? std::max(products / 0.62, 18 * deep) : products * 4 / 0.8;
-    cycles += warps * plan.shared_tiles * type.tile_bytes / 128 + warps * plan.streamed_tiles * type.tile_bytes / 32;
+    cycles += warps * plan.shared_tiles * type.tile_bytes / 128 + warps * plan.streamed_tiles * type.tile_bytes / 45;
     cycles += warps * deep * rows * type.depth * bytes / 128;
     cycles += backward ? 100 : 200;
-    cycles += instruction_cycles(plan, backward);
+    cycles += instruction_cycles(plan, type, backward, bytes);
     const double sums = plan.blocks * plan.slices,
                  sent = backward ? sums * rows * units * 4 : rows * plan.blocks * units * bytes;
     if (backward)
@@ -181,11 +192,11 @@ double step_cycles(const GruPlan& plan, const ComputeType& type, bool backward, 
     else if (plan.slices > 1)
         cycles += 30 + 2 * warps * 2 * plan.row_tiles * 3 * gpu::kWarp * 8 / 128;
     if (plan.exchange == Exchange::block) return cycles + 30 + (backward ? sent / 128 : 0);
-    if (plan.exchange == Exchange::cluster) return cycles + 210 + sent / 14 + 4 * plan.blocks;
+    if (plan.exchange == Exchange::cluster) return cycles + 210 + sent / (backward ? 14 : 10) + 4 * plan.blocks;
     const double latency = 2000, read = (backward ? sums * rows * units * 4 : sent) / 32 +
                                         340 * (backward ? std::ceil(sums / plan.parts / 8) : 1);
     const int turns = plan.tiles_at_once;
-    if (turns == 1) return cycles + latency + read;
+    if (turns == 1) return backward ? cycles + latency + read : cycles + 300 + sent / 32;
     // What a turn waits for was sent so many turns before. Forward the read is hidden too: on tensor cores by all that
     // the turn before it does, else by what follows its products.
     const double release = 500;
@@ -243,9 +254,9 @@ GruPlan gru_plan(Storage storage, bool tf32, bool backward, int64_t B, int64_t H
                 if (wish.row_tiles == 0 || row_tiles == std::min(wish.row_tiles, widest(at_once)))
                     consider_tiles(exchange, blocks, row_tiles, at_once, streams && at_once == 1);
     };
-    // Two unit tiles a block make smaller teams, and more of them.
+    // Several unit tiles a block make smaller teams, and more of them.
     const auto consider_grid = [&] {
-        for (const int64_t tiles : {2, 1})
+        for (const int64_t tiles : {4, 2, 1})
             consider(Exchange::grid,
                      ceil_div(unit_tiles, std::max(tiles, ceil_div(unit_tiles, device.multiprocessors))), tiles == 1);
     };
@@ -258,8 +269,11 @@ GruPlan gru_plan(Storage storage, bool tf32, bool backward, int64_t B, int64_t H
     } else {
         if (H <= 128) consider(Exchange::block, 1, false);
         for (int blocks = 2; blocks <= device.max_cluster && H <= 512; blocks *= 2)
-            if (blocks <= unit_tiles) consider(Exchange::cluster, blocks, false);
-        if (!fits(best)) consider_grid();
+            // Backward also blocks without units: the others' sums have fewer sources each.
+            if (blocks <= (backward ? 2 : 1) * unit_tiles) consider(Exchange::cluster, blocks, false);
+        // Backward a cluster, where one holds the weights, is always faster; forward a grid has little more to wait
+        // for.
+        if (!fits(best) || !backward) consider_grid();
     }
     const GruPlan plan = best;
     if (!fits(plan))

@@ -46,6 +46,22 @@ VSSN_DEVICE void prefetches_of(const Pass& pass, int first, int group, bool asks
     }
 }
 
+// The right sides of `count` k-steps, two in one instruction where there are registers for two. use(k, b); flip: as in
+// primitives.cuh.
+template <class P, int count, bool in_pairs, class Use>
+VSSN_DEVICE void each_b(const typename P::Stored* base, int stride, int flip, const Use& use) {
+    constexpr int kInPairs = in_pairs ? count / 2 * 2 : 0;
+#pragma unroll
+    for (int k = 0; k < kInPairs; k += 2) {
+        typename P::B b[2];
+        P::load_b_pair(base + k * P::kDepth, stride, b[0], b[1], flip);
+        use(k, b[0]);
+        use(k + 1, b[1]);
+    }
+#pragma unroll
+    for (int k = kInPairs; k < count; ++k) use(k, P::load_b(base + k * P::kDepth, stride, flip));
+}
+
 template <class Pass, class Shape, bool prior>
 VSSN_DEVICE void run_in_registers(const typename Pass::Params& params) {
     using P = typename Pass::P;
@@ -116,9 +132,6 @@ VSSN_DEVICE void run_in_registers(const typename Pass::Params& params) {
     int hidden_counts[kTiles];
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) hidden_counts[i] = static_cast<int>(params.call.M) - hidden_unit - i * kUnits;
-    // The second split's right sides have the rows of a pair exchanged: so what a warp finishes are its v[0] and v[2].
-    const int share_at =
-        split * kShare * P::kDepth + (first_row == 0 ? 0 : (lane_id() / 4 % 2 == 0 ? kHiddenStride : -kHiddenStride));
     const auto put_latent = [&](const auto& result) {
 #pragma unroll
         for (int part = 0; part < Pass::kParts; ++part)
@@ -151,15 +164,16 @@ VSSN_DEVICE void run_in_registers(const typename Pass::Params& params) {
         const auto multiply_nets = [&](bool own, bool others) {
 #pragma unroll
             for (int part = 0; part < (own ? Pass::kParts : 1); ++part)
+                each_b<P, kLatentDepth, !kOneByOne>(latent_buffer + part * Shape::kMaxZ, kLatentStride, 0,
+                                                    [&](int k, const typename P::B& b) {
 #pragma unroll
-                for (int k = 0; k < kLatentDepth; ++k) {
-                    const auto b = P::load_b(latent_buffer + part * Shape::kMaxZ + k * P::kDepth, kLatentStride);
-#pragma unroll
-                    for (int i = 0; i < kTiles; ++i) {
-                        if (own) P::multiply(products[0][i], weights_in[i][part][k], b);
-                        if (others && part == 0) P::multiply(products[kNets - 1][i], prior_in[i][k], b);
-                    }
-                }
+                                                        for (int i = 0; i < kTiles; ++i) {
+                                                            if (own)
+                                                                P::multiply(products[0][i], weights_in[i][part][k], b);
+                                                            if (others && part == 0)
+                                                                P::multiply(products[kNets - 1][i], prior_in[i][k], b);
+                                                        }
+                                                    });
         };
 #pragma unroll
         for (int net = 0; net < kNets; ++net)
@@ -194,26 +208,28 @@ VSSN_DEVICE void run_in_registers(const typename Pass::Params& params) {
             sums[0][sum] = starts[sum];
             sums[1][sum] = zeros();
         }
-        const Stored* share = hidden_buffer + share_at;
-#pragma unroll
-        for (int k = 0; k < kShare; ++k) {
-            const auto b = P::load_b(share + k * P::kDepth, kHiddenStride);
+        // The second split's right sides have the rows of a pair exchanged: so what a warp finishes are its v[0], v[2].
+        const Stored* share = hidden_buffer + split * kShare * P::kDepth;
+        each_b<P, kShare, !kOneByOne>(share, kHiddenStride, first_row, [&](int k, const typename P::B& b) {
 #pragma unroll
             for (int sum = 0; sum < kSums; ++sum) P::multiply(sums[k % 2][sum], weights_out[k][sum], b);
-        }
-        if constexpr (prior) {
+        });
+        if constexpr (prior)
+            each_b<P, kShare, !kOneByOne>(
+                share + Shape::kMaxM, kHiddenStride, first_row,
+                [&](int k, const typename P::B& b) { P::multiply(sums[k % 2][0], prior_out[k], b); });
+        // Accesses of global memory hold up those of shared memory behind them: these have the time of the latents'
+        // arithmetic, until the latents are written.
+        const auto meanwhile = [&] {
+            if constexpr (!Shape::kAll) load_next();
+            hidden.store(pass, step, kept);
+            if constexpr (kPrefetches)
 #pragma unroll
-            for (int k = 0; k < kShare; ++k)
-                P::multiply(sums[k % 2][0], prior_out[k],
-                            P::load_b(share + Shape::kMaxM + k * P::kDepth, kHiddenStride));
-        }
-        if constexpr (!Shape::kAll) load_next();
-        hidden.store(pass, step, kept);
-        if constexpr (kPrefetches)
-#pragma unroll
-            for (int slot = 0; slot < kSlots; ++slot) prefetches[slot].ask(pass.time(step + kPrefetched));
+                for (int slot = 0; slot < kSlots; ++slot) prefetches[slot].ask(pass.time(step + kPrefetched));
+        };
 
         OfRows<kRowsOfWarp> own[kSums];
+        if constexpr (kRowsOfWarp == 2 || kOneByOne) meanwhile();  // the latter for want of registers
         if constexpr (kRowsOfWarp == 2) {
 #pragma unroll
             for (int sum = 0; sum < kSums; ++sum) {
@@ -232,6 +248,7 @@ VSSN_DEVICE void run_in_registers(const typename Pass::Params& params) {
             parts[warp_id() * kWarp] = part;
             sync_block();
             const Part other = parts[(warp_id() ^ Shape::kGroups) * kWarp];
+            if constexpr (!kOneByOne) meanwhile();
 #pragma unroll
             for (int sum = 0; sum < kSums; ++sum)
 #pragma unroll

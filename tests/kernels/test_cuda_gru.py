@@ -338,18 +338,38 @@ def test_a_grid_hands_on_every_nan(kernels: Any, dtype: torch.dtype) -> None:
 
 
 def test_the_plan_lets_tiles_take_turns_where_teams_have_several(cuda_host: ModuleType, kernels: Any) -> None:
-    """B = 128, H = 1024 on an H100: four teams of 32 blocks, two tiles of 16 rows each."""
+    """In full float32, B = 32, H = 1024 on an H100: two teams of 64 blocks, two tiles of 8 rows each."""
 
-    def plan(batch: int, at_once: int = 0) -> tuple[str, int]:
+    def plan(batch: int, at_once: int = 0, backward: bool = True) -> tuple[str, int]:
         kernels.wish = kernels.Wish(tiles_at_once=at_once)
-        text = str(kernels.describe_plan(torch.bfloat16, batch, 1024))
+        text = str(kernels.describe_plan(torch.float32, batch, 1024, backward))
         return text, int(text.rpartition("estimated ")[2].split()[0])
 
     cuda_host.set_device_limits(*H100)
-    text, cycles = plan(128)
-    assert "4 teams of 32 blocks" in text
-    assert "16 rows, 2 tiles at once" in text
-    one_by_one, cycles_of_one = plan(128, 1)
-    assert "16 rows, 1 tiles at once" in one_by_one
+    text, cycles = plan(32)
+    assert "2 teams of 64 blocks" in text
+    assert "8 rows, 2 tiles at once" in text
+    one_by_one, cycles_of_one = plan(32, 1)
+    assert "8 rows, 1 tiles at once" in one_by_one
     assert cycles < 2 * cycles_of_one, "two waves before, now one"
-    assert "1 tiles at once" in plan(32)[0], "a tile for each team: nothing to hide behind"
+    assert "1 tiles at once" in plan(16)[0], "a tile for each team: nothing to hide behind"
+    assert "1 tiles at once" in plan(32, backward=False)[0], "a state that is its own flag is not worth hiding"
+
+
+def test_the_plan_takes_what_a_gpu_was_faster_with(cuda_host: ModuleType, kernels: Any) -> None:
+    """As an H200 took them (benchmarks/results/gpu/layouts.csv): a block, a cluster or a grid."""
+    cuda_host.set_device_limits(*H100)
+
+    def plan(dtype: torch.dtype, hidden: int, backward: bool, batch: int = 32) -> str:
+        return str(kernels.describe_plan(dtype, batch, hidden, backward)).partition(" threads")[0]
+
+    half, full = torch.bfloat16, torch.float32
+    assert plan(half, 64, False) == "block: 4 teams of 1 blocks of 256"
+    assert plan(half, 64, True).startswith("cluster: 4 teams of 8 blocks")
+    assert plan(half, 128, False).startswith("cluster: ")
+    assert plan(half, 256, False).startswith("cluster: ")
+    assert plan(half, 512, False).startswith("cluster: 4 teams of 16 blocks")
+    assert plan(half, 1024, False).startswith("grid: 4 teams of 32 blocks")
+    assert plan(full, 512, False).startswith("grid: 4 teams of 32 blocks")
+    assert plan(full, 512, True).startswith("cluster: 4 teams of 16 blocks")
+    assert plan(half, 1024, False, 8).startswith("grid: 1 teams of 64 blocks")
