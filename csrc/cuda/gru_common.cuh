@@ -8,13 +8,13 @@
 
 namespace vssn::gpu {
 
-constexpr int kUnits = 16;         // hidden units of a tile: the rows of a product
-constexpr int kRows = 8;           // batch rows of a tile: its columns
-constexpr int kGruThreads = 256;   // of a block, at most: so a thread may have 255 registers
-constexpr int kBackwardTiles = 4;  // tiles of rows that a warp of the backward kernel has side by side
-constexpr int kMostAtOnce = 4;     // batch tiles of a team that take turns
+constexpr int kUnits = 16;                       // hidden units of a tile: the rows of a product
+constexpr int kRows = 8;                         // batch rows of a tile: its columns
+constexpr int kGruThreads = 256;                 // of a block, at most: so a thread may have 255 registers
+constexpr int kBackwardTiles = 4;                // tiles of rows that a warp of the backward kernel has side by side
+constexpr int kMostAtOnce = 4;                   // batch tiles of a team that take turns
 constexpr int kBuffersInGrid = 2 * kMostAtOnce;  // forward, of a state: two for each turn, or all for tiles without
-constexpr int kMailboxBytes = 16;  // at the start of shared memory, then:
+constexpr int kMailboxBytes = 16;                // at the start of shared memory, then:
 constexpr int kLengthBytes = 4 * 2 * kRows * kMostAtOnce;  // steps of each row of the batch tiles
 constexpr int kHeaderBytes = kMailboxBytes + kLengthBytes;
 
@@ -89,10 +89,10 @@ VSSN_DEVICE int tile_steps(const GruProblem& k, int64_t first_row, int rows, int
 // Two buffers are written in turn, so that one exchange a step is enough: nobody can send into a buffer before every
 // block has sent what it computed from that buffer's last contents.
 //
-// In a grid that takes one or two microseconds, so there several batch tiles may take turns: a step of each, then the next
-// step of each. What one tile's blocks have sent is on its way while the team computes the others' steps. Each turn has a
-// counter and two buffers of its own; `done` counts its exchanges, and so those of all turns, which go through all
-// steps of the longest row together.
+// In a grid that takes one or two microseconds, so there several batch tiles may take turns: a step of each, then the
+// next step of each. What one tile's blocks have sent is on its way while the team computes the others' steps. Each
+// turn has a counter and two buffers of its own; `done` counts its exchanges, and so those of all turns, which go
+// through all steps of the longest row together.
 //
 // Forward a grid without turns has no counter: there a state is its own flag (gru_forward.cu).
 struct Team {

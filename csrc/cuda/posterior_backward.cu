@@ -313,7 +313,7 @@ struct Backward : BackwardWeights<C> {
     }
 
     // What is asked into L2 of the sequences that hidden units, or latents, read.
-    [[maybe_unused]] static constexpr int kLatentSequences = 5;
+    static VSSN_DEVICE constexpr int latent_sequences() { return 5; }
     VSSN_DEVICE Prefetch<T> prefetch_hidden(int net, int tile) const {
         return {Steps::choose(net == 0, hidden, prior_hidden), batch, time(kPrefetched), tile, M, true};
     }

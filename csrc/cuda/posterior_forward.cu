@@ -264,7 +264,7 @@ struct Forward : ForwardWeights<C> {
 
     VSSN_DEVICE int time(int step) const { return step; }
     // What is asked into L2 of the sequences that hidden units, or latents, read.
-    [[maybe_unused]] static constexpr int kLatentSequences = 1;
+    static VSSN_DEVICE constexpr int latent_sequences() { return 1; }
     VSSN_DEVICE Prefetch<T> prefetch_hidden(int net, int tile) const {
         return {Steps::choose(net == 0, context, prior_context), batch, kPrefetched, tile, M, false};
     }

@@ -41,7 +41,7 @@ VSSN_DEVICE void prefetches_of(const Pass& pass, int first, int group, bool asks
         for (int i = 0; i < nets * kTiles; ++i)
             result[slot].become(job == i, pass.prefetch_hidden(i / kTiles, first + i % kTiles));
 #pragma unroll
-        for (int i = 0; i < Pass::kLatentSequences; ++i)
+        for (int i = 0; i < Pass::latent_sequences(); ++i)
             result[slot].become(asks && job == nets * kTiles + i, pass.prefetch_latent(i, group));
     }
 }
@@ -82,7 +82,7 @@ VSSN_DEVICE void run_in_registers(const typename Pass::Params& params) {
 #endif
     constexpr bool kLoadsLater = kTight && Pass::kParts == 2 && kCrowded;
     constexpr bool kOneByOne = kTight && !kPaired;  // one network's products behind the other's
-    constexpr int kAsked = kNets * kTiles + (kTight ? 0 : Pass::kLatentSequences);
+    constexpr int kAsked = kNets * kTiles + (kTight ? 0 : Pass::latent_sequences());
     constexpr int kSlots = kPrefetches ? (kAsked + 3) / 4 : 0;
     using Part = Vector<float, 2 * kSums>;  // of a lane's sums, what the other warp of the group finishes
     const PosteriorPlan& plan = params.plan;
