@@ -234,11 +234,12 @@ gru_backward_kernel(BackwardParams params) {
         // Where there are registers for each address, of the item: of what is read for the step whose inputs are loaded
         // next, of what is written of the step that is computed.
         [[maybe_unused]] const int64_t state_bytes = kept(state_step * kBytes);
-        [[maybe_unused]] const S* gates_at = kept(static_cast<const S*>(k.gates) + 4 * at_item[0]);
-        [[maybe_unused]] const S* before_at = kept(static_cast<const S*>(k.output) + (at_item[0] + state_step));
+        [[maybe_unused]] const S* gates_at = kept(advanced(static_cast<const S*>(k.gates), 4 * at_item[0] * kBytes));
+        [[maybe_unused]] const S* before_at =
+            kept(advanced(static_cast<const S*>(k.output), (at_item[0] + state_step) * kBytes));
         [[maybe_unused]] const S* grad_output_at = out_of_item[0];
         [[maybe_unused]] S* grad_x_at =
-            kept(static_cast<S*>(k.grad_gates_x) + (3 * at_item[0] - 2 * (first_own + unit_of[0])));
+            kept(advanced(static_cast<S*>(k.grad_gates_x), (3 * at_item[0] - 2 * (first_own + unit_of[0])) * kBytes));
         [[maybe_unused]] S* grad_a_at = kept(advanced(static_cast<S*>(k.grad_a), at_item[0] * kBytes));
         [[maybe_unused]] const int has_a = kept(static_cast<int>(k.grad_a != nullptr));
         [[maybe_unused]] const auto load_step = [&](int s) {
@@ -389,7 +390,7 @@ gru_backward_kernel(BackwardParams params) {
         [[maybe_unused]] const auto write = [&](int i, int64_t at, const Written<S>& written) {
             // 3 at, but that a row's units are not three times as far from its start.
             write_to(i, static_cast<S*>(k.grad_gates_x) + (3 * at - 2 * (first_own + unit_of[i])),
-                     static_cast<S*>(k.grad_a) + at, k.grad_a != nullptr, written);
+                     advanced(static_cast<S*>(k.grad_a), at * kBytes), k.grad_a != nullptr, written);
         };
 
         // All blocks have sent what the turn's sums are made of.

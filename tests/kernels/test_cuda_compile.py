@@ -154,9 +154,9 @@ def in_one_block(kernel: Kernel) -> bool:
     return "(Exchange)1>" in kernel.name
 
 
-# In full precision what the products of a grid's step read of shared memory comes by the scoreboard of the next input:
-# the wait for the state lies between them, but round it leads the way of the first step, which has none.
-UNSEEN = re.compile(r"gru_forward_kernel<float, \d, 1, true, \(Exchange\)0>")
+# What the products of a grid's step read of shared memory may come by the scoreboard of the next input: the wait for
+# the state lies between them, but round it leads the way of the first step, which has none.
+UNSEEN = re.compile(r"gru_forward_kernel<\w+, \d, \d, true, \(Exchange\)0>")
 
 
 def exchanges_of(kernel: Kernel) -> re.Pattern[str]:
