@@ -153,9 +153,9 @@ GruPlan lay_out(const gpu::DeviceLimits& device, Storage storage, bool tf32, boo
 // As an H200 took them (benchmarks/results/gpu/layouts.csv); two warps that share items have half of them. Single
 // precision has wider accesses and, in full, multiply-adds whose weights and operands wait for each other.
 double instruction_cycles(const GruPlan& plan, const ComputeType& type, bool backward, int bytes) {
-    // Backward there are no registers for two tiles of rows and the sums of all blocks: twice the time of one.
+    // Backward there are no registers for two tiles of rows and the sums of all blocks: three times the time of one.
     if (plan.exchange == Exchange::grid)
-        return ((backward ? 3500 : 2000) + 25.0 * plan.blocks) * (backward ? plan.row_tiles : 1);
+        return ((backward ? 3500 : 2000) + 25.0 * plan.blocks) * (backward && plan.row_tiles == 2 ? 3 : 1);
     const double far = plan.blocks > 8 ? 100 : 0;
     if (!backward) {
         if (plan.exchange == Exchange::block) return plan.shares == 2 ? 600 : 1200;
