@@ -272,8 +272,8 @@ GruPlan gru_plan(Storage storage, bool tf32, bool backward, int64_t B, int64_t H
             // Backward also blocks without units: the others' sums have fewer sources each.
             if (blocks <= (backward ? 2 : 1) * unit_tiles) consider(Exchange::cluster, blocks, false);
         // Backward a cluster, where one holds the weights, is always faster; forward a grid has little more to wait
-        // for.
-        if (!fits(best) || !backward) consider_grid();
+        // for, and may be where a step is long. A plan is made at every call: no more of them than that.
+        if (!fits(best) || (!backward && H > 256)) consider_grid();
     }
     const GruPlan plan = best;
     if (!fits(plan))

@@ -398,22 +398,23 @@ void wait_for_round(const Meeting& meeting, unsigned round, const char* what, Si
     to_scheduler(*thread.context, false);
 }
 
-void wait_for_flag(const unsigned* flag, unsigned count, Site site) {
+// Until can_run finds what `where` points to as it is waited for.
+static void wait_for_memory(const unsigned* Thread::* where, const unsigned* p, unsigned count, const char* what,
+                            Site site) {
     Thread& thread = *current;
-    thread.flag = flag;
+    thread.*where = p;
     thread.count = count;
-    thread.what = "wait_acquire";
+    thread.what = what;
     thread.site = site;
     to_scheduler(*thread.context, false);
 }
 
+void wait_for_flag(const unsigned* flag, unsigned count, Site site) {
+    wait_for_memory(&Thread::flag, flag, count, "wait_acquire", site);
+}
+
 void wait_for_word(const unsigned* word, unsigned absent, Site site) {
-    Thread& thread = *current;
-    thread.word = word;
-    thread.count = absent;
-    thread.what = "await_words";
-    thread.site = site;
-    to_scheduler(*thread.context, false);
+    wait_for_memory(&Thread::word, word, absent, "await_words", site);
 }
 
 // ---- Launching --------------------------------------------------------------------------------------------------
