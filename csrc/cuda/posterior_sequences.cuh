@@ -199,7 +199,7 @@ struct Place {
 #pragma unroll
         for (int j = 0; j < rows; ++j) {
 #pragma unroll
-            for (int i = 0; i < tiles; ++i) units[i].row[j].reload(p + i * kUnits, count(t, i, j));
+            for (int i = 0; i < tiles; ++i) units[i].row[j].reload(moved(p, i * kUnits), count(t, i, j));
             if (j + 1 < rows) p = moved(p, row_stride);
         }
     }
@@ -249,7 +249,7 @@ struct Contiguous {
     template <bool paired, int tiles, int rows>
     VSSN_DEVICE void load(const Place<paired, tiles, rows>& place, const void* sequence, int t,
                           LoadedRows<T, paired, rows>* units) const {
-        place.load(static_cast<const T*>(sequence) + at, row_stride, t, units);
+        place.load(moved(static_cast<const T*>(sequence), at), row_stride, t, units);
     }
     // column: in wider rows, where the units begin.
     template <bool paired, int tiles, int rows>
