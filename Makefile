@@ -35,7 +35,9 @@ test-interpreter: $(VENV)/test-installed
 # compiled_code, as what needs Inductor is named.
 # Each is a target too, as make test-lower-avx2. QUICK=1: values and gradients of every op alone. RECORD=1: counted.
 CPU := $(shell grep -m 1 ^flags /proc/cpuinfo)
-LOWER := $(if $(filter avx512_bf16,$(CPU)),avx512) $(if $(filter avx512f,$(CPU)),avx2) $(if $(filter avx2,$(CPU)),generic)
+# Where vdpbf16ps is slow (csrc/cpu/dispatch.cpp), its kernels are not the ones in use.
+OF_BFLOAT16 := $(if $(filter amx_bf16,$(CPU)),avx512_bf16 avx512,$(if $(filter avx512_fp16,$(CPU)),avx512_bf16,avx512))
+LOWER := $(if $(filter avx512_bf16,$(CPU)),$(OF_BFLOAT16)) $(if $(filter avx512f,$(CPU)),avx2) $(if $(filter avx2,$(CPU)),generic)
 LOWER_TESTS := $(addprefix tests/kernels/,test_ops.py test_cpu_kernels.py test_cpu_math.py test_single_steps.py test_program.py \
     test_properties.py test_stress.py test_not_finite.py) -k "not cuda and not every_instruction_set"
 # What cannot differ between instruction sets, or takes long beside what it shows, is left out: registration, compilation.
@@ -45,7 +47,7 @@ LEAST := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU
 lower = OMP_NUM_THREADS=1 $(if $(RECORD),MADE_BY="make test-lower RECORD=1" $(BIN)/python tests/counted_run.py lower $(1), \
     $(PYTEST) -q) -n 2 -m "not slow"
 test-lower: $(LOWER:%=test-lower-%) test-lower-torch
-test-lower-avx512 test-lower-avx2 test-lower-generic: test-lower-%: $(VENV)/test-installed
+test-lower-avx512_bf16 test-lower-avx512 test-lower-avx2 test-lower-generic: test-lower-%: $(VENV)/test-installed
 	VSSN_CPU_ISA=$* $(call lower,"kernels for $*") $(if $(QUICK),$(QUICK_TESTS),$(LOWER_TESTS))
 test-lower-torch: $(VENV)/test-installed
 	$(LEAST) $(call lower,"products of PyTorch held to the least") \

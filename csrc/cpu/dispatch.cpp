@@ -25,6 +25,7 @@ struct Choice {
 struct Entry {
     const KernelTable* table;
     bool runs_here;
+    bool pays = true;  // else it runs only where VSSN_CPU_ISA names it
 };
 
 #if defined(__x86_64__) && defined(VSSN_HAS_BFLOAT16) && !defined(VSSN_EMULATED_SETS)
@@ -50,6 +51,11 @@ bool may_use_tiles() {
 #endif
 }
 
+// vdpbf16ps does two multiply-adds in a lane. Of a core that has AVX512-FP16 too (Golden Cove and later) Intel leaves
+// products of bfloat16 to AMX: a Xeon (family 6, model 207) issues a quarter as many of it as of multiply-adds of floats,
+// and a product takes 1.8 times as long as from the same values widened.
+bool has_slow_dots() { return __builtin_cpu_is("intel") && has_feature(0, edx, 23); }
+
 #endif
 
 // From the best on. VSSN_HAS_BFLOAT16: the compiler knew the instructions, and so there are kernels made of them.
@@ -66,7 +72,7 @@ std::vector<Entry> entries() {
                                              __builtin_cpu_supports("avx512vl");
 #if defined(VSSN_HAS_BFLOAT16)
     const bool has_bf16 = has_avx512 && has_feature(1, eax, 5);
-    found = {{&amx::table, has_bf16 && may_use_tiles()}, {&avx512_bf16::table, has_bf16}};
+    found = {{&amx::table, has_bf16 && may_use_tiles()}, {&avx512_bf16::table, has_bf16, !has_slow_dots()}};
 #endif
 #if !defined(VSSN_WITHOUT_AVX512)
     found.push_back({&avx512::table, has_avx512});
@@ -80,11 +86,12 @@ std::vector<Entry> entries() {
 }
 
 Choice choose() {
-    const char* wanted = getenv("VSSN_CPU_ISA");
+    const char* value = getenv("VSSN_CPU_ISA");
+    const std::string wanted = value ? value : "";
     std::string available;
     for (const Entry& entry : entries()) {
         if (!entry.runs_here) continue;
-        if (!wanted || !*wanted || std::string(wanted) == entry.table->isa) return {entry.table, ""};
+        if (wanted.empty() ? entry.pays : wanted == entry.table->isa) return {entry.table, ""};
         available += (available.empty() ? "" : ", ") + std::string(entry.table->isa);
     }
     return {nullptr, "environment variable VSSN_CPU_ISA must be one of those this processor runs (" + available +
