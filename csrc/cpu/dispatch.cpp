@@ -52,8 +52,8 @@ bool may_use_tiles() {
 }
 
 // vdpbf16ps does two multiply-adds in a lane. Of a core that has AVX512-FP16 too (Golden Cove and later) Intel leaves
-// products of bfloat16 to AMX: a Xeon (family 6, model 207) issues a quarter as many of it as of multiply-adds of floats,
-// and a product takes 1.8 times as long as from the same values widened.
+// products of bfloat16 to AMX: a Xeon (family 6, model 207) issues a quarter as many of it as of multiply-adds of
+// floats, and a product takes 1.8 times as long as from the same values widened.
 bool has_slow_dots() { return __builtin_cpu_is("intel") && has_feature(0, edx, 23); }
 
 #endif

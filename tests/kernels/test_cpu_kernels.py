@@ -4,6 +4,7 @@ work between threads, and every instruction set. What all backends owe alike sta
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -251,6 +252,18 @@ def run_python(code: str, instruction_set: str) -> subprocess.CompletedProcess[s
 def available_here() -> str:
     """The instruction sets of this processor, as the message about an unknown one lists them."""
     return run_python("from vssn_kernels import _cpu; _cpu.isa()", "none such").stderr.strip().splitlines()[-1]
+
+
+def test_slow_products_of_pairs_are_not_chosen_by_themselves() -> None:
+    """vdpbf16ps of an Intel core with AVX512-FP16 is slower than multiply-adds of floats: AMX is there for products."""
+    offered = re.findall(r"[a-z0-9_]+", available_here().partition("(")[2].partition(")")[0])
+    if "avx512_bf16" not in offered:
+        pytest.skip("this processor, or the compiler of this extension, has no avx512_bf16")
+    with open("/proc/cpuinfo") as file:
+        processor = file.read().partition("\n\n")[0]
+    slow = "GenuineIntel" in processor and "avx512_fp16" in processor
+    others = [name for name in offered if not (slow and name == "avx512_bf16")]
+    assert run_python("from vssn_kernels import _cpu; print(_cpu.isa())", "").stdout.strip() == others[0]
 
 
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
