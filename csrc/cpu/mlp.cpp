@@ -140,7 +140,10 @@ void forward_rows(const MlpForward<S>& k, const ForwardBuffers<S>& w, int64_t ro
                 for (int i = 0; i < rows; ++i) store(k.out + (row + first + i) * k.M + unit, tile[i][j] + bias, lanes);
             }
         };
-        multiply_panels(segments, k.inputs(), n, w.in, w.in_plan, w.K, finish);
+        const auto expect = [&](int64_t column, int64_t columns, int64_t first, int rows) VSSN_INLINED {
+            prefetch_rows(k.out + (row + first) * k.M + column, k.M, rows, columns);
+        };
+        multiply_panels(segments, k.inputs(), n, w.in, w.in_plan, w.K, expect, finish);
         return;
     }
     const bool keep_input = keeps_input(k.activation);
@@ -155,7 +158,10 @@ void forward_rows(const MlpForward<S>& k, const ForwardBuffers<S>& w, int64_t ro
             }
         }
     };
-    multiply_panels(segments, k.inputs(), n, w.in, w.in_plan, w.K, finish_hidden);
+    const auto expect_hidden = [&](int64_t column, int64_t columns, int64_t first, int rows) VSSN_INLINED {
+        if (k.hidden) prefetch_rows(k.hidden + (row + first) * k.M + column, k.M, rows, columns);
+    };
+    multiply_panels(segments, k.inputs(), n, w.in, w.in_plan, w.K, expect_hidden, finish_hidden);
     const Segment<E> segment{hidden, w.stride, depth<E>(k.M)};
     const Vec<T> min_logvar = broadcast(k.min_logvar);
     for (int head = 0; head < w.heads; ++head) {
@@ -171,7 +177,9 @@ void forward_rows(const MlpForward<S>& k, const ForwardBuffers<S>& w, int64_t ro
                 }
             }
         };
-        multiply_panels(&segment, 1, n, w.out[head], w.out_plan, segment.K, finish);
+        const auto expect = [&](int64_t column, int64_t columns, int64_t first, int rows)
+                                VSSN_INLINED { prefetch_rows(out + (row + first) * k.O + column, k.O, rows, columns); };
+        multiply_panels(&segment, 1, n, w.out[head], w.out_plan, segment.K, expect, finish);
     }
 }
 
@@ -285,7 +293,11 @@ void backward_rows(const MlpBackward<S>& k, const BackwardBuffers<S>& w, int64_t
                 }
             }
         };
-        multiply_panels(segments, count, n, w.out, w.hidden_plan, w.out_rows, finish);
+        const auto expect = [&](int64_t column, int64_t columns, int64_t first, int rows) VSSN_INLINED {
+            prefetch_rows(k.hidden + (row + first) * k.M + column, k.M, rows, columns);
+            prefetch_rows(w.grad_sum.row(row + first) + column, w.grad_sum.stride, rows, columns);
+        };
+        multiply_panels(segments, count, n, w.out, w.hidden_plan, w.out_rows, expect, finish);
     }
     bool asked = false;
     for (int p = 0; p < k.inputs(); ++p) asked = asked || k.grad_x[p];
@@ -301,7 +313,9 @@ void backward_rows(const MlpBackward<S>& k, const BackwardBuffers<S>& w, int64_t
                 for (int i = 0; i < rows; ++i) store(grad_x + (row + first + i) * K + unit, tile[i][j], K - unit);
             }
         };
-        multiply_panels(&sums, 1, n, w.in[p], PanelPlan<E>(K), sums.K, finish);
+        const auto expect = [&](int64_t column, int64_t columns, int64_t first, int rows)
+                                VSSN_INLINED { prefetch_rows(grad_x + (row + first) * K + column, K, rows, columns); };
+        multiply_panels(&sums, 1, n, w.in[p], PanelPlan<E>(K), sums.K, expect, finish);
     }
 }
 

@@ -61,22 +61,33 @@ void pack_panels(E* packed, const PanelPlan<E>& plan, Range panels, int64_t K, i
     }
 }
 
-// Rows [0, n) of A times all panels over K rows: calls finish(column, first_row, rows, tile) for every tile.
-template <class E, class Finish>
+// Rows [0, n) of A times all panels over K rows: calls expect(column, columns, first_row, rows) before a tile, to
+// prefetch what finish(column, first_row, rows, tile) will write after it.
+template <class E, class Expect, class Finish>
 VSSN_INLINE void multiply_panels(const Segment<E>* segments, int count, int64_t n, const E* packed,
-                                 const PanelPlan<E>& plan, int64_t K, const Finish& finish) {
+                                 const PanelPlan<E>& plan, int64_t K, const Expect& expect, const Finish& finish) {
     constexpr int64_t L = kLanes<E>;
-    multiply<E, 3>(segments, count, n, packed, {0, plan.threes}, K, nothing_to_expect,
-                   [&](int64_t block, int64_t first, int rows, const Tile<E, 3>& tile)
-                       VSSN_INLINED { finish(block * 3 * L, first, rows, tile); });
-    packed += 3 * L * K * plan.threes;
-    const int64_t column = 3 * L * plan.threes;
-    multiply<E, 2>(segments, count, n, packed, {0, plan.twos}, K, nothing_to_expect,
-                   [&](int64_t block, int64_t first, int rows, const Tile<E, 2>& tile)
-                       VSSN_INLINED { finish(column + block * 2 * L, first, rows, tile); });
-    multiply<E, 1>(segments, count, n, packed, {0, plan.ones}, K, nothing_to_expect,
-                   [&](int64_t, int64_t first, int rows, const Tile<E, 1>& tile)
-                       VSSN_INLINED { finish(0, first, rows, tile); });
+    const auto run = [&](auto vectors, int64_t panels, int64_t from) VSSN_INLINED {
+        constexpr int V = decltype(vectors)::value;
+        multiply<E, V>(
+            segments, count, n, packed, {0, panels}, K,
+            [&](int64_t block, int64_t first, int rows)
+                VSSN_INLINED { expect(from + block * V * L, V * L, first, rows); },
+            [&](int64_t block, int64_t first, int rows, const Tile<E, V>& tile)
+                VSSN_INLINED { finish(from + block * V * L, first, rows, tile); });
+        packed += V * L * K * panels;
+    };
+    run(std::integral_constant<int, 3>{}, plan.threes, 0);
+    run(std::integral_constant<int, 2>{}, plan.twos, 3 * L * plan.threes);
+    run(std::integral_constant<int, 1>{}, plan.ones, 0);
+}
+
+// Asks for the lines of `columns` columns of some rows that are about to be written.
+template <class T>
+VSSN_INLINE void prefetch_rows(const T* first, int64_t stride, int rows, int64_t columns) {
+    for (int i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < columns; j += kAlign / static_cast<int64_t>(sizeof(T)))
+            __builtin_prefetch(first + i * stride + j, 1);
 }
 
 template <class E, int vectors>
