@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,8 +23,11 @@ from vssn.utils.machine import processor_name
     ],
 )
 def test_the_processor_is_named_alike_everywhere(told: str | None, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(path: Path, **_: str) -> str:
-        assert path == Path("/proc/cpuinfo")
+    read_text = Path.read_text
+
+    def read(path: Path, **options: Any) -> str:
+        if path != Path("/proc/cpuinfo"):  # a package's version, where a peer is installed
+            return read_text(path, **options)
         if told is None:
             raise FileNotFoundError(path)
         return told
