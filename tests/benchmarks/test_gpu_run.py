@@ -372,7 +372,7 @@ def test_last():
 
 
 @pytest.mark.one_in(2)
-@pytest.mark.parametrize("workers", [2, 0])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_each_test_has_a_limit_and_the_first_failure_is_shown_at_once(tmp_path: Path, workers: int) -> None:
     write(tmp_path / "test_slow.py", SLOW_TESTS)
     options = ["-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "benchmarks.gpu_pytest", "--each-limit", "10"]
