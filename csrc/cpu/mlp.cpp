@@ -140,8 +140,8 @@ void forward_rows(const MlpForward<S>& k, const ForwardBuffers<S>& w, int64_t ro
                 for (int i = 0; i < rows; ++i) store(k.out + (row + first + i) * k.M + unit, tile[i][j] + bias, lanes);
             }
         };
-        const auto expect = [&](int64_t column, int64_t columns, int64_t first, int rows) VSSN_INLINED {
-            prefetch_rows(k.out + (row + first) * k.M + column, k.M, rows, columns);
+        const auto expect = [&](int64_t column, int vectors, int64_t first, int rows) VSSN_INLINED {
+            prefetch_rows(k.out + (row + first) * k.M + column, k.M, rows, vectors);
         };
         multiply_panels(segments, k.inputs(), n, w.in, w.in_plan, w.K, expect, finish);
         return;
@@ -158,8 +158,8 @@ void forward_rows(const MlpForward<S>& k, const ForwardBuffers<S>& w, int64_t ro
             }
         }
     };
-    const auto expect_hidden = [&](int64_t column, int64_t columns, int64_t first, int rows) VSSN_INLINED {
-        if (k.hidden) prefetch_rows(k.hidden + (row + first) * k.M + column, k.M, rows, columns);
+    const auto expect_hidden = [&](int64_t column, int vectors, int64_t first, int rows) VSSN_INLINED {
+        if (k.hidden) prefetch_rows(k.hidden + (row + first) * k.M + column, k.M, rows, vectors);
     };
     multiply_panels(segments, k.inputs(), n, w.in, w.in_plan, w.K, expect_hidden, finish_hidden);
     const Segment<E> segment{hidden, w.stride, depth<E>(k.M)};
@@ -177,8 +177,8 @@ void forward_rows(const MlpForward<S>& k, const ForwardBuffers<S>& w, int64_t ro
                 }
             }
         };
-        const auto expect = [&](int64_t column, int64_t columns, int64_t first, int rows)
-                                VSSN_INLINED { prefetch_rows(out + (row + first) * k.O + column, k.O, rows, columns); };
+        const auto expect = [&](int64_t column, int vectors, int64_t first, int rows)
+                                VSSN_INLINED { prefetch_rows(out + (row + first) * k.O + column, k.O, rows, vectors); };
         multiply_panels(&segment, 1, n, w.out[head], w.out_plan, segment.K, expect, finish);
     }
 }
@@ -293,9 +293,9 @@ void backward_rows(const MlpBackward<S>& k, const BackwardBuffers<S>& w, int64_t
                 }
             }
         };
-        const auto expect = [&](int64_t column, int64_t columns, int64_t first, int rows) VSSN_INLINED {
-            prefetch_rows(k.hidden + (row + first) * k.M + column, k.M, rows, columns);
-            prefetch_rows(w.grad_sum.row(row + first) + column, w.grad_sum.stride, rows, columns);
+        const auto expect = [&](int64_t column, int vectors, int64_t first, int rows) VSSN_INLINED {
+            prefetch_rows(k.hidden + (row + first) * k.M + column, k.M, rows, vectors);
+            prefetch_rows(w.grad_sum.row(row + first) + column, w.grad_sum.stride, rows, vectors);
         };
         multiply_panels(segments, count, n, w.out, w.hidden_plan, w.out_rows, expect, finish);
     }
@@ -313,8 +313,8 @@ void backward_rows(const MlpBackward<S>& k, const BackwardBuffers<S>& w, int64_t
                 for (int i = 0; i < rows; ++i) store(grad_x + (row + first + i) * K + unit, tile[i][j], K - unit);
             }
         };
-        const auto expect = [&](int64_t column, int64_t columns, int64_t first, int rows)
-                                VSSN_INLINED { prefetch_rows(grad_x + (row + first) * K + column, K, rows, columns); };
+        const auto expect = [&](int64_t column, int vectors, int64_t first, int rows)
+                                VSSN_INLINED { prefetch_rows(grad_x + (row + first) * K + column, K, rows, vectors); };
         multiply_panels(&sums, 1, n, w.in[p], PanelPlan<E>(K), sums.K, expect, finish);
     }
 }

@@ -61,7 +61,7 @@ void pack_panels(E* packed, const PanelPlan<E>& plan, Range panels, int64_t K, i
     }
 }
 
-// Rows [0, n) of A times all panels over K rows: calls expect(column, columns, first_row, rows) before a tile, to
+// Rows [0, n) of A times all panels over K rows: calls expect(column, vectors, first_row, rows) before a tile, to
 // prefetch what finish(column, first_row, rows, tile) will write after it.
 template <class E, class Expect, class Finish>
 VSSN_INLINE void multiply_panels(const Segment<E>* segments, int count, int64_t n, const E* packed,
@@ -71,8 +71,7 @@ VSSN_INLINE void multiply_panels(const Segment<E>* segments, int count, int64_t 
         constexpr int V = decltype(vectors)::value;
         multiply<E, V>(
             segments, count, n, packed, {0, panels}, K,
-            [&](int64_t block, int64_t first, int rows)
-                VSSN_INLINED { expect(from + block * V * L, V * L, first, rows); },
+            [&](int64_t block, int64_t first, int rows) VSSN_INLINED { expect(from + block * V * L, V, first, rows); },
             [&](int64_t block, int64_t first, int rows, const Tile<E, V>& tile)
                 VSSN_INLINED { finish(from + block * V * L, first, rows, tile); });
         packed += V * L * K * panels;
@@ -82,12 +81,10 @@ VSSN_INLINE void multiply_panels(const Segment<E>* segments, int count, int64_t 
     run(std::integral_constant<int, 1>{}, plan.ones, 0);
 }
 
-// Asks for the lines of `columns` columns of some rows that are about to be written.
+// `vectors` of each of some rows.
 template <class T>
-VSSN_INLINE void prefetch_rows(const T* first, int64_t stride, int rows, int64_t columns) {
-    for (int i = 0; i < rows; ++i)
-        for (int64_t j = 0; j < columns; j += kAlign / static_cast<int64_t>(sizeof(T)))
-            __builtin_prefetch(first + i * stride + j, 1);
+VSSN_INLINE void prefetch_rows(const T* first, int64_t stride, int rows, int vectors) {
+    for (int i = 0; i < rows; ++i) prefetch(first + i * stride, vectors);
 }
 
 template <class E, int vectors>
