@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from vssn.experiments.figures import draw_error_ahead, draw_film, draw_latents, draw_rolls, draw_training, read_metrics
+from vssn.experiments.figures import (
+    draw_error_ahead,
+    draw_film,
+    draw_latents,
+    draw_rolls,
+    draw_training,
+    keep_curves,
+    read_metrics,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = [
@@ -80,6 +88,12 @@ def test_training_curves(tmp_path: Path) -> None:
     assert pixels(tmp_path / "both.png").shape[1] > pixels(tmp_path / "one.png").shape[1]  # no panel of KLs without any
     draw_training({str(n): with_kl for n in range(6)}, tmp_path / "many.png", title="curves")
     assert pixels(tmp_path / "many.png").shape[1] > pixels(tmp_path / "both.png").shape[1]  # their names stand beside
+    keep_curves(with_kl, tmp_path / "kept.csv")
+    kept = read_metrics(tmp_path / "kept.csv")
+    for name, values in kept.items():
+        assert values == pytest.approx(read_metrics(with_kl)[name], abs=5e-5), name
+    draw_training({"VSSN": tmp_path / "kept.csv", "RNN": without}, tmp_path / "again.png", title="curves")
+    assert pixels(tmp_path / "again.png").shape == pixels(tmp_path / "both.png").shape
     with pytest.raises(FileNotFoundError):
         draw_training({"none": tmp_path / "none"}, tmp_path / "none.png", title="curves")
 

@@ -261,14 +261,23 @@ def test_a_page_keeps_its_records_for_the_next_one(table: str, tmp_path: Path, m
     (tmp_path / "results" / "runs").mkdir(parents=True)  # the page is to keep them
     write_report(page, settings)
     kept = tmp_path / "results" / "runs" / table
-    assert sorted(path.name for path in kept.iterdir()) == ["pendulum-srnn-0.json", "pendulum-vssn-0.json"]
+    names = ["pendulum-srnn-0.csv", "pendulum-srnn-0.json", "pendulum-vssn-0.csv", "pendulum-vssn-0.json"]
+    assert sorted(path.name for path in kept.iterdir()) == names
     score = here / "pendulum-vssn-0" / "score.json"
     assert json.loads((kept / "pendulum-vssn-0.json").read_text()) == json.loads(score.read_text())
 
-    text = page.read_text()
+    text, curves = page.read_text(), tmp_path / "results" / "pendulum-training.png"
+    drawn = curves.read_bytes()
+    assert "![Pendulum: training](results/pendulum-training.png)" in text
     shutil.rmtree(here / "pendulum-srnn-0")
+    curves.unlink()
     write_report(page, settings)
     assert page.read_text() == text
+    assert curves.read_bytes() == drawn  # both runs are in it, that which is gone too
+    curves.write_bytes(b"of before")
+    (kept / "pendulum-srnn-0.csv").unlink()
+    write_report(page, settings)
+    assert curves.read_bytes() == b"of before"  # which shows more than one run of two
     record = json.loads(score.read_text())
     record["metrics"]["smoothing_sin"] = 0.125
     score.write_text(json.dumps(record))
@@ -408,6 +417,7 @@ def test_a_record_of_another_effort_is_described_as_such(tmp_path: Path) -> None
         *("summed over 49 pixels", "(49 pixels), 10 frames ahead of 5 seen"),
     ):
         assert part in text, part
+    assert (tmp_path / "results" / "balls-rollout.png").is_file()  # the records tell it
     assert "rebuilt" not in text
     assert not re.search(r"IWAE with 10+ particles|IWAE-10", text)
 
@@ -436,7 +446,7 @@ def test_a_disk_that_fills_up_is_one_line(
         "write_text",
         lambda path, *rest, **more: full() if path.name.startswith(f"{name}.") else write(path, *rest, **more),
     )
-    monkeypatch.setattr("vssn.experiments.report._copy_figures", full if name == "report" else lambda *_: set())
+    monkeypatch.setattr("vssn.experiments.report_figures._copies", full if name == "report" else lambda *_, **__: set())
     if name == "figure.png":
         monkeypatch.setitem(TASKS, table, TASKS[table]._replace(draw=full))
     arguments = ["reproduce", "--budget", "quick", table, "--only", "vssn", "--output", str(tmp_path / "runs")]

@@ -18,6 +18,7 @@ from torch import Tensor
 from vssn.errors import DataError
 from vssn.output.charts import BLUE, LINES, MARKERS, ORANGE, plain, save
 from vssn.output.charts import draw_rolls as draw_rolls
+from vssn.utils.command import replacing
 from vssn.utils.packages import needing
 
 with needing("train"):
@@ -158,7 +159,10 @@ def draw_latents(latents: Tensor, angle: Tensor, velocity: Tensor, path: str | P
 
 
 def draw_training(runs: Mapping[str, str | Path], path: str | Path, *, title: str) -> None:
-    """Curves of runs from their folders' metrics.csv: the bound on training and validation data, and the KLs.
+    """The curves of runs: the bound on training and validation data, and the KLs.
+
+    Args:
+        runs: for every name a run's folder, or a file that `keep_curves` wrote.
 
     Raises:
         FileNotFoundError: a folder without metrics.csv.
@@ -208,13 +212,15 @@ def read_metrics(folder: str | Path, also: Sequence[str] = ()) -> dict[str, np.n
     """The columns of a run's metrics.csv.
 
     Args:
+        folder: of the run; or a file that has the columns that are drawn.
         also: columns that must be there, beside those that are drawn.
 
     Raises:
         FileNotFoundError: there is none.
         DataError: it holds something else.
     """
-    file = Path(folder) / "metrics.csv"
+    file = Path(folder)
+    file = file / "metrics.csv" if file.is_dir() else file
     try:
         with open(file, newline="", encoding="utf-8") as text:
             rows = list(csv.DictReader(text))
@@ -224,3 +230,18 @@ def read_metrics(folder: str | Path, also: Sequence[str] = ()) -> dict[str, np.n
     except (IndexError, KeyError, TypeError, ValueError, csv.Error):
         pass
     raise DataError(f"{file}: expected the epochs of a run, got another text; mend it, or remove the run")
+
+
+def keep_curves(folder: str | Path, path: str | Path) -> None:
+    """Writes the columns that `draw_training` takes from a run's metrics.csv to a file, of 4 decimals.
+
+    Raises:
+        FileNotFoundError, DataError: as `read_metrics`.
+    """
+    log = read_metrics(folder)
+    names = ["epoch", *sorted(_DRAWN)]
+    epochs = zip(*(log[name] for name in names), strict=True)
+    with replacing(Path(path)) as part, open(part, "w", newline="", encoding="utf-8") as text:
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(names)
+        rows.writerows([int(epoch), *(round(value, 4) for value in values)] for epoch, *values in epochs)

@@ -8,6 +8,7 @@ makes by hand; as this project's RESULTS.md has. Then, of the full budget:
 
     page/TABLE-*.png          the figures
     page/runs/TABLE/RUN.json  the records of all runs on the page
+    page/runs/TABLE/RUN.csv   the curves of their training
 
 No figure on the page is typed by hand: every number comes from a run's folder, from a record that an earlier page kept
 (of a run made on another machine, or whose folder is gone) or from the published rows of a task; what is said of the
@@ -17,13 +18,12 @@ measured, its table, what came out, a figure or two, and the rest folded away.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 from vssn.experiments.jobs import Settings
 from vssn.experiments.records import Record, keep_records, read_records
+from vssn.experiments.report_figures import figures_of
 from vssn.experiments.report_shifts import shifts
 from vssn.experiments.report_standings import OVERVIEW, outcome, overview_rows
 from vssn.experiments.report_tables import further_tables, how_made, main_table, markdown, not_run, runs_table
@@ -91,7 +91,7 @@ def _write_report(path: Path, settings: Settings) -> list[str]:
             keep_records(task.name, named, kept)
         records = list(named.values())
         done = [record for record in records if "metrics" in record]
-        figures = _figures(task, settings, path, archive if keeps else None)
+        figures = figures_of(task, named, settings, path, archive if keeps else None)
         if done:
             task = told(task, done)
             labels |= task.labels
@@ -144,27 +144,3 @@ def _beside(task: Task, found: Mapping[str, Mapping[str, Record]]) -> list[Recor
 
 def _entries(texts: dict[str, str]) -> list[str]:
     return [*(f"- **{name}**: {text}." for name, text in texts.items()), ""]
-
-
-def _figures(task: Task, settings: Settings, page: Path, archive: Path | None) -> dict[str, str]:
-    """What shows the figures of a task, by their names."""
-    prefix = page.parent / f"{page.stem}-{task.name}" if archive is None else archive / task.name
-    found = _copy_figures(task.name, settings, prefix)
-    if archive is not None:  # those of runs that are known by their records alone
-        found |= set(archive.glob(f"{task.name}-*.png"))
-    lines = {}
-    for figure in sorted(found):
-        name = figure.stem.removeprefix(f"{prefix.name}-")
-        address = quote(figure.relative_to(page.parent).as_posix())
-        lines[name] = f"![{task.title}: {name.replace('-', ', ')}]({address})\n"
-    return lines
-
-
-def _copy_figures(table: str, settings: Settings, prefix: Path) -> set[Path]:
-    """Copies what the runs of a table drew to PREFIX-NAME.png: those."""
-    copies = set()
-    for figure in (settings.output / settings.budget / table / "figures").glob("*.png"):
-        name = figure.name.removeprefix(f"{table}-")
-        copies.add(copy := prefix.with_name(f"{prefix.name}-{name}"))
-        shutil.copyfile(figure, copy)
-    return copies

@@ -105,7 +105,10 @@ def draw(table: str, settings: Settings, say: Callable[[str], None] = print_line
     folder = settings.output / settings.budget / table / "figures"
     with writing("--output", folder), Heartbeat(f"{table}: drawing", say):
         folder.mkdir(exist_ok=True)
-        return TASKS[table].draw(runs, folder, settings.data)
+        figures = TASKS[table].draw(runs, folder, settings.data)
+        if (draw_scores := TASKS[table].draw_scores) is not None:
+            figures += draw_scores({key: read_record(path / SCORE)["metrics"] for key, path in runs.items()}, folder)
+        return figures
 
 
 def _run(job: Job, config: Config, settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vssn.data.batching import SequenceBatch, SequenceDataset, collate_sequences
 from vssn.experiments.figures import draw_training
@@ -12,7 +12,10 @@ from vssn.nn.interface import SequenceModel
 from vssn.training.checkpoints import load_model
 from vssn.training.config import Config
 
+TRAINING = "training"  # what the name of a figure of training's curves ends with
+
 Metrics = dict[str, float | list[float]]
+Scores = Mapping[tuple[str, str], Mapping[str, Any]]  # (set, model) -> the metrics of the first seed's record
 Runs = Mapping[tuple[str, str], Path]  # (set, model) -> the folder of the first seed's run
 
 
@@ -124,6 +127,7 @@ class Task(NamedTuple):
     labels: Mapping[str, str] = {}  # what the names of its rows and columns mean
     protocol: Mapping[str, str] = {}  # by trap: what makes two figures differ that look alike
     shown: tuple[str, ...] = ()  # the figures that stand in the open; none: the first
+    draw_scores: Callable[[Scores, Path], list[Path]] | None = None  # figures that need no model, and their folder
     effort: Effort = Effort()
     quick_effort: Effort = Effort(particles=2, sequences=4)
     quick_data: Mapping[str, int] = {}  # of the data section, in the quick budget
@@ -158,7 +162,7 @@ def draw_curves(runs: Runs, folder: Path, data: str | None) -> list[Path]:
     """Training curves, a figure for each set."""
     figures = []
     for name in dict.fromkeys(name for name, _ in runs):
-        figures.append(folder / f"{name}-training.png")
+        figures.append(folder / f"{name}-{TRAINING}.png")
         draw_training({label: path for (here, label), path in runs.items() if here == name}, figures[-1], title=name)
     return figures
 
