@@ -81,7 +81,7 @@ def draw_rollouts(scores: Scores, folder: Path) -> list[Path]:
     metrics = next(iter(scores.values()))
     curves["copy of the last frame seen"] = metrics["copy_rollout"]
     figure = folder / "balls-rollout.png"
-    title = f"Bouncing balls: free-running after {SEEN} frames, mean of the test videos"
+    title = f"Bouncing balls: free-running after {SEEN} frames"
     draw_error_ahead(curves, figure, title=title, unit=f"squared error (sum over {RESOLUTION**2} pixels)")
     return [figure]
 
