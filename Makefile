@@ -1,4 +1,5 @@
-# make demo and make test need python3 (3.10 to 3.13) with venv, and a C++ compiler; everything else goes into .venv.
+# make demo and make test need python3 (3.10 to 3.13) with venv and its headers, and a C++ compiler; all else goes into
+# .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

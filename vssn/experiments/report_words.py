@@ -58,7 +58,12 @@ def _facts(task: Task, done: Sequence[Record]) -> dict[str, str]:
     test = size("num_test", "num_test")
     scored = [record["metrics"].get("sequences") or count for record, count in zip(done, test, strict=True)]
     length = size("num_frames", frames)
+    tests = {
+        name: each(count for record, count in zip(done, scored, strict=True) if record["set"] == name)
+        for name in task.sets
+    }
     return {
+        **{f"test_{name}": count for name, count in tests.items()},
         **{name: each(of[name] for of in settings) for name in task.settings},
         "particles": each(record["metrics"].get("particles", MISSING) for record in done),
         "train": each(size("num_train", "num_train")),

@@ -1,4 +1,4 @@
-// The ops as plain loops in double: what driver.cpp compares the kernels with.
+// The ops as plain loops in double: what the checks compare the kernels with.
 #pragma once
 
 #include <math.h>

@@ -42,7 +42,9 @@ _SHARED: dict[str, tuple[str, ...]] = dict.fromkeys(_SETS, ())
 _PEERS = {"VSSN": "vssn", "SRNN": "srnn", "VRNN-Gauss": "vrnn", "RNN": "rnn", "RNN-AR": "ar"}
 
 _COLUMNS = tuple(
-    Column(f"{title}, {unit}", name, f"elbo_{key}", digits, name if key == "nats" else "")
+    Column(
+        f"{title} ({{test_{name}}} test sequences), {unit}", name, f"elbo_{key}", digits, name if key == "nats" else ""
+    )
     for name, title in _SETS.items()
     for unit, key, digits in (("bits per sample", "bits", 3), ("nats per sequence", "nats", 0))
 )
@@ -51,8 +53,9 @@ TASK = Task(
     name="speech",
     title="Speech",
     text="ELBO of one sample; IWAE with {particles} particles among the runs. Frames of {frame_size} samples. "
-    "Published figures are of the full sets, which need a licence. **Where the data is a small sample of TIMIT, or "
-    "another reader in place of Blizzard's, they are not comparable with ours**; what was read is among the runs.",
+    "**Published figures are of the full sets, which need a licence (TIMIT's has 1,680 test sequences), and do not "
+    "compare with ours of less**: with 20 test sequences TIMIT is NLTK's sample of it; in Blizzard's place stands any "
+    "folder of one reader, at 22050 Hz that of LJ Speech. What was read is among the runs.",
     sets=_SETS,
     entries=(
         *peers("speech", _SHARED, _PEERS),
