@@ -35,8 +35,9 @@ SEEN = 17  # frames of a video before a rollout
 SHOWN = 6  # frames of the rollout in the figure
 STEPS = 20  # of a rollout
 
-# The schedule of all rows, twice as long: on that the validation score still rises at its end.
-_LONGER = ("training.max_epochs=64", "training.lr_decay_after=16", "training.lr_decay=0.95")
+# The schedule of all rows, twice as long: on that the validation score still rises at its end. In one of its 40,000
+# updates a sampled z grows beyond all numbers, log-variances having no upper limit; that one is left out.
+_LONGER = ("training.max_epochs=64", "training.lr_decay_after=16", "training.lr_decay=0.95", "training.on_nan=skip")
 
 
 def score_balls(model: SequenceModel, config: Config, effort: Effort) -> Metrics:
