@@ -105,6 +105,16 @@ VSSN_CELL V floored_logvar_slope(V logvar, V min_logvar) {
     return -Math::expm1(min_logvar - logvar);
 }
 
+template <class Math, class V>
+VSSN_CELL V half_of(V value) {
+    return value * static_cast<typename Math::Scalar>(0.5);
+}
+
+template <class Math, class V>
+VSSN_CELL V standard_deviation(V logvar) {
+    return Math::exp(half_of<Math>(logvar));
+}
+
 // What the output layer's second half stands for: the log-variance with its floor above, or as Dreamer has it
 // logvar = 2 log(softplus(raw) + min_std), and d logvar / d raw from logvar alone.
 VSSN_ENUM(Scale, logvar, softplus)
@@ -117,24 +127,20 @@ VSSN_CELL V softplus_logvar(V raw, V min_std) {
 
 template <class Math, class V>
 VSSN_CELL V softplus_logvar_slope(V logvar, V min_std) {
-    const V std = Math::exp(logvar * static_cast<typename Math::Scalar>(0.5)), above = std - min_std;
+    const V std = standard_deviation<Math>(logvar), above = std - min_std;
     const V slope =
         Math::expm1(Math::select_positive(above, -above, V{})) / std;  // rounded, std may be below its floor
     return -(slope + slope);
 }
 
-template <class Math, class V>
-VSSN_CELL V standard_deviation(V logvar) {
-    return Math::exp(logvar * static_cast<typename Math::Scalar>(0.5));
-}
-
 // One coordinate of KL(N(mu, exp logvar) || N(prior_mu, exp prior_logvar)) times 2. With d = logvar - prior_logvar,
-// expm1(d) - d keeps full precision where the two variances are close. The difference squared may leave the range of
-// floats where its product with exp(-prior_logvar) does not.
+// expm1(d) - d keeps full precision where the two variances are close. The difference squared, and exp(-prior_logvar),
+// may leave the range of floats where their product does not: so the difference is divided by the standard deviation.
 template <class Math, class V>
 VSSN_CELL V twice_kl(V mu, V logvar, V prior_mu, V prior_logvar) {
     const V d = logvar - prior_logvar, difference = mu - prior_mu;
-    return (Math::expm1(d) - d) + difference * (difference * Math::exp(-prior_logvar));
+    const V scaled = difference * Math::exp(-half_of<Math>(prior_logvar));
+    return (Math::expm1(d) - d) + scaled * scaled;
 }
 
 template <class V>
@@ -144,10 +150,9 @@ struct KlGrads {
 
 template <class Math, class V>
 VSSN_CELL KlGrads<V> kl_grads(V mu, V logvar, V prior_mu, V prior_logvar, V grad_kl) {
-    const V half = V{} + static_cast<typename Math::Scalar>(0.5);
-    const V difference = mu - prior_mu, scaled = difference * Math::exp(-prior_logvar);
-    const V ratio = Math::expm1(logvar - prior_logvar);
-    return {grad_kl * scaled, grad_kl * half * ratio, -(grad_kl * half) * (ratio + difference * scaled)};
+    const V factor = Math::exp(-half_of<Math>(prior_logvar)), scaled = (mu - prior_mu) * factor;
+    const V ratio = Math::expm1(logvar - prior_logvar), half = half_of<Math>(grad_kl);
+    return {grad_kl * (scaled * factor), half * ratio, -half * (ratio + scaled * scaled)};
 }
 
 }  // namespace vssn

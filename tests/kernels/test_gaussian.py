@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -94,6 +96,28 @@ def test_extreme_log_variances(target: Target) -> None:
         assert_close("kl", kl[row], ((torch.exp(exact) - exact - 1) / 2).sum(-1)[row], for_outputs)
     (grad,) = torch.autograd.grad(kl.sum(), logvar)
     assert_close("grad of logvar", grad, (torch.exp(exact) - 1) / 2, for_gradients)
+
+
+def test_a_vmap_of_nothing_is_one_line() -> None:
+    with pytest.raises(
+        RuntimeError, match=r"^gaussian_kl: torch.func.vmap of a batch of 0 has no result; leave it out"
+    ):
+        torch.func.vmap(gaussian_kl)(torch.zeros(0, 2, 3), torch.zeros(0, 2, 3))
+
+
+@each_target
+def test_a_prior_of_hardly_any_variance(target: Target) -> None:
+    """exp(-prior_logvar) leaves the range of float32 where the divergence does not."""
+    prior_logvar = torch.full((3, 1), -90.0, device=target.device, dtype=target.dtype).requires_grad_()
+    shift = torch.tensor([[0.0], [2.0**-65], [-(2.0**-64)]], device=target.device, dtype=target.dtype)
+    mu, prior_mu = shift.requires_grad_(), torch.zeros_like(shift).requires_grad_()
+    kl = gaussian_kl(mu, torch.full_like(shift, -90.0), prior_mu, prior_logvar, backend=target.backend)
+    squares = shift.detach().double() ** 2 * math.exp(90)
+    for_outputs, for_gradients = TOLERANCES[target.backend, target.dtype]
+    assert_close("kl", kl, (squares / 2).sum(-1), for_outputs)
+    grads = torch.autograd.grad(kl.sum(), (mu, prior_mu, prior_logvar))
+    assert grads[0][0] == grads[1][0] == grads[2][0] == 0
+    assert_close("grad of prior_logvar", grads[2], -squares / 2, for_gradients)
 
 
 @each_target

@@ -255,6 +255,16 @@ def test_packing_and_back() -> None:
 
 # ---- Memory ----------------------------------------------------------------------------------------------
 
+
+def test_a_default_device_of_the_callers() -> None:
+    """Lengths and layer stand on the CPU, whatever the caller makes elsewhere meanwhile."""
+    gru, x, lengths = vssn.GRU(3, 8), torch.randn(40, 6, 3), torch.full((6,), 5)
+    wanted = gru(x, lengths=lengths)[0]
+    with torch.device("meta"):
+        found = gru(x, lengths=lengths)[0]
+    assert torch.equal(found, wanted)
+
+
 MEMORY = """
 import sys
 import torch

@@ -21,10 +21,11 @@ class Packing(NamedTuple):
 def packing(lengths: Tensor) -> Packing:
     """For lengths [B], 0 allowed, on the CPU."""
     falling, order = lengths.sort(descending=True, stable=True)
-    steps = torch.arange(int(falling[0]) if len(falling) else 0)
+    device = lengths.device  # not a default one of the caller's
+    steps = torch.arange(int(falling[0]) if len(falling) else 0, device=device)
     batch_sizes = len(lengths) - torch.searchsorted(falling.flip(0), steps, right=True)
     ends = batch_sizes.cumsum(0)
-    number = torch.arange(int(falling.sum()))
+    number = torch.arange(int(falling.sum()), device=device)
     step = torch.searchsorted(ends, number, right=True)
     return Packing(batch_sizes, order, order.argsort(), step, order[number - (ends - batch_sizes)[step]])
 

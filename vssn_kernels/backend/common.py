@@ -16,7 +16,15 @@ Grads = tuple[Tensor | None, ...]
 
 def pointer(tensor: Tensor | None) -> int:
     """The address of the tensor's first element; 0 where there is no tensor."""
-    return 0 if tensor is None else tensor.data_ptr()
+    return 0 if tensor is None else _address(tensor)
+
+
+def _address(tensor: Tensor) -> int:
+    """Raises RuntimeError where the memory is gone: a kernel would read at 0."""
+    address = tensor.data_ptr()
+    if address == 0 and tensor.numel():
+        raise RuntimeError(f"expected tensors with memory, got one of {list(tensor.shape)} whose storage was freed")
+    return address
 
 
 @overload
@@ -36,7 +44,7 @@ def as_rows(tensor: Tensor | None) -> Tensor | None:
 
 def row_arguments(rows: Tensor | None) -> tuple[int, int]:
     """(address, stride of the rows) of what `as_rows` gave."""
-    return (0, 0) if rows is None else (rows.data_ptr(), rows.stride(0))
+    return (0, 0) if rows is None else (_address(rows), rows.stride(0))
 
 
 def as_steps(tensor: Tensor | None) -> Tensor | None:
@@ -48,7 +56,7 @@ def as_steps(tensor: Tensor | None) -> Tensor | None:
 
 def step_arguments(steps: Tensor | None) -> tuple[int, int, int]:
     """(address, stride of T, stride of B) of what `as_steps` gave."""
-    return (0, 0, 0) if steps is None else (steps.data_ptr(), steps.stride(0), steps.stride(1))
+    return (0, 0, 0) if steps is None else (_address(steps), steps.stride(0), steps.stride(1))
 
 
 # ---- Around the kernels -------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ def define(form: Form) -> Callable[..., tuple[Tensor, Tensor]]:
             # What a second derivative would need is 3H a step more: only the reference keeps it.
             again = (gates_x, bias_hh) if backend == "reference" else (None, None)
             kept, ctx.changed = in_place.keep(output) if offers(backend, of_output) else (output, None)
-            saved_tensors.keep(ctx, kept, gates, h0, weight_hh, steps, *again)
+            saved_tensors.keep(ctx, kept, gates, h0, weight_hh, saved_tensors.own(steps), *again)
             ctx.reverse, ctx.backend = reverse, backend
             # gates stay differentiable: they are what ties a gradient to the inputs that it depends on, so that one who
             # differentiates it again meets the error of `define_first_order` and no zeros.

@@ -151,7 +151,8 @@ class _Layer(torch.autograd.Function):
         given = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
         output, h_n, gates = gru_layer_forward(*given, lengths, batch_sizes, reverse)
         kept, ctx.changed = in_place.keep(output)
-        _keep(ctx, given, ctx.needs_input_grad, kept, gates, lengths, batch_sizes)
+        steps = saved_tensors.own(lengths), saved_tensors.own(batch_sizes)
+        _keep(ctx, given, ctx.needs_input_grad, kept, gates, *steps)
         ctx.reverse = reverse
         # Only what is certain to be nobody else's is written over.
         ctx.gates = None if torch_internals.saving_hooks() else gates.data_ptr()
@@ -205,8 +206,11 @@ class _LayerStep(torch.autograd.Function):
 
 
 def _is_seen(grads: tuple[Tensor | None, ...], tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether somebody looks on at backward who did not at forward, or the gradients are of another kind."""
-    return registration.takes_plain_backward(grads) or not fast_path.is_open((*grads, *tensors))
+    """Whether somebody looks on at backward who did not at forward, or the gradients are of another kind. Who traces it
+    would leave out what the kernels read by its address."""
+    if torch.compiler.is_compiling() or registration.takes_plain_backward(grads):
+        return True
+    return not fast_path.is_open((*grads, *tensors))
 
 
 def _step(

@@ -302,7 +302,7 @@ class _InterleavedSequence(torch.autograd.Function):
         saved = (h, z, logvar, gates, embed, hidden, *(kept[name] for name in ("h0", "z0", "eps", *weights)))
         # What a second derivative would need besides: only the reference keeps it.
         again = inputs if backend == "reference" else ()
-        saved_tensors.keep(ctx, *saved, resets, lengths, *again)
+        saved_tensors.keep(ctx, *saved, resets, saved_tensors.own(lengths), *again)
         ctx.saved, ctx.options, ctx.backend = len(saved), options, backend
         ctx.mark_non_differentiable(gates, embed, hidden)
         ctx.set_materialize_grads(False)

@@ -271,7 +271,7 @@ class _PosteriorSequence(torch.autograd.Function):
         saved = (z, logvar, hidden, prior_hidden, z0, eps, weight_z, weight_out, prior_weight_z, prior_weight_mu)
         # What a second derivative would need is 2M a step more: only the reference keeps it.
         again = inputs if backend == "reference" else ()
-        saved_tensors.keep(ctx, *saved, lengths, *again)
+        saved_tensors.keep(ctx, *saved, saved_tensors.own(lengths), *again)
         ctx.activation, ctx.min_logvar, ctx.backend = activation, min_logvar, backend
         ctx.mark_non_differentiable(hidden, prior_hidden)
         ctx.set_materialize_grads(False)

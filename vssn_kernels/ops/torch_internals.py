@@ -222,6 +222,10 @@ def batched(op: Callable[..., Any]) -> Callable[..., Any]:
     """The kernel of an op under torch.func.vmap: the op on each sample by itself."""
 
     def each(info: Any, dims: tuple, *args: Any) -> tuple[Any, Any]:
+        if not info.batch_size:
+            raise RuntimeError(
+                f"{op.__name__.partition('.')[0]}: torch.func.vmap of a batch of 0 has no result; leave it out"
+            )
         leaves, tree = tree_flatten(args)
         leaf_dims = tree_leaves(dims)
         results = []

@@ -87,7 +87,7 @@ def _kl_gradients(
     prior_mu = torch.zeros_like(mu) if prior_mu is None else prior_mu.to(dtype)
     prior_logvar = torch.zeros_like(mu) if prior_logvar is None else prior_logvar.to(dtype)
     weight = torch.zeros_like(mu[..., :1]) if grad_kl is None else grad_kl.to(dtype)[..., None]
-    shift = mu - prior_mu
-    scaled = shift * torch.exp(-prior_logvar)
-    excess = torch.exp(logvar - prior_logvar) - 1
-    return weight * scaled, weight * excess / 2, -weight * scaled, weight * (-excess - shift * scaled) / 2
+    factor = torch.exp(-prior_logvar / 2)  # its square alone may overflow
+    scaled = (mu - prior_mu) * factor
+    excess, grad = torch.exp(logvar - prior_logvar) - 1, weight * (scaled * factor)
+    return grad, weight * excess / 2, -grad, -weight * (excess + scaled * scaled) / 2

@@ -18,7 +18,7 @@ def columns_of(tensors: Sequence[Tensor | None], widths: Sequence[int]) -> list[
         return [row_arguments(tensor) for tensor in tensors]
     if (tensor := tensors[0]) is None:
         return [(0, 0)] * len(widths)
-    address, stride, size, found = tensor.data_ptr(), tensor.stride(0), tensor.element_size(), []
+    address, stride, size, found = pointer(tensor), tensor.stride(0), tensor.element_size(), []
     for width in widths:
         found.append((address, stride))
         address += width * size
@@ -59,7 +59,7 @@ def mlp_forward(
         K=widths,
         x=[row_arguments(x) for x in rows],
         weight=columns_of(weights_, widths),
-        bias=bias_.data_ptr(),
+        bias=pointer(bias_),
         weight_out=row_arguments(weight_out_),
         bias_out=pointer(bias_out_),
         panels=0,
@@ -115,8 +115,8 @@ def mlp_backward(
         weight_out=row_arguments(weight_out_),
         grad_out=row_arguments(grad_out_),
         grad_logvar=row_arguments(grad_logvar_),
-        logvar=logvar.data_ptr(),
-        hidden=hidden.data_ptr(),
+        logvar=pointer(logvar),
+        hidden=pointer(hidden),
         grad_x=[pointer(grad) for grad in grad_x],
         grad_weight=columns_of(grad_weights, widths),
         grad_bias=pointer(grad_bias),

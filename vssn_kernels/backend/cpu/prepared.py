@@ -44,7 +44,7 @@ class PreparedGru:
             gates_x=row_arguments(gates_x_),
             h=row_arguments(h_),
             panels=self.panels.data_ptr(),
-            bias=self.bias.data_ptr(),
+            bias=pointer(self.bias),
             out=out.data_ptr(),
         )
         return out

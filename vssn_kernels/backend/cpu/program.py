@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vssn_kernels import _cpu
 from vssn_kernels.activations import ACTIVATIONS
+from vssn_kernels.backend.common import row_arguments
 from vssn_kernels.backend.cpu.call import storage
 
 PANEL_BYTES = 256  # kPanelBytes
@@ -116,8 +117,8 @@ class Program:
             B=memory.shape[0],
             first=first,
             last=last,
-            x=_rows(x),
-            u=_rows(u),
+            x=row_arguments(x),
+            u=row_arguments(u),
             X=0 if x is None else x.shape[1],
             x_at=x_at,
             U=0 if u is None else u.shape[1],
@@ -153,8 +154,3 @@ class Program:
         padded = weight.new_zeros(rows, weight.shape[1])
         padded[: weight.shape[0]] = weight.detach()
         return padded.view(rows // panel, panel, weight.shape[1]).transpose(1, 2).contiguous()
-
-
-def _rows(rows: Tensor | None) -> tuple[int, int]:
-    """The last dimension must be contiguous."""
-    return (0, 0) if rows is None else (rows.data_ptr(), rows.stride(0))

@@ -64,8 +64,8 @@ def gaussian_forward(
         if z is not None:
             noise = _load(eps, eps_r, eps_c, rows, columns, mask)
             put(z, rows * Z + columns, mean + tl.exp(log * 0.5) * noise, mask, EMULATED)
-        shift = mean - prior_mean
-        total += exp_excess(log - prior_log) + shift * (shift * tl.exp(-prior_log))
+        scaled = (mean - prior_mean) * tl.exp(-0.5 * prior_log)
+        total += exp_excess(log - prior_log) + scaled * scaled
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     put(kl, at, tl.sum(total, 1) * 0.5, at < count, EMULATED)
 
@@ -118,12 +118,13 @@ def gaussian_backward(
         weight = tl.load(grad_kl + rows * grad_kl_r, mask=inside, other=0).to(tl.float32)
     prior_mean = _load(prior_mu, prior_mu_r, prior_mu_c, rows, columns, mask)
     prior_log = _load(prior_logvar, prior_logvar_r, prior_logvar_c, rows, columns, mask)
-    shift = mean - prior_mean
-    scaled = shift * tl.exp(-prior_log)
+    factor = tl.exp(-0.5 * prior_log)
+    scaled = (mean - prior_mean) * factor
     ratio = expm1(log - prior_log)
-    put(grad_mu, at, dz + weight * scaled, mask, EMULATED)
-    put(grad_prior_mu, at, -weight * scaled, mask, EMULATED)
-    put(grad_prior_logvar, at, -0.5 * weight * (ratio + shift * scaled), mask, EMULATED)
+    grad = weight * (scaled * factor)
+    put(grad_mu, at, dz + grad, mask, EMULATED)
+    put(grad_prior_mu, at, -grad, mask, EMULATED)
+    put(grad_prior_logvar, at, -0.5 * weight * (ratio + scaled * scaled), mask, EMULATED)
     sigma = tl.exp(log * 0.5)
     put(grad_eps, at, dz * sigma, mask, EMULATED)
     if grad_logvar is not None:
