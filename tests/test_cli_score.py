@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_cli import error_of
 
-from vssn.cli import main
+from vssn.cli import _parser, main
 from vssn.training.checkpoints import load_model
 from vssn.training.config import load_config
 from vssn.training.fit import fit
@@ -155,11 +155,33 @@ def test_a_run_on_data_from_python_has_no_validation_part(tmp_path: Path, capsys
     assert main([*command, "--normal", str(tmp_path / "usual.csv")]) == 0
 
 
+@pytest.mark.parametrize("value", ["-5", "-5e0", "-.5E+1", "-5.", "-5e-300", "-1_0.5"])
+def test_a_threshold_may_be_any_number_below_0(value: str) -> None:
+    """Of those with an exponent argparse said that it expected one argument."""
+    for given in (("--threshold", value), (f"--threshold={value}",)):
+        options = _parser().parse_args(["score", "best.ckpt", "--output", "out.csv", *given])
+        assert options.threshold == float(value)
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [("evaluate", "gaps"), ("forecast", "quantiles"), ("impute", "quantiles")]
+)
+def test_other_numbers_below_0_are_read_too(command: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    output = [] if command == "evaluate" else ["--output", "out.csv"]
+    with pytest.raises(SystemExit):
+        main([command, "best.ckpt", *output, f"--{option}", "-5e-1"])
+    assert "got '-5e-1'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (("--quantile", "1"), "argument --quantile: expected a number between 0 and 1, got '1'"),
+        (("--quantile", "-1e-3"), "argument --quantile: expected a number between 0 and 1, got '-1e-3'"),
         (("--threshold", "nan"), "argument --threshold: expected a finite number, got 'nan'"),
+        (("--threshold", "-inf"), "argument --threshold: expected a finite number, got '-inf'"),
+        (("--threshold", "-5e0x"), "argument --threshold: expected a finite number, got '-5e0x'"),
+        (("--threshold", "-x"), "argument --threshold: expected one argument"),
         (("--threshold", "1", "--normal", "x"), "argument --normal: not allowed with argument --threshold"),
         (("--kind", "bound"), "argument --kind: invalid choice: 'bound'"),
     ],
@@ -179,3 +201,24 @@ def test_what_else_is_wrong_is_one_line(folder: Path, capsys: pytest.CaptureFixt
     assert empty == "vssn: error: --normal: expected a frame with an observed entry, got none; name other data\n"
     picture = error_of(capsys, *command, "--output", str(folder / "a.png"))
     assert picture.startswith("vssn: error: --output: expected a folder or a file of .csv, .parquet, .npz")
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("verb", ["evaluate", "score"])
+def test_a_file_that_has_changed_since_is_not_split_anew(
+    verb: str, named: bool, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its last parts would be others: what was trained on would be the test, or usual."""
+    own = tmp_path / "own.csv"
+    a_table().to_csv(own, index=False)
+    short = [part for key in ("training.max_epochs=1", *SETTINGS[1:]) for part in ("--set", key)]
+    assert main(["fit", "--data", str(own), "--output", str(tmp_path / "run"), *short]) == 0
+    a_table().head(150).to_csv(own, index=False)
+    command = [verb, str(tmp_path / "run" / "best.ckpt")]
+    command += ["--output", str(tmp_path / "scores.csv")] if verb == "score" else []
+    command += ["--data", str(own)] if named and verb == "evaluate" else []
+    said = error_of(capsys, *command)
+    assert "the run's own data has changed since it was trained (data.num_train: 3, but the data has 2)" in said
+    assert said.endswith("bring back what it was, or name data that the run has not seen by --data\n")
+    a_table().to_csv(own, index=False)
+    assert main(command) == 0

@@ -154,6 +154,24 @@ def test_imputation_keeps_what_is_there_to_the_last_digit(
     assert after[after.date == "2024-01-31"].wind.iloc[0] == pytest.approx(row["mean"], rel=1e-6)
 
 
+@pytest.mark.parametrize("verb", ["impute", "forecast", "latents"])
+def test_what_is_read_is_not_written_over(
+    verb: str, series: Path, gaps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / f"{'filled' if verb == 'impute' else verb}.csv"
+    own.write_bytes(gaps.read_bytes())
+    link = tmp_path / "link.csv"
+    link.symlink_to(own)
+    for output in (own, link):
+        said = error_of(capsys, verb, str(series), "--data", str(own), "--output", str(output))
+        assert said.startswith(f"vssn: error: --output: expected another file than was read, got {output}")
+    assert own.read_bytes() == gaps.read_bytes()
+    if verb != "latents":  # a folder in which it goes by that name
+        said = error_of(capsys, verb, str(series), "--data", str(own), "--output", str(tmp_path))
+        assert "expected another file than was read" in said
+        assert own.read_bytes() == gaps.read_bytes()
+
+
 def test_imputation_keeps_digits_beside_dates_whose_day_is_first(series: Path, gaps: Path, tmp_path: Path) -> None:
     before = pandas.read_csv(gaps)
     days = pandas.to_datetime(before.date)

@@ -39,8 +39,7 @@ from vssn.likelihoods import LIKELIHOODS
 from vssn.nn.interface import Forecast, Imputation, SequenceModel
 from vssn.utils.checks import require_flag, require_number, require_size
 from vssn.utils.command import replacing, to_json
-from vssn.utils.random import undisturbed
-from vssn.utils.values import REAL
+from vssn.utils.values import REAL, warn_of_rounding
 from vssn_kernels.arguments import shown
 
 SETTINGS = "forecaster.json"  # beside the model's files in a saved folder
@@ -161,6 +160,10 @@ class Forecaster:
         chosen = _checked(self.get_params())
         xs, us, _ = frames_and_controls(x, u)
         require_finite_or_missing(xs, us)
+        for index, part in enumerate(xs):
+            warn_of_rounding(f"x[{index}]", part)
+        for index, part in enumerate(us or ()):
+            warn_of_rounding(f"u[{index}]", part)
         if not any(bool(part.isfinite().any()) for part in xs):
             raise DataError("x must hold values to learn from, got none but NaN")
         seed = _seed(chosen.random_state)
@@ -176,7 +179,6 @@ class Forecaster:
             if window is not None:
                 train = windows(train, window)
             parts = [FileDataset(part) for part in (train, valid)]
-            stack.enter_context(undisturbed())
             result = fit(settings, (*parts, parts[-1]), verbose=bool(chosen.verbose))
             self.history_ = _history(Path(folder, "metrics.csv"))
         self._take(result.model, seed)

@@ -173,7 +173,7 @@ def test_what_else_parquet_holds(tmp_path: Path) -> None:
     expected = [[1.5, 1, 4, 1, 1], [np.nan, 2, np.nan, np.nan, np.nan], [3, 3, 5, 3, 0]]
     np.testing.assert_array_equal(x.numpy(), np.array(expected, np.float32))
     for name in others:
-        with pytest.raises(DataError, match=f"column '{name}', row 2: expected a number or nothing, got "):
+        with pytest.raises(DataError, match=f"column '{name}', data row 1: expected a number or nothing, got "):
             read(tmp_path / "a.parquet", value_columns=[name])
 
 

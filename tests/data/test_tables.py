@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from vssn.data.formats import Source, read
+from vssn.data.formats.times import are_dates
 from vssn.errors import DataError
 
 pd = pytest.importorskip("pandas")
@@ -177,7 +180,105 @@ def test_numbers_of_times_are_those_that_were_written(tmp_path: Path) -> None:
     assert source.times[0].tolist() == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
 
 
+@pytest.mark.parametrize("options", [{}, {"time_column": "date"}])
+@pytest.mark.parametrize("zone", [" EST", " CET", "CEST", " Europe/Berlin", ":30.5 PST"])
+def test_a_zone_in_words_is_said(zone: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """Without time_column they were taken for a feature that is no number."""
+    rows = "".join(f"2024-01-0{day} 00:00{zone},{day}\n" for day in range(1, 7))
+    message = rf"column 'date', row 2: expected a time, got '2024-01-01 00:00{zone}'; write it as 2024-01-31"
+    with pytest.raises(DataError, match=message):
+        of_text(tmp_path, f"date,v\n{rows}", **options)
+
+
+@pytest.mark.parametrize(
+    "texts", [["a 1", "b 2", "a 3"], ["10 EST", "12 EST", "12 MW"], ["2,024 KM", "2,025 KM", "2,026 KM"]]
+)
+def test_texts_with_capitals_are_no_times(texts: list[str]) -> None:
+    assert not are_dates(pd.Series(texts))
+
+
 # Files as a whole
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "date,a\n2024-01-01,1\n\n\n2024-01-02,oops\n2024-01-03,3\n2024-01-04,3\n", "'a', row 5: .*'oops'"),
+        ("a.csv", "\n \nt,a\n\n0,1\n  \n1,oops\n\n", "'a', row 7: .*'oops'"),
+        ("a.csv", "t,a\r\n\r\n0,1\r\n1,oops\r\n", "'a', row 4: .*'oops'"),
+        ("a.csv", "t,a\n,\n\n1,oops\n", "'a', row 4: .*'oops'"),
+        ("a.csv", 't,a,"in\nlines"\n0,1,2\n\n1,oops,2\n', "'a', row 5: .*'oops'"),
+        ("a.csv", 't,s,a\n0,"x\n\ny",1\n1,"x\n\ny",oops\n', "'a', row 5: .*'oops'"),
+        ("a.csv", "t;a\n\n0;1\n1;oops\n", "'a', row 4: .*'oops'"),
+        ("a.tsv", "t\ta\n\n0\t1\n1\toops\n", "'a', row 4: .*'oops'"),
+        ("a.csv.gz", "\ufefft,a\n\n0,1\n1,oops\n", "'a', row 4: .*'oops'"),
+        ("a.csv", f"t,s,a\n0,{'x' * 200_000},1\n\n1,y,oops\n", "'a', data row 2: .*'oops'"),  # more than csv reads
+        ("a.csv", "\nt,a\n0,1\n\n1,2\n2,3\n2.5,4\n", "row 7: expected times a step of 1 apart"),
+        ("a.csv", "id,t,a\n\nx,0,1\ny,0,1\n\nx,1,1\ny,1,1\ny,1,1\n", "row 8: expected a time of its own"),
+        ("a.csv", "id,t,a\n\nx,0,1\n\n ,1,1\nx,2,1\n", "'id', row 5: expected a name, got an empty cell"),
+        ("a.csv", "t,split,a\n\n0,train,1\n\n1,later,1\n", "'split', row 5: expected train"),
+        ("a.csv", "date,a\n\n2024-01-01,1\n\n2024-13-01,2\n2024-01-02,2\n2024-01-03,2\n", "'date', row 5: expected a"),
+    ],
+)  # fmt: skip
+def test_rows_are_named_by_their_line(name: str, text: str, message: str, tmp_path: Path) -> None:
+    """Blank lines were not counted, nor those inside of quotes."""
+    options: dict[str, Any] = {"split_column": "split"} if "split" in text else {}
+    if "s,a" in text:
+        options = {"value_columns": ["a"]}
+    data = text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    with pytest.raises(DataError, match=message):
+        read(tmp_path / name, **options)
+
+
+def test_the_rows_of_a_long_table_are_named_by_their_line(tmp_path: Path) -> None:
+    text = "t,c,v\n\n0,p,1\n0,q,1\n\n1,p,2\n1,q,2\n2,p,2\n2,q,2\n"
+    with pytest.raises(DataError, match="row 11: expected times a step of 1 apart"):
+        of_text(tmp_path, f"{text}\n2.5,p,3\n", channel_column="c")
+    with pytest.raises(DataError, match="row 11: expected one value for each time and c"):
+        of_text(tmp_path, f"{text}\n0,p,3\n", channel_column="c", time_column="t")
+
+
+def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
+    source = of_text(tmp_path, "\ndate,v\n2024-01-01,1\n\n \n2024-01-02,2\n2024-01-03,\n\n2024-01-04,4\n\n")
+    assert numbers(source) == [[1, 2, None, 4]]
+    assert numbers(of_text(tmp_path, "v\n1\n\n2\n\n\n3\n")) == [[1, 2, 3]]
+
+
+def test_ids_beside_semicolons(tmp_path: Path) -> None:
+    """Their column was looked for between commas, and the file said to be damaged."""
+    source = of_text(tmp_path, "id;t;v\nA;0;1\nA;1;2\nB;0;3\nB;1;4\n")
+    assert (source.names, numbers(source)) == (["A", "B"], [[1, 2], [3, 4]])
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (
+            "1,234",
+            "a number without commas, got '1,234'; write 1234 where the comma stands between thousands, 1.234 where it "
+            "is the decimal point",
+        ),
+        (
+            " -12,500",
+            "a number without commas, got ' -12,500'; write -12500 where the comma stands between thousands, -12.500 "
+            "where it is the decimal point",
+        ),
+        ("1,234,567", "a number without commas, got '1,234,567'; leave the commas out"),
+        ("1,234.5", "a number without commas, got '1,234.5'; leave the commas out"),
+        ("12,345,678.25", "a number without commas, got '12,345,678.25'; leave the commas out"),
+        ("0,234", "a number with a decimal point, got '0,234'; write points for commas"),
+        ("2,5", "a number with a decimal point, got '2,5'; write points for commas"),
+        ("1234,567", "a number with a decimal point, got '1234,567'; write points for commas"),
+        ("12,34,567", "a number or nothing, got '12,34,567'; correct it"),
+    ],
+)
+@pytest.mark.parametrize("before", ["1", None])
+def test_commas_in_numbers(cell: str, message: str, before: str | None, tmp_path: Path) -> None:
+    """Where they stand between thousands a point is not what to write; nor are they dates, which pandas would have."""
+    cells = [before or cell, cell, cell]
+    with pytest.raises(DataError, match=f"column 'sales', row {3 if before else 2}: expected {re.escape(message)}"):
+        of_columns(tmp_path, t=[0, 1, 2], sales=cells)
 
 
 @pytest.mark.parametrize(

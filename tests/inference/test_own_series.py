@@ -191,6 +191,19 @@ def test_what_is_observed_comes_back_as_it_went_in(name: str) -> None:
         assert_equal("NaN", model.impute(x.masked_fill(~mask, NAN), samples=5, lengths=LENGTHS, seed=2).mean, got.mean)
 
 
+def test_where_nothing_is_missing_nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = VSSN(3, 4, 2, 1, likelihood="gaussian", masked=True), torch.randn(5, 2, 3)
+    x[3, 1] = torch.nan  # padding
+    monkeypatch.setattr(model, "infer", lambda *_: pytest.fail("drawn"))
+    found = model.impute(x, samples=4, quantiles=[0.5], lengths=torch.tensor([5, 3]))
+    wanted = x.clone()
+    wanted[3:, 1] = 0
+    assert found.mean.equal(wanted)
+    assert found.samples.equal(wanted.expand(4, 5, 2, 3))
+    assert found.quantiles is not None
+    assert found.quantiles[0].equal(wanted)
+
+
 def test_imputed_entries_have_the_distribution_of_the_posterior_step_by_step() -> None:
     model, mask, many = make("masked_mixture_embedded"), a_mask(), 4000
     given = batch(model)

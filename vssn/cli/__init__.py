@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from vssn.utils.command import (
     TERMINATED,
     Terminated,
     check_target,
+    of_user,
     positive,
     run_command,
     seed,
@@ -31,6 +33,8 @@ from vssn_kernels.version import __version__
 
 if TYPE_CHECKING:
     from vssn.training.config import Config
+
+_NEGATIVE = re.compile(r"(?i)-(?:\.?\d|inf|nan)")  # begins a value, not an option; argparse's own knows no -5e0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     reproduce.add_argument("--budget", choices=("quick", "full"), default="full", help="quick: tiny models, one epoch")
     reproduce.add_argument("--data", metavar="FOLDER", help="folder of music sets and recordings (else VSSN_DATA)")
-    reproduce.add_argument("--output", metavar="DIR", type=Path, default=Path("runs/reproduce"), help="of all runs")
+    reproduce.add_argument("--output", metavar="DIR", type=of_user, default=Path("runs/reproduce"), help="of all runs")
     reproduce.add_argument(
         "--seeds", metavar="N", type=positive, default=1, help="runs of each model, seeds 0 to N-1 (1)"
     )
@@ -150,6 +154,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     info.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="a best.ckpt or last.ckpt")
     info.set_defaults(run=_info)
+    for verb in commands.choices.values():
+        verb._negative_number_matcher = _NEGATIVE
     return parser
 
 
@@ -175,7 +181,7 @@ def _config_to_fit(options: argparse.Namespace) -> Config:
     if options.config is not None:
         return with_data(load_config(options.config, overrides), options.data)
     if options.resume and options.output is not None:
-        return with_data(load_config(Path(options.output, "config.yaml"), overrides), options.data)
+        return with_data(load_config(of_user(options.output) / "config.yaml", overrides), options.data)
     if options.data is None:
         raise ConfigError("--config: expected a configuration, or --data with data of your own; give one of them")
     proposal = propose_for(options.data, overrides, options.output)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from vssn.data.batching import SequenceDataset
     from vssn.data.formats import Source
+    from vssn.data.splits import Splits
     from vssn.nn.interface import SequenceModel
     from vssn.output.results import Look
     from vssn.training.config import Config
@@ -128,7 +130,7 @@ def _of_set(config: Config, split: str, first: int) -> Applied:
     from vssn.data.speech import scale_of
     from vssn.output.results import Look
 
-    dataset, row = getattr(config.load_data(), split), config.data.row
+    dataset, row = getattr(_splits(config, None), split), config.data.row
     items = [dataset[index] for index in range(min(first, len(dataset)))]
     width, scale = items[0][0].shape[1], scale_of(dataset)
     side = math.isqrt(width)
@@ -167,8 +169,7 @@ def dataset_of(config: Config, path: str | None, split: str | None) -> tuple[Con
 
     own = config.data
     if path is None or not own.row.from_python:
-        config = with_data(config, path)
-        return config, getattr(config.load_data(), split or TEST)
+        return with_data(config, path), getattr(_splits(config, path), split or TEST)
     source = read_like(own, path)
     if source.parts is None and split is not None:
         raise DataError(f"{path}: expected parts for --split {split}, got sequences of no part; leave it out")
@@ -180,6 +181,43 @@ def dataset_of(config: Config, path: str | None, split: str | None) -> tuple[Con
         source = source.select(index for index, part in enumerate(source.parts) if part == split)
     source = without_future(source)  # nothing of it can be scored
     return config, SequenceDataset(source.x, source.u)
+
+
+def read_by(options: argparse.Namespace, config: Config) -> list[str | None]:
+    """The files that a command reads, over which it writes nothing."""
+    named = (getattr(options, name, None) for name in ("checkpoint", "data", "normal"))
+    return [*named, getattr(config.data, "path", None)]
+
+
+def _splits(config: Config, path: str | None) -> Splits:
+    """Of the run's own set, or of `path` in its place.
+
+    Raises:
+        ConfigError: the run's own data has changed since, of which the splits would be others: what was trained on
+            might be scored.
+    """
+    from vssn.errors import ConfigError
+
+    own = path is None or ("path" in type(config.data).model_fields and _same(path, config.data.path))
+    config = with_data(config, path)
+    splits = config.load_data()
+    try:
+        config.with_measured(splits)
+    except ConfigError as error:
+        if own:
+            changed = str(error).removesuffix("; leave it out or change it")
+            raise ConfigError(
+                f"the run's own data has changed since it was trained ({changed}), and its split with it; bring back "
+                "what it was, or name data that the run has not seen by --data"
+            ) from None
+    return splits
+
+
+def _same(path: str, other: str) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return False
 
 
 def check_missing(model: SequenceModel, sequences: Iterable[Tensor]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from vssn.cli.common import Applied, Progress, add_inference, check_missing, data_of, say_written, use_threads
+from vssn.cli.common import Applied, Progress, add_inference, check_missing, data_of, read_by, say_written, use_threads
 from vssn.utils.command import positive, writing
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     seen, steps = _seen(applied, options.steps, options.holdout, model.control_size > 0)
     past = [x[:end] for x, end in zip(source.x, seen, strict=True)]
     check_missing(model, past)
-    target = choose("--output", options.output, source.kind, len(source.x))
+    target = choose("--output", options.output, source.kind, len(source.x), sources=read_by(options, config))
     levels = sorted(set(options.quantiles))
     controls = source.u if model.control_size else None
     known = None if controls is None else [u[:end] for u, end in zip(controls, seen, strict=True)]

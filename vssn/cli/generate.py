@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vssn.cli.common import Progress, add_inference, data_of, say_written, use_threads
+from vssn.cli.common import Progress, add_inference, data_of, read_by, say_written, use_threads
 from vssn.utils.command import positive, writing
 
 STEPS = 100
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
             raise DataError(f"--steps: expected at most the frames of the controls, {min(source.lengths)}, got {steps}")
         count = min(options.samples, len(source.u))
         controls = torch.stack([u[:steps] for u in source.u[:count]], 1).to(like)
-    target = choose("--output", options.output, source.kind, count)
+    target = choose("--output", options.output, source.kind, count, sources=read_by(options, config))
     drawn, mean = [], []
     at_once = options.batch_size or _AT_ONCE
     with Progress("generating", count) as progress, evaluating(model), time_major(model):

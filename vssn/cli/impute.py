@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vssn.cli.common import Progress, add_inference, check_missing, data_of, say_written, use_threads
+from vssn.cli.common import Progress, add_inference, check_missing, data_of, read_by, say_written, use_threads
 from vssn.utils.command import writing
 
 
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     applied = data_of(config, options.data, options.split, options.first)
     source = applied.source
     check_missing(model, source.x)
-    target = choose("--output", options.output, source.kind, len(source.x))
+    target = choose("--output", options.output, source.kind, len(source.x), sources=read_by(options, config))
     missing = sum(int(x.isnan().sum()) for x in source.x)
     mean, samples = [], []
     size = options.batch_size or config.data.batch_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vssn.cli.common import Progress, add_inference, check_missing, data_of, say_written, use_threads
+from vssn.cli.common import Progress, add_inference, check_missing, data_of, read_by, say_written, use_threads
 from vssn.utils.command import writing
 
 
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     model, config = load_model(options.checkpoint)
     source = data_of(config, options.data, options.split, options.first).source
     check_missing(model, source.x)
-    target = choose("--output", options.output, source.kind, len(source.x), LATENTS)
+    target = choose("--output", options.output, source.kind, len(source.x), LATENTS, sources=read_by(options, config))
     states: dict[str, list[Any]] = {letter: [] for letter in "dzw"}
     size = options.batch_size or config.data.batch_size
     with Progress("inferring states", len(source.x)) as progress:

@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vssn.cli.common import Progress, add_inference, check_missing, data_of, dataset_of, level, say_written, use_threads
+from vssn.cli.common import (
+    Progress,
+    add_inference,
+    check_missing,
+    data_of,
+    dataset_of,
+    level,
+    read_by,
+    say_written,
+    use_threads,
+)
 from vssn.utils.command import writing
 
 if TYPE_CHECKING:
@@ -71,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     model, config = load_model(options.checkpoint)
     source = data_of(config, options.data, options.split, options.first).source
     check_missing(model, source.x)
-    target = choose("--output", options.output, source.kind, len(source.x), SCORES)
+    target = choose("--output", options.output, source.kind, len(source.x), SCORES, sources=read_by(options, config))
     size = options.batch_size or config.data.batch_size
     threshold, why = options.threshold, "as given"
     if threshold is None:

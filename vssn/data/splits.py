@@ -18,6 +18,7 @@ _NO_MASK = (
     "training takes no mask: make the model with masked=True (model.masked: true), which takes NaN as missing, or fill "
     f"it in; {_TOO_LARGE}"
 )
+_INFINITE = "NaN stands for what is missing; leave out what is infinite or too large for float32"
 MASK_IN_YAML = (
     f"set model.masked: true (--set model.masked=true), which takes it as missing, or fill it in; {_TOO_LARGE}"
 )
@@ -103,13 +104,13 @@ def check_values(
 
     Args:
         missing: NaN in x stands for what is missing.
-        advice: what to do where it is not finite.
+        advice: what to do where it is not finite, and nothing may be missing.
     """
     if x is not None:
         numbers = x.float()
         if missing and x.is_floating_point():
             numbers = torch.where(x.isnan(), 0.0, numbers)  # 0 has a density in every support
-        require_values(name, numbers, support, advice, likelihood)
+        require_values(name, numbers, support, _INFINITE if missing else advice, likelihood)
     require_finite(f"u of {name}", None if u is None else u.float(), _NO_NAN_IN_U)
 
 

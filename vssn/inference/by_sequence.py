@@ -42,9 +42,8 @@ def frames_and_controls(x: Any, u: Any) -> tuple[list[Tensor], list[Tensor] | No
 
 def require_finite_or_missing(xs: Sequence[Tensor], us: Sequence[Tensor] | None = None) -> None:
     """Raises DataError, naming x[i] or u of it, where an entry is infinite as float32, or a control NaN."""
-    advice = "NaN stands for what is missing; leave out what is infinite or too large for float32"
     for index, x in enumerate(xs):
-        check_values(f"x[{index}]", x, None if us is None else us[index], REAL, "", missing=True, advice=advice)
+        check_values(f"x[{index}]", x, None if us is None else us[index], REAL, "", missing=True)
 
 
 def by_sequence(

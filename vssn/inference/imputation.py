@@ -36,7 +36,9 @@ def impute(
         if given.valid is not None:
             kept = kept | ~given.valid[..., None]
         paths, mean = [], torch.zeros_like(given.x)
-        for count, rows, row_lengths in draws.groups(samples):
+        if kept.all():  # nothing is drawn to be left out again
+            paths.append(given.x.expand(samples, *given.x.shape))
+        for count, rows, row_lengths in draws.groups(0 if paths else samples):
             d, z, _ = model.infer(rows, draws.noise(rows), row_lengths)
             parameters = model.decode(z, d)
             if rows.observed is not None:

@@ -328,7 +328,8 @@ class SequenceModel(nn.Module, ABC):
             quantiles: Q numbers in [0, 1] to take of the samples; None: none.
             u_future: [steps, B, U] external control of the frames to come ([B, steps, U] with batch_first).
             sample: feed samples of x_t back; False: its means given z_t and d_t, which `samples` then are.
-            seed: of all draws; None: they follow from PyTorch's own generator, and move it.
+            seed: of all draws, with the same batch, samples and memory: others draw in another order. None: they follow
+                from PyTorch's own generator, and move it.
             memory: bytes for the paths that run at once, as one batch of rows; more samples take more runs. What comes
                 back, S T B X numbers, is not counted.
 

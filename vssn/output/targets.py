@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -32,18 +33,19 @@ class Target(NamedTuple):
     folder: Path
     file: Path | None  # the one file; None: several in the folder
     suffixes: tuple[str, ...]
+    sources: tuple[Path, ...] = ()  # what was read, which nothing is written over
 
     def of_all(self, stem: str, suffix: str) -> Path | None:
-        """The file for all sequences together; None where that suffix is not wanted."""
+        """The file for all sequences together; None where that suffix is not wanted. Raises TargetError, as `of_each`."""
         if suffix not in self.suffixes:
             return None
-        return self.file or self.folder / f"{stem}{suffix}"
+        return self._no_source(self.file or self.folder / f"{stem}{suffix}")
 
     def of_each(self, names: Sequence[str], suffix: str) -> list[Path]:
         """A file for each sequence, none where that suffix is not wanted. Of pictures those of the first sequences.
 
         Raises:
-            TargetError: one file is wanted, of several sequences.
+            TargetError: one file is wanted, of several sequences; or one was read.
         """
         if suffix not in self.suffixes:
             return []
@@ -53,13 +55,29 @@ class Target(NamedTuple):
                     f"{self.option}: expected a folder for {len(names)} sequences, got the file {self.file}; name a "
                     "folder, or take one sequence by --first 1"
                 )
-            return [self.file]
+            return [self._no_source(self.file)]
         stems = _stems(names)
-        return [self.folder / f"{stem}{suffix}" for stem in (stems[:MOST_PICTURES] if suffix == ".png" else stems)]
+        shown = stems[:MOST_PICTURES] if suffix == ".png" else stems
+        return [self._no_source(self.folder / f"{stem}{suffix}") for stem in shown]
+
+    def _no_source(self, path: Path) -> Path:
+        for source in self.sources:
+            with contextlib.suppress(OSError):  # one of them is not there
+                if path.samefile(source):
+                    raise TargetError(
+                        f"{self.option}: expected another file than was read, got {path}, which is {source}; name "
+                        "another one"
+                    )
+        return path
 
 
 def choose(
-    option: str, path: Path, kind: str, count: int, forms: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    option: str,
+    path: Path,
+    kind: str,
+    count: int,
+    forms: tuple[tuple[str, ...], tuple[str, ...]] | None = None,
+    sources: Iterable[str | Path | None] = (),
 ) -> Target:
     """What `path` asks for; a folder is made.
 
@@ -67,15 +85,17 @@ def choose(
         kind: of the data, a key of the forms above.
         count: sequences.
         forms: suffixes that a file can have, and those of a folder, in the place of the kind's.
+        sources: what was read: nothing is written over a file among them.
 
     Raises:
         TargetError: a suffix that the kind does not have, or a place that cannot be written.
     """
     possible, usual = forms or _FORMS[kind]
+    read = tuple(Path(source) for source in sources if source is not None)
     if path.is_dir() or not path.suffix:
         with writing(option, path):
             check_folder(path)
-        return Target(option, path, None, usual)
+        return Target(option, path, None, usual, read)
     suffix = path.suffix.lower()
     if suffix not in possible:
         raise TargetError(
@@ -83,7 +103,8 @@ def choose(
             f"{path.name}; choose one of them"
         )
     check_target(option, path)
-    target = Target(option, path.parent, path, (suffix,))
+    target = Target(option, path.parent, path, (suffix,), read)
+    target.of_all("", suffix)
     if suffix in _OF_EACH:
         target.of_each([""] * count, suffix)
     return target

@@ -34,7 +34,7 @@ from vssn.training.heartbeat import Heartbeat, print_line
 from vssn.training.module import SequenceData, TrainingModule
 from vssn.training.objectives import check_initial_annealing, check_objective, more_columns
 from vssn.training.processes import World, require_started, wait_for_all
-from vssn.training.run_directory import MONITOR, RunDirectory, check_folder, creating, identity
+from vssn.training.run_directory import MONITOR, RunDirectory, check_folder, creating, folder_of, identity
 from vssn.training.scale import warn_of_scale
 from vssn.training.sections import TrainingSection
 from vssn.training.trainer import (
@@ -47,12 +47,13 @@ from vssn.training.trainer import (
     check_callbacks,
     quiet,
     rank_of,
+    unseeded,
 )
 from vssn.utils.checks import require_flag
 from vssn.utils.command import Terminated, replacing
 from vssn.utils.packages import needing
 from vssn.utils.scaling import Scaling
-from vssn.utils.values import REAL
+from vssn.utils.values import REAL, warn_of_rounding
 from vssn_kernels import keep_memory
 
 with needing("train"):
@@ -71,6 +72,7 @@ class FitResult(NamedTuple):
     model: SequenceModel  # of the best epoch, in evaluation mode
 
 
+@unseeded()
 def fit(
     config: Config | Mapping[str, Any] | str | Path | SequenceModel,
     splits: object = None,
@@ -87,6 +89,9 @@ def fit(
         vssn.fit("music-vssn", (train, valid, test))            # the same model on data of your own
         vssn.fit({"model": {"hidden_size": 64, "latent_size": 8}}, {"train": x, "valid": y, "test": z})
         vssn.fit(model, (train, valid, test), training={"output": "runs/mine", "max_epochs": 20})
+
+    What is drawn follows from `training.seed`; the generators of Python, NumPy and PyTorch go on behind the call as if
+    it had not been.
 
     Args:
         config: a `Config`, a dict of its sections, the path of a YAML file or the name of a packaged one. Or a model,
@@ -135,7 +140,7 @@ def fit(
         elif config.data.row.x_size is None:  # of "given" this says what is missing
             loaded = config.load_data()
             config = config.with_measured(loaded)
-        folder = Path(config.training.output)
+        folder = folder_of(config)
         done = check_folder(folder, config, resume)
         device = _device(config.training, world)
         pl.seed_everything(config.training.seed, workers=True, verbose=False)
@@ -209,6 +214,13 @@ def _require_fit(model: SequenceModel, config: Config) -> None:
     ):
         if size != came:
             raise DataError(f"splits: expected {letter} of {size} features as the model's {name}, got {came}")
+    dtype, precision = model.a_parameter().dtype, config.training.precision
+    if dtype != torch.float32 and precision != "64-true":
+        if dtype == torch.float64:
+            wanted = f"expected '64-true' with a model in {dtype}, got {precision!r}"
+        else:
+            wanted = f"{precision!r} expects a model in torch.float32, got {dtype}"
+        raise ConfigError(f"training.precision: {wanted}; change it, or convert the model with .float()")
     check_objective(config.training, getattr(model, "objective", "elbo"))
     check_initial_annealing(config.training, model)
     if config.training.coordinated_dropout:
@@ -229,6 +241,9 @@ def _check_values(splits: Splits, model: SequenceModel, missing: bool) -> None:
         advice = {"advice": MASK_IN_YAML} if isinstance(part, FileDataset) else {}
         for where, x, u in _named(name, part):
             check_values(where, x if part.transform is None else None, u, support, title, missing, **advice)
+            for called, array in ((where, x), (f"u of {where}", u)):
+                if name == "train" and array is not None:
+                    warn_of_rounding(called, array)
 
 
 def _named(name: str, part: SequenceDataset) -> Iterator[tuple[str, Tensor, Tensor | None]]:

@@ -22,7 +22,7 @@ from vssn.nn.given import LOWER
 from vssn.training.checkpoints import read_checkpoint
 from vssn.training.config import Config
 from vssn.training.heartbeat import Heartbeat
-from vssn.utils.command import parts_of, replacing
+from vssn.utils.command import of_user, parts_of, replacing
 from vssn.utils.locks import alone
 from vssn.utils.packages import needing
 
@@ -53,6 +53,11 @@ def differences(
         for name in (name for name in {**now, **then} if name not in names):
             if now.get(name) != then.get(name):
                 yield f"{section}.{name}", now.get(name), then.get(name)
+
+
+def folder_of(config: Config) -> Path:
+    """That of the run; ~ is the user's own."""
+    return of_user(config.training.output)
 
 
 def check_folder(folder: Path, config: Config, resume: bool) -> int:
@@ -99,7 +104,7 @@ def _to_resume(folder: Path) -> Path | None:
 def what_is_kept(config: Config) -> str:
     """Of a run that was ended, for the line that says so. A run that is trained, and was ended while it was scored, has
     nothing to resume."""
-    folder = Path(config.training.output)
+    folder = folder_of(config)
     kept = _to_resume(folder)
     if kept is None:
         return "nothing is kept"

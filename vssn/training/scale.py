@@ -35,5 +35,5 @@ def warn_of_scale(splits: Splits, model: SequenceModel, own: bool) -> None:
         what = "make the model with scaling=vssn.Scaling.of(the training sequences)"
         remedy = what if own else "set data.standardise: true"
     warnings.warn(
-        f"the training data is far from unit scale, {far}: it is learnt slowly, or not at all; {remedy}", stacklevel=3
+        f"the training data is far from unit scale, {far}: it is learnt slowly, or not at all; {remedy}", stacklevel=4
     )

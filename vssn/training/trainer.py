@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import torch
 from vssn.errors import TrainingError
 from vssn.training.processes import World
 from vssn.utils.packages import needing
+from vssn.utils.random import undisturbed
 
 with needing("train"):
     import pytorch_lightning as pl
@@ -102,6 +104,22 @@ def rank_of(world: World) -> Iterator[None]:
         yield
     finally:
         attributes["rank"] = before
+
+
+@contextlib.contextmanager
+def unseeded() -> Iterator[None]:
+    """Behind the block neither generators nor variables of the environment tell that Lightning seeded them."""
+    names = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        with undisturbed():
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager

@@ -131,6 +131,11 @@ def writing(option: str, what: Path) -> Iterator[None]:
         raise TargetError(f"{option}: cannot write {where} ({error.strerror}); name another place") from None
 
 
+def of_user(path: str) -> Path:
+    """~ is the home of the user, and what stands for nobody's is left: Path.expanduser raises there."""
+    return Path(os.path.expanduser(path))
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, this writer's alone; it takes the place of `path` when all is written. Of several writers of

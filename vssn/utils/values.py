@@ -7,6 +7,7 @@ would wait for the device, so there it is made with VSSN_CHECK=1 only, as the ch
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ COUNTS = Support("hold counts 0, 1, 2, ...", 0.0, math.inf, whole=True)
 BINARY = Support("hold 0 and 1 alone", 0.0, 1.0, whole=True)
 REAL = Support("be finite", -math.inf, math.inf)
 
+COARSE = 0.1  # of a feature's standard deviation: rounding that is worth a word
 MARK_MISSING = (
     "leave missing values out with mask=, True where x is observed; a model made with masked=True takes NaN as missing"
 )
@@ -87,6 +89,29 @@ def require_lengths_in_range(lengths: Tensor, steps: int) -> None:
         low, high = (int(end) for end in torch.aminmax(lengths))
         if low < 0 or high > steps:
             raise ValueError(f"lengths must lie in [0, T] = [0, {steps}], got {low if low < 0 else high}")
+
+
+def warn_of_rounding(name: str, x: Tensor) -> None:
+    """A warning of one line where a feature of x [T, X], in float64 or whole numbers, changes by so little beside its
+    size that float32, which it becomes, does not show it. Not of what differs by float64's own rounding."""
+    if x.dtype not in (torch.float64, torch.int64, torch.int32):
+        return
+    exact = x.detach().double()
+    known = exact.isfinite()
+    lost = torch.where(known, exact.float().double() - exact, 0).abs().amax(0)
+    if not lost.any():
+        return
+    count = known.sum(0).clamp(min=1)
+    mean = torch.where(known, exact, 0).sum(0) / count
+    std = (torch.where(known, exact - mean, 0).square().sum(0) / count).sqrt()
+    coarse = (lost > COARSE * std) & (std > 1e-12 * mean.abs())
+    if coarse.any():
+        at = int((lost / std.clamp(min=torch.finfo(torch.float64).tiny) * coarse).argmax())
+        warnings.warn(
+            f"{name}, feature {at}: float32, which it becomes, rounds it by up to {lost[at]:.3g}, and its standard "
+            f"deviation is {std[at]:.3g}; subtract a constant from it beforehand, such as {mean[at]:.10g}",
+            stacklevel=3,
+        )
 
 
 def looked_at(device: torch.device) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor
 from vssn.data.folder import entries
 from vssn.errors import DataError, shorten
 from vssn.utils.packages import needing
+from vssn.utils.values import warn_of_rounding
 
 _LISTS = ("x", "u", "names", "times", "parts", "origins")  # of a source, with an entry for each sequence
 KINDS = ("table", "arrays", "trials", "midi", "audio", "film")
@@ -161,6 +162,8 @@ def as_frames(where: str, array: np.ndarray[Any, Any], missing: bool = True) -> 
             f"{where}: expected finite numbers of float32, got {array[row, column]} in frame {row}, feature {column}; "
             f"{then}"
         )
+    if array.dtype.kind in "iu" or array.dtype.itemsize > 4:
+        warn_of_rounding(where, torch.from_numpy(np.array(array, dtype=np.float64)))
     return torch.from_numpy(frames)
 
 

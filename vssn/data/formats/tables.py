@@ -25,7 +25,18 @@ import numpy as np
 from torch import Tensor
 
 from vssn.data.formats.base import Origin, Source, as_frames, damaged, load_pandas, part_of
-from vssn.data.formats.cells import Frame, as_texts, listed, numbers_of, require_entries, require_names, row_of
+from vssn.data.formats.cells import (
+    FORM,
+    TEXTS,
+    Frame,
+    as_texts,
+    listed,
+    numbers_of,
+    require_entries,
+    require_names,
+    row_of,
+    separator_of,
+)
 from vssn.data.formats.columns import find_columns, is_row_number, named_like_times
 from vssn.data.formats.grid import check_step, find_step, mean_of_rows, place
 from vssn.data.formats.times import times_of
@@ -33,7 +44,7 @@ from vssn.errors import DataError, shorten
 from vssn.utils.packages import needing
 
 PARQUET = (".parquet", ".pq")
-SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", *PARQUET)
+SUFFIXES = (*TEXTS, *PARQUET)
 
 Array = np.ndarray[Any, Any]
 
@@ -121,7 +132,7 @@ def read_table(
         of_id = {} if id_column is None else {id_column: name}
         of_file = [time_column, columns.clock, channel_column, None if channel_column is None else numbers[0]]
         for piece in _pieces(
-            where, name, group, own, [*values, *controls], time_column, split_column, step, freq is not None
+            path, where, name, group, own, [*values, *controls], time_column, split_column, step, freq is not None
         ):
             pieces.append(piece)
             cells = of_id if split_column is None else of_id | {split_column: piece.entry}
@@ -229,16 +240,7 @@ def _plain(frame: Frame) -> Frame:
 
 def _read_text(path: Path, **more: Any) -> Frame:
     """CSV and TSV, of semicolons too; `more` as pandas takes it."""
-    pandas = load_pandas()
-    name = path.name.lower()
-    separator = "\t" if ".tsv" in name else None if name.endswith(".txt") else ","
-    engine = {"engine": "python"} if separator is None else {"low_memory": False}
-    form = {"encoding": "utf-8-sig", "skipinitialspace": True, **more}
-    if separator == ",":
-        names = pandas.read_csv(path, sep=separator, nrows=0, **form).columns
-        if len(names) == 1 and ";" in str(names[0]):
-            separator = ";"
-    return pandas.read_csv(path, sep=separator, **form, **engine)
+    return load_pandas().read_csv(path, sep=separator_of(path), low_memory=False, **FORM, **more)
 
 
 def entries_of(path: Path, frame: Frame, columns: Sequence[str]) -> Frame:
@@ -292,7 +294,7 @@ def _pivot(
     twice = np.flatnonzero(frame.duplicated([*keys, channel]).to_numpy())
     if len(twice):
         raise DataError(
-            f"{path}: {row_of(frame, twice[0])}: expected one value for each time and {channel}, got another one"
+            f"{path}: {row_of(path, frame, twice[0])}: expected one value for each time and {channel}, got another one"
         )
     wide = frame.pivot(index=keys, columns=channel, values=values[0])
     names = [str(name) for name in wide.columns]
@@ -325,6 +327,7 @@ class _Piece(NamedTuple):
 
 
 def _pieces(
+    path: Path,
     where: str,
     name: str,
     group: Frame,
@@ -340,7 +343,7 @@ def _pieces(
     if time is None:
         times = places = np.arange(len(group))
     else:
-        times, places = place(where, group[time].to_numpy(), step, binned, lambda index: row_of(group, index))
+        times, places = place(where, group[time].to_numpy(), step, binned, lambda index: row_of(path, group, index))
         numbers = mean_of_rows(numbers, places, len(times))
     rows_in = np.bincount(places, minlength=len(times))
     found = _alone(rows, places, len(times))
@@ -352,7 +355,8 @@ def _pieces(
         entries[at], parts[at] = entry, part_of(entry)
         if parts[at] is None:
             raise DataError(
-                f"{where}: column {split!r}, {row_of(group, index)}: expected train, valid or test, got {entry[:40]!r}"
+                f"{where}: column {split!r}, {row_of(path, group, index)}: expected train, valid or test, got "
+                f"{entry[:40]!r}"
             )
     for at in range(1, len(parts)):  # a row that the grid asks for goes with the one before
         parts[at] = parts[at] or parts[at - 1]

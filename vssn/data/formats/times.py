@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vssn.data.formats.base import load_pandas
-from vssn.data.formats.cells import DECIMAL_COMMA, Frame, is_text, row_of
+from vssn.data.formats.cells import WITH_COMMAS, Frame, is_text, row_of
 from vssn.errors import DataError
 
 _ZONE = r"(?:\dZ|[:T].*[+-]\d\d(?::?\d\d)?)$"
 _OFFSET = r"\s*(?:Z|[+-]\d\d(?::?\d\d)?)$"  # what of such a time is the zone
+_ZONE_IN_WORDS = r"(:\d\d(?:\.\d+)?)\s*(?:[A-Z]{2,5}|[A-Z]\w+(?:/\w+)+)\s*$"  # behind a time of day: EST
 _CLOCK = r"\s*\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?\s*(?:[AaPp]\.?[Mm]\.?)?\s*"
 _DATED = {"date", "dates", "day", "ds", "month", "period", "time", "timestamp", "datetime", "yyyymm", "yyyymmdd"}
 _FORMS = {8: "%Y%m%d", 6: "%Y%m"}  # by the digits
@@ -36,9 +37,10 @@ def are_dates(column: Any) -> bool:
     if not is_text(column) or are_clocks(column):
         return False
     some = column.dropna().astype(str).head(50)
-    some = some[some.str.contains(r"\d") & ~some.str.contains(DECIMAL_COMMA)]
+    some = some[some.str.contains(r"\d") & ~some.str.contains(WITH_COMMAS)]
     if not len(some):
         return False
+    some = some.str.replace(_ZONE_IN_WORDS, r"\1", regex=True)  # which `times_of` refuses
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return bool(load_pandas().to_datetime(some, errors="coerce", format="mixed", utc=True).notna().mean() >= 0.7)
@@ -133,7 +135,9 @@ def times_of(path: Path, frame: Frame, name: str, clock: str | None = None) -> T
 def _require_all(path: Path, frame: Frame, name: str, what: str) -> None:
     missing = np.flatnonzero(frame[name].isna().to_numpy())
     if len(missing):
-        raise DataError(f"{path}: column {name!r}, {row_of(frame, missing[0])}: expected {what}, got an empty cell")
+        raise DataError(
+            f"{path}: column {name!r}, {row_of(path, frame, missing[0])}: expected {what}, got an empty cell"
+        )
 
 
 def _with_clock(path: Path, frame: Frame, dates: Any, clock: str | None) -> Any:
@@ -150,7 +154,7 @@ def _with_clock(path: Path, frame: Frame, dates: Any, clock: str | None) -> Any:
     wrong = np.flatnonzero(parsed.isna().to_numpy())
     if len(wrong):
         raise DataError(
-            f"{path}: column {clock!r}, {row_of(frame, wrong[0])}: expected a time of day, got "
+            f"{path}: column {clock!r}, {row_of(path, frame, wrong[0])}: expected a time of day, got "
             f"{str(frame[clock].iloc[wrong[0]])[:40]!r}; write it as 23:59"
         )
     return (dates + (parsed - midnight)).astype("datetime64[ns]")
@@ -169,7 +173,7 @@ def _parsed(path: Path, frame: Frame, name: str, texts: Any, zoned: bool) -> Any
     wrong = np.flatnonzero(parsed.isna().to_numpy())
     if len(wrong):
         raise DataError(
-            f"{path}: column {name!r}, {row_of(frame, wrong[0])}: expected a time, got "
+            f"{path}: column {name!r}, {row_of(path, frame, wrong[0])}: expected a time, got "
             f"{str(frame[name].iloc[wrong[0]])[:40]!r}; write it as 2024-01-31 or 2024-01-31 12:00"
         )
     return parsed
@@ -180,7 +184,7 @@ def _checked(path: Path, frame: Frame, name: str, times: Any) -> Any:
     beyond = np.flatnonzero(~times.dt.year.between(_FIRST_YEAR, _LAST_YEAR).to_numpy())
     if len(beyond):
         raise DataError(
-            f"{path}: column {name!r}, {row_of(frame, beyond[0])}: expected a time of the years {_FIRST_YEAR} to "
+            f"{path}: column {name!r}, {row_of(path, frame, beyond[0])}: expected a time of the years {_FIRST_YEAR} to "
             f"{_LAST_YEAR}, got {str(frame[name].iloc[beyond[0]])[:40]!r}; count other times in numbers"
         )
     return times.astype("datetime64[ns]")
