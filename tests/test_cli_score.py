@@ -203,22 +203,93 @@ def test_what_else_is_wrong_is_one_line(folder: Path, capsys: pytest.CaptureFixt
     assert picture.startswith("vssn: error: --output: expected a folder or a file of .csv, .parquet, .npz")
 
 
+CHANGED = {
+    "shorter": (150, 0.0, "data.num_train: 3, but the data has 2"),
+    "longer by a frame": (301, 0.0, "data.num_frames: 240, but the data has 241"),
+    "other numbers": (300, 1.0, "data.fingerprint: 'crc32 "),
+}
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """own.csv and the run of a model of it that was hardly trained."""
+    place = tmp_path_factory.mktemp("own")
+    a_table().to_csv(place / "own.csv", index=False)
+    settings = [part for key in ("training.max_epochs=1", *SETTINGS[1:]) for part in ("--set", key)]
+    assert main(["fit", "--data", str(place / "own.csv"), "--output", str(place / "run"), *settings]) == 0
+    return place
+
+
+def change(own: Path, rows: int, more: float) -> None:
+    table = a_table()
+    while len(table) < rows:
+        month = pandas.Timestamp(table.month.iloc[-1]) + pandas.DateOffset(months=1)
+        table.loc[len(table)] = [month.strftime("%Y-%m-%d"), 20, 5]
+    table.loc[7, "level"] += more
+    table.head(rows).to_csv(own, index=False)
+
+
+def to_run(verb: str, short: Path) -> list[str]:
+    output = ["--output", str(short / "scores.csv")] if verb == "score" else []
+    return [verb, str(short / "run" / "best.ckpt"), *output]
+
+
 @pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("verb", ["evaluate", "score"])
+@pytest.mark.parametrize("how", CHANGED)
 def test_a_file_that_has_changed_since_is_not_split_anew(
-    verb: str, named: bool, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    how: str, verb: str, named: bool, short: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its last parts would be others: what was trained on would be the test, or usual."""
-    own = tmp_path / "own.csv"
-    a_table().to_csv(own, index=False)
-    short = [part for key in ("training.max_epochs=1", *SETTINGS[1:]) for part in ("--set", key)]
-    assert main(["fit", "--data", str(own), "--output", str(tmp_path / "run"), *short]) == 0
-    a_table().head(150).to_csv(own, index=False)
-    command = [verb, str(tmp_path / "run" / "best.ckpt")]
-    command += ["--output", str(tmp_path / "scores.csv")] if verb == "score" else []
-    command += ["--data", str(own)] if named and verb == "evaluate" else []
-    said = error_of(capsys, *command)
-    assert "the run's own data has changed since it was trained (data.num_train: 3, but the data has 2)" in said
-    assert said.endswith("bring back what it was, or name data that the run has not seen by --data\n")
-    a_table().to_csv(own, index=False)
+    rows, more, said = CHANGED[how]
+    command = to_run(verb, short)
+    monkeypatch.chdir(short)
+    change(short / "own.csv", rows, more)
+    try:
+        error = error_of(capsys, *command, *(("--data", "../" + short.name + "/own.csv") if named else ()))
+    finally:
+        a_table().to_csv(short / "own.csv", index=False)
+    assert f"the run's own data has changed since it was trained ({said}" in error
+    assert error.endswith("bring back what it was, or name data that the run has not seen by --data\n")
     assert main(command) == 0
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "score"])
+def test_other_data_than_the_run_s_own_may_have_any_length(
+    verb: str, short: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(short / "other.csv", 150, 1.0)
+    assert main([*to_run(verb, short), "--data", str(short / "other.csv")]) == 0
+    if verb == "evaluate":
+        return
+    change(short / "own.csv", 150, 1.0)  # of which nothing is needed then
+    try:
+        assert main([*to_run(verb, short), "--threshold", "-5"]) == 0
+        assert main([*to_run(verb, short), "--normal", str(short / "other.csv")]) == 0
+        error_of(capsys, *to_run(verb, short), "--data", str(short / "other.csv"))  # the threshold is of the run's own
+    finally:
+        a_table().to_csv(short / "own.csv", index=False)
+
+
+def test_a_file_that_was_moved_is_scored_as_it_was(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(to_run("evaluate", short)) == 0
+    before = capsys.readouterr().out
+    moved = (short / "own.csv").rename(short / "moved.csv")
+    try:
+        assert main([*to_run("evaluate", short), "--data", str(moved)]) == 0
+        assert capsys.readouterr().out == before
+    finally:
+        moved.rename(short / "own.csv")
+
+
+def test_a_file_in_a_home_is_the_run_s_own(
+    short: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shell has put the home into --data, a configuration keeps ~."""
+    monkeypatch.setenv("HOME", str(short))
+    a_table().to_csv(short / "home.csv", index=False)
+    settings = [part for key in ("training.max_epochs=1", *SETTINGS[1:]) for part in ("--set", key)]
+    assert main(["fit", "--data", "~/home.csv", "--output", str(short / "of_home"), *settings]) == 0
+    change(short / "home.csv", 150, 0.0)
+    error = error_of(capsys, "evaluate", str(short / "of_home" / "best.ckpt"), "--data", str(short / "home.csv"))
+    assert "the run's own data has changed since it was trained" in error

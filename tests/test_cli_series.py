@@ -18,6 +18,8 @@ from test_cli import error_of
 from vssn.cli import main
 from vssn.cli.common import Progress
 from vssn.data.formats import read
+from vssn.errors import TargetError
+from vssn.nn.interface import SequenceModel
 from vssn.output.filled import filled_tables
 from vssn.output.music import write_midi
 from vssn.output.results import Look, write_forecast
@@ -154,22 +156,61 @@ def test_imputation_keeps_what_is_there_to_the_last_digit(
     assert after[after.date == "2024-01-31"].wind.iloc[0] == pytest.approx(row["mean"], rel=1e-6)
 
 
-@pytest.mark.parametrize("verb", ["impute", "forecast", "latents"])
+@pytest.mark.parametrize("verb", ["impute", "forecast", "latents", "score", "generate"])
 def test_what_is_read_is_not_written_over(
-    verb: str, series: Path, gaps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    verb: str,
+    series: Path,
+    gaps: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    own = tmp_path / f"{'filled' if verb == 'impute' else verb}.csv"
+    """Nor is anything drawn first."""
+    work = {"latents": "latents", "score": "score", "generate": "generate"}
+    monkeypatch.setattr(SequenceModel, work.get(verb, verb), lambda *_, **__: pytest.fail("drawn"))
+    more = ["--threshold", "1"] if verb == "score" else []
+    stem = {"impute": "filled", "score": "scores", "generate": "generated"}.get(verb, verb)
+    folder, beside = tmp_path / "data", tmp_path / "beside"
+    folder.mkdir()
+    beside.mkdir()
+    own, link = folder / f"{stem}.csv", tmp_path / "link.csv"
     own.write_bytes(gaps.read_bytes())
-    link = tmp_path / "link.csv"
     link.symlink_to(own)
-    for output in (own, link):
-        said = error_of(capsys, verb, str(series), "--data", str(own), "--output", str(output))
-        assert said.startswith(f"vssn: error: --output: expected another file than was read, got {output}")
-    assert own.read_bytes() == gaps.read_bytes()
-    if verb != "latents":  # a folder in which it goes by that name
-        said = error_of(capsys, verb, str(series), "--data", str(own), "--output", str(tmp_path))
-        assert "expected another file than was read" in said
+    monkeypatch.chdir(tmp_path)
+    for data, output in (
+        (own, own),
+        (Path("data") / own.name, own),
+        (own, link),
+        (link, own),
+        (own, folder),  # in which it goes by that name
+        (folder, own),
+        (folder, folder),
+    ):
+        said = error_of(capsys, verb, str(series), "--data", str(data), "--output", str(output), *more)
+        assert said.startswith("vssn: error: --output: expected another file than was read, got ")
+        assert said.endswith(" of --data; name another one\n")
         assert own.read_bytes() == gaps.read_bytes()
+    assert names(folder) == [own.name]
+
+
+def test_what_lies_beside_the_data_is_written_over(tmp_path: Path) -> None:
+    for name in ("a.csv", "a.png"):
+        (tmp_path / name).touch()
+    sources = {"--data": str(tmp_path), "--normal": None, "CHECKPOINT": str(tmp_path / "no.ckpt")}
+    assert choose("--output", tmp_path / "a.png", "table", 1, sources=sources).suffixes == (".png",)
+    assert choose("--output", tmp_path, "table", 1, sources=sources, stems=["b"], names=["a"]).file is None
+    with pytest.raises(TargetError, match=r"a\.csv of --data"):
+        choose("--output", tmp_path, "table", 1, sources=sources, stems=["a"])
+
+
+def test_the_tables_of_a_folder_are_not_written_over(
+    series: Path, gaps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SequenceModel, "impute", lambda *_, **__: pytest.fail("drawn"))
+    for name in ("a.csv", "filled-a.csv"):
+        (tmp_path / name).write_bytes(gaps.read_bytes())
+    said = error_of(capsys, "impute", str(series), "--data", str(tmp_path), "--output", str(tmp_path))
+    assert f"got {tmp_path / 'filled-a.csv'}, which is {tmp_path / 'filled-a.csv'} of --data" in said
 
 
 def test_imputation_keeps_digits_beside_dates_whose_day_is_first(series: Path, gaps: Path, tmp_path: Path) -> None:
@@ -178,9 +219,37 @@ def test_imputation_keeps_digits_beside_dates_whose_day_is_first(series: Path, g
     path, out = tmp_path / "days.csv", tmp_path / "filled.csv"
     before.assign(date=days.dt.strftime("%d/%m/%Y")).to_csv(path, index=False)
     assert main(["impute", str(series), "--data", str(path), "--output", str(out), "--samples", "2"]) == 0
-    after = pandas.read_csv(out, parse_dates=["date"]).set_index("date").loc[days]
+    table = pandas.read_csv(out)
+    assert table.date.tolist() == DAYS.strftime("%d/%m/%Y").tolist()  # in that form what is added, too
+    after = table.set_index("date").loc[days.dt.strftime("%d/%m/%Y")]
     known = before.temp.notna().to_numpy()
     assert after.temp.to_numpy()[known].tolist() == before.temp.to_numpy()[known].tolist()
+
+
+def test_cells_that_are_there_stand_as_they_are_written(series: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "zip.csv", tmp_path / "filled.csv"
+    path.write_text(
+        "date,zip,temp,wind\n01/30/2024,01123,1.50,1012345\n01/31/2024,00501,,7\n02/02/2024,02123,+2.0,\n"
+        "02/03/2024,NA,1e0,08\n"
+    )
+    source = read(path, value_columns=["temp", "wind"])
+    means = [np.nan_to_num(x.numpy(), nan=9.5) for x in source.x]
+    frames = Frames(source.names, source.channels, source.times or [], means, [mean[None] for mean in means], ())
+    filled_tables(source, frames)[path].to_csv(out, index=False)
+    assert out.read_text() == (
+        "date,zip,temp,wind\n01/30/2024,01123,1.50,1012345\n01/31/2024,00501,9.5,7\n02/01/2024,,9.5,9.5\n"
+        "02/02/2024,02123,+2.0,9.5\n02/03/2024,NA,1e0,08\n"
+    )
+    typed = tmp_path / "own.csv"
+    path.rename(typed)
+    typed.write_text("date,temp,wind\n01/30/2024,1.50,01\n01/31/2024,,7\n")
+    command = ["impute", str(series), "--data", str(typed), "--samples", "2", "--output"]
+    assert main([*command, str(out)]) == 0
+    assert out.read_text().startswith("date,temp,wind\n01/30/2024,1.50,01\n01/31/2024,")
+    assert main([*command, str(tmp_path / "filled.parquet")]) == 0  # which has types
+    table = pandas.read_parquet(tmp_path / "filled.parquet")
+    assert [table[name].dtype.kind for name in table] == ["M", "f", "i"]
+    assert (table.temp[0], table.wind.tolist()) == (1.5, [1, 7])
 
 
 def test_imputation_of_a_long_table(series: Path, tmp_path: Path) -> None:
@@ -191,13 +260,15 @@ def test_imputation_of_a_long_table(series: Path, tmp_path: Path) -> None:
     means = [np.nan_to_num(x.numpy(), nan=9.5) for x in source.x]
     assert source.times is not None
     frames = Frames(source.names, source.channels, source.times, means, [mean[None] for mean in means], ())
-    table = filled_tables(source, frames)[path]
-    assert list(table.columns) == ["value", "kind", "day", "who"]
-    content = {(row.who, row.day, row.kind): row.value for row in table.itertuples()}
-    assert content == {
-        **{("p", 0, "a"): 1, ("p", 0, "b"): 2, ("p", 1, "a"): 9.5, ("p", 1, "b"): 4},
-        **{("q", 0, "a"): 5, ("q", 0, "b"): 6, ("q", 1, "a"): 7, ("q", 1, "b"): 0.1},
-    }
+    for typed, kind in ((False, str), (True, float)):
+        table = filled_tables(source, frames, typed)[path]
+        assert list(table.columns) == ["value", "kind", "day", "who"]
+        content = {(row.who, int(row.day), row.kind): row.value for row in table.itertuples()}
+        assert {key: float(value) for key, value in content.items()} == {
+            **{("p", 0, "a"): 1, ("p", 0, "b"): 2, ("p", 1, "a"): 9.5, ("p", 1, "b"): 4},
+            **{("q", 0, "a"): 5, ("q", 0, "b"): 6, ("q", 1, "a"): 7, ("q", 1, "b"): 0.1},
+        }
+        assert {type(value) for value in content.values()} == {kind}
 
 
 def filled(path: Path, **options: Any) -> pandas.DataFrame:
@@ -218,24 +289,24 @@ def filled(path: Path, **options: Any) -> pandas.DataFrame:
         (  # parts, ids of digits and ids that mean missing elsewhere, a column that is of nothing
             "id,t,split,note,v\n007,0,training,,0.123456789123\n007,2,training,a b,\n007,3,test,NA,1\nNA,0,test,,3\n",
             "id,t,split,note,v\n007,0,training,,0.123456789123\n007,1,training,,9.5\n007,2,training,a b,9.5\n"
-            "007,3,test,NA,1.0\nNA,0,test,,3.0\n",
+            "007,3,test,NA,1\nNA,0,test,,3\n",
             {"value_columns": ["v"], "id_column": "id", "split_column": "split"},
         ),
-        ("year,v\n1990,1.5\n1991,\n1993,3\n", "year,v\n1990,1.5\n1991,9.5\n1992,9.5\n1993,3.0\n", {}),
+        ("year,v\n1990,1.5\n1991,\n1993,3\n", "year,v\n1990,1.5\n1991,9.5\n1992,9.5\n1993,3\n", {}),
         (
             "t,v\n0.1,123456.789\n0.2,\n0.3,123458.789\n0.4,1\n",
-            "t,v\n0.1,123456.789\n0.2,9.5\n0.3,123458.789\n0.4,1.0\n",
+            "t,v\n0.1,123456.789\n0.2,9.5\n0.3,123458.789\n0.4,1\n",
             {},
         ),
         (
             "date,a,b\n20240130,7,True\n20240131,,\n20240202,123456789,False\n",
-            "date,a,b\n20240130,7.0,1.0\n20240131,9.5,9.5\n20240201,9.5,9.5\n20240202,123456789.0,0.0\n",
+            "date,a,b\n20240130,7,True\n20240131,9.5,9.5\n20240201,9.5,9.5\n20240202,123456789,False\n",
             {},
         ),
         (
             "date,time,v\n2024-01-31,23:00,0.123456789\n2024-01-31,23:30,\n2024-02-01,00:30,2\n2024-02-01,01:00,2\n",
             "date,time,v\n2024-01-31,23:00,0.123456789\n2024-01-31,23:30,9.5\n2024-02-01,00:00,9.5\n"
-            "2024-02-01,00:30,2.0\n2024-02-01,01:00,2.0\n",
+            "2024-02-01,00:30,2\n2024-02-01,01:00,2\n",
             {},
         ),
         (  # the mean of a step, not the row that lies at its beginning
@@ -245,10 +316,10 @@ def filled(path: Path, **options: Any) -> pandas.DataFrame:
         ),
         (
             "t,kind,v\n0,NA,1\n0,b,2\n1,NA,0.123456789123\n3,b,4\n",
-            "t,kind,v\n0,NA,1.0\n0,b,2.0\n1,NA,0.123456789123\n1,b,9.5\n2,NA,9.5\n2,b,9.5\n3,NA,9.5\n3,b,4.0\n",
+            "t,kind,v\n0,NA,1\n0,b,2\n1,NA,0.123456789123\n1,b,9.5\n2,NA,9.5\n2,b,9.5\n3,NA,9.5\n3,b,4\n",
             {"channel_column": "kind"},
         ),
-        ("a,b\n1,\n,0.123456789123\n", "a,b\n1.0,9.5\n9.5,0.123456789123\n", {}),
+        ("a,b\n1,\n,0.123456789123\n", "a,b\n1,9.5\n9.5,0.123456789123\n", {}),
     ],
 )
 def test_what_is_filled_stands_among_what_was_there(
@@ -268,9 +339,31 @@ def test_what_is_filled_in_parquet_has_the_types_that_came_in(tmp_path: Path) ->
     source = read(tmp_path / "own.parquet", value_columns=["v"])
     means = [np.nan_to_num(x.numpy(), nan=9.5) for x in source.x]
     frames = Frames(source.names, source.channels, source.times or [], means, [mean[None] for mean in means], ())
-    (table,) = filled_tables(source, frames).values()
+    (table,) = filled_tables(source, frames, typed=True).values()
     pandas.testing.assert_frame_equal(table, before.fillna({"v": 9.5}), check_dtype=False)
     assert [table[name].dtype.kind for name in ("id", "day", "v")] == ["i", "M", "f"]
+
+
+def test_what_is_in_parquet_keeps_its_values(tmp_path: Path) -> None:
+    """Times of a zone, texts of times, float32, and whole numbers that float64 does not hold, beside a new row."""
+    hours = pandas.date_range("2024-01-30 12:30", periods=3, freq="h", tz="Europe/Berlin")
+    whole = [2**60 + 1, 5, 3]
+    for times in (hours, hours.strftime("%m/%d/%Y %H:%M")):
+        before = pandas.DataFrame({"time": times, "v": np.array([0.1, 2, 3], "float32"), "n": whole, "note": whole})
+        before = before.drop(index=1)
+        before.to_parquet(tmp_path / "own.parquet")
+        source = read(tmp_path / "own.parquet", value_columns=["v", "n"], step="h")
+        means = [np.nan_to_num(x.numpy(), nan=9.5) for x in source.x]
+        frames = Frames(source.names, source.channels, source.times or [], means, [mean[None] for mean in means], ())
+        (table,) = filled_tables(source, frames, typed=True).values()
+        assert table.time.tolist() == times.tolist()
+        assert table.time.dtype.kind == before.time.dtype.kind
+        assert table.v.dtype == np.float32
+        assert table.v.tolist() == [np.float32(0.1), 9.5, 3]
+        assert table.note[0] == 2**60 + 1
+        (texts,) = filled_tables(source, frames).values()
+        assert texts.v.tolist() == ["0.1", "9.5", "3.0"]
+        assert texts.n.tolist() == [str(2**60 + 1), "9.5", "3"]
 
 
 def test_imputation_of_a_folder_tells_the_files_apart(series: Path, tmp_path: Path) -> None:

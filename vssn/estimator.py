@@ -38,8 +38,8 @@ from vssn.inference.by_sequence import (
 from vssn.likelihoods import LIKELIHOODS
 from vssn.nn.interface import Forecast, Imputation, SequenceModel
 from vssn.utils.checks import require_flag, require_number, require_size
-from vssn.utils.command import replacing, to_json
-from vssn.utils.values import REAL, warn_of_rounding
+from vssn.utils.command import of_user, replacing, to_json
+from vssn.utils.values import REAL, one_word_of_rounding, warn_of_rounding
 from vssn_kernels.arguments import shown
 
 SETTINGS = "forecaster.json"  # beside the model's files in a saved folder
@@ -160,10 +160,10 @@ class Forecaster:
         chosen = _checked(self.get_params())
         xs, us, _ = frames_and_controls(x, u)
         require_finite_or_missing(xs, us)
-        for index, part in enumerate(xs):
-            warn_of_rounding(f"x[{index}]", part)
-        for index, part in enumerate(us or ()):
-            warn_of_rounding(f"u[{index}]", part)
+        with one_word_of_rounding():
+            for letter, arrays in (("x", xs), ("u", us or [])):
+                for index, part in enumerate(arrays):
+                    warn_of_rounding(f"{letter}[{index}]", part)
         if not any(bool(part.isfinite().any()) for part in xs):
             raise DataError("x must hold values to learn from, got none but NaN")
         seed = _seed(chosen.random_state)
@@ -173,7 +173,7 @@ class Forecaster:
         driven = None if us is None else [part.float() for part in us]
         source = Source(frames, driven, names, channels, controls, None, None, "arrays")
         with contextlib.ExitStack() as stack:
-            folder = stack.enter_context(TemporaryDirectory()) if chosen.output is None else str(chosen.output)
+            folder = stack.enter_context(TemporaryDirectory()) if chosen.output is None else str(of_user(chosen.output))
             settings, window = _settings(chosen, source, folder, seed)
             train, valid = hold_out(source, chosen.validation, seed)
             if window is not None:

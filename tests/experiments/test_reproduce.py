@@ -437,7 +437,7 @@ def test_an_output_that_cannot_be_written_is_one_line(
 def test_a_disk_that_fills_up_is_one_line(
     name: str, table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(*_: Any) -> Any:
+    def full(*_: Any, **__: Any) -> Any:
         raise OSError(28, "No space left on device", str(tmp_path / name))
 
     write = Path.write_text

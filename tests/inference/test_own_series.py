@@ -204,6 +204,36 @@ def test_where_nothing_is_missing_nothing_is_drawn(monkeypatch: pytest.MonkeyPat
     assert found.quantiles[0].equal(wanted)
 
 
+@pytest.mark.parametrize("name", ["masked", "both", "smoothing", "gaussian"])
+@pytest.mark.parametrize("memory", [1, 2**30])
+def test_nothing_is_drawn_for_what_is_whole(name: str, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither sequences nor frames of others; the means of what is missing are those beside any other sequence."""
+    model, samples = make(name), 6
+    given = batch(model)
+    mask = torch.ones(T, B, X, dtype=torch.bool)
+    mask[1, 0] = mask[2, 3] = False
+    beside = mask.clone()
+    beside[:, 1] = beside[0, 2] = False
+    options: dict[str, Any] = {"samples": samples, "u": given["u"], "seed": 4, "memory": memory}
+    want = model.impute(given["x"], beside, **options)
+    rows, frames = [], []
+    infer, sample = model.infer, model.likelihood.sample
+    monkeypatch.setattr(model, "infer", lambda *of: rows.append(of[0].x.shape[1]) or infer(*of))
+    monkeypatch.setattr(
+        model.likelihood, "sample", lambda given: frames.append(math.prod(given.shape[:-1])) or sample(given)
+    )
+    got = model.impute(given["x"], mask, **options)
+    assert sum(rows) == sum(frames) == 2 * samples
+    for part, of in ((got.mean[None], given["x"]), (got.samples, given["x"])):
+        assert torch.equal(torch.where(mask, part, 0.0), torch.where(mask, of, 0.0).expand_as(part))
+    for at in ((1, 0), (2, 3)):
+        assert (got.samples.std(0)[at] > 0).any()
+        if memory > 1:  # else what is drawn of the emission stands between the paths
+            assert_close("mean", got.mean[at], want.mean[at], 1e-9)
+    again = model.impute(given["x"], mask, **options)
+    assert_equal("samples", again.samples, got.samples)
+
+
 def test_imputed_entries_have_the_distribution_of_the_posterior_step_by_step() -> None:
     model, mask, many = make("masked_mixture_embedded"), a_mask(), 4000
     given = batch(model)

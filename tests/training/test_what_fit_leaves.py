@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import warnings
@@ -12,11 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Dataset
 
 import vssn
+from vssn.cli import main
+from vssn.data.formats import read
+from vssn.data.formats.base import as_frames
 from vssn.errors import ConfigError, DataError
 from vssn.training.config import check_config
 from vssn.training.run_directory import what_is_kept
+from vssn.utils.values import warn_of_rounding
 
 VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 
@@ -53,12 +59,22 @@ def test_generators_and_environment_are_as_before(fails: bool, tmp_path: Path, m
 def test_models_made_between_two_fits_differ(tmp_path: Path) -> None:
     """Of an ensemble all members but the first were one."""
     weights = []
-    for number in range(3):
+    for number in range(4):
         own = model()
         weights.append(torch.cat([parameter.detach().flatten().clone() for parameter in own.parameters()]))
         train(own, sequences(), tmp_path / str(number))
-    assert not weights[1].equal(weights[2])
-    assert not weights[0].equal(weights[1])
+    assert not any(one.equal(other) for one, other in itertools.combinations(weights, 2))
+
+
+def test_what_is_trained_does_not_hang_on_what_was_drawn_before(tmp_path: Path) -> None:
+    """Generators start from training.seed, and that of a caller has no part in it."""
+    scores = []
+    for number in range(2):
+        torch.manual_seed(0)
+        own = model()
+        torch.manual_seed(number)
+        scores.append(train(own, sequences(), tmp_path / str(number)).valid)
+    assert scores[0] == scores[1]
 
 
 def test_a_home_in_the_name_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +89,34 @@ def test_a_home_in_the_name_of_the_folder(tmp_path: Path, monkeypatch: pytest.Mo
     settings = {"data": {"set": "jsb"}, "model": {"hidden_size": 4, "latent_size": 2}}
     config = check_config({**settings, "training": {"output": "~/runs/mine", "max_epochs": 1}}, "")
     assert str(tmp_path / "home" / "runs" / "mine") in what_is_kept(config)
+
+
+def test_a_run_in_a_home_is_resumed_by_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    np.savetxt("../own.csv", sequences().flatten(0, 1).numpy(), delimiter=",", header="a,b", comments="", fmt="%.6f")
+    small = [part for key in ("hidden_size=4", "latent_size=2", "noise_size=0") for part in ("--set", f"model.{key}")]
+    command = ["fit", "--output", "~/run", "--set", "training.accelerator=cpu"]
+    assert main([*command, "--data", "../own.csv", *small, "--set", "training.max_epochs=1"]) == 0
+    assert main([*command, "--resume", "--set", "training.max_epochs=2"]) == 0
+    with open(tmp_path / "home" / "run" / "metrics.csv", encoding="utf-8") as rows:
+        assert [line.split(",")[0] for line in rows] == ["epoch", "1", "2"]
+    assert main(["fit", "--config", "../home/run/config.yaml", "--resume"]) == 2
+    assert f"the run in {tmp_path / 'home' / 'run'} has done 2 epochs of 2" in capsys.readouterr().err
+    assert list(Path().iterdir()) == []
+
+
+def test_a_home_in_the_output_of_a_forecaster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its metrics were looked for in a folder named ~."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    small: dict[str, Any] = {"hidden_size": 4, "latent_size": 2, "noise_size": 0, "max_epochs": 1, "random_state": 0}
+    found = vssn.Forecaster(output="~/run", **small).fit(sequences().numpy())
+    assert (tmp_path / "run" / "best.ckpt").is_file()
+    assert len(found.history_["epoch"]) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -93,42 +137,82 @@ def test_infinity_is_not_what_a_mask_is_for(tmp_path: Path) -> None:
     x = sequences()
     x[0, 0, 0], x[1, 0, 0] = torch.inf, torch.nan
     advice = "NaN stands for what is missing; leave out what is infinite or too large for float32"
-    with pytest.raises(DataError, match=advice):
-        train(model(masked=True), x, tmp_path / "run")
+    for parts in (x[:4], ListDataset(x[:4])):
+        with pytest.raises(DataError, match=rf"splits.train\[0\] .*{advice}$"):
+            vssn.fit(model(masked=True), (parts, x[4:5], x[5:]), training={"output": str(tmp_path / "run")})
+    with pytest.raises(DataError, match="make the model with masked=True"):
+        train(model(), x, tmp_path / "run")
+
+
+class ListDataset(Dataset[torch.Tensor]):
+    def __init__(self, sequences: torch.Tensor) -> None:
+        self.sequences = sequences
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.sequences[index]
 
 
 FAR = 5412345 + 0.2 * np.sin(np.arange(300) / 5)[:, None]  # metres of a northing
-NEAR = {
+NEAR: dict[str, np.ndarray[Any, Any]] = {
     "float32": np.random.default_rng(0).normal(size=(30, 1)).astype(np.float32),
     "numbers in float64": np.random.default_rng(0).normal(size=(30, 1)),
     "a constant": np.full((30, 1), 0.1),
-    "rounding of float64": np.full((30, 1), 0.1) + np.where(np.arange(30) % 2, 1, -1)[:, None] * 1e-17,
+    "rounding of float64": np.where(np.arange(30) % 2, 0.1 + 0.2, 0.3)[:, None],
+    "far in float32": FAR.astype(np.float32),
+    "far, with changes that show": 5412345 + 100 * np.sin(np.arange(30))[:, None],
+    "nothing but gaps": np.full((30, 1), np.nan),
     "a whole constant": np.full((30, 1), 16777217),
     "counts": np.arange(30)[:, None],
     "gaps": np.where(np.arange(30) % 3, np.random.default_rng(0).normal(size=30), np.nan)[:, None],
 }
 
 
-def test_what_float32_does_not_hold_is_said(tmp_path: Path) -> None:
-    from vssn.data.formats import read
+def words_of_rounding(found: pytest.WarningsRecorder) -> list[str]:
+    assert all(one.category is UserWarning for one in found)
+    return [str(one.message) for one in found if "float32, which it becomes" in str(one.message)]
 
-    said = r"feature 0: float32, which it becomes, rounds it by up to 0\.2\d*, and its standard deviation is 0\.14"
-    parts = [FAR[:200], FAR[200:250], FAR[250:]]
-    own = vssn.VSSN(1, 4, 2, 1, likelihood="gaussian", scaling=vssn.Scaling.identity(1))
+
+SAID = r"feature 0: float32, which it becomes, rounds it by up to 0\.2\d*, and its standard deviation is 0\.1"
+
+
+def test_what_float32_does_not_hold_is_said_once_by_fit(tmp_path: Path) -> None:
+    parts = [FAR[start : start + 30].copy() for start in range(0, 300, 30)]
+    parts[0][3] = np.nan
+    own = vssn.VSSN(1, 4, 2, 1, likelihood="gaussian", masked=True, scaling=vssn.Scaling.identity(1))
     settings = {"output": str(tmp_path / "run"), "max_epochs": 1, "accelerator": "cpu"}
-    with pytest.warns(UserWarning, match=said):
-        vssn.fit(own, tuple([part] for part in parts), training=settings, verbose=False)
-    with pytest.warns(UserWarning, match=said):
-        vssn.Forecaster(max_epochs=1, random_state=0).fit(FAR)
-    np.savetxt(tmp_path / "far.csv", FAR, header="northing", comments="", fmt="%.6f")
-    with pytest.warns(UserWarning, match=said):
-        read(str(tmp_path / "far.csv"))
+    with pytest.warns(UserWarning, match=SAID) as found:
+        vssn.fit(own, (parts[:8], parts[8:9], parts[9:]), training=settings, verbose=False)
+    (said,) = words_of_rounding(found)
+    assert said.startswith("splits.train[0], feature 0: ")
+
+
+def test_what_float32_does_not_hold_is_said_once_by_a_forecaster() -> None:
+    x = np.concatenate((np.random.default_rng(0).normal(size=(10, 30, 1)), FAR.reshape(10, 30, 1)), 2)
+    small: dict[str, Any] = {"hidden_size": 4, "latent_size": 2, "noise_size": 0, "max_epochs": 1, "random_state": 0}
+    with pytest.warns(UserWarning, match=SAID.replace("feature 0", "feature 1")) as found:
+        vssn.Forecaster(**small).fit(x)
+    assert len(words_of_rounding(found)) == 1
+
+
+def test_what_float32_does_not_hold_is_said_once_of_a_table(tmp_path: Path) -> None:
+    rows = "".join(f"{name},{t},{northing:.6f}\n" for name in "abc" for t, northing in enumerate(FAR[:30, 0]))
+    (tmp_path / "far.csv").write_text(f"id,t,northing\n{rows}")
+    with pytest.warns(UserWarning, match=f"far.csv: a, {SAID}") as found:
+        read(tmp_path / "far.csv")
+    assert len(words_of_rounding(found)) == 1
+    settings = ["training.max_epochs=1", "training.accelerator=cpu", "model.hidden_size=4", "model.latent_size=2"]
+    command = ["fit", "--data", str(tmp_path / "far.csv"), "--output", str(tmp_path / "run")]
+    with pytest.warns(UserWarning, match=SAID) as found:
+        assert main([*command, *(part for key in settings for part in ("--set", key))]) == 0
+    assert len(words_of_rounding(found)) == 1
 
 
 @pytest.mark.parametrize("name", NEAR)
 def test_other_numbers_are_not_spoken_of(name: str) -> None:
-    from vssn.utils.values import warn_of_rounding
-
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_rounding("x", torch.from_numpy(NEAR[name]))
+        as_frames("x", NEAR[name])

@@ -190,7 +190,13 @@ def _config_to_fit(options: argparse.Namespace) -> Config:
 
 
 def _fit(options: argparse.Namespace) -> int:
-    config = _config_to_fit(options)
+    from vssn.utils.values import one_word_of_rounding
+
+    with one_word_of_rounding():  # of data that is read to propose a configuration, and again to train
+        return _fit_as(_config_to_fit(options), options)
+
+
+def _fit_as(config: Config, options: argparse.Namespace) -> int:
     training = config.training
 
     from vssn.training.fit import fit

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vssn.training.heartbeat import Heartbeat
-from vssn.utils.command import positive, seed, threads
+from vssn.utils.command import of_user, positive, seed, threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -183,10 +183,10 @@ def dataset_of(config: Config, path: str | None, split: str | None) -> tuple[Con
     return config, SequenceDataset(source.x, source.u)
 
 
-def read_by(options: argparse.Namespace, config: Config) -> list[str | None]:
-    """The files that a command reads, over which it writes nothing."""
-    named = (getattr(options, name, None) for name in ("checkpoint", "data", "normal"))
-    return [*named, getattr(config.data, "path", None)]
+def read_by(options: argparse.Namespace, config: Config) -> dict[str, str | None]:
+    """What a command reads, over which it writes nothing, by the option that names it."""
+    named = {f"--{name}": getattr(options, name, None) for name in ("data", "normal")}
+    return named | {"CHECKPOINT": options.checkpoint, "the run's data": getattr(config.data, "path", None)}
 
 
 def _splits(config: Config, path: str | None) -> Splits:
@@ -215,7 +215,7 @@ def _splits(config: Config, path: str | None) -> Splits:
 
 def _same(path: str, other: str) -> bool:
     try:
-        return os.path.samefile(path, other)
+        return os.path.samefile(of_user(path), of_user(other))
     except OSError:
         return False
 

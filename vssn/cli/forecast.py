@@ -52,7 +52,15 @@ def run(options: argparse.Namespace) -> int:
     seen, steps = _seen(applied, options.steps, options.holdout, model.control_size > 0)
     past = [x[:end] for x, end in zip(source.x, seen, strict=True)]
     check_missing(model, past)
-    target = choose("--output", options.output, source.kind, len(source.x), sources=read_by(options, config))
+    target = choose(
+        "--output",
+        options.output,
+        source.kind,
+        len(source.x),
+        sources=read_by(options, config),
+        stems=("forecast",),
+        names=source.names,
+    )
     levels = sorted(set(options.quantiles))
     controls = source.u if model.control_size else None
     known = None if controls is None else [u[:end] for u, end in zip(controls, seen, strict=True)]

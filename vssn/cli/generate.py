@@ -50,7 +50,16 @@ def run(options: argparse.Namespace) -> int:
             raise DataError(f"--steps: expected at most the frames of the controls, {min(source.lengths)}, got {steps}")
         count = min(options.samples, len(source.u))
         controls = torch.stack([u[:steps] for u in source.u[:count]], 1).to(like)
-    target = choose("--output", options.output, source.kind, count, sources=read_by(options, config))
+    names = [f"generated-{number + 1:03d}" for number in range(count)]
+    target = choose(
+        "--output",
+        options.output,
+        source.kind,
+        count,
+        sources=read_by(options, config),
+        stems=("generated",),
+        names=names,
+    )
     drawn, mean = [], []
     at_once = options.batch_size or _AT_ONCE
     with Progress("generating", count) as progress, evaluating(model), time_major(model):
@@ -62,7 +71,6 @@ def run(options: argparse.Namespace) -> int:
             drawn += list(made.x.transpose(0, 1).float().cpu().numpy())
             mean += list(made.mean.transpose(0, 1).float().cpu().numpy())
             progress.advance(here)
-    names = [f"generated-{number + 1:03d}" for number in range(count)]
     times = [times_ahead(np.array([-1.0]) if isinstance(source.step, float) else np.array([-1]), None, steps)] * count
     frames = Frames(names, source.channels, times, mean, [x[None] for x in drawn], ())
     with writing("--output", options.output), np.errstate(all="ignore"):

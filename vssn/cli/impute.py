@@ -24,6 +24,7 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from vssn.data.batching import padded_batches
+    from vssn.output.filled import labels_of
     from vssn.output.results import times_of, write_imputed
     from vssn.output.tables import Frames
     from vssn.output.targets import choose
@@ -35,7 +36,17 @@ def run(options: argparse.Namespace) -> int:
     applied = data_of(config, options.data, options.split, options.first)
     source = applied.source
     check_missing(model, source.x)
-    target = choose("--output", options.output, source.kind, len(source.x), sources=read_by(options, config))
+    files = list(dict.fromkeys(origin.file for origin in source.origins or ()))
+    several = [f"filled-{label}" for label in labels_of(files)] if len(files) > 1 else []
+    target = choose(
+        "--output",
+        options.output,
+        source.kind,
+        len(source.x),
+        sources=read_by(options, config),
+        stems=(*(several or ["filled"]), "imputed"),
+        names=source.names,
+    )
     missing = sum(int(x.isnan().sum()) for x in source.x)
     mean, samples = [], []
     size = options.batch_size or config.data.batch_size

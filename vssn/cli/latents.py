@@ -37,7 +37,8 @@ def run(options: argparse.Namespace) -> int:
     model, config = load_model(options.checkpoint)
     source = data_of(config, options.data, options.split, options.first).source
     check_missing(model, source.x)
-    target = choose("--output", options.output, source.kind, len(source.x), LATENTS, sources=read_by(options, config))
+    read = read_by(options, config)
+    target = choose("--output", options.output, source.kind, len(source.x), LATENTS, read, stems=("latents",))
     states: dict[str, list[Any]] = {letter: [] for letter in "dzw"}
     size = options.batch_size or config.data.batch_size
     with Progress("inferring states", len(source.x)) as progress:

@@ -81,7 +81,8 @@ def run(options: argparse.Namespace) -> int:
     model, config = load_model(options.checkpoint)
     source = data_of(config, options.data, options.split, options.first).source
     check_missing(model, source.x)
-    target = choose("--output", options.output, source.kind, len(source.x), SCORES, sources=read_by(options, config))
+    read = read_by(options, config)
+    target = choose("--output", options.output, source.kind, len(source.x), SCORES, read, stems=("scores",))
     size = options.batch_size or config.data.batch_size
     threshold, why = options.threshold, "as given"
     if threshold is None:

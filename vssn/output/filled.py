@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
+import io
 import os
 import re
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 
-def filled_tables(source: Source, frames: Frames) -> dict[Path, Frame]:
+def filled_tables(source: Source, frames: Frames, typed: bool = False) -> dict[Path, Frame]:
     """By the file that it came in: each table on its regular grid, with the means where something was missing.
 
     A row of the file keeps all its cells, a new one has id, part and times. Where rows were put on a grid (freq), a row
@@ -33,6 +36,7 @@ def filled_tables(source: Source, frames: Frames) -> dict[Path, Frame]:
     Args:
         source: tables, as they were read, with NaN.
         frames: all frames of every sequence; samples where x is observed are x.
+        typed: numbers and times, for a file that has types; else texts, as they are written in the file that was read.
     """
     with needing("files"):
         import pandas
@@ -40,9 +44,12 @@ def filled_tables(source: Source, frames: Frames) -> dict[Path, Frame]:
     assert source.origins is not None
     tables = {}
     for file in dict.fromkeys(origin.file for origin in source.origins):
-        before = _as_it_stands(file, {*source.controls, *source.channels, *(of.value for of in source.origins)})
+        before, written = _as_it_stands(
+            file, {*source.controls, *source.channels, *(of.value for of in source.origins)}
+        )
         own = [index for index, origin in enumerate(source.origins) if origin.file == file]
-        tables[file] = pandas.concat([_filled(source, frames, index, before) for index in own], ignore_index=True)
+        parts = [_filled(source, frames, index, before, None if typed else written) for index in own]
+        tables[file] = pandas.concat(parts, ignore_index=True)
     return tables
 
 
@@ -70,24 +77,37 @@ def labels_of(files: Sequence[Path]) -> list[str]:
     return labels if len({*labels}) == len(labels) else names
 
 
-def _as_it_stands(file: Path, numbers: Collection[str | None]) -> Frame:
-    """The table of a file: numbers in these columns, and texts as they are written."""
+def _as_it_stands(file: Path, numbers: Collection[str | None]) -> tuple[Frame, Frame]:
+    """The table of a file, with numbers in these columns; and all its cells as texts: of a CSV to the letter, of
+    Parquet as its values are written in a CSV."""
+    with needing("files"):
+        import pandas
+
     before = load_table(file)
     before = before[[name for name in before.columns if not is_row_number(before, name)]].copy()
-    texts = [name for name in before.columns if is_text(before[name])]
-    written = entries_of(file, before, [name for name in texts if name not in numbers])
-    for name in texts:
-        before[name] = (
-            numbers_of(file, before, name) if name in numbers else written[name].where(written[name] != "", None)
-        )
-    return before
+    if _has_types(file):
+        text = io.StringIO(before.to_csv(index=False))
+        written = pandas.read_csv(text, dtype=str, keep_default_na=False, low_memory=False)
+        written.columns = before.columns
+    else:
+        written = entries_of(file, before, list(before.columns))
+    for name in before.columns:
+        if is_text(before[name]) and name in numbers:
+            before[name] = numbers_of(file, before, name)
+        elif is_text(before[name]) and not _has_types(file):
+            before[name] = written[name].where(written[name] != "", None)
+    return before, written
 
 
-def _filled(source: Source, frames: Frames, index: int, before: Frame) -> Frame:
-    """A sequence."""
+def _has_types(file: Path) -> bool:
+    return file.name.lower().endswith(PARQUET)
+
+
+def _filled(source: Source, frames: Frames, index: int, before: Frame, written: Frame | None) -> Frame:
+    """A sequence; of texts where they are given."""
     assert source.origins is not None
     origin, mean, times = source.origins[index], frames.mean[index], frames.times[index]
-    rows = origin.rows
+    rows, binned = origin.rows, source.options["freq"] is not None
     numbers = {name: mean[:, c] for c, name in enumerate(source.channels)}
     if source.u is not None:
         numbers |= {name: source.u[index][:, c].numpy() for c, name in enumerate(source.controls)}
@@ -97,21 +117,35 @@ def _filled(source: Source, frames: Frames, index: int, before: Frame) -> Frame:
         numbers[origin.value] = mean.reshape(-1)
     table = before.reindex(rows)  # -1 is no row: nothing stands there
     table.index = range(len(table))
-    made: dict[str, Any] = {name: [entry] * len(table) for name, entry in origin.cells.items()}
+    names: dict[str, Any] = {name: [entry] * len(table) for name, entry in origin.cells.items()}
     if origin.channel is not None:
-        made[origin.channel] = source.channels * len(mean)
-    if origin.file.name.lower().endswith(PARQUET):  # there ids may be numbers; in a CSV they are what is written
-        numeric = [name for name in made if before[name].dtype.kind in "iuf"]
-        made |= {name: np.array(made[name], dtype=before[name].to_numpy().dtype) for name in numeric}
-    if origin.time is not None:
-        made |= _times(times, before[origin.time], origin)
-    made |= {name: _completed(table[name], own) for name, own in numbers.items()}
-    columns = [name for name in before.columns if name in made or source.options["freq"] is None]
+        names[origin.channel] = source.channels * len(mean)
+    of_times = {} if origin.time is None else _times(times, before[origin.time], origin)
+    columns = [name for name in before.columns if name in {*names, *of_times, *numbers} or not binned]
+    stands = rows >= 0
+    if written is not None:
+        table, values = written.reindex(rows), table
+        table.index = values.index
     for name in columns:
-        if name in made:
-            table[name] = made[name]
+        own = table[name]
+        if name in numbers and written is not None:
+            table[name] = own.where(values[name].notna(), _as_texts(_short(numbers[name])))
+        elif name in numbers:
+            table[name] = _completed(own, numbers[name])
+        elif name in of_times and binned:
+            table[name] = of_times[name] if written is None else _as_texts(of_times[name])
+        elif name in of_times and written is None:
+            table[name] = _typed_times(before[name], own, rows, of_times[name], _has_types(origin.file))
+        elif name in of_times:
+            table[name] = _with_new(own, of_times[name], stands)
+        elif written is not None or (name in names and is_text(before[name])):
+            table[name] = own.where(stands, names.get(name, ""))
+        elif name in names:  # in Parquet ids may be numbers; in a CSV they are what is written
+            kind = before[name].to_numpy().dtype if _has_types(origin.file) else None
+            table[name] = names[name] if kind is None else np.array(names[name], dtype=kind)
         elif before[name].dtype.kind in "iu":
-            table[name] = table[name].astype("Int64")  # whole numbers stay some beside a cell that is empty
+            nullable = "Int64" if before[name].dtype.kind == "i" else "UInt64"  # whole beside a cell that is empty
+            table[name] = before[name].astype(nullable).reindex(rows).set_axis(table.index)
     return table[columns]
 
 
@@ -132,10 +166,72 @@ def _times(times: Array, before: Any, origin: Origin) -> dict[str, Any]:
     return columns
 
 
+def _typed_times(before: Any, own: Any, rows: Array, times: Any, has_types: bool) -> Any:
+    """The column of these times, or texts of times of day: of rows that stand in the file `own`, with its type, unless
+    that is text for want of types."""
+    with needing("files"):
+        import pandas
+
+    stands = rows >= 0
+    if before.dtype.kind in "iuf" and np.asarray(times).dtype.kind in "iuf":
+        made = np.array(times)
+        made[stands] = before.to_numpy()[rows[stands]]
+        return made
+    new = pandas.Series(times)
+    if new.dtype.kind != "M":
+        return own.where(stands, new) if is_text(before) else new
+    if not is_text(before) and getattr(before.dt, "tz", None) is not None:
+        zone = before.dt.tz
+        if (own.dt.tz_localize(None)[stands] == new[stands]).all():  # the days of the clock in that zone
+            new = new.dt.tz_localize(zone, ambiguous=np.ones(len(new), bool), nonexistent="shift_forward")
+        else:
+            new = new.dt.tz_localize("UTC").dt.tz_convert(zone)
+        return own.where(stands, new.astype(before.dtype))
+    if not has_types or not is_text(before):
+        return new
+    if all(isinstance(entry, datetime.date) for entry in own[stands]):
+        return own.where(stands, new.dt.date)
+    return _with_new(own, times, stands)
+
+
+def _with_new(texts: Any, times: Any, stands: Array) -> Any:
+    """The column of texts with these times in the rows that do not stand in the file: in the form of the others where
+    that is found."""
+    with needing("files"):
+        import pandas
+
+    if stands.all():
+        return texts
+    new = pandas.Series(times)
+    if new.dtype.kind != "M" or not stands.any():
+        return texts.where(stands, _as_texts(times))
+    for day_first in (False, True):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            form = pandas.tseries.api.guess_datetime_format(texts[stands].iloc[0].strip(), dayfirst=day_first)
+        if form is None:
+            continue
+        zoned = "%z" in form
+        read = pandas.to_datetime(texts[stands].str.strip(), format=form, errors="coerce", utc=zoned)
+        if ((read.dt.tz_localize(None) if zoned else read) == new[stands]).all():
+            return texts.where(stands, (new.dt.tz_localize("UTC") if zoned else new).dt.strftime(form))
+    return texts.where(stands, _as_texts(times))
+
+
+def _as_texts(values: Any) -> Any:
+    """As they are written in a CSV."""
+    with needing("files"):
+        import pandas
+
+    return pandas.Series(values).astype(str)
+
+
 def _completed(own: Any, numbers: Array) -> Any:
     """The column with these numbers where it has none."""
     if not own.isna().any():
         return own
+    if own.dtype == np.float32:
+        return own.where(own.notna(), np.asarray(numbers, np.float32))
     known = own.astype("float64")
     return known.where(known.notna(), _short(numbers))
 

@@ -135,7 +135,7 @@ def write_imputed(target: Target, look: Look, frames: Frames, source: Source) ->
     if look.kind == "table":
         for suffix in (".csv", ".parquet"):
             if suffix in target.suffixes:
-                written += _write_filled(target, suffix, filled_tables(source, frames))
+                written += _write_filled(target, suffix, filled_tables(source, frames, typed=suffix == ".parquet"))
         extra = target.of_all("imputed", ".csv")
         if extra is not None and target.file is None:
             write_table(extra, _missing_table(frames, gaps))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
+from vssn.data.folder import files_below
+from vssn.data.formats import READERS
+from vssn.data.formats.films import PICTURES
 from vssn.errors import TargetError
-from vssn.utils.command import check_folder, check_target, writing
+from vssn.utils.command import check_folder, check_target, of_user, writing
 
 # What a result can be, and what of it stands in a folder, by the kind of the data.
 _TABLES = (".csv", ".parquet", ".npz", ".png")
@@ -24,6 +28,7 @@ _FORMS = {
 LATENTS = SCORES = ((".csv", ".parquet", ".npz"), (".csv",))
 _OF_EACH = (".png", ".mid", ".wav", ".gif")  # a file for each sequence
 MOST_PICTURES = 24  # of a folder: charts, rolls and strips of the first sequences
+_Sources = Mapping[tuple[int, int], str]  # files that were read, in words, by device and number on it
 
 
 class Target(NamedTuple):
@@ -33,10 +38,10 @@ class Target(NamedTuple):
     folder: Path
     file: Path | None  # the one file; None: several in the folder
     suffixes: tuple[str, ...]
-    sources: tuple[Path, ...] = ()  # what was read, which nothing is written over
+    sources: _Sources = MappingProxyType({})  # what was read, which nothing is written over
 
     def of_all(self, stem: str, suffix: str) -> Path | None:
-        """The file for all sequences together; None where that suffix is not wanted. Raises TargetError, as `of_each`."""
+        """The file for all sequences together; None where that suffix is not wanted. Raises TargetError."""
         if suffix not in self.suffixes:
             return None
         return self._no_source(self.file or self.folder / f"{stem}{suffix}")
@@ -61,13 +66,14 @@ class Target(NamedTuple):
         return [self._no_source(self.folder / f"{stem}{suffix}") for stem in shown]
 
     def _no_source(self, path: Path) -> Path:
-        for source in self.sources:
-            with contextlib.suppress(OSError):  # one of them is not there
-                if path.samefile(source):
-                    raise TargetError(
-                        f"{self.option}: expected another file than was read, got {path}, which is {source}; name "
-                        "another one"
-                    )
+        with contextlib.suppress(OSError):  # it is not there
+            status = path.stat()
+            source = self.sources.get((status.st_dev, status.st_ino))
+            if source is not None:
+                raise TargetError(
+                    f"{self.option}: expected another file than was read, got {path}, which is {source}; name another "
+                    "one"
+                )
         return path
 
 
@@ -77,7 +83,9 @@ def choose(
     kind: str,
     count: int,
     forms: tuple[tuple[str, ...], tuple[str, ...]] | None = None,
-    sources: Iterable[str | Path | None] = (),
+    sources: Mapping[str, str | None] = MappingProxyType({}),
+    stems: Sequence[str] = (),
+    names: Sequence[str] = (),
 ) -> Target:
     """What `path` asks for; a folder is made.
 
@@ -85,17 +93,25 @@ def choose(
         kind: of the data, a key of the forms above.
         count: sequences.
         forms: suffixes that a file can have, and those of a folder, in the place of the kind's.
-        sources: what was read: nothing is written over a file among them.
+        sources: what was read, by the option that named it: nothing is written over such a file, nor over one of data
+            in such a folder.
+        stems, names: of a folder, the files of all sequences and those of each that will be written there.
 
     Raises:
-        TargetError: a suffix that the kind does not have, or a place that cannot be written.
+        TargetError: a suffix that the kind does not have, a place that cannot be written, or what was read.
     """
     possible, usual = forms or _FORMS[kind]
-    read = tuple(Path(source) for source in sources if source is not None)
+    read = _files_of(sources, kind)
     if path.is_dir() or not path.suffix:
+        target = Target(option, path, None, usual, read)
+        for suffix in usual:
+            for stem in _stems(stems):
+                target.of_all(stem, suffix)
+            if suffix in _OF_EACH:
+                target.of_each(names, suffix)
         with writing(option, path):
             check_folder(path)
-        return Target(option, path, None, usual, read)
+        return target
     suffix = path.suffix.lower()
     if suffix not in possible:
         raise TargetError(
@@ -108,6 +124,24 @@ def choose(
     if suffix in _OF_EACH:
         target.of_each([""] * count, suffix)
     return target
+
+
+def _files_of(sources: Mapping[str, str | None], kind: str) -> _Sources:
+    """Of a folder those of that kind: what else lies there was not read."""
+    suffixes = (*READERS[kind][0], *(PICTURES if kind == "film" else ()))
+    found: dict[tuple[int, int], str] = {}
+    for option, source in sources.items():
+        if source is None:
+            continue
+        place = of_user(source)
+        files = (
+            [file for file in files_below(place) if file.name.lower().endswith(suffixes)] if place.is_dir() else [place]
+        )
+        for file in files:
+            with contextlib.suppress(OSError):  # it is not there
+                status = file.stat()
+                found.setdefault((status.st_dev, status.st_ino), f"{file} of {option}")
+    return found
 
 
 def _stems(names: Iterable[str]) -> list[str]:

@@ -53,7 +53,7 @@ from vssn.utils.checks import require_flag
 from vssn.utils.command import Terminated, replacing
 from vssn.utils.packages import needing
 from vssn.utils.scaling import Scaling
-from vssn.utils.values import REAL, warn_of_rounding
+from vssn.utils.values import REAL, one_word_of_rounding, warn_of_rounding
 from vssn_kernels import keep_memory
 
 with needing("train"):
@@ -241,9 +241,11 @@ def _check_values(splits: Splits, model: SequenceModel, missing: bool) -> None:
         advice = {"advice": MASK_IN_YAML} if isinstance(part, FileDataset) else {}
         for where, x, u in _named(name, part):
             check_values(where, x if part.transform is None else None, u, support, title, missing, **advice)
-            for called, array in ((where, x), (f"u of {where}", u)):
-                if name == "train" and array is not None:
-                    warn_of_rounding(called, array)
+    with one_word_of_rounding():
+        for where, x, u in _named("train", splits.train):
+            warn_of_rounding(where, x)
+            if u is not None:
+                warn_of_rounding(f"u of {where}", u)
 
 
 def _named(name: str, part: SequenceDataset) -> Iterator[tuple[str, Tensor, Tensor | None]]:

@@ -131,7 +131,7 @@ def writing(option: str, what: Path) -> Iterator[None]:
         raise TargetError(f"{option}: cannot write {where} ({error.strerror}); name another place") from None
 
 
-def of_user(path: str) -> Path:
+def of_user(path: str | Path) -> Path:
     """~ is the home of the user, and what stands for nobody's is left: Path.expanduser raises there."""
     return Path(os.path.expanduser(path))
 

@@ -6,9 +6,11 @@ would wait for the device, so there it is made with VSSN_CHECK=1 only, as the ch
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -36,6 +38,7 @@ BINARY = Support("hold 0 and 1 alone", 0.0, 1.0, whole=True)
 REAL = Support("be finite", -math.inf, math.inf)
 
 COARSE = 0.1  # of a feature's standard deviation: rounding that is worth a word
+_SAID: ContextVar[list[str] | None] = ContextVar("said", default=None)  # what `one_word_of_rounding` has said
 MARK_MISSING = (
     "leave missing values out with mask=, True where x is observed; a model made with masked=True takes NaN as missing"
 )
@@ -91,10 +94,23 @@ def require_lengths_in_range(lengths: Tensor, steps: int) -> None:
             raise ValueError(f"lengths must lie in [0, T] = [0, {steps}], got {low if low < 0 else high}")
 
 
+@contextlib.contextmanager
+def one_word_of_rounding() -> Iterator[None]:
+    """Of all that `warn_of_rounding` finds inside the block, and inside of further ones in it, only the first is said:
+    many sequences of one kind are a line, not one each."""
+    token = _SAID.set([]) if _SAID.get() is None else None
+    try:
+        yield
+    finally:
+        if token is not None:
+            _SAID.reset(token)
+
+
 def warn_of_rounding(name: str, x: Tensor) -> None:
     """A warning of one line where a feature of x [T, X], in float64 or whole numbers, changes by so little beside its
     size that float32, which it becomes, does not show it. Not of what differs by float64's own rounding."""
-    if x.dtype not in (torch.float64, torch.int64, torch.int32):
+    said = _SAID.get()
+    if said or x.dtype not in (torch.float64, torch.int64, torch.int32):
         return
     exact = x.detach().double()
     known = exact.isfinite()
@@ -106,6 +122,8 @@ def warn_of_rounding(name: str, x: Tensor) -> None:
     std = (torch.where(known, exact - mean, 0).square().sum(0) / count).sqrt()
     coarse = (lost > COARSE * std) & (std > 1e-12 * mean.abs())
     if coarse.any():
+        if said is not None:
+            said.append(name)
         at = int((lost / std.clamp(min=torch.finfo(torch.float64).tiny) * coarse).argmax())
         warnings.warn(
             f"{name}, feature {at}: float32, which it becomes, rounds it by up to {lost[at]:.3g}, and its standard "

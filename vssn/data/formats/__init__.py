@@ -14,6 +14,7 @@ from vssn.data.formats import arrays, films, midi, recordings, tables, trials
 from vssn.data.formats.base import KINDS, Source, joined, part_folders
 from vssn.errors import DataError, shorten
 from vssn.utils.checks import require_path
+from vssn.utils.values import one_word_of_rounding
 from vssn_kernels.arguments import shown
 
 __all__ = ["KINDS", "Source", "options_of", "read", "read_like"]
@@ -31,6 +32,7 @@ READERS: dict[str, tuple[tuple[str, ...], Reader]] = {
 }
 
 
+@one_word_of_rounding()
 def read(path: str | os.PathLike[str], *, format: str | None = None, **options: Any) -> Source:
     """The sequences of a file or a folder.
 
