@@ -226,8 +226,8 @@ def page_of(tmp_path: Path) -> Callable[[Callable[[dict[str, Any]], None]], str]
 )
 def test_a_sentence_says_who_is_ahead(page_of: Any, error: float, overview: str, sentence: str) -> None:
     def change(record: dict[str, Any]) -> None:
-        if record["table"] == "balls" and record["model"] == "VSSN":
-            record["metrics"]["error"] = error
+        if record["table"] == "balls" and record["model"].startswith("VSSN"):  # a further row of it is far behind
+            record["metrics"]["error"] = error if record["model"] == "VSSN" else 9.0
 
     page = page_of(change)
     assert re.search(
@@ -246,8 +246,8 @@ def test_a_figure_on_other_terms_is_named_but_not_compared_with(page_of: Any, mo
     monkeypatch.setitem(TASKS, "balls", TASKS["balls"]._replace(published=rows, matches=matches))
 
     def change(record: dict[str, Any]) -> None:
-        if record["table"] == "balls" and record["model"] == "VSSN":
-            record["metrics"]["error"] = 0.6
+        if record["table"] == "balls" and record["model"].startswith("VSSN"):
+            record["metrics"]["error"] = 0.6 if record["model"] == "VSSN" else 9.0
 
     text = section("Bouncing balls", page_of(change))
     assert (
