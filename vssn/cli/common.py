@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vssn.data.splits import Splits
     from vssn.nn.interface import SequenceModel
     from vssn.output.results import Look
+    from vssn.output.targets import Target
     from vssn.training.config import Config
 
 TEST = "test"  # the split that is taken unless --split says more
@@ -130,7 +131,7 @@ def _of_set(config: Config, split: str, first: int) -> Applied:
     from vssn.data.speech import scale_of
     from vssn.output.results import Look
 
-    dataset, row = getattr(_splits(config, None), split), config.data.row
+    dataset, row = getattr(_splits(config, is_own=True), split), config.data.row
     items = [dataset[index] for index in range(min(first, len(dataset)))]
     width, scale = items[0][0].shape[1], scale_of(dataset)
     side = math.isqrt(width)
@@ -169,7 +170,9 @@ def dataset_of(config: Config, path: str | None, split: str | None) -> tuple[Con
 
     own = config.data
     if path is None or not own.row.from_python:
-        return with_data(config, path), getattr(_splits(config, path), split or TEST)
+        is_own = path is None or ("path" in type(own).model_fields and _same(path, own.path))
+        config = with_data(config, path)
+        return config, getattr(_splits(config, is_own), split or TEST)
     source = read_like(own, path)
     if source.parts is None and split is not None:
         raise DataError(f"{path}: expected parts for --split {split}, got sequences of no part; leave it out")
@@ -183,14 +186,17 @@ def dataset_of(config: Config, path: str | None, split: str | None) -> tuple[Con
     return config, SequenceDataset(source.x, source.u)
 
 
-def read_by(options: argparse.Namespace, config: Config) -> dict[str, str | None]:
-    """What a command reads, over which it writes nothing, by the option that names it."""
-    named = {f"--{name}": getattr(options, name, None) for name in ("data", "normal")}
-    return named | {"CHECKPOINT": options.checkpoint, "the run's data": getattr(config.data, "path", None)}
+def target_of(options: argparse.Namespace, config: Config, kind: str, count: int, **more: Any) -> Target:
+    """`vssn.output.targets.choose` of --output: nothing is written over what the command reads."""
+    from vssn.output.targets import choose
+
+    read = {f"--{name}": getattr(options, name, None) for name in ("data", "normal")}
+    read |= {"CHECKPOINT": options.checkpoint, "the run's data": getattr(config.data, "path", None)}
+    return choose("--output", options.output, kind, count, sources=read, **more)
 
 
-def _splits(config: Config, path: str | None) -> Splits:
-    """Of the run's own set, or of `path` in its place.
+def _splits(config: Config, is_own: bool) -> Splits:
+    """Of the run's own set, or of other data in its place.
 
     Raises:
         ConfigError: the run's own data has changed since, of which the splits would be others: what was trained on
@@ -198,13 +204,11 @@ def _splits(config: Config, path: str | None) -> Splits:
     """
     from vssn.errors import ConfigError
 
-    own = path is None or ("path" in type(config.data).model_fields and _same(path, config.data.path))
-    config = with_data(config, path)
     splits = config.load_data()
     try:
         config.with_measured(splits)
     except ConfigError as error:
-        if own:
+        if is_own:
             changed = str(error).removesuffix("; leave it out or change it")
             raise ConfigError(
                 f"the run's own data has changed since it was trained ({changed}), and its split with it; bring back "

@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from vssn.cli.common import Applied, Progress, add_inference, check_missing, data_of, read_by, say_written, use_threads
+from vssn.cli.common import (
+    Applied,
+    Progress,
+    add_inference,
+    check_missing,
+    data_of,
+    say_written,
+    target_of,
+    use_threads,
+)
 from vssn.utils.command import positive, writing
 
 if TYPE_CHECKING:
@@ -41,7 +50,6 @@ def run(options: argparse.Namespace) -> int:
     from vssn.data.batching import padded_batches
     from vssn.output.results import times_ahead, times_of, write_forecast
     from vssn.output.tables import Frames
-    from vssn.output.targets import choose
     from vssn.training.checkpoints import load_model
     from vssn.utils.random import mixed_seed
 
@@ -52,12 +60,11 @@ def run(options: argparse.Namespace) -> int:
     seen, steps = _seen(applied, options.steps, options.holdout, model.control_size > 0)
     past = [x[:end] for x, end in zip(source.x, seen, strict=True)]
     check_missing(model, past)
-    target = choose(
-        "--output",
-        options.output,
+    target = target_of(
+        options,
+        config,
         source.kind,
         len(source.x),
-        sources=read_by(options, config),
         stems=("forecast",),
         names=source.names,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vssn.cli.common import Progress, add_inference, data_of, read_by, say_written, use_threads
+from vssn.cli.common import Progress, add_inference, data_of, say_written, target_of, use_threads
 from vssn.utils.command import positive, writing
 
 STEPS = 100
@@ -31,7 +31,6 @@ def run(options: argparse.Namespace) -> int:
     from vssn.errors import DataError
     from vssn.output.results import times_ahead, write_generated
     from vssn.output.tables import Frames
-    from vssn.output.targets import choose
     from vssn.training.checkpoints import load_model
     from vssn.utils.evaluation_mode import evaluating, time_major
     from vssn.utils.random import mixed_seed, seeded
@@ -51,12 +50,11 @@ def run(options: argparse.Namespace) -> int:
         count = min(options.samples, len(source.u))
         controls = torch.stack([u[:steps] for u in source.u[:count]], 1).to(like)
     names = [f"generated-{number + 1:03d}" for number in range(count)]
-    target = choose(
-        "--output",
-        options.output,
+    target = target_of(
+        options,
+        config,
         source.kind,
         count,
-        sources=read_by(options, config),
         stems=("generated",),
         names=names,
     )

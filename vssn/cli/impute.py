@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vssn.cli.common import Progress, add_inference, check_missing, data_of, read_by, say_written, use_threads
+from vssn.cli.common import Progress, add_inference, check_missing, data_of, say_written, target_of, use_threads
 from vssn.utils.command import writing
 
 
@@ -27,7 +27,6 @@ def run(options: argparse.Namespace) -> int:
     from vssn.output.filled import labels_of
     from vssn.output.results import times_of, write_imputed
     from vssn.output.tables import Frames
-    from vssn.output.targets import choose
     from vssn.training.checkpoints import load_model
     from vssn.utils.random import mixed_seed
 
@@ -38,12 +37,11 @@ def run(options: argparse.Namespace) -> int:
     check_missing(model, source.x)
     files = list(dict.fromkeys(origin.file for origin in source.origins or ()))
     several = [f"filled-{label}" for label in labels_of(files)] if len(files) > 1 else []
-    target = choose(
-        "--output",
-        options.output,
+    target = target_of(
+        options,
+        config,
         source.kind,
         len(source.x),
-        sources=read_by(options, config),
         stems=(*(several or ["filled"]), "imputed"),
         names=source.names,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vssn.cli.common import Progress, add_inference, check_missing, data_of, read_by, say_written, use_threads
+from vssn.cli.common import Progress, add_inference, check_missing, data_of, say_written, target_of, use_threads
 from vssn.utils.command import writing
 
 
@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     from vssn.data.batching import padded_batches
     from vssn.output.results import times_of
     from vssn.output.tables import write_latents
-    from vssn.output.targets import LATENTS, choose
+    from vssn.output.targets import LATENTS
     from vssn.training.checkpoints import load_model
     from vssn.utils.random import mixed_seed
 
@@ -37,8 +37,7 @@ def run(options: argparse.Namespace) -> int:
     model, config = load_model(options.checkpoint)
     source = data_of(config, options.data, options.split, options.first).source
     check_missing(model, source.x)
-    read = read_by(options, config)
-    target = choose("--output", options.output, source.kind, len(source.x), LATENTS, read, stems=("latents",))
+    target = target_of(options, config, source.kind, len(source.x), forms=LATENTS, stems=("latents",))
     states: dict[str, list[Any]] = {letter: [] for letter in "dzw"}
     size = options.batch_size or config.data.batch_size
     with Progress("inferring states", len(source.x)) as progress:

@@ -15,8 +15,8 @@ from vssn.cli.common import (
     data_of,
     dataset_of,
     level,
-    read_by,
     say_written,
+    target_of,
     use_threads,
 )
 from vssn.utils.command import writing
@@ -74,15 +74,14 @@ def run(options: argparse.Namespace) -> int:
     from vssn.errors import DataError
     from vssn.output.results import times_of
     from vssn.output.tables import write_scores
-    from vssn.output.targets import SCORES, choose
+    from vssn.output.targets import SCORES
     from vssn.training.checkpoints import load_model
 
     use_threads(options)
     model, config = load_model(options.checkpoint)
     source = data_of(config, options.data, options.split, options.first).source
     check_missing(model, source.x)
-    read = read_by(options, config)
-    target = choose("--output", options.output, source.kind, len(source.x), SCORES, read, stems=("scores",))
+    target = target_of(options, config, source.kind, len(source.x), forms=SCORES, stems=("scores",))
     size = options.batch_size or config.data.batch_size
     threshold, why = options.threshold, "as given"
     if threshold is None:
