@@ -193,6 +193,26 @@ def test_what_is_read_is_not_written_over(
     assert names(folder) == [own.name]
 
 
+def test_scores_are_not_written_over_what_was_read(
+    series: Path, gaps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    best, data = tmp_path / "best.ckpt", tmp_path / "data" / "gaps.csv"
+    best.write_bytes(series.read_bytes())
+    data.write_bytes(gaps.read_bytes())
+    for source, target, words in (
+        (data, data, f"{data} of --data"),
+        (data.parent, data, f"{data} of --data"),
+        (data, best, f"{best} of CHECKPOINT"),
+    ):
+        said = error_of(capsys, "evaluate", str(best), "--data", str(source), "--json", str(target))
+        assert said == (
+            f"vssn: error: --json: expected another file than was read, got {target}, which is {words}; name another "
+            "one\n"
+        )
+    assert (best.read_bytes(), data.read_bytes()) == (series.read_bytes(), gaps.read_bytes())
+
+
 def test_what_lies_beside_the_data_is_written_over(tmp_path: Path) -> None:
     for name in ("a.csv", "a.png"):
         (tmp_path / name).touch()

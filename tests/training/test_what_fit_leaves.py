@@ -77,6 +77,29 @@ def test_what_is_trained_does_not_hang_on_what_was_drawn_before(tmp_path: Path) 
     assert scores[0] == scores[1]
 
 
+@pytest.mark.parametrize("name", ["metrics.csv", "config.yaml"])
+def test_what_no_run_has_written_is_not_replaced(name: str, tmp_path: Path) -> None:
+    """A table of data in that folder was, by the run's metrics; a configuration lost its comments."""
+    file = tmp_path / name
+    texts = {"metrics.csv": "epoch,a\n1,2\n", "config.yaml": "# mine\ndata:\n  set: jsb\n"}
+    file.write_text(texts[name], encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"^training\.output: .* holds a {name} that no run has written.* move"):
+        train(model(), sequences(), tmp_path)
+    assert file.read_text(encoding="utf-8") == texts[name]
+    assert {path.name for path in tmp_path.iterdir()} == {name}
+
+
+def test_what_a_run_has_left_that_was_killed_is_replaced(tmp_path: Path) -> None:
+    """Before its first checkpoint it has written config.yaml, and metrics.csv at the most."""
+    train(model(), sequences(), tmp_path)
+    before = (tmp_path / "config.yaml").read_text(encoding="utf-8")
+    for checkpoint in tmp_path.glob("*.ckpt"):
+        checkpoint.unlink()
+    train(model(), sequences(), tmp_path)
+    assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == before
+    assert (tmp_path / "best.ckpt").exists()
+
+
 def test_a_home_in_the_name_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "here").mkdir()

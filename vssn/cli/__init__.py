@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vssn.cli import forecast, generate, impute, latents, score, series
-from vssn.cli.common import TEST, add_threads, check_missing, dataset_of, use_threads, with_data
+from vssn.cli.common import TEST, add_threads, check_json, check_missing, dataset_of, use_threads, with_data
 from vssn.experiments.tasks import NAMES
 from vssn.training.heartbeat import Heartbeat
 from vssn.utils.command import (
@@ -232,9 +232,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     from vssn.training.checkpoints import load_model
 
     use_threads(options)
-    if options.json is not None:
-        check_target("--json", options.json)
     model, config = load_model(options.checkpoint)
+    check_json(options, config)
     split = options.split or TEST
     particles = options.particles or (1 if options.bound == "elbo" else 100)
     scores: Scores | BoundScores

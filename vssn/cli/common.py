@@ -190,9 +190,21 @@ def target_of(options: argparse.Namespace, config: Config, kind: str, count: int
     """`vssn.output.targets.choose` of --output: nothing is written over what the command reads."""
     from vssn.output.targets import choose
 
+    return choose("--output", options.output, kind, count, sources=_read(options, config), **more)
+
+
+def check_json(options: argparse.Namespace, config: Config) -> None:
+    """Raises TargetError where --json cannot be written, or the command reads it."""
+    from vssn.output.targets import one_file
+
+    if options.json is not None:
+        one_file("--json", options.json, _read(options, config))
+
+
+def _read(options: argparse.Namespace, config: Config) -> dict[str, str | None]:
+    """What a command reads, by what names it."""
     read = {f"--{name}": getattr(options, name, None) for name in ("data", "normal")}
-    read |= {"CHECKPOINT": options.checkpoint, "the run's data": getattr(config.data, "path", None)}
-    return choose("--output", options.output, kind, count, sources=read, **more)
+    return read | {"CHECKPOINT": options.checkpoint, "the run's data": getattr(config.data, "path", None)}
 
 
 def _splits(config: Config, is_own: bool) -> Splits:

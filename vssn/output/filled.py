@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -103,6 +103,16 @@ def _has_types(file: Path) -> bool:
     return file.name.lower().endswith(PARQUET)
 
 
+class _Sequence(NamedTuple):
+    """What stands in the rows of a sequence, in all of them where they are new: a column by its name."""
+
+    rows: Array  # of the file; -1: a new one
+    binned: bool  # a row is a step of the grid, and the file's rows are mixed in it
+    numbers: dict[str, Array]
+    times: dict[str, Any]
+    names: dict[str, Any]  # of ids, parts and channels
+
+
 def _filled(source: Source, frames: Frames, index: int, before: Frame, written: Frame | None) -> Frame:
     """A sequence; of texts where they are given."""
     assert source.origins is not None
@@ -115,38 +125,60 @@ def _filled(source: Source, frames: Frames, index: int, before: Frame, written: 
         rows, times = rows.reshape(-1), times.repeat(source.x_size)
         numbers = {name: numbers[name].repeat(source.x_size) for name in source.controls}
         numbers[origin.value] = mean.reshape(-1)
-    table = before.reindex(rows)  # -1 is no row: nothing stands there
-    table.index = range(len(table))
-    names: dict[str, Any] = {name: [entry] * len(table) for name, entry in origin.cells.items()}
+    names: dict[str, Any] = {name: [entry] * len(rows) for name, entry in origin.cells.items()}
     if origin.channel is not None:
         names[origin.channel] = source.channels * len(mean)
     of_times = {} if origin.time is None else _times(times, before[origin.time], origin)
     columns = [name for name in before.columns if name in {*names, *of_times, *numbers} or not binned]
-    stands = rows >= 0
+    sequence = _Sequence(rows, binned, numbers, of_times, names)
     if written is not None:
-        table, values = written.reindex(rows), table
-        table.index = values.index
-    for name in columns:
+        return _filled_texts(sequence, before[columns], written[columns])
+    return _filled_types(sequence, before[columns], _has_types(origin.file))
+
+
+def _of_rows(table: Frame, rows: Array) -> Frame:
+    """Those of the file; nothing stands in a new one."""
+    return table.reindex(rows).set_axis(range(len(rows)))
+
+
+def _filled_texts(sequence: _Sequence, before: Frame, written: Frame) -> Frame:
+    """Cells as they are written, new ones as a CSV has them."""
+    known, table = _of_rows(before, sequence.rows).notna(), _of_rows(written, sequence.rows)
+    stands = sequence.rows >= 0
+    for name in table.columns:
         own = table[name]
-        if name in numbers and written is not None:
-            table[name] = own.where(values[name].notna(), _as_texts(_short(numbers[name])))
-        elif name in numbers:
-            table[name] = _completed(own, numbers[name])
-        elif name in of_times and binned:
-            table[name] = of_times[name] if written is None else _as_texts(of_times[name])
-        elif name in of_times and written is None:
-            table[name] = _typed_times(before[name], own, rows, of_times[name], _has_types(origin.file))
-        elif name in of_times:
-            table[name] = _with_new(own, of_times[name], stands)
-        elif written is not None or (name in names and is_text(before[name])):
-            table[name] = own.where(stands, names.get(name, ""))
-        elif name in names:  # in Parquet ids may be numbers; in a CSV they are what is written
-            kind = before[name].to_numpy().dtype if _has_types(origin.file) else None
-            table[name] = names[name] if kind is None else np.array(names[name], dtype=kind)
+        if name in sequence.numbers:
+            table[name] = own.where(known[name], _as_texts(_short(sequence.numbers[name])))
+        elif name not in sequence.times:
+            table[name] = own.where(stands, sequence.names.get(name, ""))
+        elif sequence.binned:
+            table[name] = _as_texts(sequence.times[name])
+        else:
+            table[name] = _with_new(own, sequence.times[name], stands)
+    return table
+
+
+def _filled_types(sequence: _Sequence, before: Frame, has_types: bool) -> Frame:
+    """Numbers and times; names as the file has them, in a CSV as texts."""
+    table = _of_rows(before, sequence.rows)
+    stands = sequence.rows >= 0
+    for name in table.columns:
+        if name in sequence.numbers:
+            table[name] = _completed(table[name], sequence.numbers[name])
+        elif name in sequence.times and sequence.binned:
+            table[name] = sequence.times[name]
+        elif name in sequence.times:
+            new = sequence.times[name]
+            table[name] = _typed_times(before[name], table[name], sequence.rows, new, has_types)
+        elif name in sequence.names and is_text(before[name]):
+            table[name] = table[name].where(stands, sequence.names[name])
+        elif name in sequence.names:
+            kind = before[name].to_numpy().dtype if has_types else None
+            table[name] = sequence.names[name] if kind is None else np.array(sequence.names[name], kind)
         elif before[name].dtype.kind in "iu":
             nullable = "Int64" if before[name].dtype.kind == "i" else "UInt64"  # whole beside a cell that is empty
-            table[name] = before[name].astype(nullable).reindex(rows).set_axis(table.index)
-    return table[columns]
+            table[name] = _of_rows(before[[name]].astype(nullable), sequence.rows)[name]
+    return table
 
 
 def _times(times: Array, before: Any, origin: Origin) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Target(NamedTuple):
         """The file for all sequences together; None where that suffix is not wanted. Raises TargetError."""
         if suffix not in self.suffixes:
             return None
-        return self._no_source(self.file or self.folder / f"{stem}{suffix}")
+        return self.no_source(self.file or self.folder / f"{stem}{suffix}")
 
     def of_each(self, names: Sequence[str], suffix: str) -> list[Path]:
         """A file for each sequence, none where that suffix is not wanted. Of pictures those of the first sequences.
@@ -60,12 +60,13 @@ class Target(NamedTuple):
                     f"{self.option}: expected a folder for {len(names)} sequences, got the file {self.file}; name a "
                     "folder, or take one sequence by --first 1"
                 )
-            return [self._no_source(self.file)]
+            return [self.no_source(self.file)]
         stems = _stems(names)
         shown = stems[:MOST_PICTURES] if suffix == ".png" else stems
-        return [self._no_source(self.folder / f"{stem}{suffix}") for stem in shown]
+        return [self.no_source(self.folder / f"{stem}{suffix}") for stem in shown]
 
-    def _no_source(self, path: Path) -> Path:
+    def no_source(self, path: Path) -> Path:
+        """The path. Raises TargetError: it is of a file that was read."""
         with contextlib.suppress(OSError):  # it is not there
             status = path.stat()
             source = self.sources.get((status.st_dev, status.st_ino))
@@ -124,6 +125,14 @@ def choose(
     if suffix in _OF_EACH:
         target.of_each([""] * count, suffix)
     return target
+
+
+def one_file(option: str, path: Path, sources: Mapping[str, str | None]) -> Path:
+    """The path of a file of another form than data has. Raises TargetError: it cannot be written, or it was read."""
+    check_target(option, path)
+    kinds = [_files_of(sources, kind) for kind in _FORMS]
+    read = {place: words for files in kinds for place, words in files.items()}
+    return Target(option, path.parent, path, (), read).no_source(path)
 
 
 def _files_of(sources: Mapping[str, str | None], kind: str) -> _Sources:
