@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_cli import error_of
 
-from vssn.cli import _parser, main
+from vssn.cli import main, make_parser
 from vssn.training.checkpoints import load_model
 from vssn.training.config import load_config
 from vssn.training.fit import fit
@@ -159,7 +159,7 @@ def test_a_run_on_data_from_python_has_no_validation_part(tmp_path: Path, capsys
 def test_a_threshold_may_be_any_number_below_0(value: str) -> None:
     """Of those with an exponent argparse said that it expected one argument."""
     for given in (("--threshold", value), (f"--threshold={value}",)):
-        options = _parser().parse_args(["score", "best.ckpt", "--output", "out.csv", *given])
+        options = make_parser().parse_args(["score", "best.ckpt", "--output", "out.csv", *given])
         assert options.threshold == float(value)
 
 

@@ -194,7 +194,7 @@ def cell(text: str) -> str:
 
 
 def commands() -> Mapping[str, argparse.ArgumentParser]:
-    parser = cli._parser()
+    parser = cli.make_parser()
     return next(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
 
 

@@ -81,7 +81,7 @@ def test_bounds_defaults_and_choices_are_those_that_are_checked() -> None:
 
 def test_every_command_and_option_is_there_with_its_meaning() -> None:
     page = built("command-line")
-    parser = cli._parser()
+    parser = cli.make_parser()
     commands = next(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     assert re.findall(r"^## vssn (.*)$", page, re.MULTILINE) == list(commands)
     for name, command in commands.items():

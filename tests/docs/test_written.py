@@ -120,7 +120,7 @@ def commands(path: Path) -> Iterator[list[str]]:
 
 def checked(words: list[str]) -> None:
     """Raises SystemExit unless it parses; a bare verb is one that there is."""
-    parser = cli._parser()
+    parser = cli.make_parser()
     if len(words) > 1 or words[0].startswith("-"):
         with contextlib.redirect_stdout(io.StringIO()):
             options = parser.parse_args(words)

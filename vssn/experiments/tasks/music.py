@@ -93,7 +93,7 @@ _TUNED_NADE_SCHEDULES = {
     "jsb": _schedule(400, 150, 0.987),
     "nottingham": _schedule(20, 8, 0.82),
     "piano_midi": _schedule(80, 30, 0.94),
-    "musedata": _schedule(14, 5, 0.75),
+    "musedata": (*_schedule(90, 45, 0.93), "data.transpose=6"),
 }
 _PEERS = {
     "VSSN": "vssn",
