@@ -7,7 +7,7 @@ CONSTRAINTS := constraints.txt
 # pip tells what it fetches and builds: a first installation takes minutes.
 INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --constraint $(CONSTRAINTS)
 PYTEST := $(BIN)/python -m pytest
-FORMATTED := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'benchmarks/*.cu')
+FORMATTED := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'benchmarks/*.cu' 'benchmarks/*.cuh')
 # The tests that run the CUDA kernels on the host.
 HOST_TESTS := $(filter-out %_compile.py %_device.py,$(wildcard tests/kernels/test_cuda_*.py))
 
