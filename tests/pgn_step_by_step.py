@@ -61,8 +61,7 @@ class PlainPGN:
         half = (self.height // 2, self.width // 2)
         maps = self.act(weight @ d + bias).view(-1, half[0] // 2, half[1] // 2)
         maps = self.act(spread(maps, *self.pair("decoder.first"), *half))
-        pixels = spread(maps, *self.pair("decoder.second"), self.height, self.width).flatten()
-        return pixels if self.logvar_x is None else 1 / (1 + torch.exp(-pixels))
+        return spread(maps, *self.pair("decoder.second"), self.height, self.width).flatten()
 
     def run(
         self, x: Tensor, u: Tensor | None, d: Tensor | None = None, last: Tensor | None = None

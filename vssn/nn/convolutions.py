@@ -40,8 +40,9 @@ class FrameDecoder(nn.Module):
     """States to what a likelihood takes of every pixel: the encoder's layers the other way.
 
     Args:
-        logvar_x: None: logits of Bernoulli pixels. A number: means of Gaussian pixels, the logistic function of the
-            last map, and behind them what a floor `logvar_x` - FLOOR turns into that log-variance for every pixel.
+        logvar_x: None: logits of Bernoulli pixels. A number: means of Gaussian pixels, and behind them what a floor
+            `logvar_x` - FLOOR turns into that log-variance for every pixel. The means are the last map as it is: a
+            logistic function of it, under a squared error, is soon black everywhere and has no gradient there.
     """
 
     FLOOR = 10.0
@@ -77,4 +78,4 @@ class FrameDecoder(nn.Module):
             return pixels
         floor = self.logvar_x - self.FLOOR
         raw = floor + torch.expm1(pixels.new_tensor(self.logvar_x - floor)).log()
-        return torch.cat((torch.sigmoid(pixels), raw.expand_as(pixels)), 1)
+        return torch.cat((pixels, raw.expand_as(pixels)), 1)
