@@ -200,6 +200,8 @@ def test_a_control_needs_a_set_that_has_one() -> None:
         ("data:\n\t- x", "line 2: invalid YAML: found character '\\t'"),
         ("\x00", "invalid YAML: unacceptable character"),
         ("a: 2024-13-45", "invalid YAML: month must be in 1..12"),
+        ("a: !!bool maybe", "invalid YAML: "),
+        ("a: !!timestamp a", "invalid YAML: "),
         ("[" * 5000, "invalid YAML"),
         ("data: !!python/object/apply:os.getcwd []", "line 1: invalid YAML: could not determine a constructor"),
         ("1: 2", "data: missing; this key must be given, add it (and 2 more)"),

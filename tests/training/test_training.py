@@ -431,6 +431,25 @@ def test_terminal_stays_readable(
 # What goes wrong
 
 
+@pytest.mark.parametrize("named", ["by the run", "by --data", "by the environment"])
+def test_scores_are_not_written_over_a_set_of_music(
+    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = music_folder(tmp_path) / "JSB_Chorales.mat"
+    before = file.read_bytes()
+    config = music_config(tmp_path, tmp_path / "run", max_epochs=1)
+    if named == "by the environment":
+        monkeypatch.setenv("VSSN_DATA", str(tmp_path))
+        config = config.model_copy(update={"data": config.data.model_copy(update={"folder": None})})
+    best = str(fit(config, verbose=False).best_path)
+    more = ["--data", str(tmp_path)] if named == "by --data" else []
+    assert main(["evaluate", best, *more, "--json", str(file)]) == 2
+    assert "--json: expected another file than was read, got " in capsys.readouterr().err
+    assert file.read_bytes() == before
+    for _ in range(2):  # scores of before, beside the data, are no data
+        assert main(["evaluate", best, *more, "--json", str(tmp_path / "scores.json")]) == 0
+
+
 def test_data_and_model_are_checked_before_anything_is_written(music: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(DataError, match="no data folder"):

@@ -20,7 +20,7 @@ from vssn.cli import main
 from vssn.data.formats import read
 from vssn.data.formats.base import as_frames
 from vssn.errors import ConfigError, DataError
-from vssn.training.config import check_config
+from vssn.training.config import check_config, load_config
 from vssn.training.run_directory import what_is_kept
 from vssn.utils.values import warn_of_rounding
 
@@ -83,21 +83,34 @@ def test_what_no_run_has_written_is_not_replaced(name: str, tmp_path: Path) -> N
     file = tmp_path / name
     texts = {"metrics.csv": "epoch,a\n1,2\n", "config.yaml": "# mine\ndata:\n  set: jsb\n"}
     file.write_text(texts[name], encoding="utf-8")
-    with pytest.raises(ConfigError, match=rf"^training\.output: .* holds a {name} that no run has written.* move"):
+    with pytest.raises(ConfigError, match=rf"^training\.output: .* holds a {name} but no checkpoint, .* move that"):
         train(model(), sequences(), tmp_path)
     assert file.read_text(encoding="utf-8") == texts[name]
     assert {path.name for path in tmp_path.iterdir()} == {name}
 
 
-def test_what_a_run_has_left_that_was_killed_is_replaced(tmp_path: Path) -> None:
-    """Before its first checkpoint it has written config.yaml, and metrics.csv at the most."""
+def test_what_a_killed_run_has_left_is_replaced(tmp_path: Path) -> None:
+    """Of any version: it leaves the file that it had locked."""
+    for name in ("config.yaml", "metrics.csv", ".training"):
+        (tmp_path / name).touch()
     train(model(), sequences(), tmp_path)
-    before = (tmp_path / "config.yaml").read_text(encoding="utf-8")
-    for checkpoint in tmp_path.glob("*.ckpt"):
-        checkpoint.unlink()
-    train(model(), sequences(), tmp_path)
-    assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == before
+    assert (tmp_path / "config.yaml").read_text(encoding="utf-8").startswith("data:")
     assert (tmp_path / "best.ckpt").exists()
+    assert not (tmp_path / ".training").exists()
+
+
+def test_a_resumed_run_leaves_its_configuration_as_it_is(tmp_path: Path) -> None:
+    """Comments too, where it says what is trained; else it is written anew."""
+    train(model(), sequences(), tmp_path)
+    file = tmp_path / "config.yaml"
+    file.write_text("# mine\n" + file.read_text(encoding="utf-8").replace("max_epochs: 1", "max_epochs: 2"))
+    edited = file.read_bytes()
+    parts = ([*sequences()[:4]], [*sequences()[4:5]], [*sequences()[5:]])
+    vssn.fit(file, parts, resume=True, verbose=False)
+    assert file.read_bytes() == edited
+    config = load_config(file, ["training.max_epochs=3"])
+    vssn.fit(config, parts, resume=True, verbose=False)
+    assert load_config(file) == config
 
 
 def test_a_home_in_the_name_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The command `vssn`: a file for each verb, which adds its options and runs.
+"""The command `vssn`: a file for each verb, whose `add` says its options, and whose `run` returns the exit code.
 
 A mistake of the user is one line on stderr and exit code 2.
 """

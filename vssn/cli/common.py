@@ -195,16 +195,21 @@ def target_of(options: argparse.Namespace, config: Config, kind: str, count: int
 
 def check_json(options: argparse.Namespace, config: Config) -> None:
     """Raises TargetError where --json cannot be written, or the command reads it."""
-    from vssn.output.targets import one_file
+    from vssn.output.targets import check_file
 
     if options.json is not None:
-        one_file("--json", options.json, _read(options, config))
+        check_file("--json", options.json, _read(options, config))
 
 
 def _read(options: argparse.Namespace, config: Config) -> dict[str, str | None]:
     """What a command reads, by what names it."""
+    from vssn.data.folder import FOLDER_VARIABLE
+
     read = {f"--{name}": getattr(options, name, None) for name in ("data", "normal")}
-    return read | {"CHECKPOINT": options.checkpoint, "the run's data": getattr(config.data, "path", None)}
+    own = getattr(config.data, "path", None) or getattr(config.data, "folder", None)
+    if own is None and "folder" in type(config.data).model_fields:
+        own = os.environ.get(FOLDER_VARIABLE)
+    return read | {"CHECKPOINT": options.checkpoint, "the run's data": own}
 
 
 def _splits(config: Config, is_own: bool) -> Splits:

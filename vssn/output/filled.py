@@ -104,7 +104,7 @@ def _has_types(file: Path) -> bool:
 
 
 class _Sequence(NamedTuple):
-    """What stands in the rows of a sequence, in all of them where they are new: a column by its name."""
+    """A sequence as rows: where they stand in the file; by the name of a column, what goes where the file has none."""
 
     rows: Array  # of the file; -1: a new one
     binned: bool  # a row is a step of the grid, and the file's rows are mixed in it
@@ -159,7 +159,8 @@ def _filled_texts(sequence: _Sequence, before: Frame, written: Frame) -> Frame:
 
 
 def _filled_types(sequence: _Sequence, before: Frame, has_types: bool) -> Frame:
-    """Numbers and times; names as the file has them, in a CSV as texts."""
+    """Numbers and times; names as the file has them, in a CSV as texts. Other columns of whole numbers become nullable
+    ones, as they are empty in new rows."""
     table = _of_rows(before, sequence.rows)
     stands = sequence.rows >= 0
     for name in table.columns:
@@ -176,7 +177,7 @@ def _filled_types(sequence: _Sequence, before: Frame, has_types: bool) -> Frame:
             kind = before[name].to_numpy().dtype if has_types else None
             table[name] = sequence.names[name] if kind is None else np.array(sequence.names[name], kind)
         elif before[name].dtype.kind in "iu":
-            nullable = "Int64" if before[name].dtype.kind == "i" else "UInt64"  # whole beside a cell that is empty
+            nullable = "Int64" if before[name].dtype.kind == "i" else "UInt64"
             table[name] = _of_rows(before[[name]].astype(nullable), sequence.rows)[name]
     return table
 

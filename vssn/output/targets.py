@@ -44,7 +44,7 @@ class Target(NamedTuple):
         """The file for all sequences together; None where that suffix is not wanted. Raises TargetError."""
         if suffix not in self.suffixes:
             return None
-        return self.no_source(self.file or self.folder / f"{stem}{suffix}")
+        return self._not_read(self.file or self.folder / f"{stem}{suffix}")
 
     def of_each(self, names: Sequence[str], suffix: str) -> list[Path]:
         """A file for each sequence, none where that suffix is not wanted. Of pictures those of the first sequences.
@@ -60,21 +60,18 @@ class Target(NamedTuple):
                     f"{self.option}: expected a folder for {len(names)} sequences, got the file {self.file}; name a "
                     "folder, or take one sequence by --first 1"
                 )
-            return [self.no_source(self.file)]
+            return [self._not_read(self.file)]
         stems = _stems(names)
         shown = stems[:MOST_PICTURES] if suffix == ".png" else stems
-        return [self.no_source(self.folder / f"{stem}{suffix}") for stem in shown]
+        return [self._not_read(self.folder / f"{stem}{suffix}") for stem in shown]
 
-    def no_source(self, path: Path) -> Path:
+    def _not_read(self, path: Path) -> Path:
         """The path. Raises TargetError: it is of a file that was read."""
         with contextlib.suppress(OSError):  # it is not there
             status = path.stat()
             source = self.sources.get((status.st_dev, status.st_ino))
             if source is not None:
-                raise TargetError(
-                    f"{self.option}: expected another file than was read, got {path}, which is {source}; name another "
-                    "one"
-                )
+                raise _was_read(self.option, path, source)
         return path
 
 
@@ -127,12 +124,24 @@ def choose(
     return target
 
 
-def one_file(option: str, path: Path, sources: Mapping[str, str | None]) -> Path:
-    """The path of a file of another form than data has. Raises TargetError: it cannot be written, or it was read."""
+def check_file(option: str, path: Path, sources: Mapping[str, str | None]) -> None:
+    """Of scores, a JSON file.
+
+    Raises:
+        TargetError: it cannot be written, it was read, or it lies in a folder that was read and is no JSON: what of
+            such a folder is read only a reader knows.
+    """
     check_target(option, path)
-    kinds = [_files_of(sources, kind) for kind in _FORMS]
-    read = {place: words for files in kinds for place, words in files.items()}
-    return Target(option, path.parent, path, (), read).no_source(path)
+    for named, source in sources.items():
+        place = None if source is None else of_user(source)
+        if place is not None and path.exists() and (place.is_file() or path.suffix.lower() != ".json"):
+            files = files_below(place) if place.is_dir() else [place]
+            if any(file.exists() and file.samefile(path) for file in files):
+                raise _was_read(option, path, f"{path} of {named}")
+
+
+def _was_read(option: str, path: Path, what: str) -> TargetError:
+    return TargetError(f"{option}: expected another file than was read, got {path}, which is {what}; name another one")
 
 
 def _files_of(sources: Mapping[str, str | None], kind: str) -> _Sources:

@@ -321,7 +321,7 @@ def _parse(text: str, origin: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ConfigError(f"{origin}: {line}invalid YAML: {error.problem}; correct the line") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError) as error:  # of tags, the middle two
         raise ConfigError(f"{origin}: invalid YAML: {first_line(error)}; correct the text") from None
 
 

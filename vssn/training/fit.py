@@ -28,7 +28,7 @@ from vssn.errors import CheckpointError, ConfigError, DataError, RunningError, U
 from vssn.inference.scoring import Scores, evaluate
 from vssn.nn.interface import SequenceModel
 from vssn.training.checkpoints import load_model, read_checkpoint, read_weights
-from vssn.training.config import Config, as_config, config_of
+from vssn.training.config import Config, as_config, config_of, load_config
 from vssn.training.config_errors import first_line
 from vssn.training.heartbeat import Heartbeat, print_line
 from vssn.training.module import SequenceData, TrainingModule
@@ -165,8 +165,9 @@ def fit(
                 if check_folder(folder, config, resume) != done:  # another process had it until now
                     raise RunningError(f"training.output: {folder} has become another run meanwhile; continue that one")
                 run.place = identity(folder)
-                with replacing(folder / "config.yaml") as part:
-                    part.write_text(config.to_yaml(), encoding="utf-8")
+                if not (resume and _is_config(folder / "config.yaml", config)):  # whose comments stay
+                    with replacing(folder / "config.yaml") as part:
+                        part.write_text(config.to_yaml(), encoding="utf-8")
             trainer = _make_trainer(config.training, [run, *callbacks], folder, device, world, speaks)
             pulse.say(_describe(config, loaded, model, device))
             pulse.doing = lambda: _doing(trainer)
@@ -183,6 +184,12 @@ def fit(
         valid = evaluate(model, batches.valid)
         test = valid if loaded.test is loaded.valid else evaluate(model, batches.test)
     return FitResult(epoch, best, valid, test, time.monotonic() - started, model)
+
+
+def _is_config(file: Path, config: Config) -> bool:
+    with contextlib.suppress(ConfigError):
+        return load_config(file) == config
+    return False
 
 
 def _configured(

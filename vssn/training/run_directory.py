@@ -20,7 +20,7 @@ from typing import Any
 from vssn.errors import CheckpointError, ConfigError, TrainingError, UserError
 from vssn.nn.given import LOWER
 from vssn.training.checkpoints import read_checkpoint
-from vssn.training.config import Config, load_config
+from vssn.training.config import Config
 from vssn.training.heartbeat import Heartbeat
 from vssn.utils.command import of_user, parts_of, replacing
 from vssn.utils.locks import alone
@@ -34,7 +34,6 @@ with needing("train"):
 SCORES = ("loss", "elbo_per_frame", "kl_z_per_frame", "kl_w_per_frame")  # logged as train/... and valid/...
 MONITOR = "valid/elbo_per_frame"
 CHECKPOINTS = ("best.ckpt", "last.ckpt")
-_COUNTS = ("epoch", "updates", "seconds")  # the first columns of metrics.csv
 _LOCK = ".training"
 _CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR)
 
@@ -76,12 +75,13 @@ def check_folder(folder: Path, config: Config, resume: bool) -> int:
     if not resume:
         if any((folder / kept).exists() for kept in CHECKPOINTS):
             raise ConfigError(f"{name}: {folder} holds a run already; continue it with --resume or name another folder")
-        for written, of_a_run in (("config.yaml", _is_config_of_a_run), ("metrics.csv", _is_log_of_a_run)):
-            if (folder / written).exists() and not of_a_run(folder / written):
-                raise ConfigError(
-                    f"{name}: {folder} holds a {written} that no run has written, and this run's would replace it; "
-                    "name another folder, or move that file"
-                )
+        if not (folder / _LOCK).exists():  # a run is at work there, or was killed before its first checkpoint
+            for written in ("config.yaml", "metrics.csv"):
+                if os.path.lexists(folder / written):
+                    raise ConfigError(
+                        f"{name}: {folder} holds a {written} but no checkpoint, so no run's, and this run's would "
+                        "replace it; name another folder, or move that file"
+                    )
         return 0
     begun = _to_resume(folder)
     if begun is None:
@@ -101,19 +101,6 @@ def check_folder(folder: Path, config: Config, resume: bool) -> int:
             make_good(folder)
         raise ConfigError(f"{ended}; raise it to continue")
     return int(own["epoch"])
-
-
-def _is_config_of_a_run(file: Path) -> bool:
-    """Whether it is to the letter what a run writes: no words of a person's would be lost with it."""
-    with contextlib.suppress(OSError, UnicodeError, ConfigError):
-        return load_config(file).to_yaml() == file.read_text(encoding="utf-8")
-    return False
-
-
-def _is_log_of_a_run(file: Path) -> bool:
-    with contextlib.suppress(OSError, UnicodeError), open(file, encoding="utf-8") as text:
-        return text.readline().startswith(",".join(_COUNTS))
-    return False
 
 
 def _to_resume(folder: Path) -> Path | None:
@@ -265,7 +252,7 @@ class RunDirectory(Checkpoint):
     """Writes best.ckpt, last.ckpt and metrics.csv at the end of every epoch, each at once or not at all."""
 
     COLUMNS = (
-        *(*_COUNTS, "learning_rate", "kl_weight"),
+        *("epoch", "updates", "seconds", "learning_rate", "kl_weight"),
         *(f"{split}/{name}" for split in ("train", "valid") for name in SCORES),
     )
 
