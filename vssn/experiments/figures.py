@@ -109,13 +109,13 @@ def draw_film(truth: Tensor, predicted: Tensor, path: str | Path, *, seen: int, 
 
 def draw_error_ahead(errors: Mapping[str, Sequence[float]], path: str | Path, *, title: str, unit: str) -> None:
     """A curve per name: the error 1, 2, ... frames ahead."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
     axis = figure.subplots()
     for (name, curve), colour, marker in zip(errors.items(), LINES, MARKERS, strict=False):
         axis.plot(range(1, len(curve) + 1), curve, color=colour, marker=marker, markersize=4, label=name)
     axis.set(xlabel="frames ahead", ylabel=unit, ylim=(0, None), title=title)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.legend(frameon=False)
+    figure.legend(frameon=False, fontsize=8, loc="outside right center")
     plain(axis)
     save(figure, path)
 
