@@ -203,12 +203,12 @@ def check_json(options: argparse.Namespace, config: Config) -> None:
 
 def _read(options: argparse.Namespace, config: Config) -> dict[str, str | None]:
     """What a command reads, by what names it."""
-    from vssn.data.folder import FOLDER_VARIABLE
+    from vssn.data.folder import named_folder
 
     read = {f"--{name}": getattr(options, name, None) for name in ("data", "normal")}
-    own = getattr(config.data, "path", None) or getattr(config.data, "folder", None)
-    if own is None and "folder" in type(config.data).model_fields:
-        own = os.environ.get(FOLDER_VARIABLE)
+    own = getattr(config.data, "path", None)
+    if "folder" in type(config.data).model_fields and (named := named_folder(config.data.folder)):
+        own, _ = named
     return read | {"CHECKPOINT": options.checkpoint, "the run's data": own}
 
 

@@ -16,15 +16,22 @@ from vssn.utils.checks import require_path
 FOLDER_VARIABLE = "VSSN_DATA"
 
 
+def named_folder(folder: str | os.PathLike[str] | None) -> tuple[str, str] | None:
+    """The folder of a configuration, else that of the environment, and where its name comes from; None: neither names
+    one."""
+    if folder is not None and os.fspath(folder):
+        return os.fspath(folder), "from --data or data.folder"
+    value = os.environ.get(FOLDER_VARIABLE)
+    return (value, f"from {FOLDER_VARIABLE}") if value else None
+
+
 def data_folder(folder: str | os.PathLike[str] | None, holds: str, other: str = "") -> tuple[Path, str]:
     """The folder to look in, and where its name comes from; `holds` says what should be there, for the error, and
     `other` what else may be done."""
     if folder is not None:
         require_path("folder", folder)
-    if folder is not None and os.fspath(folder):
-        return Path(os.path.expanduser(folder)), "from --data or data.folder"
-    if value := os.environ.get(FOLDER_VARIABLE):
-        return Path(os.path.expanduser(value)), f"from {FOLDER_VARIABLE}"
+    if named := named_folder(folder):
+        return Path(os.path.expanduser(named[0])), named[1]
     raise DataError(
         f"no data folder is given and {FOLDER_VARIABLE} is not set: name the folder that holds {holds} "
         f"by --data (data.folder in a configuration) or {FOLDER_VARIABLE}{other}"

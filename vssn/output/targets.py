@@ -132,9 +132,11 @@ def check_file(option: str, path: Path, sources: Mapping[str, str | None]) -> No
             such a folder is read only a reader knows.
     """
     check_target(option, path)
+    if not path.exists():
+        return
     for named, source in sources.items():
         place = None if source is None else of_user(source)
-        if place is not None and path.exists() and (place.is_file() or path.suffix.lower() != ".json"):
+        if place is not None and (place.is_file() or path.suffix.lower() != ".json"):
             files = files_below(place) if place.is_dir() else [place]
             if any(file.exists() and file.samefile(path) for file in files):
                 raise _was_read(option, path, f"{path} of {named}")
